@@ -1,0 +1,264 @@
+"""Commands to the registry, its answers, and the timelines it publishes.
+
+A timeline message is always the whole timeline of one object with a version; a lower version is dropped.
+Intervals are half-open [from, to); ``to`` null means open-ended.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter
+
+from contracts.words import E164, Amount, CurrencyCode, Id, Instant, Message, Month, Name, Text
+
+Plan = Literal["trial", "payg", "invoiced"]
+Zone = Annotated[
+    str, StringConstraints(min_length=1, max_length=64), Field(description="IANA time zone", examples=["UTC"])
+]
+TaxRate = Annotated[str, StringConstraints(pattern=r"^(0(\.[0-9]{1,6})?|1(\.0{1,6})?)$"), Field(examples=["0.20"])]
+
+
+# ---- timelines -----------------------------------------------------------------------------------------------------
+
+
+class PlanInterval(Message):
+    model_config = ConfigDict(populate_by_name=True)
+    start: Instant = Field(alias="from")
+    end: Instant | None = Field(alias="to")
+    plan: Plan
+
+
+class GroupInterval(Message):
+    model_config = ConfigDict(populate_by_name=True)
+    start: Instant = Field(alias="from")
+    end: Instant | None = Field(alias="to")
+    group_id: Id
+    zone: Zone
+    currency: CurrencyCode
+    pricing_model: Id | None
+
+
+class AccountTimeline(Message):
+    """`groups.accounts`: who an account is, on which plan, and which payer group pays for it, at each instant."""
+
+    account_id: Id
+    account_no: int
+    version: Annotated[int, Field(ge=1)]
+    organization_id: Id
+    name: Name
+    currency: CurrencyCode
+    opened_at: Instant
+    created_at: Instant
+    level_2: bool
+    credit_limit: Amount
+    closed_at: Instant | None
+    plans: tuple[PlanInterval, ...]
+    groups: tuple[GroupInterval, ...]
+
+
+class CostCenterInterval(Message):
+    model_config = ConfigDict(populate_by_name=True)
+    start: Instant = Field(alias="from")
+    end: Instant | None = Field(alias="to")
+    cost_center_id: Id | None
+
+
+class ResourceTimeline(Message):
+    """`groups.assignments`: a number or outbound profile, its account and its cost centers."""
+
+    resource_id: Id
+    version: Annotated[int, Field(ge=1)]
+    kind: Literal["number", "outbound_profile"]
+    number: E164 | None
+    account_id: Id
+    organization_id: Id
+    cost_centers: tuple[CostCenterInterval, ...]
+
+
+class Publisher(Message):
+    """`groups.publishers`: the organizations a publisher may bill, the sources it owns, its time tolerance."""
+
+    publisher_id: Id
+    version: Annotated[int, Field(ge=1)]
+    organization_ids: tuple[Id, ...]
+    sources: tuple[Annotated[str, StringConstraints(min_length=1, max_length=256)], ...]
+    late_s_max: Annotated[int, Field(ge=0, le=35 * 86_400)] = 35 * 86_400
+    early_s_max: Annotated[int, Field(ge=0, le=86_400)] = 600
+
+
+class BillingEntity(Message):
+    """The seller's legal company that issues the invoice."""
+
+    billing_entity_id: Id
+    name: Name
+    address: Text
+    vat_id: Text | None
+    number_prefix: Annotated[str, StringConstraints(pattern=r"^[A-Z0-9-]{0,16}$")]
+
+
+class BillingInformation(Message):
+    company: Name
+    address: Text = ""
+    vat_id: Text | None = None
+    emails: tuple[Annotated[str, StringConstraints(pattern=r"^[^@\s]+@[^@\s]+$", max_length=254)], ...] = ()
+    extra: Text = ""
+
+
+class BillingGroup(Message):
+    """`groups.billing_groups`: a payer group with all that its invoice needs."""
+
+    group_id: Id
+    version: Annotated[int, Field(ge=1)]
+    organization_id: Id
+    account_id: Annotated[Id | None, Field(description="Set when the group is scoped to one account")]
+    name: Name
+    billing_entity: BillingEntity
+    billing_information: BillingInformation
+    zone: Zone
+    currency: CurrencyCode
+    tax_rate: TaxRate
+    pricing_model: Id | None
+    deleted_at: Instant | None
+
+
+# ---- commands ------------------------------------------------------------------------------------------------------
+
+
+class _Command(Message):
+    command_id: Annotated[Id, Field(description="The same id is carried out once")]
+    actor: Annotated[Name, Field(description="Who asks, for the log")]
+    role: Literal["owner", "billing_admin", "operator", "finance"] = "owner"
+    organization_id: Id
+
+
+class CreateOrganization(_Command):
+    kind: Literal["create_organization"] = "create_organization"
+    name: Name
+    consolidation: Literal["strict", "open"] = "strict"
+
+
+class CreatePublisher(_Command):
+    """Platform wide; ``organization_id`` is the first organization it may bill."""
+
+    kind: Literal["create_publisher"] = "create_publisher"
+    publisher_id: Id
+    organization_ids: tuple[Id, ...]
+    sources: tuple[Annotated[str, StringConstraints(min_length=1, max_length=256)], ...]
+
+
+class CreateBillingEntity(_Command):
+    kind: Literal["create_billing_entity"] = "create_billing_entity"
+    billing_entity_id: Id
+    name: Name
+    address: Text
+    vat_id: Text | None = None
+    number_prefix: Annotated[str, StringConstraints(pattern=r"^[A-Z0-9-]{0,16}$")] = ""
+
+
+class CreateGroup(_Command):
+    kind: Literal["create_group"] = "create_group"
+    group_id: Id | None = None
+    name: Name
+    billing_entity_id: Id | None = None
+    billing_information: BillingInformation
+    account_id: Id | None = None
+    zone: Zone = "UTC"
+    currency: CurrencyCode = "USD"
+    tax_rate: TaxRate = "0"
+    pricing_model: Id | None = None
+    primary: bool = False
+
+
+class CreateAccount(_Command):
+    """``group_id`` names an existing group; without it an account that needs one gets one by itself."""
+
+    kind: Literal["create_account"] = "create_account"
+    account_id: Id | None = None
+    name: Name
+    plan: Plan
+    currency: CurrencyCode = "USD"
+    opened_at: Instant | None = None
+    group_id: Id | None = None
+    credit_limit: Amount = "0"
+
+
+class UpgradeAccount(_Command):
+    """trial to pay-as-you-go: creates a payer group by itself."""
+
+    kind: Literal["upgrade_account"] = "upgrade_account"
+    account_id: Id
+    group_id: Id | None = None
+
+
+class GrantLevel2(_Command):
+    kind: Literal["grant_level_2"] = "grant_level_2"
+    account_id: Id
+
+
+class ApproveSharing(_Command):
+    """An operator's approval that several invoiced accounts share a group."""
+
+    kind: Literal["approve_sharing"] = "approve_sharing"
+    group_id: Id
+    yearly_spend: Amount
+    threshold: Amount
+    credit_check_passed: bool
+
+
+class MoveAccounts(_Command):
+    """Moves take effect at the start of a coming period."""
+
+    kind: Literal["move_accounts"] = "move_accounts"
+    account_ids: Annotated[tuple[Id, ...], Field(min_length=1, max_length=1000)]
+    group_id: Id
+    period: Month
+
+
+class CreateCostCenter(_Command):
+    kind: Literal["create_cost_center"] = "create_cost_center"
+    cost_center_id: Id | None = None
+    name: Name
+
+
+class AssignResource(_Command):
+    """Registers a number or outbound profile of an account and its cost center, from now on."""
+
+    kind: Literal["assign_resource"] = "assign_resource"
+    resource_id: Id
+    resource: Literal["number", "outbound_profile"]
+    number: E164 | None = None
+    account_id: Id
+    cost_center_id: Id | None = None
+
+
+GroupsCommand = Annotated[
+    CreateOrganization
+    | CreatePublisher
+    | CreateBillingEntity
+    | CreateGroup
+    | CreateAccount
+    | UpgradeAccount
+    | GrantLevel2
+    | ApproveSharing
+    | MoveAccounts
+    | CreateCostCenter
+    | AssignResource,
+    Field(discriminator="kind"),
+]
+groups_command: TypeAdapter[GroupsCommand] = TypeAdapter(GroupsCommand)
+
+
+class CommandAnswer(Message):
+    """`groups.events`: what became of a command, or what changed; refusals carry the reason and the field."""
+
+    command_id: Text
+    kind: Text
+    organization_id: Text | None
+    accepted: bool
+    reason: Id | None
+    field: Text | None
+    message: Text
+    objects: dict[str, str]
+    warnings: tuple[Text, ...]
+    at: Instant

@@ -1,0 +1,151 @@
+"""Every topic, once: its name, key, order, retention and the model of its records. Only this file spells a topic name.
+
+A topic whose records come from outside is `bare` (the data itself); all others carry the envelope.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+
+from contracts import balance, closing, groups, invoices, payments, usage
+from contracts.envelope import Envelope
+
+DAY_MS = 86_400_000
+
+
+@dataclass(frozen=True, eq=False)
+class Topic:
+    """``name`` ends with ``.`` for a family of topics (one per publisher or processor)."""
+
+    name: str
+    type: str
+    model: Any
+    key: str
+    summary: str
+    written_by: tuple[str, ...]
+    read_by: tuple[str, ...]
+    version: int = 1
+    bare: bool = False
+    partitions: int = 6
+    cleanup: Literal["delete", "compact"] = "delete"
+    retention_days: int = 14
+    log_append_time: bool = False
+    adapter: TypeAdapter[Any] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        shape: Any = self.model if self.bare else Envelope[self.model]  # type: ignore[name-defined]
+        object.__setattr__(self, "adapter", TypeAdapter(shape))
+
+    @property
+    def is_family(self) -> bool:
+        return self.name.endswith(".")
+
+    def of(self, member: str) -> str:
+        """The topic of one publisher or processor.
+
+        >>> USAGE_EVENTS.of("lakeside")
+        'usage.events.lakeside'
+        """
+        return f"{self.name}{member}"
+
+    def member(self, topic: str) -> str:
+        """The publisher or processor of a topic of this family: the topic authenticates it."""
+        return topic.removeprefix(self.name)
+
+    @property
+    def configs(self) -> dict[str, str]:
+        """Broker settings of the topic; a state topic keeps the last record of every key for ever."""
+        configs = {"retention.ms": str(self.retention_days * DAY_MS), "cleanup.policy": self.cleanup}
+        if self.cleanup == "compact":
+            configs |= {"retention.ms": "-1", "min.compaction.lag.ms": str(14 * DAY_MS)}
+        if self.log_append_time:
+            configs["message.timestamp.type"] = "LogAppendTime"
+        return configs
+
+
+USAGE_EVENTS = Topic(
+    "usage.events.", "usage.event", usage.VoiceLegEvent, "account id",
+    "One fact from a telephony service; the topic authenticates the publisher",
+    ("upstreams",), ("usage",), bare=True, retention_days=45, log_append_time=True,
+)  # fmt: skip
+USAGE_REJECTIONS = Topic(
+    "usage.rejections.", "usage.rejection", usage.Rejection, "source",
+    "Every quarantine, replay and discard, told to the publisher", ("usage",), ("upstreams",),
+)  # fmt: skip
+USAGE_CHARGES = Topic(
+    "usage.charges", "usage.charge", usage.Charge, "account id", "One record a charge; public",
+    ("usage",), ("balance", "invoices", "downstream"),
+)  # fmt: skip
+GROUPS_COMMANDS = Topic(
+    "groups.commands", "groups.command", groups.GroupsCommand, "organization id",
+    "Commands to the registry", ("gateway", "programs"), ("groups",), bare=True,
+)  # fmt: skip
+GROUPS_EVENTS = Topic(
+    "groups.events", "groups.event", groups.CommandAnswer, "organization id", "Answers to commands",
+    ("groups",), ("gateway", "programs"),
+)  # fmt: skip
+GROUPS_ACCOUNTS = Topic(
+    "groups.accounts", "groups.account", groups.AccountTimeline, "account id", "The whole timeline of an account",
+    ("groups",), ("usage", "balance", "invoices"), cleanup="compact",
+)  # fmt: skip
+GROUPS_ASSIGNMENTS = Topic(
+    "groups.assignments", "groups.assignment", groups.ResourceTimeline, "resource id",
+    "The whole timeline of a number or outbound profile", ("groups",), ("usage",), cleanup="compact",
+)  # fmt: skip
+GROUPS_PUBLISHERS = Topic(
+    "groups.publishers", "groups.publisher", groups.Publisher, "publisher id",
+    "Organizations and sources a publisher may bill", ("groups",), ("usage",), cleanup="compact",
+)  # fmt: skip
+GROUPS_BILLING_GROUPS = Topic(
+    "groups.billing_groups", "groups.billing_group", groups.BillingGroup, "group id",
+    "Payer groups with all that an invoice needs", ("groups",), ("usage", "invoices", "balance"), cleanup="compact",
+)  # fmt: skip
+PAYMENTS_REQUESTS = Topic(
+    "payments.requests", "payments.request", payments.PaymentRequest, "account id", "Charge this token once",
+    ("balance",), ("payments",),
+)  # fmt: skip
+PAYMENTS_RESULTS = Topic(
+    "payments.results.", "payments.result", payments.PaymentResult, "attempt id",
+    "What a processor says of an attempt", ("processors", "payments"), ("balance",), bare=True,
+)  # fmt: skip
+BALANCE_COMMANDS = Topic(
+    "balance.commands", "balance.command", balance.BalanceCommand, "account id", "Commands to wallets",
+    ("gateway", "programs"), ("balance",), bare=True,
+)  # fmt: skip
+BALANCE_POSTINGS = Topic(
+    "balance.postings", "balance.posting", balance.Posting, "group id, else account id",
+    "Totals of a batch per (account, group, bill_to)", ("balance",), ("invoices",),
+)  # fmt: skip
+BALANCE_EVENTS = Topic(
+    "balance.events", "balance.event", balance.BalanceEvent, "account id",
+    "Recharges, suspensions, restorations", ("balance",), ("upstreams", "notifications"),
+)  # fmt: skip
+CLOSING_CUTOFFS = Topic(
+    "closing.cutoffs", "closing.cutoff", closing.Cutoff, "cut-off id", "A cut is to be taken",
+    ("invoices",), ("groups", "usage"), partitions=1,
+)  # fmt: skip
+CLOSING_PROGRESS = Topic(
+    "closing.progress", "closing.covered", closing.Covered, "cut-off id", "A room covers a cut",
+    ("groups", "usage", "balance"), ("usage", "balance", "invoices"), partitions=1,
+)  # fmt: skip
+INVOICES_EVENTS = Topic(
+    "invoices.events", "invoices.closed", invoices.InvoiceClosed, "group id", "A closed invoice",
+    ("invoices",), ("downstream", "balance"),
+)  # fmt: skip
+
+TOPICS: tuple[Topic, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Topic))
+
+
+def topic_of(name: str) -> Topic:
+    """The declaration behind a topic name.
+
+    >>> topic_of("usage.events.lakeside") is USAGE_EVENTS
+    True
+    """
+    for topic in TOPICS:
+        if topic.name == name or (topic.is_family and name.startswith(topic.name)):
+            return topic
+    raise LookupError(f"no topic is called {name}")

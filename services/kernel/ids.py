@@ -1,0 +1,71 @@
+"""Ids that freeze with the contract: all are hashes of what they name, so a repeat makes the same id.
+
+Source: designs/identity, point 8; designs/closing, line 4; designs/recharge, section 1.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from hashlib import blake2b
+from uuid import UUID, uuid5
+
+_ATTEMPTS = UUID("6f0a3c52-7f0e-5d0b-9a55-2b6c3a1f4e77")  # the namespace of payment attempts; never changes
+
+
+def _hash16(*parts: bytes) -> bytes:
+    return blake2b(b"".join(parts), digest_size=16).digest()
+
+
+def _uuid8(raw: bytes) -> UUID:
+    """A version 8 UUID of 16 hash bytes (RFC 9562: version and variant bits are overwritten)."""
+    number = int.from_bytes(raw, "big")
+    number = number & ~(0xF << 76) | 0x8 << 76
+    number = number & ~(0x3 << 62) | 0x2 << 62
+    return UUID(int=number)
+
+
+def identity_digest(publisher: str, source: str, event_id: str) -> bytes:
+    """Which usage fact this is: 16 bytes of (publisher, source, id), whatever the event time.
+
+    >>> identity_digest("p", "a", "bc") == identity_digest("p", "ab", "c")
+    False
+    """
+    return blake2b(f"{publisher}\0{source}\0{event_id}".encode(), digest_size=16).digest()
+
+
+def content_digest(canonical: bytes) -> bytes:
+    """What a usage fact says: 16 bytes of its validated fields in canonical form."""
+    return blake2b(canonical, digest_size=16).digest()
+
+
+def charge_id(digest: bytes, revision: int = 0) -> UUID:
+    """The charge of one revision of a usage fact.
+
+    >>> charge_id(bytes(16)).version
+    8
+    """
+    return _uuid8(_hash16(digest, revision.to_bytes(4, "big")))
+
+
+def evidence_hash(charge: UUID) -> int:
+    """The signed 64-bit hash of a charge id whose XOR stands on the invoice."""
+    return int.from_bytes(blake2b(charge.bytes, digest_size=16).digest()[:8], "big", signed=True)
+
+
+def attempt_id(account_id: str, trigger_version: int) -> UUID:
+    """The idempotency key of an automatic payment attempt; a retry never makes a new one."""
+    return uuid5(_ATTEMPTS, f"{account_id}:{trigger_version}")
+
+
+def cutoff_id(boundary: datetime) -> UUID:
+    """The cut of one boundary instant (an aware UTC datetime)."""
+    return _uuid8(_hash16(b"cutoff", boundary.isoformat().encode()))
+
+
+def derived_id(*parts: str) -> UUID:
+    """An id that follows from what it names (messages, results, invoices): the same parts make the same id.
+
+    >>> derived_id("invoice", "g1", "2026-10") == derived_id("invoice", "g1", "2026-10")
+    True
+    """
+    return _uuid8(_hash16("\0".join(parts).encode()))
