@@ -43,6 +43,10 @@ class Topic:
     def is_family(self) -> bool:
         return self.name.endswith(".")
 
+    def holds(self, name: str) -> bool:
+        """Whether this declaration stands behind a topic name."""
+        return name == self.name if not self.is_family else name.startswith(self.name) and name != self.name
+
     def of(self, member: str) -> str:
         """The topic of one publisher or processor.
 
@@ -146,6 +150,6 @@ def topic_of(name: str) -> Topic:
     True
     """
     for topic in TOPICS:
-        if topic.name == name or (topic.is_family and name.startswith(topic.name)):
+        if topic.holds(name):
             return topic
     raise LookupError(f"no topic is called {name}")

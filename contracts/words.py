@@ -11,7 +11,9 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 class Message(BaseModel):
     """Base of every contract model: frozen, strict, no unknown fields."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", hide_input_in_errors=True, serialize_by_alias=True
+    )
 
     def data(self) -> dict[str, Any]:
         """The JSON-ready form that goes on a wire."""

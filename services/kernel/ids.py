@@ -48,8 +48,8 @@ def charge_id(digest: bytes, revision: int = 0) -> UUID:
 
 
 def evidence_hash(charge: UUID) -> int:
-    """The signed 64-bit hash of a charge id whose XOR stands on the invoice."""
-    return int.from_bytes(blake2b(charge.bytes, digest_size=16).digest()[:8], "big", signed=True)
+    """The signed 64-bit hash of a charge id whose XOR stands on the invoice: the first 8 bytes of its BLAKE2b-512."""
+    return int.from_bytes(blake2b(charge.bytes).digest()[:8], "big", signed=True)
 
 
 def attempt_id(account_id: str, trigger_version: int) -> UUID:

@@ -1,0 +1,100 @@
+"""Writes what other languages read: one JSON Schema a message under `contracts/schemas/`, and `contracts/asyncapi.yaml`.
+
+`python -m contracts.export` after a change of a model; a test fails while the committed files are stale, so a change of a
+contract always shows in the diff.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from contracts.topics import TOPICS, Topic
+
+HERE = Path(__file__).parent
+REFERENCE = "#/components/schemas/{model}"
+
+
+def schema_of(topic: Topic) -> dict[str, Any]:
+    """The JSON Schema of a topic's records, as they stand on the wire (with the envelope unless the topic is bare)."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": topic.type,
+        "description": topic.summary,
+    } | topic.adapter.json_schema()
+
+
+def asyncapi() -> dict[str, Any]:
+    """The AsyncAPI 3.0 document of all topics: channels, their keys and messages."""
+    channels: dict[str, Any] = {}
+    operations: dict[str, Any] = {}
+    schemas: dict[str, Any] = {}
+    for topic in TOPICS:
+        schema = topic.adapter.json_schema(ref_template=f"#/components/schemas/{_id(topic)}_{{model}}")
+        for name, definition in schema.pop("$defs", {}).items():
+            schemas[f"{_id(topic)}_{name}"] = definition
+        schemas[_id(topic)] = schema
+        address = topic.name + ("{member}" if topic.is_family else "")
+        channels[_id(topic)] = {
+            "address": address,
+            "description": f"{topic.summary}. Key: {topic.key}.",
+            "messages": {
+                topic.type: {
+                    "name": topic.type,
+                    "contentType": "application/json",
+                    "payload": {"$ref": f"#/components/schemas/{_id(topic)}"},
+                    "bindings": {
+                        "kafka": {"key": {"type": "string", "description": topic.key}, "bindingVersion": "0.5.0"}
+                    },
+                }
+            },
+            "bindings": {"kafka": {"partitions": topic.partitions, "bindingVersion": "0.5.0"}},
+        }
+        if topic.is_family:
+            channels[_id(topic)]["parameters"] = {"member": {"description": "the publisher or processor"}}
+        operations[f"send_{_id(topic)}"] = {
+            "action": "send",
+            "channel": {"$ref": f"#/channels/{_id(topic)}"},
+            "description": f"Written by {', '.join(topic.written_by)}; read by {', '.join(topic.read_by)}.",
+        }
+    return {
+        "asyncapi": "3.0.0",
+        "info": {"title": "Tollbook", "version": "1.0.0", "description": "Every topic of the billing engine."},
+        "defaultContentType": "application/json",
+        "channels": channels,
+        "operations": operations,
+        "components": {"schemas": schemas},
+    }
+
+
+def _id(topic: Topic) -> str:
+    return topic.name.rstrip(".").replace(".", "_")
+
+
+def documents() -> dict[Path, str]:
+    """Every exported file with its text."""
+    files = {
+        HERE / "schemas" / f"{topic.name.rstrip('.')}.json": json.dumps(schema_of(topic), indent=2, ensure_ascii=False)
+        + "\n"
+        for topic in TOPICS
+    }
+    files[HERE / "asyncapi.yaml"] = yaml.safe_dump(asyncapi(), sort_keys=False, allow_unicode=True, width=120)
+    return files
+
+
+def main() -> None:
+    """Write them all; remove schemas of topics that are gone."""
+    written = documents()
+    (HERE / "schemas").mkdir(exist_ok=True)
+    for path in (HERE / "schemas").glob("*.json"):
+        if path not in written:
+            path.unlink()
+    for path, text in written.items():
+        path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
