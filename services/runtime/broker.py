@@ -1,0 +1,271 @@
+"""Kafka, constructed once with the settings that keep money: the consumer of each input, the relay's producer, topics.
+
+FastStream's and aiokafka's defaults lose records (early acknowledgement, offset `latest`, `acks=1`, auto-created topics);
+nothing else in the house builds a client. Postgres is the position: on assignment every partition is sought to its lane's
+position, and Kafka's committed offset serves lag monitors only. Source: architecture, sections 4 and 6.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
+from aiokafka.errors import KafkaConnectionError, TopicAlreadyExistsError, for_code
+from faststream import AckPolicy
+from faststream.kafka import KafkaBroker
+from faststream.kafka.message import KafkaAckableMessage
+
+from contracts.topics import Topic
+from services.kernel.errors import Unavailable
+from services.runtime.settings import Settings
+
+log = logging.getLogger(__name__)
+
+FETCH_BYTES_MAX = 8 * 1024 * 1024
+
+REPLICAS = 3  # where the cluster has that many brokers; then two must have a record before it is acknowledged
+END_OFFSETS_S_MAX = 5.0  # the cut holds every lane while it reads; longer than this it lets go and tries again
+
+Records = tuple["ConsumerRecord[bytes, bytes]", ...]
+
+
+class HandedConsumer(AIOKafkaConsumer):  # type: ignore[misc]
+    """A consumer that knows whether records it returned are still with the handler.
+
+    Its position moves when records are handed out, before they are applied; only while nothing is handed out does the
+    position speak of applied records and of markers passed.
+    """
+
+    handed = False
+    polled_at = 0.0
+
+    async def getmany(self, *partitions: TopicPartition, timeout_ms: int = 0, max_records: int | None = None) -> Any:
+        records = await super().getmany(*partitions, timeout_ms=timeout_ms, max_records=max_records)
+        self.handed = bool(records)
+        self.polled_at = time.monotonic()
+        return records
+
+
+class Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Seeks what was assigned before the first fetch."""
+
+    def __init__(self, assigned: Callable[[set[TopicPartition]], Awaitable[None]]) -> None:
+        self._assigned = assigned
+
+    async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
+        """Nothing to give up: a batch in hand commits or finds its offsets done."""
+
+    async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
+        if assigned:
+            await self._assigned(assigned)
+
+
+def build_broker(settings: Settings, room: str) -> KafkaBroker:
+    """The FastStream broker of a room: it only consumes; what a room publishes goes through the outbox."""
+    return KafkaBroker(
+        settings.kafka_bootstrap,
+        client_id=f"tollbook-{room}",
+        metadata_max_age_ms=settings.metadata_max_age_ms,
+        consumer_only=True,
+        allow_auto_create_topics=False,
+        apply_types=False,
+        logger=logging.getLogger("services.runtime.faststream"),
+        log_level=logging.DEBUG,
+        graceful_timeout=15.0,
+    )
+
+
+def subscribe(
+    broker: KafkaBroker,
+    settings: Settings,
+    *,
+    group: str,
+    topics: Iterable[Topic],
+    max_records: int,
+    handle: Callable[[Records], Awaitable[None]],
+    assigned: Callable[[set[TopicPartition]], Awaitable[None]],
+) -> Any:
+    """One input: raw batches, nothing acknowledged before it is applied, read_committed, sticky assignment."""
+    names = list(topics)
+    families = [topic for topic in names if topic.is_family]
+    where: dict[str, Any] = {}
+    if families:
+        where["pattern"] = "|".join(
+            rf"^{re.escape(settings.topic_prefix + topic.name)}[A-Za-z0-9_.-]+$" for topic in families
+        )
+    plain = [settings.topic_prefix + topic.name for topic in names if not topic.is_family]
+    if families and plain:
+        where = {"pattern": "|".join([where["pattern"], *(f"^{re.escape(name)}$" for name in plain)])}
+        plain = []
+
+    async def parse(message: Records) -> KafkaAckableMessage:
+        # the stock parser decodes every header as UTF-8 and would raise on a bad record
+        return KafkaAckableMessage(
+            body=b"", headers={}, raw_message=message, message_id="", correlation_id="", consumer=subscriber.consumer
+        )
+
+    async def decode(message: KafkaAckableMessage) -> Any:
+        return message.raw_message
+
+    subscriber = broker.subscriber(
+        *plain,
+        batch=True,
+        group_id=f"{settings.topic_prefix}tollbook.{group}",
+        auto_offset_reset="none",
+        isolation_level="read_committed",
+        max_records=max_records,
+        batch_timeout_ms=settings.batch_wait_ms,
+        fetch_max_wait_ms=settings.batch_wait_ms,
+        fetch_max_bytes=FETCH_BYTES_MAX,
+        max_partition_fetch_bytes=FETCH_BYTES_MAX,
+        partition_assignment_strategy=[StickyPartitionAssignor],
+        session_timeout_ms=settings.session_ms,
+        heartbeat_interval_ms=settings.session_ms // 3,
+        max_poll_interval_ms=300_000,
+        listener=Listener(assigned),
+        parser=parse,
+        decoder=decode,
+        ack_policy=AckPolicy.NACK_ON_ERROR,
+        **where,
+    )
+    subscriber(handle)
+    return subscriber
+
+
+async def start_broker(broker: KafkaBroker) -> None:
+    """Connect, make every consumer a `HandedConsumer`, and start consuming."""
+    await broker.connect()
+    config = broker.config.broker_config
+    builder: Any = config.builder
+    config.builder = partial(HandedConsumer, **builder.keywords)
+    await broker.start()
+
+
+async def open_producer(settings: Settings, client: str) -> AIOKafkaProducer:
+    """A started producer: idempotent, acks=all, lz4."""
+    producer = AIOKafkaProducer(
+        bootstrap_servers=settings.kafka_bootstrap,
+        client_id=f"tollbook-{client}",
+        acks="all",
+        enable_idempotence=True,
+        compression_type="lz4",
+        linger_ms=5,
+        max_batch_size=900_000,
+        max_request_size=1_048_576,
+        request_timeout_ms=30_000,
+        metadata_max_age_ms=settings.metadata_max_age_ms,
+    )
+    try:
+        await producer.start()
+    except KafkaConnectionError as error:
+        await producer.stop()
+        raise Unavailable(
+            f"no Kafka broker answers at {settings.kafka_bootstrap}; check TOLLBOOK_KAFKA", field="kafka"
+        ) from error
+    return producer
+
+
+async def ensure_topics(settings: Settings, topics: dict[str, Topic]) -> None:
+    """Create the topics (full name without prefix → declaration) that are missing, with their settings."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap)
+    await _start(admin, settings)
+    try:
+        existing = set(await admin.list_topics())
+        brokers = len((await admin.describe_cluster())["brokers"])
+        copies = min(REPLICAS, brokers)
+        safe = {"min.insync.replicas": "2", "unclean.leader.election.enable": "false"} if copies == REPLICAS else {}
+        new = [
+            NewTopic(
+                name=settings.topic_prefix + name,
+                num_partitions=topic.partitions,
+                replication_factor=copies,
+                topic_configs=topic.configs | safe,
+            )
+            for name, topic in sorted(topics.items())
+            if settings.topic_prefix + name not in existing
+        ]
+        if not new:
+            return
+        answer = await admin.create_topics(new)
+        for error in answer.to_object()["topic_errors"]:
+            code = error["error_code"]
+            if code and for_code(code) is not TopicAlreadyExistsError:
+                text = error.get("error_message") or for_code(code).__name__
+                raise Unavailable(f"topic {error['topic']} could not be created: {text}", field="kafka")
+    finally:
+        await admin.close()
+
+
+class Offsets:
+    """Reads partition counts and high watermarks with a client of its own, outside every consumer group."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._consumer: AIOKafkaConsumer | None = None
+        self._admin: AIOKafkaAdminClient | None = None
+
+    async def start(self) -> None:
+        self._admin = AIOKafkaAdminClient(bootstrap_servers=self._settings.kafka_bootstrap)
+        await _start(self._admin, self._settings)
+        self._consumer = AIOKafkaConsumer(
+            bootstrap_servers=self._settings.kafka_bootstrap,
+            client_id="tollbook-offsets",
+            isolation_level="read_uncommitted",
+            enable_auto_commit=False,
+            metadata_max_age_ms=self._settings.metadata_max_age_ms,
+        )
+        await _start(self._consumer, self._settings)
+
+    async def stop(self) -> None:
+        if self._consumer is not None:
+            await self._consumer.stop()
+            self._consumer = None
+        if self._admin is not None:
+            await self._admin.close()
+            self._admin = None
+
+    async def partitions(self, topics: Iterable[Topic]) -> dict[str, int]:
+        """Partitions of every existing topic of these declarations, by name without prefix, as the broker has them now."""
+        if self._admin is None:
+            raise Unavailable("the offsets client is not started")
+        prefix = self._settings.topic_prefix
+        wanted = list(topics)
+        names = [
+            full
+            for full in await self._admin.list_topics()
+            if full.startswith(prefix) and any(topic.holds(full.removeprefix(prefix)) for topic in wanted)
+        ]
+        if not names:
+            return {}
+        found = await self._admin.describe_topics(names)
+        return {each["topic"].removeprefix(prefix): len(each["partitions"]) for each in found}
+
+    async def ends(self, topic: Topic) -> dict[tuple[str, int], int]:
+        """The high watermark of every partition of a topic or family, transactions still open included."""
+        if self._consumer is None:
+            raise Unavailable("the offsets client is not started")
+        prefix = self._settings.topic_prefix
+        async with asyncio.timeout(END_OFFSETS_S_MAX):
+            counts = await self.partitions([topic])
+            partitions = [
+                TopicPartition(prefix + name, number) for name, count in counts.items() for number in range(count)
+            ]
+            ends = await self._consumer.end_offsets(partitions) if partitions else {}
+        return {(tp.topic.removeprefix(prefix), tp.partition): offset for tp, offset in ends.items()}
+
+
+async def _start(client: Any, settings: Settings) -> None:
+    try:
+        await client.start()
+    except KafkaConnectionError as error:
+        raise Unavailable(
+            f"no Kafka broker answers at {settings.kafka_bootstrap}; check TOLLBOOK_KAFKA", field="kafka"
+        ) from error

@@ -1,0 +1,88 @@
+"""One engine per process, one transaction per unit of work. Only this module commits."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from sqlalchemy import ARRAY, Table, TableValuedAlias, bindparam, column, func
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.types import TypeEngine
+
+POOL_SIZE = 8  # batches, timers, ticks, relay and heartbeat of one process, with room to spare
+
+RETRYABLE_CLASSES = frozenset(
+    {"08", "40", "53", "55", "57", "58"}
+)  # connection, rollback, resources, locks, operator, system
+DATA_CLASSES = frozenset({"22", "23"})  # data exception, constraint violation: the record's fault
+
+
+def open_engine(url: str, *, application: str, pool_size: int = POOL_SIZE) -> AsyncEngine:
+    """The engine of a room. Parameters never reach a log: they may hold personal data."""
+    return create_async_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=4,
+        pool_pre_ping=False,
+        hide_parameters=True,
+        connect_args={"server_settings": {"application_name": application, "jit": "off", "timezone": "UTC"}},
+    )
+
+
+@asynccontextmanager
+async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """A READ COMMITTED transaction: commits at the end of the block, rolls back on any error."""
+    async with engine.begin() as connection:
+        yield connection
+
+
+def sqlstate(error: BaseException) -> str | None:
+    """The five-letter code of a database error, or None."""
+    if not isinstance(error, DBAPIError):
+        return None
+    for cause in (error.orig, getattr(error.orig, "__cause__", None)):
+        code = getattr(cause, "sqlstate", None)
+        if code:
+            return str(code)
+    return None
+
+
+def is_data_error(error: BaseException) -> bool:
+    """The database refuses the data itself: retrying cannot help, leaving the record out can."""
+    code = sqlstate(error)
+    return code is not None and code[:2] in DATA_CLASSES
+
+
+def is_retryable(error: BaseException) -> bool:
+    """The same transaction can succeed later: server away, deadlock, lock or resource limits."""
+    code = sqlstate(error)
+    if code is not None:
+        return code[:2] in RETRYABLE_CLASSES
+    if isinstance(error, OperationalError | InterfaceError):
+        return True
+    if isinstance(error, DBAPIError):
+        return error.connection_invalidated
+    return isinstance(error, OSError | TimeoutError)
+
+
+def unnest(name: str, /, **columns: TypeEngine[Any]) -> TableValuedAlias:
+    """A FROM clause over arrays, one bound parameter a column, called ``<name>_<column>``.
+
+    One statement then handles any number of rows, and its text is cached by the driver.
+    """
+    return (
+        func.unnest(*[bindparam(f"{name}_{key}", type_=ARRAY(kind)) for key, kind in columns.items()])
+        .table_valued(*[column(key, kind) for key, kind in columns.items()], name=name)
+        .render_derived(name=name)
+    )
+
+
+async def copy_rows(
+    connection: AsyncConnection, table: Table, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+) -> None:
+    """Binary COPY inside the connection's transaction: the fastest way to append."""
+    raw = await connection.get_raw_connection()
+    driver: Any = raw.driver_connection
+    await driver.copy_records_to_table(table.name, schema_name=table.schema, columns=list(columns), records=rows)

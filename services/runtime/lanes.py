@@ -1,0 +1,136 @@
+"""Lanes: inputs consumed in order under one row lock. For a Kafka partition the row *is* the consumer's position.
+
+Whoever holds the row may read, apply and publish for that lane; a zombie or a second copy waits for it and then finds
+its offsets done. Source: architecture, section 4; designs/closing, words and line 6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import ARRAY, BigInteger, Text, bindparam, func, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.kernel.errors import Corrupt
+from services.runtime.database import unnest
+from services.runtime.tables import RuntimeTables
+
+CLOCK_NOW = func.runtime.clock_now()
+_TEXTS = ARRAY(Text)
+
+
+@dataclass(frozen=True)
+class Locked:
+    """The lanes of one transaction: positions at the time of the lock, and the transaction's instant."""
+
+    now: datetime
+    epoch: int
+    positions: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Lane:
+    name: str
+    topic: str
+    partition: int
+    position: int
+    stopped: str | None
+
+
+async def give_birth(
+    connection: AsyncConnection, tables: RuntimeTables, input_name: str, lanes: Iterable[tuple[str, str, int, int]]
+) -> None:
+    """Create the rows (name, topic, partition, first position) that are missing; never changes one that exists.
+
+    Under FOR SHARE of the parent row, so that no lane is born while a cut holds it FOR UPDATE.
+    """
+    await connection.execute(select(tables.lanes.c.id).with_for_update(read=True))
+    rows = [
+        {"name": name, "input": input_name, "topic": topic, "partition": partition, "position": position}
+        for name, topic, partition, position in lanes
+    ]
+    if rows:
+        await connection.execute(insert(tables.lane).on_conflict_do_nothing(), rows)
+
+
+async def internal_lane(
+    connection: AsyncConnection, tables: RuntimeTables, name: str, *, skip_locked: bool = False
+) -> bool:
+    """Lock an internal lane (replay, corrections, a tick), creating its row the first time. False if skipped."""
+    lock = select(tables.lane.c.name).where(tables.lane.c.name == name).with_for_update(skip_locked=skip_locked)
+    if (await connection.execute(lock)).first() is not None:
+        return True
+    created = insert(tables.lane).values(name=name).on_conflict_do_nothing().returning(tables.lane.c.name)
+    if (await connection.execute(created)).first() is not None:
+        return True
+    if skip_locked:
+        return False
+    return (await connection.execute(lock)).first() is not None
+
+
+async def transaction_instant(connection: AsyncConnection, tables: RuntimeTables) -> tuple[datetime, int]:
+    """(now by the one clock, epoch) of this transaction."""
+    row = (await connection.execute(select(CLOCK_NOW, tables.lanes.c.epoch))).one()
+    return row[0], row[1]
+
+
+async def lock_lanes(connection: AsyncConnection, tables: RuntimeTables, names: Iterable[str]) -> Locked:
+    """Lock Kafka lanes in the order of their names; a stopped or missing lane is an error of the caller."""
+    wanted = sorted(set(names))
+    statement = (
+        select(
+            tables.lane.c.name,
+            tables.lane.c.position,
+            tables.lane.c.stopped,
+            CLOCK_NOW.label("now"),
+            select(tables.lanes.c.epoch).scalar_subquery().label("epoch"),
+        )
+        .where(tables.lane.c.name == func.any(bindparam("names", type_=_TEXTS)))
+        .order_by(tables.lane.c.name)
+        .with_for_update(of=tables.lane)
+    )
+    rows = (await connection.execute(statement, {"names": wanted})).all()
+    if len(rows) != len(wanted) or any(row.stopped for row in rows):
+        missing = sorted(set(wanted) - {row.name for row in rows if not row.stopped})
+        raise Corrupt(f"lanes {missing} are missing or stopped", code="lane_stopped")
+    return Locked(rows[0].now, rows[0].epoch, {row.name: row.position for row in rows})
+
+
+async def advance_lanes(connection: AsyncConnection, tables: RuntimeTables, positions: dict[str, int]) -> None:
+    """Move positions forward; the rows are locked by this transaction. Never backwards."""
+    moved = unnest("moved", name=Text(), position=BigInteger())
+    statement = (
+        update(tables.lane)
+        .where(tables.lane.c.name == moved.c.name, tables.lane.c.position < moved.c.position)
+        .values(position=moved.c.position, updated_at=func.now())
+    )
+    names = sorted(positions)
+    await connection.execute(statement, {"moved_name": names, "moved_position": [positions[name] for name in names]})
+
+
+async def lanes_of(
+    connection: AsyncConnection, tables: RuntimeTables, input_name: str, *, lock: bool = False
+) -> list[Lane]:
+    """Every Kafka lane of an input in order; locked FOR UPDATE for the cut."""
+    columns = tables.lane.c
+    statement = (
+        select(columns.name, columns.topic, columns.partition, columns.position, columns.stopped)
+        .where(columns.input == input_name)
+        .order_by(columns.name)
+    )
+    if lock:
+        statement = statement.with_for_update()
+    return [Lane(*row) for row in (await connection.execute(statement)).all()]
+
+
+async def lock_parent(connection: AsyncConnection, tables: RuntimeTables) -> None:
+    """Hold back the birth of lanes until the end of this transaction."""
+    await connection.execute(select(tables.lanes.c.id).with_for_update())
+
+
+async def stop_lane(connection: AsyncConnection, tables: RuntimeTables, name: str, reason: str) -> None:
+    """Stop a lane for a person to look at: no copy reads it any more."""
+    await connection.execute(update(tables.lane).where(tables.lane.c.name == name).values(stopped=reason))

@@ -1,0 +1,148 @@
+"""The outbox: what a transaction publishes is written with it, in chunks of encoded records, and sent by the relay.
+
+Only this module and the relay speak to Kafka outward. Source: architecture, section 4; designs/closing, lines 1 and 2.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from struct import Struct
+from typing import Any
+
+from aiokafka.partitioner import murmur2
+from pydantic_core import to_json
+from sqlalchemy import Integer, LargeBinary, Text, insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from contracts.topics import Topic
+from services.runtime.database import unnest
+from services.runtime.links import Link, take_seqs
+from services.runtime.tables import RuntimeTables
+
+CHUNK_RECORDS_MAX = 500  # keeps a row below TOAST's worst sizes and a crash's repeat small
+CHUNK_BYTES_MAX = 512 * 1024  # below the broker's batch limit of 1 MiB
+
+_LENGTHS = Struct(">ii")
+
+
+@lru_cache(maxsize=200_000)
+def partition_of(key: str, partitions: int) -> int:
+    """The partition of a key, as the Java client's default partitioner chooses it."""
+    hashed: int = murmur2(key.encode())
+    return (hashed & 0x7FFFFFFF) % partitions
+
+
+def instant_text(instant: datetime) -> str:
+    """UTC with Z, as it stands on every wire.
+
+    >>> from datetime import UTC
+    >>> instant_text(datetime(2026, 10, 31, 23, 50, tzinfo=UTC))
+    '2026-10-31T23:50:00Z'
+    """
+    return instant.isoformat().replace("+00:00", "Z")
+
+
+@dataclass(slots=True)
+class Outgoing:
+    """One record to publish; ``data`` is encoded JSON."""
+
+    topic: Topic
+    name: str
+    key: str
+    id: str
+    data: bytes
+
+
+class Outbox:
+    """Collects what one transaction publishes and writes it at its end."""
+
+    def __init__(self, room: str, partitions: Callable[[str], int]) -> None:
+        self._room = room
+        self._partitions = partitions
+        self._outgoing: list[Outgoing] = []
+
+    def add(self, topic: Topic, key: str, id: str, data: Any, member: str | None = None) -> None:
+        """Publish ``data`` (a JSON-ready value, or bytes already encoded) with the commit of this transaction."""
+        name = topic.of(member) if member is not None else topic.name
+        encoded = data if isinstance(data, bytes) else to_json(data)
+        self._outgoing.append(Outgoing(topic, name, key, id, encoded))
+
+    def __len__(self) -> int:
+        return len(self._outgoing)
+
+    async def flush(
+        self, connection: AsyncConnection, tables: RuntimeTables, lane: str, now: datetime, epoch: int
+    ) -> None:
+        """Give out the seqs, wrap, and store the chunks: two statements, however many records."""
+        if not self._outgoing:
+            return
+        grouped: dict[tuple[str, int], list[Outgoing]] = defaultdict(list)
+        for outgoing in self._outgoing:
+            grouped[outgoing.name, partition_of(outgoing.key, self._partitions(outgoing.name))].append(outgoing)
+        self._outgoing = []
+        link = f"{self._room}:{lane}"
+        counts: dict[Link, int] = {
+            (link, name, partition): len(items)
+            for (name, partition), items in grouped.items()
+            if not items[0].topic.bare
+        }
+        first = await take_seqs(connection, tables, counts) if counts else {}
+        tail = f'","link":"{link}","seq":'.encode()
+        middle = f',"epoch":{epoch},"trace":null,"data":'.encode()
+        time = instant_text(now).encode()
+        rows: list[tuple[str, int, int, bytes]] = []
+        for name, partition in sorted(grouped):
+            items = grouped[name, partition]
+            topic = items[0].topic
+            seq = first.get((link, name, partition), 0)
+            head = f'","type":"{topic.type}","version":{topic.version},"time":"'.encode() + time + tail
+            chunk: list[bytes] = []
+            size = count = 0
+            for item in items:
+                value = item.data
+                if not topic.bare:
+                    value = b'{"id":"%b%b%d%b%b}' % (item.id.encode(), head, seq, middle, value)
+                    seq += 1
+                key = item.key.encode()
+                if count == CHUNK_RECORDS_MAX or (count and size + len(value) > CHUNK_BYTES_MAX):
+                    rows.append((name, partition, count, b"".join(chunk)))
+                    chunk, size, count = [], 0, 0
+                chunk += (_LENGTHS.pack(len(key), len(value)), key, value)
+                size += len(value)
+                count += 1
+            rows.append((name, partition, count, b"".join(chunk)))
+        new = unnest("new", topic=Text(), partition=Integer(), records=Integer(), chunk=LargeBinary())
+        statement = insert(tables.outbox).from_select(
+            ["topic", "partition", "records", "chunk"],
+            select(new.c.topic, new.c.partition, new.c.records, new.c.chunk),
+        )
+        topics, parts, sizes, chunks = zip(*rows, strict=True)
+        await connection.execute(
+            statement,
+            {
+                "new_topic": list(topics),
+                "new_partition": list(parts),
+                "new_records": list(sizes),
+                "new_chunk": list(chunks),
+            },
+        )
+
+
+def unpack(chunk: bytes) -> list[tuple[bytes, bytes]]:
+    """The (key, value) records of a chunk.
+
+    >>> unpack(_LENGTHS.pack(1, 2) + b"k" + b"{}")
+    [(b'k', b'{}')]
+    """
+    records: list[tuple[bytes, bytes]] = []
+    at = 0
+    while at < len(chunk):
+        key_length, value_length = _LENGTHS.unpack_from(chunk, at)
+        at += _LENGTHS.size
+        records.append((chunk[at : at + key_length], chunk[at + key_length : at + key_length + value_length]))
+        at += key_length + value_length
+    return records

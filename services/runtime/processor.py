@@ -1,0 +1,347 @@
+"""The one pattern: a batch of records is one transaction.
+
+(1) lane rows locked, offsets already done dropped; (2) link seqs checked; (3) the room's effects; (4) parked records and
+outbox; (6) lanes advanced; commit. Redelivery, crash, zombie and duplicate are all the same case: the lane row decides.
+The processor knows no Kafka: a worker feeds it, tests feed it directly. Source: architecture, section 4.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from pydantic import ValidationError
+from sqlalchemy import delete, select
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from contracts.topics import topic_of
+from services.kernel.errors import Corrupt
+from services.runtime import faults, parking
+from services.runtime.database import is_data_error, is_retryable, sqlstate, transaction
+from services.runtime.lanes import CLOCK_NOW, advance_lanes, internal_lane, lock_lanes, stop_lane, transaction_instant
+from services.runtime.links import Link, LinkLost, accept, load_received, save_received
+from services.runtime.outbox import Outbox
+from services.runtime.records import Record
+from services.runtime.room import Input, Room, Tick
+from services.runtime.tables import RuntimeTables, runtime_tables
+from services.runtime.work import Surroundings, Work
+
+log = logging.getLogger(__name__)
+
+RETRY_S_FIRST = 0.1
+RETRY_S_MAX = 5.0
+TIMERS_PER_ROUND = 500
+DUE_LANE = "due"
+
+Ranges = dict[str, tuple[int, int]]
+
+
+class Behind(Exception):
+    """The batch starts above the lane's position: records in between were never handled. Seek back and read again."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a record is quarantined without asking the room again."""
+
+    reason: str
+    message: str
+
+
+class Processor:
+    """Runs a room's handlers in transactions of its schema."""
+
+    def __init__(self, room: Room, engine: AsyncEngine, surroundings: Surroundings) -> None:
+        self.room = room
+        self.engine = engine
+        self.surroundings = surroundings
+        self.tables: RuntimeTables = runtime_tables(room.name)
+        self.committed: Callable[[], None] = lambda: None
+
+    # ---- batches ---------------------------------------------------------------------------------------------------
+
+    async def process(self, source: Input, records: list[Record], ranges: Ranges) -> set[str]:
+        """Apply a batch; ``ranges`` is, per lane, [first offset, next offset) of what was fetched. Returns lanes stopped.
+
+        Comes back only when the batch is committed: a failure of a server is waited out, a record that cannot be applied
+        is isolated. Raises `Behind` when the caller must seek.
+        """
+        stopped: set[str] = set()
+        wait = RETRY_S_FIRST
+        while True:
+            try:
+                await self._isolate(source, records, ranges)
+                return stopped
+            except LinkLost as error:
+                await self._stop(error)
+                stopped.add(error.lane)
+                records = [record for record in records if record.lane != error.lane]
+                ranges = {lane: span for lane, span in ranges.items() if lane != error.lane}
+                if not ranges:
+                    return stopped
+            except (Behind, asyncio.CancelledError):
+                raise
+            except Exception as error:
+                level = logging.WARNING if is_retryable(error) else logging.ERROR
+                log.log(
+                    level,
+                    "%s.%s tries a batch again: %s",
+                    self.room.name,
+                    source.name,
+                    _describe(error),
+                    exc_info=error,
+                )
+                await asyncio.sleep(wait)
+                wait = min(RETRY_S_MAX, wait * 2)
+
+    async def _isolate(self, source: Input, records: list[Record], ranges: Ranges) -> None:
+        """Commit the batch; what only the database (or a bug) refuses is halved until the one record is found."""
+        try:
+            await self._commit(source, records, ranges)
+        except (Behind, LinkLost, Corrupt, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            if is_retryable(error) or not source.bare or not records:
+                raise
+            if len(records) > 1:
+                left, right = halve(records, ranges)
+                await self._isolate(source, *left)
+                await self._isolate(source, *right)
+                return
+            log.error("%s.%s cannot apply %s", self.room.name, source.name, _where(records[0]), exc_info=error)
+            await self._commit(source, records, ranges, _refusal(error))
+
+    async def _commit(
+        self, source: Input, records: list[Record], ranges: Ranges, refusal: Refusal | None = None
+    ) -> None:
+        crash = f"{self.room.name}.{source.name}"
+        async with transaction(self.engine) as connection:
+            locked = await lock_lanes(connection, self.tables, ranges)
+            faults.step(f"{crash}.locked")
+            for lane, (first, _) in ranges.items():
+                if first > locked.positions[lane]:
+                    raise Behind(lane)
+            todo = [record for record in records if record.offset >= locked.positions[record.lane]]
+            moved: dict[Link, int] = {}
+            if not source.bare:
+                todo = [record for record in todo if record.value is not None]
+                links = {(r.message["link"], r.topic, r.partition) for r in map(_decoded, todo)}
+                received = await load_received(connection, self.tables, links) if links else {}
+                todo, moved, skipped = accept(todo, received, locked.epoch)
+                if skipped:
+                    log.warning("%s.%s skipped %d records of another epoch", self.room.name, source.name, skipped)
+            faults.step(f"{crash}.checked")
+            work = Work(
+                connection,
+                self.tables,
+                self.room.name,
+                min(ranges),
+                locked.now,
+                locked.epoch,
+                self._outbox(),
+                self.surroundings,
+            )
+            if refusal is not None:
+                for record in todo:
+                    work.quarantine(record, refusal.reason, refusal.message)
+            elif todo:
+                await source.handle(work, todo)
+            faults.step(f"{crash}.effects")
+            if moved:
+                await save_received(connection, self.tables, moved)
+            if work.parked and source.parked is not None:
+                await source.parked(work, work.parked)
+            await work.finish()
+            faults.step(f"{crash}.outbox")
+            ends = {lane: end for lane, (_, end) in ranges.items() if end > locked.positions[lane]}
+            if ends:
+                await advance_lanes(connection, self.tables, ends)
+            faults.step(f"{crash}.advanced")
+        faults.step(f"{crash}.committed")
+        self._told(work)
+
+    async def pass_markers(self, ranges: Ranges) -> None:
+        """Move lanes over offsets that hold no readable record (transaction markers, aborted records)."""
+        async with transaction(self.engine) as connection:
+            locked = await lock_lanes(connection, self.tables, ranges)
+            ends = {lane: end for lane, (first, end) in ranges.items() if first <= locked.positions[lane] < end}
+            if ends:
+                await advance_lanes(connection, self.tables, ends)
+
+    async def _stop(self, error: LinkLost) -> None:
+        log.critical("%s stops lane %s: %s", self.room.name, error.lane, error.message)
+        async with transaction(self.engine) as connection:
+            await stop_lane(connection, self.tables, error.lane, error.message)
+
+    # ---- replay lane -----------------------------------------------------------------------------------------------
+
+    async def replay(self) -> int:
+        """Run what people asked to replay or discard, in one transaction that holds the replay lane. Returns how many."""
+        try:
+            return await self._replay()
+        except Exception as error:
+            if is_retryable(error):
+                raise
+            log.error("%s replays one by one: %s", self.room.name, _describe(error), exc_info=error)
+            return await self._replay(one_by_one=True)
+
+    async def _replay(self, *, one_by_one: bool = False) -> int:
+        async with transaction(self.engine) as connection:
+            if not await internal_lane(connection, self.tables, parking.REPLAY_LANE, skip_locked=True):
+                return 0
+            taken = await parking.take_asked(connection, self.tables)
+            if not taken:
+                return 0
+            now, epoch = await transaction_instant(connection, self.tables)
+            work = self._work(connection, parking.REPLAY_LANE, now, epoch)
+            faults.step(f"{self.room.name}.replay.taken")
+            for source in self.room.inputs:
+                replays = [record for record, asked, _, name in taken if name == source.name and asked == "replaying"]
+                discards = [row for _, asked, row, name in taken if name == source.name and asked == "discarding"]
+                if discards:
+                    if source.discarded is not None:
+                        await source.discarded(work, discards)
+                    await parking.settle(connection, self.tables, [row.id for row in discards], "discarded", now)
+                for group in [[record] for record in replays] if one_by_one else [replays] if replays else []:
+                    await self._rerun(work, source, group, nested=one_by_one)
+            await work.finish()
+            faults.step(f"{self.room.name}.replay.outbox")
+        faults.step(f"{self.room.name}.replay.committed")
+        self._told(work)
+        return len(taken)
+
+    async def _rerun(self, work: Work, source: Input, records: list[Record], *, nested: bool) -> None:
+        before = len(work.parked)
+        if nested:
+            try:
+                async with work.connection.begin_nested():
+                    await source.handle(work, records)
+            except Exception as error:
+                if is_retryable(error):
+                    raise
+                del work.parked[before:]
+                refusal = _refusal(error)
+                for record in records:
+                    work.quarantine(record, refusal.reason, refusal.message)
+        else:
+            await source.handle(work, records)
+        again = work.parked[before:]
+        for item in again:
+            item.record.lane = f"{source.name}/{item.record.topic}/{item.record.partition}"
+        if again and source.parked is not None:
+            await source.parked(work, again)
+        parked_again = {id(item.record) for item in again}
+        done = [
+            record.parked_id for record in records if id(record) not in parked_again and record.parked_id is not None
+        ]
+        if done:
+            await parking.settle(work.connection, self.tables, done, "replayed", work.now)
+
+    # ---- ticks and timers ------------------------------------------------------------------------------------------
+
+    async def tick(self, tick: Tick) -> bool:
+        """Run a tick unless another worker is at it."""
+        return await self._alone(f"tick.{tick.name}", tick.run)
+
+    async def fire_timers(self) -> int:
+        """Run the timers that are due, oldest first. Each is re-evaluated by its room, so a late or doubled one is harmless."""
+        fired = 0
+
+        async def run(work: Work) -> None:
+            nonlocal fired
+            due = self.tables.due
+            statement = (
+                select(due.c.kind, due.c.key)
+                .where(due.c.due_at <= CLOCK_NOW)
+                .order_by(due.c.due_at, due.c.kind, due.c.key)
+                .limit(TIMERS_PER_ROUND)
+                .with_for_update(skip_locked=True)
+            )
+            rows = (await work.connection.execute(statement)).all()
+            kinds: dict[str, list[str]] = {}
+            for kind, key in rows:
+                kinds.setdefault(kind, []).append(key)
+            for kind, keys in kinds.items():
+                await work.connection.execute(delete(due).where(due.c.kind == kind, due.c.key.in_(keys)))
+                await self.room.timers[kind](work, keys)
+            fired = len(rows)
+
+        if self.room.timers:
+            await self._alone(DUE_LANE, run)
+        return fired
+
+    async def _alone(self, lane: str, run: Callable[[Work], Awaitable[None]]) -> bool:
+        async with transaction(self.engine) as connection:
+            if not await internal_lane(connection, self.tables, lane, skip_locked=True):
+                return False
+            now, epoch = await transaction_instant(connection, self.tables)
+            work = self._work(connection, lane, now, epoch)
+            await run(work)
+            await work.finish()
+            faults.step(f"{self.room.name}.{lane}.outbox")
+        faults.step(f"{self.room.name}.{lane}.committed")
+        self._told(work)
+        return True
+
+    # ---- small parts -----------------------------------------------------------------------------------------------
+
+    def _outbox(self) -> Outbox:
+        return Outbox(self.room.name, self.surroundings.partitions)
+
+    def _work(self, connection: AsyncConnection, lane: str, now: datetime, epoch: int) -> Work:
+        return Work(connection, self.tables, self.room.name, lane, now, epoch, self._outbox(), self.surroundings)
+
+    def _told(self, work: Work) -> None:
+        self.committed()
+        for call in work.after_commit:
+            call()
+
+
+def halve(records: list[Record], ranges: Ranges) -> tuple[tuple[list[Record], Ranges], tuple[list[Record], Ranges]]:
+    """Two batches that together are this one: no offset is in both, none is left out.
+
+    >>> def r(lane, offset): return Record("t", 0, offset, 0, None, None, lane)
+    >>> left, right = halve([r("a", 1), r("a", 3), r("a", 4), r("b", 7)], {"a": (1, 6), "b": (7, 9)})
+    >>> left[1], right[1]
+    ({'a': (1, 4)}, {'a': (4, 6), 'b': (7, 9)})
+    """
+    middle = len(records) // 2
+    left, right = records[:middle], records[middle:]
+    first_right: dict[str, int] = {}
+    for record in right:
+        first_right.setdefault(record.lane, record.offset)
+    in_left = {record.lane for record in left}
+    left_ranges = {lane: (ranges[lane][0], first_right.get(lane, ranges[lane][1])) for lane in in_left}
+    right_ranges = {
+        lane: (first if lane in in_left else ranges[lane][0], ranges[lane][1]) for lane, first in first_right.items()
+    }
+    return (left, left_ranges), (right, right_ranges)
+
+
+def _decoded(record: Record) -> Record:
+    if record.message is None:
+        try:
+            record.message = topic_of(record.topic).adapter.validate_json(record.value or b"")
+        except ValidationError as error:
+            raise LinkLost(record.lane, f"unreadable record at {_where(record)}: {error.errors()[0]['loc']}") from None
+    return record
+
+
+def _refusal(error: BaseException) -> Refusal:
+    if is_data_error(error):
+        return Refusal("refused_by_store", f"the database refuses this record (SQLSTATE {sqlstate(error)})")
+    return Refusal(
+        "internal_error", f"this record could not be handled ({type(error).__name__}); replay it after the fix"
+    )
+
+
+def _where(record: Record) -> str:
+    return f"{record.topic}/{record.partition} offset {record.offset}"
+
+
+def _describe(error: BaseException) -> str:
+    code = sqlstate(error)
+    return f"{type(error).__name__} {code}" if code else type(error).__name__

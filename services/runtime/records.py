@@ -1,0 +1,42 @@
+"""A Kafka record on its way through a batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+
+def lane_name(input_name: str, topic: str, partition: int) -> str:
+    """The lane of a Kafka partition, as one input of a room reads it."""
+    return f"{input_name}/{topic}/{partition}"
+
+
+@dataclass(slots=True, eq=False)
+class Record:
+    """One record as fetched, or as replayed: a replayed record keeps its first topic, partition, offset and timestamp.
+
+    ``message`` is the decoded envelope of a record between rooms; a record from outside is decoded by its room.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    lane: str
+    message: Any = None
+    headers: tuple[tuple[str, bytes], ...] = ()
+    parked_id: int | None = None
+    was_waiting: bool = False
+    verdict: str | None = field(default=None)
+
+    @property
+    def timestamp(self) -> datetime:
+        """The broker's clock for `usage.events.*`, UTC."""
+        return datetime.fromtimestamp(self.timestamp_ms / 1000, UTC)
+
+    @property
+    def replayed(self) -> bool:
+        return self.parked_id is not None

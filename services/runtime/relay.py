@@ -1,0 +1,117 @@
+"""The relay: sends the outbox to Kafka in order, deletes what the broker has acknowledged.
+
+One is active per room at a time (a session advisory lock), so one per topic partition. It sends from the oldest row that
+still stands; a crash between acknowledgement and delete sends the same records again, with the same id, link and seq.
+A zombie that has lost its lock can only repeat contiguous runs, never make a gap. Source: designs/closing, line 2.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from typing import Any
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from services.runtime import faults
+from services.runtime.outbox import unpack
+from services.runtime.tables import RuntimeTables
+
+log = logging.getLogger(__name__)
+
+CHUNKS_PER_ROUND = 64
+POLL_S = 0.1  # what another copy wrote is found this late at most
+RETRY_S_MAX = 5.0
+TAKE_OVER_S = 0.5  # how soon a second copy takes over from a dead relay
+
+
+class Relay:
+    """``producer`` is a started AIOKafkaProducer; ``name`` maps our topic names to the broker's."""
+
+    def __init__(self, room: str, engine: AsyncEngine, tables: RuntimeTables, producer: Any, prefix: str) -> None:
+        self._room = room
+        self._engine = engine
+        self._tables = tables
+        self._producer = producer
+        self._prefix = prefix
+        self._wake = asyncio.Event()
+        self.active = False
+
+    def wake(self) -> None:
+        """Rows may be there: look now instead of at the next poll."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Until cancelled: become the active relay, send, and start over after any failure."""
+        wait = 0.1
+        while True:
+            try:
+                async with self._engine.connect() as connection:
+                    await connection.execution_options(isolation_level="AUTOCOMMIT")
+                    await self._become_active(connection)
+                    wait = 0.1
+                    while True:
+                        await self._round(connection)
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:
+                log.warning("relay of %s starts over: %s", self._room, type(error).__name__, exc_info=error)
+                await asyncio.sleep(wait)
+                wait = min(RETRY_S_MAX, wait * 2)
+            finally:
+                self.active = False
+
+    async def _become_active(self, connection: AsyncConnection) -> None:
+        lock = select(func.pg_try_advisory_lock(func.hashtext(f"tollbook.relay.{self._tables.schema}")))
+        while not (await connection.execute(lock)).scalar_one():  # noqa: ASYNC110 - another process frees it
+            await asyncio.sleep(TAKE_OVER_S)
+        self.active = True
+
+    async def _round(self, connection: AsyncConnection) -> None:
+        self._wake.clear()
+        outbox = self._tables.outbox
+        rows = (
+            await connection.execute(
+                select(outbox.c.id, outbox.c.topic, outbox.c.partition, outbox.c.chunk)
+                .order_by(outbox.c.id)
+                .limit(CHUNKS_PER_ROUND)
+            )
+        ).all()
+        if not rows:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), POLL_S)
+            return
+        faults.step(f"{self._room}.relay.read")
+        acknowledgements = []
+        for topic, partition, records in _merge(rows):
+            acknowledgements += await self._send(topic, partition, records)
+        faults.step(f"{self._room}.relay.sent")
+        await asyncio.gather(*acknowledgements)
+        faults.step(f"{self._room}.relay.acknowledged")
+        await connection.execute(delete(outbox).where(outbox.c.id.in_([row.id for row in rows])))
+        faults.step(f"{self._room}.relay.deleted")
+
+    async def _send(self, topic: str, partition: int, records: list[tuple[bytes, bytes]]) -> list[Any]:
+        futures = []
+        name = self._prefix + topic
+        batch = self._producer.create_batch()
+        for key, value in records:
+            if batch.append(key=key, value=value, timestamp=None) is None:
+                batch.close()
+                futures.append(await self._producer.send_batch(batch, name, partition=partition))
+                batch = self._producer.create_batch()
+                if batch.append(key=key, value=value, timestamp=None) is None:
+                    raise ValueError(f"a record of {len(value)} bytes for {topic} is larger than a producer batch")
+        batch.close()
+        futures.append(await self._producer.send_batch(batch, name, partition=partition))
+        return futures
+
+
+def _merge(rows: Any) -> list[tuple[str, int, list[tuple[bytes, bytes]]]]:
+    """Records of one topic partition together, in the order of the rows."""
+    merged: dict[tuple[str, int], list[tuple[bytes, bytes]]] = {}
+    for row in rows:
+        merged.setdefault((row.topic, row.partition), []).extend(unpack(row.chunk))
+    return [(topic, partition, records) for (topic, partition), records in merged.items()]

@@ -1,0 +1,64 @@
+"""How a room declares itself: its inputs, ticks and timers. The runtime does the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from contracts.topics import Topic
+from services.runtime.parking import Parked, ParkedRow
+from services.runtime.records import Record
+from services.runtime.work import Work
+
+if TYPE_CHECKING:
+    from services.runtime.processor import Processor
+
+BATCH_RECORDS_MAX = 2_000  # one transaction: large enough that a dozen statements cost little, small enough to repeat
+
+Handle = Callable[[Work, list[Record]], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Input:
+    """Topics a room reads in one consumer group.
+
+    Records between rooms arrive decoded and exactly once, in order per link. Records from outside arrive raw: their room
+    decodes them and quarantines what it refuses. ``parked`` is told every record quarantined in the same transaction,
+    ``discarded`` every one a person gave up.
+    """
+
+    name: str
+    topics: tuple[Topic, ...]
+    handle: Handle
+    parked: Callable[[Work, Sequence[Parked]], Awaitable[None]] | None = None
+    discarded: Callable[[Work, Sequence[ParkedRow]], Awaitable[None]] | None = None
+    max_records: int = BATCH_RECORDS_MAX
+
+    @property
+    def bare(self) -> bool:
+        return self.topics[0].bare
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Something to look at every ``seconds``, by one worker at a time, holding the lane ``tick.<name>``."""
+
+    name: str
+    run: Callable[[Work], Awaitable[None]]
+    seconds: float = 1.0
+
+
+@dataclass(frozen=True)
+class Room:
+    """A room: name (also its schema), inputs, ticks, and what to do when a timer of a kind is due (keys in order)."""
+
+    name: str
+    inputs: tuple[Input, ...]
+    ticks: tuple[Tick, ...] = ()
+    timers: dict[str, Callable[[Work, list[str]], Awaitable[None]]] = field(default_factory=dict)
+    started: Callable[[Processor], Awaitable[None]] | None = None
+    stopped: Callable[[], Awaitable[None]] | None = None
+
+    def input(self, name: str) -> Input:
+        return next(each for each in self.inputs if each.name == name)

@@ -1,0 +1,134 @@
+"""The tables of the mechanism. Every room's schema has its own set; no room sees another's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    DateTime,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+Instant = DateTime(timezone=True)
+
+
+@dataclass(frozen=True)
+class RuntimeTables:
+    """The mechanism's tables in one schema.
+
+    lanes: one parent row; a new lane is born under FOR SHARE, the cut takes it FOR UPDATE.
+    lane: an input consumed in order under one row lock; for a Kafka lane `position` is *the* position of the consumer.
+    link_out / link_in: last dense seq given out, highest seq applied.
+    outbox: chunks of encoded records on their way to Kafka.
+    parked: raw records out of the stream: quarantined, waiting, or being replayed.
+    due: timers that decide money.
+    """
+
+    schema: str
+    metadata: MetaData
+    lanes: Table
+    lane: Table
+    link_out: Table
+    link_in: Table
+    outbox: Table
+    parked: Table
+    due: Table
+
+
+@cache
+def runtime_tables(schema: str) -> RuntimeTables:
+    """The mechanism's tables of a room, built once."""
+    metadata = MetaData(schema=schema)
+    return RuntimeTables(
+        schema=schema,
+        metadata=metadata,
+        lanes=Table(
+            "lanes",
+            metadata,
+            Column("id", SmallInteger, primary_key=True, autoincrement=False),
+            Column("epoch", Integer, nullable=False, server_default=text("0")),
+        ),
+        lane=Table(
+            "lane",
+            metadata,
+            Column("name", Text, primary_key=True),
+            Column("input", Text),
+            Column("topic", Text),
+            Column("partition", Integer),
+            Column("position", BigInteger),
+            Column("stopped", Text),
+            Column("updated_at", Instant, nullable=False, server_default=func.now()),
+        ),
+        link_out=Table(
+            "link_out",
+            metadata,
+            Column("link", Text, primary_key=True),
+            Column("topic", Text, primary_key=True),
+            Column("partition", Integer, primary_key=True),
+            Column("last_seq", BigInteger, nullable=False),
+        ),
+        link_in=Table(
+            "link_in",
+            metadata,
+            Column("link", Text, primary_key=True),
+            Column("topic", Text, primary_key=True),
+            Column("partition", Integer, primary_key=True),
+            Column("received_to", BigInteger, nullable=False),
+            Column("skipped", BigInteger, nullable=False, server_default=text("0")),
+        ),
+        outbox=Table(
+            "outbox",
+            metadata,
+            Column("id", BigInteger, primary_key=True, autoincrement=True),
+            Column("topic", Text, nullable=False),
+            Column("partition", Integer, nullable=False),
+            Column("records", Integer, nullable=False),
+            Column("chunk", LargeBinary, nullable=False),
+        ),
+        parked=Table(
+            "parked",
+            metadata,
+            Column("id", BigInteger, primary_key=True, autoincrement=True),
+            Column("input", Text, nullable=False),
+            Column("topic", Text, nullable=False),
+            Column("partition", Integer, nullable=False),
+            Column("offset", BigInteger, nullable=False),
+            Column("timestamp", Instant, nullable=False),
+            Column("key", LargeBinary),
+            Column("value", LargeBinary),
+            Column("headers", JSONB, nullable=False, server_default=text("'[]'::jsonb")),
+            Column("state", Text, nullable=False),
+            Column("reason", Text, nullable=False),
+            Column("field", Text),
+            Column("message", Text, nullable=False),
+            Column("about", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
+            Column("parked_at", Instant, nullable=False),
+            Column("decided_at", Instant),
+            Column("decided_by", Text),
+            UniqueConstraint("topic", "partition", "offset", name="parked_once"),
+            Index(
+                "parked_open", "state", "id", postgresql_where=text("state in ('quarantined', 'waiting', 'replaying', 'discarding')")
+            ),
+        ),
+        due=Table(
+            "due",
+            metadata,
+            Column("kind", Text, primary_key=True),
+            Column("key", Text, primary_key=True),
+            Column("due_at", Instant, nullable=False),
+            Index("due_next", "due_at"),
+        ),
+    )

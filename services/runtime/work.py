@@ -1,0 +1,96 @@
+"""What a room's handler works with: one transaction, its instant, and the ways out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol
+
+from sqlalchemy import DateTime, Text, delete, literal, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.engine import CursorResult
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql import Executable
+
+from contracts.topics import Topic
+from services.runtime import parking
+from services.runtime.database import unnest
+from services.runtime.outbox import Outbox
+from services.runtime.records import Record
+from services.runtime.tables import RuntimeTables
+
+
+class Surroundings(Protocol):
+    """What a worker knows of the world outside its database."""
+
+    def partitions(self, topic: str) -> int:
+        """How many partitions a topic has."""
+        ...
+
+    async def end_offsets(self, topic: Topic) -> dict[tuple[str, int], int]:
+        """The high watermark of every partition of a topic or family, metadata refreshed, read uncommitted."""
+        ...
+
+
+@dataclass(slots=True)
+class Work:
+    """One transaction of a room.
+
+    ``lane`` is a lane whose row this transaction holds; what is published goes out on its links. ``now`` is the one clock's
+    instant of this transaction. Nothing here commits: that is the runtime's.
+    """
+
+    connection: AsyncConnection
+    tables: RuntimeTables
+    room: str
+    lane: str
+    now: datetime
+    epoch: int
+    outbox: Outbox
+    surroundings: Surroundings
+    parked: list[parking.Parked] = field(default_factory=list)
+    after_commit: list[Callable[[], None]] = field(default_factory=list)
+
+    async def execute(self, statement: Executable, parameters: Any = None) -> CursorResult[Any]:
+        """Run one statement of a store."""
+        return await self.connection.execute(statement, parameters)
+
+    def publish(self, topic: Topic, key: str, id: str, data: Any, *, member: str | None = None) -> None:
+        """Publish with the commit. ``id`` is the message's id: the same message always has the same."""
+        self.outbox.add(topic, key, id, data, member)
+
+    def quarantine(self, record: Record, reason: str, message: str, *, field: str | None = None, **about: Any) -> None:
+        """Keep a bad record with its reason and its bytes; its neighbours go on. ``about`` is what could be read of it."""
+        record.verdict = "quarantined"
+        self.parked.append(parking.Parked(record, "quarantined", reason, field, message, about))
+
+    def wait(self, record: Record, message: str, **about: Any) -> None:
+        """Keep a good record that may not run yet."""
+        record.verdict = "waiting"
+        self.parked.append(parking.Parked(record, "waiting", "waiting", None, message, about))
+
+    async def set_timers(self, kind: str, due: dict[str, datetime]) -> None:
+        """Set (or move) the timer of each key. A key has one timer of a kind."""
+        if not due:
+            return
+        new = unnest("new", key=Text(), due_at=DateTime(timezone=True))
+        statement = insert(self.tables.due).from_select(
+            ["kind", "key", "due_at"], select(literal(kind, Text()), new.c.key, new.c.due_at)
+        )
+        statement = statement.on_conflict_do_update(
+            index_elements=["kind", "key"], set_={"due_at": statement.excluded.due_at}
+        )
+        keys = sorted(due)
+        await self.execute(statement, {"new_key": keys, "new_due_at": [due[key] for key in keys]})
+
+    async def clear_timers(self, kind: str, keys: Iterable[str]) -> None:
+        """Forget timers; those that do not exist are no error."""
+        columns = self.tables.due.c
+        await self.execute(delete(self.tables.due).where(columns.kind == kind, columns.key.in_(sorted(keys))))
+
+    async def finish(self) -> None:
+        """Write what was parked and published; the last writes before the lanes advance."""
+        if self.parked:
+            await parking.park(self.connection, self.tables, self.parked, self.now)
+        await self.outbox.flush(self.connection, self.tables, self.lane, self.now, self.epoch)

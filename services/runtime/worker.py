@@ -1,0 +1,346 @@
+"""One process of a room: consumers, relay, timers, ticks, replay and heartbeat, started and stopped together.
+
+Any number of workers of a room may run; partitions, lane rows and locks share the work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from aiokafka import TopicPartition
+from aiokafka.errors import IllegalStateError
+from sqlalchemy import text
+
+from contracts.topics import TOPICS, Topic, topic_of
+from services.kernel.errors import Unavailable
+from services.runtime.broker import (
+    Offsets,
+    Records,
+    build_broker,
+    ensure_topics,
+    open_producer,
+    start_broker,
+    subscribe,
+)
+from services.runtime.database import is_retryable, open_engine, transaction
+from services.runtime.lanes import give_birth, lanes_of, stop_lane
+from services.runtime.processor import Behind, Processor
+from services.runtime.records import Record, lane_name
+from services.runtime.relay import Relay
+from services.runtime.room import Input, Room, Tick
+from services.runtime.settings import Settings
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_S = 2.0
+STALL_S = 30.0  # a consume loop that has not polled for this long is not alive
+
+
+class InputRunner:
+    """Feeds one input's batches to the processor and keeps the lanes' positions true."""
+
+    def __init__(self, worker: Worker, source: Input) -> None:
+        self._worker = worker
+        self._source = source
+        self._prefix = worker.settings.topic_prefix
+        self._next: dict[TopicPartition, int] = {}
+        self._stopped: dict[TopicPartition, str] = {}
+        self.handled_at = time.monotonic()
+        self.subscriber = subscribe(
+            worker.broker,
+            worker.settings,
+            group=f"{worker.room.name}.{source.name}",
+            topics=source.topics,
+            max_records=min(source.max_records, worker.settings.batch_max_records),
+            handle=self.handle,
+            assigned=self.assigned,
+        )
+
+    def _lane(self, tp: TopicPartition) -> str:
+        return lane_name(self._source.name, tp.topic.removeprefix(self._prefix), tp.partition)
+
+    async def assigned(self, assigned: set[TopicPartition]) -> None:
+        """Seek each partition to its lane's position; stop what is lost or truncated. Retried until the servers answer."""
+        wait = 0.2
+        while True:
+            try:
+                await self._seek(assigned)
+                return
+            except IllegalStateError:
+                return  # assigned to another copy meanwhile
+            except Exception as error:
+                log.warning("%s cannot seek yet: %s", self._worker.room.name, type(error).__name__, exc_info=error)
+                await asyncio.sleep(wait)
+                wait = min(5.0, wait * 2)
+
+    async def _seek(self, assigned: set[TopicPartition]) -> None:
+        consumer = self.subscriber.consumer
+        partitions = sorted(assigned)
+        starts = await consumer.beginning_offsets(partitions)
+        ends = await consumer.end_offsets(partitions)
+        worker = self._worker
+        async with transaction(worker.engine) as connection:
+            born = [
+                (self._lane(tp), tp.topic.removeprefix(self._prefix), tp.partition, starts[tp]) for tp in partitions
+            ]
+            await give_birth(connection, worker.processor.tables, self._source.name, born)
+            lanes = {lane.name: lane for lane in await lanes_of(connection, worker.processor.tables, self._source.name)}
+            for tp in partitions:
+                lane = lanes[self._lane(tp)]
+                reason = lane.stopped
+                if reason is None and lane.position < starts[tp]:
+                    reason = f"records {lane.position} to {starts[tp]} are gone from the log: lost range"
+                elif reason is None and lane.position > ends[tp]:
+                    reason = f"the log ends at {ends[tp]}, below position {lane.position}: topic truncated or made anew"
+                if reason is not None:
+                    if lane.stopped is None:
+                        await stop_lane(connection, worker.processor.tables, lane.name, reason)
+                    self._stop(tp, reason)
+        for tp in partitions:
+            position = lanes[self._lane(tp)].position
+            if tp not in self._stopped:
+                consumer.seek(tp, position)
+                self._next[tp] = position
+            else:
+                consumer.seek(tp, max(starts[tp], min(position, ends[tp])))
+                consumer.pause(tp)
+
+    def _stop(self, tp: TopicPartition, reason: str) -> None:
+        log.critical("%s stops %s: %s", self._worker.room.name, self._lane(tp), reason)
+        self._stopped[tp] = reason
+
+    async def handle(self, batch: Records) -> None:
+        """One batch as fetched, of one or several partitions."""
+        consumer = self.subscriber.consumer
+        records: list[Record] = []
+        ranges: dict[str, tuple[int, int]] = {}
+        touched: dict[TopicPartition, int] = {}
+        lane, topic, current = "", "", None
+        for raw in batch:
+            if (raw.topic, raw.partition) != current:
+                current = (raw.topic, raw.partition)
+                tp = TopicPartition(*current)
+                lane, topic = self._lane(tp), raw.topic.removeprefix(self._prefix)
+                ranges[lane] = (self._next.get(tp, raw.offset), raw.offset)
+            touched[tp] = raw.offset + 1
+            records.append(
+                Record(topic, raw.partition, raw.offset, raw.timestamp, raw.key, raw.value, lane, None, raw.headers)
+            )
+        for tp, end in touched.items():
+            ranges[self._lane(tp)] = (ranges[self._lane(tp)][0], end)
+        for tp in set(touched) & set(self._stopped):
+            stopped_lane = self._lane(tp)
+            del ranges[stopped_lane]
+            records = [record for record in records if record.lane != stopped_lane]
+        try:
+            if ranges:
+                stopped = await self._worker.processor.process(self._source, records, ranges)
+                for tp in touched:
+                    self._next[tp] = max(self._next.get(tp, 0), touched[tp])
+                    if self._lane(tp) in stopped:
+                        self._stop(tp, "link lost")
+                        consumer.pause(tp)
+        except Behind:
+            log.warning("%s.%s reads again from its lanes' positions", self._worker.room.name, self._source.name)
+            await self.assigned({tp for tp in touched if tp in consumer.assignment()})
+        finally:
+            consumer.handed = False
+            self.handled_at = time.monotonic()
+
+    async def pass_markers(self) -> None:
+        """Advance lanes over transaction markers and aborted records, when no record is out with the handler."""
+        consumer = self.subscriber.consumer
+        if consumer is None or consumer.handed:
+            return
+        ranges = {}
+        passed = {}
+        for tp in consumer.assignment():
+            if tp not in self._next or tp in self._stopped:
+                continue
+            try:
+                position = await consumer.position(tp)
+            except IllegalStateError:
+                continue
+            if consumer.handed:
+                return  # a batch came while a position was awaited: it speaks for itself
+            if position > self._next[tp]:
+                ranges[self._lane(tp)] = (self._next[tp], position)
+                passed[tp] = position
+        if ranges:
+            await self._worker.processor.pass_markers(ranges)
+            for tp, position in passed.items():
+                self._next[tp] = max(self._next[tp], position)
+
+    def health(self) -> dict[str, Any]:
+        """Age of the loop, lag and assignment: what liveness means."""
+        consumer = self.subscriber.consumer
+        assignment = sorted(consumer.assignment()) if consumer is not None else []
+        lag = 0
+        for tp in assignment:
+            end = consumer.highwater(tp)
+            if end is not None and tp in self._next:
+                lag += max(0, end - self._next[tp])
+        polled = consumer.polled_at if consumer is not None and consumer.polled_at else self.handled_at
+        return {
+            "input": self._source.name,
+            "loop_age_ms": int((time.monotonic() - max(polled, self.handled_at)) * 1000),
+            "assigned": len(assignment),
+            "lag": lag,
+            "stopped": {self._lane(tp): reason for tp, reason in self._stopped.items()},
+        }
+
+
+class Worker:
+    """A running copy of a room. Also the `Surroundings` of its work."""
+
+    def __init__(self, room: Room, settings: Settings) -> None:
+        self.room = room
+        self.settings = settings
+        self.name = f"{socket.gethostname()}-{os.getpid()}"
+        self.engine = open_engine(settings.room_database_url(room.name), application=f"tollbook.{room.name}")
+        self.processor = Processor(room, self.engine, self)
+        self.broker = build_broker(settings, room.name)
+        self.offsets = Offsets(settings)
+        self.runners = [InputRunner(self, source) for source in room.inputs]
+        self._partitions: dict[str, int] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stop = asyncio.Event()
+        self._producer: Any = None
+        self.relay: Relay | None = None
+
+    # ---- surroundings ----------------------------------------------------------------------------------------------
+
+    def partitions(self, topic: str) -> int:
+        """Partitions of a topic, as read at start; a topic that appeared since has its declared number."""
+        return self._partitions.get(topic) or topic_of(topic).partitions
+
+    async def end_offsets(self, topic: Topic) -> dict[tuple[str, int], int]:
+        return await self.offsets.ends(topic)
+
+    # ---- life ------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        await ensure_topics(self.settings, {topic.name: topic for topic in TOPICS if not topic.is_family})
+        await self.offsets.start()
+        self._partitions = await self.offsets.partitions(TOPICS)
+        async with transaction(self.engine) as connection:
+            await connection.execute(text("select runtime.clock_now()"))
+        self._producer = await open_producer(self.settings, self.room.name)
+        self.relay = Relay(
+            self.room.name, self.engine, self.processor.tables, self._producer, self.settings.topic_prefix
+        )
+        self.processor.committed = self.relay.wake
+        if self.room.started is not None:
+            await self.room.started(self.processor)
+        await start_broker(self.broker)
+        self._spawn(self.relay.run())
+        self._spawn(self._every(self.settings.tick_ms / 1000, self._pass_markers, "markers"))
+        self._spawn(self._every(self.settings.tick_ms / 1000, self._timers, "timers"))
+        self._spawn(self._every(min(0.25, self.settings.tick_ms / 1000), self._replay, "replay"))
+        self._spawn(self._every(HEARTBEAT_S, self._heartbeat, "heartbeat"))
+        for tick in self.room.ticks:
+            self._spawn(
+                self._every(tick.seconds * self.settings.tick_ms / 1000, self._ticker(tick), f"tick {tick.name}")
+            )
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 50)
+        log.info("%s runs as %s", self.room.name, self.name)
+
+    async def stop(self) -> None:
+        """Finish the batch in hand, then close; what is not sent stays in the outbox for the next copy."""
+        await self.broker.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._producer is not None:
+            await self._producer.stop()
+        await self.offsets.stop()
+        if self.room.stopped is not None:
+            await self.room.stopped()
+        await self.engine.dispose()
+        log.info("%s stopped", self.room.name)
+
+    async def run(self) -> None:
+        """Until SIGTERM or SIGINT."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        try:
+            await self.start()
+            await self._stop.wait()
+        finally:
+            await self.stop()
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        self._tasks.append(asyncio.create_task(coroutine))
+
+    async def _every(self, seconds: float, run: Callable[[], Awaitable[bool | None]], what: str) -> None:
+        """Run again and again; at once when the run says that more is waiting. A failing server is waited for."""
+        wait = seconds
+        while True:
+            try:
+                more = await run()
+                wait = 0.0 if more else seconds
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:
+                level = logging.WARNING if is_retryable(error) or isinstance(error, Unavailable) else logging.ERROR
+                log.log(level, "%s %s failed: %s", self.room.name, what, type(error).__name__, exc_info=error)
+                wait = min(5.0, max(seconds, 0.2) * 2)
+            await asyncio.sleep(wait)
+
+    async def _pass_markers(self) -> None:
+        for runner in self.runners:
+            await runner.pass_markers()
+
+    async def _timers(self) -> bool:
+        return await self.processor.fire_timers() > 0
+
+    async def _replay(self) -> bool:
+        return await self.processor.replay() > 0
+
+    def _ticker(self, tick: Tick) -> Callable[[], Awaitable[None]]:
+        async def run() -> None:
+            await self.processor.tick(tick)
+
+        return run
+
+    # ---- health ----------------------------------------------------------------------------------------------------
+
+    def health(self) -> dict[str, Any]:
+        """What `alive` means: every consume loop has turned lately and nothing is stopped."""
+        inputs = [runner.health() for runner in self.runners]
+        return {
+            "room": self.room.name,
+            "process": self.name,
+            "alive": all(each["loop_age_ms"] < STALL_S * 1000 for each in inputs),
+            "ready": all(not each["stopped"] for each in inputs),
+            "relay_active": bool(self.relay and self.relay.active),
+            "inputs": inputs,
+        }
+
+    async def _heartbeat(self) -> None:
+        inputs = self.health()["inputs"]
+        async with transaction(self.engine) as connection:
+            await connection.execute(
+                text(
+                    "insert into runtime.heartbeat (room, process, at, loop_age_ms, assigned, lag)"
+                    " values (:room, :process, now(), :age, :assigned, :lag) on conflict (room, process) do update"
+                    " set at = excluded.at, loop_age_ms = excluded.loop_age_ms, assigned = excluded.assigned, lag = excluded.lag"
+                ),
+                {
+                    "room": self.room.name,
+                    "process": self.name,
+                    "age": max((each["loop_age_ms"] for each in inputs), default=0),
+                    "assigned": sum(each["assigned"] for each in inputs),
+                    "lag": sum(each["lag"] for each in inputs),
+                },
+            )

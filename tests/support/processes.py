@@ -1,0 +1,94 @@
+"""Room processes for tests on real servers: started, killed at a named step, started again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class Processes:
+    """Subprocesses of one test with the environment of its servers. `stop` ends what still runs."""
+
+    environment: dict[str, str]
+    logs: Path
+    running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    _count: int = 0
+
+    def start(self, name: str, *arguments: str, crash: str | None = None) -> subprocess.Popen[bytes]:
+        """Start `python -m <arguments>` under a name of ours; with ``crash`` it kills itself at that step."""
+        self._count += 1
+        environment = os.environ | self.environment | {"PYTHONUNBUFFERED": "1"}
+        if crash is not None:
+            environment |= {"TOLLBOOK_CRASH": crash, "TOLLBOOK_CRASH_LOG": str(self.crash_log)}
+        with (self.logs / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *arguments], cwd=ROOT, env=environment, stdout=log, stderr=log
+            )
+        self.running[name] = process
+        return process
+
+    @property
+    def crash_log(self) -> Path:
+        return self.logs / "crashes"
+
+    def crashed_at(self) -> list[str]:
+        """Every step at which a process killed itself, in order: the proof that the fault happened."""
+        return self.crash_log.read_text().splitlines() if self.crash_log.exists() else []
+
+    async def wait_crashed(self, name: str, step: str, timeout: float = 45.0) -> None:
+        """Wait for the SIGKILL at this step; anything else fails with the end of the log."""
+        process = self.running.pop(name)
+        deadline = time.monotonic() + timeout
+        while process.poll() is None and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        if process.poll() is None:
+            process.kill()
+            raise AssertionError(f"{name} never came to {step}\n{self.tail(name)}")
+        assert process.returncode == -signal.SIGKILL, (
+            f"{name} ended by {process.returncode}, not at {step}\n{self.tail(name)}"
+        )
+        assert self.crashed_at()[-1:] == [step.partition(":")[0]]
+
+    def tail(self, name: str) -> str:
+        log = self.logs / f"{name}.log"
+        return log.read_text(errors="replace")[-4000:] if log.exists() else ""
+
+    def kill(self, name: str) -> None:
+        """SIGKILL from outside, at whatever point it is."""
+        process = self.running.pop(name)
+        process.kill()
+        process.wait()
+
+    def stop(self, *names: str) -> dict[str, int]:
+        """SIGTERM, wait, and the exit codes; a process that does not stop in time is killed and reported as -9."""
+        chosen = names or tuple(self.running)
+        for name in chosen:
+            self.running[name].terminate()
+        codes = {}
+        for name in chosen:
+            process = self.running.pop(name)
+            try:
+                codes[name] = process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                codes[name] = process.wait()
+        return codes
+
+
+async def until(condition: Callable[[], Awaitable[bool]], what: str, timeout: float = 60.0) -> None:
+    """Wait until the condition holds; say what was waited for when it does not come."""
+    deadline = time.monotonic() + timeout
+    while not await condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout:.0f} s: {what}")
+        await asyncio.sleep(0.1)
