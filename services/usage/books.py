@@ -1,0 +1,182 @@
+"""Price books: versions with effective dates, and the order in which the books of an account are asked.
+
+Pure values; what a book holds comes from the store or from a price file (`price_files`). Source: domain, section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+
+from services.kernel.errors import InvalidInput
+from services.kernel.money import format_nano
+
+OUTBOUND = "voice.outbound"
+INBOUND = "voice.inbound"
+TOLL_FREE = "voice.toll_free"  # inbound on a number whose caller does not pay
+PRODUCTS = (OUTBOUND, INBOUND, TOLL_FREE)
+TOLL_FREE_PREFIXES = frozenset({"+1800", "+1833", "+1844", "+1855", "+1866", "+1877", "+1888"})
+
+Direction = Literal["inbound", "outbound"]
+
+
+def product_of(direction: Direction, called: str) -> str:
+    """The product of a leg: its direction, and for inbound legs whether the number is toll-free.
+
+    >>> product_of("inbound", "+18778874413"), product_of("outbound", "+18778874413")
+    ('voice.toll_free', 'voice.outbound')
+    """
+    if direction == "outbound":
+        return OUTBOUND
+    return TOLL_FREE if called[:5] in TOLL_FREE_PREFIXES else INBOUND
+
+
+@dataclass(frozen=True, slots=True)
+class PriceRow:
+    """What one prefix costs for one product. Prices are nanos; ``60/6`` is minimum 60, increment 6 seconds."""
+
+    product: str
+    prefix: str
+    per_minute_nano: int
+    connection_fee_nano: int = 0
+    minimum_s: int = 60
+    increment_s: int = 60
+
+
+@dataclass(frozen=True, slots=True)
+class BookVersion:
+    """One complete price list, valid from an instant until the next version of the same book."""
+
+    book_id: str
+    version: int
+    currency: str
+    effective_from: datetime
+    rows: tuple[PriceRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """A price row and where it stands: all that a charge names. The texts are the decimal strings of the charge."""
+
+    book_id: str
+    version: int
+    currency: str
+    product: str
+    prefix: str
+    per_minute_nano: int
+    connection_fee_nano: int
+    minimum_s: int
+    increment_s: int
+    unit_price: str = field(init=False)
+    connection_fee: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "unit_price", format_nano(self.per_minute_nano))
+        object.__setattr__(self, "connection_fee", format_nano(self.connection_fee_nano))
+
+
+@dataclass(frozen=True, slots=True)
+class _Prefixes:
+    """The prefixes of one product: asked by length, longest first."""
+
+    lengths: tuple[int, ...]
+    prices: Mapping[str, Price]
+
+
+class _CompiledVersion:
+    __slots__ = ("effective_from", "products", "version")
+
+    def __init__(self, version: BookVersion) -> None:
+        prices: dict[str, dict[str, Price]] = {}
+        for row in version.rows:
+            of_product = prices.setdefault(row.product, {})
+            if row.prefix in of_product:
+                raise InvalidInput(
+                    f"{row.product} {row.prefix} stands twice in {version.book_id} version {version.version};"
+                    " keep one of the rows",
+                    field="prefix",
+                )
+            of_product[row.prefix] = Price(
+                version.book_id,
+                version.version,
+                version.currency,
+                row.product,
+                row.prefix,
+                row.per_minute_nano,
+                row.connection_fee_nano,
+                row.minimum_s,
+                row.increment_s,
+            )
+        self.version = version.version
+        self.effective_from = version.effective_from
+        self.products = {
+            product: _Prefixes(tuple(sorted({len(prefix) for prefix in of_product}, reverse=True)), of_product)
+            for product, of_product in prices.items()
+        }
+
+
+class PriceBook:
+    """All versions of one book, compiled for looking up. ``exists`` is False for a book that is named but not loaded."""
+
+    __slots__ = ("_versions", "book_id", "exists")
+
+    def __init__(self, book_id: str, versions: Iterable[BookVersion]) -> None:
+        compiled = [_CompiledVersion(version) for version in versions]
+        compiled.sort(key=lambda version: (version.effective_from, version.version), reverse=True)
+        self.book_id = book_id
+        self.exists = bool(compiled)
+        self._versions = tuple(compiled)
+
+    def find(self, product: str, number: str, at: datetime) -> Price | None:
+        """The price of the longest prefix in the version that is effective at an instant, or None.
+
+        Of several versions the one with the latest ``effective_from`` up to that instant holds; of two from the same
+        instant the higher version. A version dated back therefore rates what is rated from then on.
+        """
+        for version in self._versions:
+            if version.effective_from <= at:
+                prefixes = version.products.get(product)
+                if prefixes is None:
+                    return None
+                prices = prefixes.prices
+                for length in prefixes.lengths:
+                    price = prices.get(number[:length])
+                    if price is not None:
+                        return price
+                return None
+        return None
+
+
+Chain = tuple[PriceBook, ...]
+
+
+class PriceBooks:
+    """Every book that is loaded."""
+
+    __slots__ = ("_books",)
+
+    def __init__(self, versions: Iterable[BookVersion]) -> None:
+        by_book: dict[str, list[BookVersion]] = {}
+        for version in versions:
+            by_book.setdefault(version.book_id, []).append(version)
+        self._books = {book_id: PriceBook(book_id, of_book) for book_id, of_book in by_book.items()}
+
+    def chain(
+        self,
+        *,
+        account: str | None = None,
+        pricing_model: str | None = None,
+        organization: str | None = None,
+        default: Iterable[str] = (),
+    ) -> Chain:
+        """The books of an account in the order they are asked: its own override, the payer group's pricing model, the
+        organization's, the default ones. The first with a match wins.
+
+        >>> [book.book_id for book in PriceBooks([]).chain(pricing_model="wholesale", default=("list", "inbound"))]
+        ['wholesale', 'list', 'inbound']
+        """
+        named = [book_id for book_id in (account, pricing_model, organization) if book_id is not None]
+        order = dict.fromkeys((*named, *default))
+        return tuple(self._books.get(book_id) or PriceBook(book_id, ()) for book_id in order)

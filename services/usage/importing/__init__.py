@@ -1,0 +1,14 @@
+"""Importers of the call records that real switches write. A new format is one new file and one line in `FORMATS`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from services.usage.importing.asterisk import import_master_csv
+from services.usage.importing.interface import Importer, ImportReport, LegEvent, RefusedRow
+from services.usage.importing.profile import SwitchProfile, read_profile
+
+FORMATS: Mapping[str, Importer] = MappingProxyType({"asterisk": import_master_csv})
+
+__all__ = ["FORMATS", "ImportReport", "Importer", "LegEvent", "RefusedRow", "SwitchProfile", "read_profile"]

@@ -1,0 +1,200 @@
+"""The switch profile: what an importer must be told about a switch before its records mean anything.
+
+A JSON or TOML file. Source: domain, section 3.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Annotated, Any
+from zoneinfo import ZoneInfo
+
+import phonenumbers
+from phonenumbers import NumberParseException, ValidationResult
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from contracts.usage import Attribute
+from contracts.words import E164, Id
+from services.kernel import period
+from services.kernel.errors import InvalidInput
+
+PROFILE_BYTES_MAX = 4 * 2**20  # some ten thousand numbers
+NUMBERS_REMEMBERED_MAX = 65_536  # dialled numbers repeat; a remembered one costs a tenth of a parsed one
+
+_SEPARATORS = str.maketrans("", "", " -().")
+_DIALLED = re.compile(r"\+?[0-9]{1,32}", re.ASCII)
+
+
+def _zone(name: str) -> str:
+    try:
+        period.zone(name)
+    except InvalidInput as error:
+        raise ValueError(error.message) from None
+    return name
+
+
+def _country(code: str) -> str:
+    if code not in phonenumbers.SUPPORTED_REGIONS:
+        raise ValueError(f'{code!r} is no country with a number plan; use an ISO 3166 code such as "US"')
+    return code
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"{text!r} is no regular expression ({error}); mend it or escape its special signs") from None
+    return text
+
+
+Zone = Annotated[str, AfterValidator(_zone)]
+Country = Annotated[str, AfterValidator(_country)]
+Pattern = Annotated[str, AfterValidator(_pattern)]
+DialPrefix = Annotated[str, Field(pattern=r"^[0-9]{1,15}$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=True)
+
+
+class Trunk(_Part):
+    """A channel that leads out of the switch, without the instance number: ``PJSIP/thinQ``."""
+
+    channel: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+/[^\x00-\x20]+$", max_length=80)]
+    prefix: DialPrefix | None = Field(None, description="What the switch puts before every number on this trunk")
+    plus_missing: bool = Field(False, description="Numbers on this trunk are E.164 without their plus")
+
+
+class AccountCode(_Part):
+    """Which account a code is: ``code`` is a regular expression that must match the whole accountcode."""
+
+    code: Pattern
+    account: Id
+
+
+class SwitchProfile(_Part):
+    """A switch as an importer sees it. Of several codes that match, the first holds."""
+
+    publisher: Id
+    source: Attribute
+    zone: Zone
+    country: Country
+    international_prefixes: tuple[DialPrefix, ...] = Field(strict=False)
+    trunks: tuple[Trunk, ...] = Field(strict=False, min_length=1)
+    internal: tuple[Pattern, ...] = Field(strict=False, default=())
+    accounts: tuple[AccountCode, ...] = Field(strict=False, default=())
+    numbers: dict[E164, Id] = Field(default_factory=dict, description="Our numbers and the accounts they belong to")
+
+    @cached_property
+    def tz(self) -> ZoneInfo:
+        return period.zone(self.zone)
+
+    @cached_property
+    def _trunk_of_channel(self) -> dict[str, Trunk]:
+        return {trunk.channel: trunk for trunk in self.trunks}
+
+    @cached_property
+    def _internal(self) -> re.Pattern[str] | None:
+        return re.compile("|".join(f"(?:{pattern})" for pattern in self.internal)) if self.internal else None
+
+    @cached_property
+    def _codes(self) -> tuple[tuple[re.Pattern[str], str], ...]:
+        return tuple((re.compile(entry.code), entry.account) for entry in self.accounts)
+
+    def trunk(self, channel: str) -> Trunk | None:
+        """The trunk of a channel name such as ``PJSIP/thinQ-0000000a``, or None for any other channel."""
+        name, dash, _ = channel.rpartition("-")
+        return self._trunk_of_channel.get(name) if dash else None
+
+    def is_internal(self, number: str) -> bool:
+        return self._internal is not None and self._internal.search(number) is not None
+
+    def account_of_code(self, code: str) -> str:
+        """The account of an accountcode; a code without an entry is itself the account id (usage quarantines it)."""
+        for pattern, account in self._codes:
+            if pattern.fullmatch(code):
+                return account
+        return code
+
+    def e164(self, number: str, trunk: Trunk | None = None) -> str | None:
+        """The number in E.164, or None where it cannot be one. Rules of the trunk hold where one is given."""
+        if trunk is None:
+            return _e164(number, self.country, self.international_prefixes, False)
+        if trunk.prefix is not None:
+            number = number.removeprefix(trunk.prefix)
+        return _e164(number, self.country, self.international_prefixes, trunk.plus_missing)
+
+
+@lru_cache(maxsize=NUMBERS_REMEMBERED_MAX)
+def _e164(number: str, country: str, international_prefixes: tuple[str, ...], plus_missing: bool) -> str | None:
+    dialled = number.translate(_SEPARATORS)
+    if _DIALLED.fullmatch(dialled) is None:
+        return None
+    if not dialled.startswith("+"):
+        prefix = next((prefix for prefix in international_prefixes if dialled.startswith(prefix)), None)
+        if prefix is not None:
+            dialled = f"+{dialled[len(prefix) :]}"
+        elif plus_missing:
+            dialled = f"+{dialled}"
+    try:
+        parsed = phonenumbers.parse(dialled, country)
+    except NumberParseException:
+        return None
+    # Possible by length, not assigned: new number ranges must not wait for a newer number plan.
+    if phonenumbers.is_possible_number_with_reason(parsed) != ValidationResult.IS_POSSIBLE:
+        return None
+    return phonenumbers.format_number(parsed, phonenumbers.PhoneNumberFormat.E164)
+
+
+def read_profile(path: Path) -> SwitchProfile:
+    """Reads a profile from a ``.json`` or ``.toml`` file. Raises `InvalidInput` naming the file, the field and the fix."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be read: {error.strerror}", field="profile") from None
+    return parse_profile(data, path.name)
+
+
+def parse_profile(data: bytes, name: str) -> SwitchProfile:
+    """The profile in the bytes of a file; the ending of its name tells the format.
+
+    >>> parse_profile(b'{"publisher": "detroit"}', "switch.json")
+    Traceback (most recent call last):
+    services.kernel.errors.InvalidInput: source: is missing in switch.json; add it
+    """
+    if len(data) > PROFILE_BYTES_MAX:
+        raise InvalidInput(f"{name} is larger than {PROFILE_BYTES_MAX} bytes", field="profile")
+    try:
+        if name.endswith(".toml"):
+            document: Any = tomllib.loads(data.decode("utf-8"))
+        elif name.endswith(".json"):
+            document = json.loads(data.decode("utf-8"), object_pairs_hook=_no_field_twice)
+        else:
+            raise InvalidInput(f"{name} is neither .json nor .toml; rename it to what it holds", field="profile")
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"{name} cannot be read: {error}", field="profile") from None
+    try:
+        return SwitchProfile.model_validate(document)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in problem["loc"]) or "profile"
+        if problem["type"] == "missing":
+            message = f"is missing in {name}; add it"
+        elif problem["type"] == "extra_forbidden":
+            message = f"is no field of a switch profile; remove it from {name} or mend its spelling"
+        else:
+            message = f"{problem['msg'].removeprefix('Value error, ')} (in {name})"
+        raise InvalidInput(message, field=field) from None
+
+
+def _no_field_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the field {twice!r} stands twice; keep one")
+    return fields
