@@ -1,0 +1,1388 @@
+"""The judge: what the whole system must have done, computed again from what went in. Obvious rather than fast.
+
+It is written from the domain page and the designs alone and imports nothing of `services` or `contracts`, so an error has
+to be made twice, in two ways, to go unseen. It takes plain dictionaries as they went onto the wire, raw Kafka records and
+the observed cut vectors, and says which class each record may have, which charges exist, what stands on each ledger
+account and invoice, and which payment attempts there must be.
+
+Where the pages leave two answers open (which of two conflicting events came first; which of two faults of one event is
+named) the model allows both, and nothing else.
+
+Shape of the facts (as in the timelines of the registry; instants are text with ``Z`` or aware datetimes)::
+
+    {"publishers":     [{"publisher_id", "organization_ids", "sources", "late_s_max"?, "early_s_max"?}],
+     "accounts":       [{"account_id", "organization_id", "currency"?, "plans": [{"from", "to", "plan"}],
+                         "groups": [{"from", "to", "group_id"}]}],
+     "billing_groups": [{"group_id", "zone"?, "currency"?, "tax_rate"?, "pricing_model"?}],
+     "resources":      [{"resource_id", "kind", "number"?, "account_id", "cost_centers": [{"from", "to", "cost_center_id"}]}],
+     "cost_centers":   {organization_id: [cost_center_id]},                      # absent: every override is one of ours
+     "prices":         [{"book"?, "version"?, "effective_from", "currency"?, "product", "prefix", "per_minute",
+                         "connection_fee"?, "minimum_s", "increment_s",
+                         one of "account_id" | "pricing_model" | "organization_id", or none for a default book}]}
+
+Default books are asked in the order of their first rows. A version of a book is a complete list.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from fractions import Fraction
+from hashlib import blake2b
+from itertools import pairwise
+from typing import Any
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+Facts = Mapping[str, Any]
+Position = tuple[str, int, int]  # topic, partition, offset
+Lane = tuple[str, int]  # topic, partition
+Vector = Mapping[Lane, int]  # end offset of each partition at a cut
+
+NANO = 10**9
+EXPONENT = {"USD": 2}
+USAGE_TOPICS = "usage.events."
+VOICE_LEG = "tollbook.usage.voice.leg.v1"
+SCOPES = ("account_id", "pricing_model", "organization_id")  # of a price book; without any it is a default one
+TOLL_FREE = tuple(f"1{code}" for code in (800, 833, 844, 855, 866, 877, 888))
+
+# Classes of a record. A quarantined record has the reason as its class.
+RATED, RATED_UNGROUPED, DUPLICATE, NOT_BILLABLE = "rated", "rated_ungrouped", "duplicate", "not_billable"
+NOT_JSON, INVALID_EVENT, UNKNOWN_ACCOUNT, NOT_PERMITTED = (
+    "not_json",
+    "invalid_event",
+    "unknown_account",
+    "not_permitted",
+)
+NO_PRICE, WRONG_CURRENCY, TOO_OLD, IN_FUTURE = "no_price", "wrong_currency", "too_old", "in_future"
+CONFLICT, REFUSED_BY_STORE = "conflict", "refused_by_store"
+REASONS = frozenset(
+    {NOT_JSON, INVALID_EVENT, UNKNOWN_ACCOUNT, NOT_PERMITTED, NO_PRICE, WRONG_CURRENCY, TOO_OLD, IN_FUTURE, CONFLICT}
+    | {REFUSED_BY_STORE}
+)
+UNREADABLE = frozenset(
+    {NOT_JSON, INVALID_EVENT}
+)  # bytes that one parser calls no JSON and another JSON of a wrong form
+
+# Limits of the public usage contract.
+EVENT_BYTES_MAX = 65_536
+CALL_SECONDS_MAX = 7 * 86_400
+DEPTH_MAX = 100
+CHARGE_NANO_MAX = 10**6 * NANO
+
+
+class OutsideTheModel(Exception):
+    """The input asks for what the pages do not decide; the model does not guess."""
+
+
+# ---- money and time ------------------------------------------------------------------------------------------------
+
+
+def nano(text: str) -> int:
+    """Nanos of a decimal string, exactly.
+
+    >>> nano("0.0140"), nano("-2.5")
+    (14000000, -2500000000)
+    """
+    if not re.fullmatch(r"-?[0-9]+(\.[0-9]{1,9})?", text, re.ASCII):
+        raise ValueError(f"not an amount: {text!r}")
+    return int(Fraction(text) * NANO)
+
+
+def half_even(value: Fraction, step: int = 1) -> int:
+    """The multiple of ``step`` nearest to ``value``, ties to the even multiple.
+
+    >>> half_even(Fraction(5, 2)), half_even(Fraction(7, 2)), half_even(Fraction(125), 50)
+    (2, 4, 100)
+    """
+    return round(Fraction(value) / step) * step  # Fraction.__round__ is half-even
+
+
+def minor_step(currency: str) -> int:
+    """Nanos of the smallest unit that can be paid."""
+    return int(10 ** (9 - EXPONENT[currency]))
+
+
+def instant(value: Any) -> datetime:
+    """An aware UTC datetime of a fact: text with Z, or a datetime."""
+    moment = value if isinstance(value, datetime) else datetime.fromisoformat(value.replace("Z", "+00:00"))
+    if moment.tzinfo is None:
+        raise ValueError(f"naive time: {value!r}")
+    return moment.astimezone(UTC)
+
+
+def month_of(moment: datetime, zone: str) -> str:
+    """Name of the billing month of an instant.
+
+    >>> month_of(datetime(2026, 10, 31, 23, 30, tzinfo=UTC), "Europe/Paris")
+    '2026-11'
+    """
+    return moment.astimezone(ZoneInfo(zone)).strftime("%Y-%m")
+
+
+def month_after(name: str) -> str:
+    year, month = int(name[:4]), int(name[5:])
+    return f"{year + 1:04d}-01" if month == 12 else f"{year:04d}-{month + 1:02d}"
+
+
+def month_end(name: str, zone: str) -> datetime:
+    """The boundary instant at which a billing month ends.
+
+    >>> month_end("2026-10", "Europe/Paris").isoformat()
+    '2026-10-31T23:00:00+00:00'
+    """
+    after = month_after(name)
+    return datetime(int(after[:4]), int(after[5:]), 1, tzinfo=ZoneInfo(zone)).astimezone(UTC)
+
+
+def interval_at(intervals: Iterable[Mapping[str, Any]], moment: datetime) -> Mapping[str, Any] | None:
+    """The half-open interval [from, to) that holds an instant."""
+    for interval in intervals:
+        if instant(interval["from"]) <= moment and (interval.get("to") is None or moment < instant(interval["to"])):
+            return interval
+    return None
+
+
+# ---- ids -----------------------------------------------------------------------------------------------------------
+
+
+def identity_of(publisher: str, source: str, event_id: str) -> bytes:
+    """16-byte BLAKE2b(publisher, 0, source, 0, id)."""
+    return blake2b(b"\0".join(part.encode() for part in (publisher, source, event_id)), digest_size=16).digest()
+
+
+def charge_id_of(identity: bytes) -> str:
+    """UUIDv8 of BLAKE2b-16(digest, revision 0 as 4 bytes)."""
+    raw = bytearray(blake2b(identity + bytes(4), digest_size=16).digest())
+    raw[6] = raw[6] & 0x0F | 0x80
+    raw[8] = raw[8] & 0x3F | 0x80
+    return str(UUID(bytes=bytes(raw)))
+
+
+def evidence_hash(charge_id: str) -> int:
+    """First 8 bytes of the BLAKE2b (64-byte digest) of a charge id, as a signed 64-bit number."""
+    return int.from_bytes(blake2b(UUID(charge_id).bytes).digest()[:8], "big", signed=True)
+
+
+# ---- reading one record --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RawRecord:
+    """One record of a `usage.events.*` partition, as the broker holds it."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+
+    @property
+    def position(self) -> Position:
+        return self.topic, self.partition, self.offset
+
+    @property
+    def publisher(self) -> str:
+        return self.topic.removeprefix(USAGE_TOPICS)
+
+    @property
+    def broker_time(self) -> datetime:
+        return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=self.timestamp_ms)
+
+
+class Unacceptable(Exception):
+    """The record is quarantined; ``reasons`` are the classes it may be given."""
+
+    def __init__(self, reasons: Iterable[str]) -> None:
+        self.reasons = frozenset(reasons)
+        super().__init__(", ".join(sorted(self.reasons)))
+
+
+def _need(condition: bool, *reasons: str) -> None:
+    if not condition:
+        raise Unacceptable(reasons or (INVALID_EVENT,))
+
+
+def _depth(text: str) -> int:
+    """How deep brackets nest outside of strings."""
+    depth = deepest = 0
+    for bracket in re.sub(r'"(?:[^"\\]|\\.)*"', "", text):
+        if bracket in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif bracket in "]}":
+            depth -= 1
+    return deepest
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    _need(len({name for name, _ in pairs}) == len(pairs), *UNREADABLE)
+    return dict(pairs)
+
+
+def _no_constant(name: str) -> Any:
+    raise Unacceptable(UNREADABLE)  # NaN and Infinity are not JSON
+
+
+def read_json(value: bytes | None) -> dict[str, Any]:
+    """The one object in these bytes: strict UTF-8, no name twice, no NaN, not too large, not too deep."""
+    if not value:
+        raise Unacceptable(UNREADABLE)  # a tombstone or nothing at all
+    _need(len(value) <= EVENT_BYTES_MAX, *UNREADABLE)
+    try:
+        text = value.decode("utf-8")
+    except UnicodeDecodeError:
+        raise Unacceptable({NOT_JSON}) from None
+    _need(_depth(text) <= DEPTH_MAX, *UNREADABLE)
+    try:
+        document = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
+    except (json.JSONDecodeError, RecursionError):
+        raise Unacceptable({NOT_JSON}) from None
+    except ValueError:  # a number of thousands of digits
+        raise Unacceptable(UNREADABLE) from None
+    _need(isinstance(document, dict), *UNREADABLE)
+    _no_unstorable_text(document)
+    assert isinstance(document, dict)
+    return document
+
+
+def _no_unstorable_text(value: Any) -> None:
+    if isinstance(value, str):
+        _need("\0" not in value, INVALID_EVENT, NOT_JSON, REFUSED_BY_STORE)
+        _need(not re.search("[\ud800-\udfff]", value), INVALID_EVENT, NOT_JSON, REFUSED_BY_STORE)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            _no_unstorable_text(name)
+            _no_unstorable_text(item)
+    elif isinstance(value, list):
+        for item in value:
+            _no_unstorable_text(item)
+
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
+_E164 = re.compile(r"\+[1-9][0-9]{4,14}", re.ASCII)
+_UTC_TEXT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?Z", re.ASCII)
+_ATTRIBUTES = {"specversion", "id", "source", "type", "time", "subject", "datacontenttype", "dataschema", "data"}
+_DATA_FIELDS = {"account_id", "direction", "caller", "called", "started_at", "ended_at", "answered", "duration_s"}
+_DATA_OPTIONAL = {"outbound_profile", "cost_center_id", "call_leg_id"}
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and 1 <= len(value) <= 256 and not re.search(r"[\x00-\x1f\x7f-\x9f]", value)
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, str) and _ID.fullmatch(value) is not None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, str) and _E164.fullmatch(value) is not None
+
+
+def _is_whole(value: Any, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _utc(value: Any) -> datetime:
+    _need(isinstance(value, str) and _UTC_TEXT.fullmatch(value) is not None)
+    try:
+        whole, _, fraction = value[:-1].partition(".")
+        return datetime.fromisoformat(whole).replace(tzinfo=UTC, microsecond=int(fraction.ljust(6, "0") or 0))
+    except ValueError:
+        raise Unacceptable({INVALID_EVENT}) from None
+
+
+@dataclass(frozen=True)
+class Leg:
+    """One valid voice leg; two legs with equal ``content`` say the same."""
+
+    source: str
+    event_id: str
+    account_id: str
+    direction: str
+    caller: str | None
+    called: str
+    started_at: datetime
+    ended_at: datetime
+    answered: bool
+    duration_s: int
+    billable_s: int
+    outbound_profile: str | None
+    cost_center_id: str | None
+    call_leg_id: str | None
+
+    @property
+    def content(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, name) for name in self.__dataclass_fields__)
+
+
+def read_leg(value: bytes | None) -> Leg:
+    """The voice leg in the bytes of a record, or `Unacceptable`."""
+    event = read_json(value)
+    _need(event.get("specversion") == "1.0")
+    _need(_is_text(event.get("id")))
+    _need(_is_text(event.get("source")))
+    _need(event.get("type") == VOICE_LEG)
+    if event.get("time") is not None:
+        _utc(event["time"])
+    _need(event.get("subject") is None or _is_text(event["subject"]))
+    _need(event.get("datacontenttype") in (None, "application/json"))
+    schema = event.get("dataschema")
+    _need(schema is None or (_is_text(schema) and re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", schema) is not None))
+    for name in event.keys() - _ATTRIBUTES:
+        extension = event[name]
+        _need(re.fullmatch(r"[a-z0-9]+", name, re.ASCII) is not None)  # data_base64 fails here too
+        _need(
+            extension is None
+            or isinstance(extension, str | bool)
+            or _is_whole(extension, -(2**31), 2**31 - 1)  # no fraction, object or array
+        )
+
+    data = event.get("data")
+    _need(isinstance(data, dict))
+    assert isinstance(data, dict)
+    _need((_DATA_FIELDS | {"billable_s"}) <= data.keys() <= (_DATA_FIELDS | {"billable_s"} | _DATA_OPTIONAL))
+    _need(_is_id(data["account_id"]))
+    _need(data["direction"] in ("outbound", "inbound") and isinstance(data["direction"], str))
+    _need(data["caller"] is None or _is_number(data["caller"]))
+    _need(_is_number(data["called"]))
+    _need(isinstance(data["answered"], bool))
+    _need(_is_whole(data["duration_s"], 0, CALL_SECONDS_MAX))
+    _need(_is_whole(data["billable_s"], 0, CALL_SECONDS_MAX))
+    _need(data["billable_s"] <= data["duration_s"])
+    _need(data["answered"] or data["billable_s"] == 0)
+    for name in ("outbound_profile", "cost_center_id"):
+        _need(data.get(name) is None or _is_id(data[name]))
+    _need(data.get("call_leg_id") is None or _is_text(data["call_leg_id"]))
+    started_at, ended_at = _utc(data["started_at"]), _utc(data["ended_at"])
+    _need(started_at <= ended_at)
+    return Leg(
+        event["source"],
+        event["id"],
+        data["account_id"],
+        data["direction"],
+        data["caller"],
+        data["called"],
+        started_at,
+        ended_at,
+        data["answered"],
+        data["duration_s"],
+        data["billable_s"],
+        data.get("outbound_profile"),
+        data.get("cost_center_id"),
+        data.get("call_leg_id"),
+    )
+
+
+# ---- rating --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Charge:
+    """One rated leg, in the words of the charge that is published."""
+
+    charge_id: str
+    account_id: str
+    organization_id: str
+    plan: str
+    group_id: str | None
+    period: str | None
+    bill_to: str | None
+    cost_center_id: str | None
+    publisher: str
+    source: str
+    event_id: str
+    event_time: datetime
+    product: str
+    matched: str
+    quantity: int
+    duration_s: int
+    amount_nano: int
+    currency: str
+
+
+def product_of(leg: Leg) -> str:
+    """Outbound, inbound, or inbound on a toll-free number."""
+    if leg.direction == "outbound":
+        return "voice.outbound"
+    return "voice.toll_free" if leg.called[1:].startswith(TOLL_FREE) else "voice.inbound"
+
+
+def billed_seconds(seconds: int, minimum_s: int, increment_s: int) -> int:
+    """The minimum, then started increments.
+
+    >>> billed_seconds(95, 60, 60), billed_seconds(95, 60, 6), billed_seconds(3, 1, 1), billed_seconds(23, 60, 6)
+    (120, 96, 3, 60)
+    """
+    beyond = max(0, seconds - minimum_s)
+    return minimum_s + -(-beyond // increment_s) * increment_s
+
+
+def charge_amount(billed_s: int, per_minute: str, connection_fee: str = "0") -> int:
+    """Nanos of fee + minutes x price, rounded once, half-even to 9 decimals.
+
+    >>> charge_amount(96, "0.0120", "0.0010"), charge_amount(1, "0.0085")
+    (20200000, 141667)
+    """
+    return half_even((Fraction(connection_fee) + Fraction(billed_s, 60) * Fraction(per_minute)) * NANO)
+
+
+class PriceBooks:
+    """Price rows as books of versions. A version is one complete list, valid until the next of the same book."""
+
+    def __init__(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        self.books: dict[tuple[str, str], dict[str, dict[tuple[datetime, int], list[Mapping[str, Any]]]]] = {}
+        for row in rows:
+            scope = next(((name, row[name]) for name in SCOPES if row.get(name) is not None), ("default", ""))
+            versions = self.books.setdefault(scope, {}).setdefault(row.get("book", ""), {})
+            versions.setdefault((instant(row["effective_from"]), row.get("version", 1)), []).append(row)
+
+    def find(self, leg: Leg, organization_id: str | None, pricing_model: str | None) -> Mapping[str, Any] | None:
+        """Account override, pricing model, organization, default: the first book with a match. In a book the version
+        with the latest date that has come at event time (of two, the higher), in it the longest prefix."""
+        scopes = [
+            ("account_id", leg.account_id),
+            ("pricing_model", pricing_model),
+            ("organization_id", organization_id),
+            ("default", ""),
+        ]
+        for name, value in scopes:
+            for versions in self.books.get((name, value), {}).values() if value is not None else ():
+                begun = [version for version in versions if version[0] <= leg.ended_at]
+                rows = versions[max(begun)] if begun else []
+                rows = [row for row in rows if row["product"] == product_of(leg)]
+                rows = [row for row in rows if leg.called[1:].startswith(row["prefix"].lstrip("+"))]
+                if rows:
+                    return max(rows, key=lambda row: len(row["prefix"].lstrip("+")))
+        return None
+
+
+class Registry:
+    """The facts, found by id."""
+
+    def __init__(self, facts: Facts) -> None:
+        self.publishers = {row["publisher_id"]: row for row in facts["publishers"]}
+        self.accounts = {row["account_id"]: row for row in facts["accounts"]}
+        self.groups = {row["group_id"]: row for row in facts.get("billing_groups", ())}
+        self.resources = list(facts.get("resources", ()))
+        self.cost_centers = facts.get("cost_centers")
+        self.prices = PriceBooks(facts["prices"])
+
+
+def _cost_center(registry: Registry, account: Mapping[str, Any], leg: Leg) -> str | None:
+    override = leg.cost_center_id
+    known = registry.cost_centers
+    if override is not None and (known is None or override in known.get(account["organization_id"], ())):
+        return override
+    for resource in registry.resources:
+        is_it = (
+            resource["kind"] == "outbound_profile" and resource["resource_id"] == leg.outbound_profile
+            if leg.direction == "outbound"
+            else resource["kind"] == "number" and resource.get("number") == leg.called
+        )
+        if is_it and resource["account_id"] == leg.account_id:
+            interval = interval_at(resource["cost_centers"], leg.ended_at)
+            return interval["cost_center_id"] if interval else None
+    return None
+
+
+def bill_to(period: str, zone: str, passed: Collection[datetime]) -> str:
+    """The first period from ``period`` on whose cut the charge has not passed."""
+    while month_end(period, zone) in passed:
+        period = month_after(period)
+    return period
+
+
+def rate(record: RawRecord, leg: Leg, registry: Registry, passed: Collection[datetime]) -> Charge | None:
+    """The charge of a leg, None when it costs nothing because nobody answered, or `Unacceptable` with all its reasons."""
+    reasons: set[str] = set()
+    publisher = registry.publishers.get(record.publisher)
+    if publisher is None or leg.source not in publisher["sources"]:
+        reasons.add(NOT_PERMITTED)
+    if publisher is not None:
+        late = timedelta(seconds=publisher.get("late_s_max", 35 * 86_400))
+        early = timedelta(seconds=publisher.get("early_s_max", 600))
+        if leg.ended_at < record.broker_time - late:
+            reasons.add(TOO_OLD)
+        if leg.ended_at > record.broker_time + early:
+            reasons.add(IN_FUTURE)
+    account = registry.accounts.get(leg.account_id)
+    if account is None:
+        raise Unacceptable(reasons | {UNKNOWN_ACCOUNT})
+    if publisher is not None and account["organization_id"] not in publisher["organization_ids"]:
+        reasons.add(NOT_PERMITTED)
+    plan = interval_at(account["plans"], leg.ended_at)
+    if plan is None:  # not yet opened at event time
+        raise Unacceptable(reasons | {UNKNOWN_ACCOUNT, NOT_PERMITTED})
+
+    group: Mapping[str, Any] | None = None
+    membership = interval_at(account.get("groups", ()), leg.ended_at)
+    if plan["plan"] != "trial":
+        if membership is None and reasons:
+            raise Unacceptable(reasons)
+        if membership is None:
+            raise OutsideTheModel(f"account {leg.account_id} has no payer group at {leg.ended_at}")
+        group = registry.groups[membership["group_id"]]
+    if not leg.answered or leg.billable_s == 0:
+        if reasons:
+            raise Unacceptable(reasons)
+        return None
+
+    pricing_model = group.get("pricing_model") if group else None
+    price = registry.prices.find(leg, account["organization_id"], pricing_model)
+    if price is None:
+        raise Unacceptable(reasons | {NO_PRICE})
+    currency = (group or account).get("currency", "USD")
+    if price.get("currency", "USD") != currency:
+        reasons.add(WRONG_CURRENCY)
+    billed_s = billed_seconds(leg.billable_s, price["minimum_s"], price["increment_s"])
+    amount_nano = charge_amount(billed_s, price["per_minute"], price.get("connection_fee", "0"))
+    if amount_nano > CHARGE_NANO_MAX:
+        reasons |= {REFUSED_BY_STORE, INVALID_EVENT}
+    if reasons:
+        raise Unacceptable(reasons)
+
+    zone = group.get("zone", "UTC") if group else "UTC"
+    period = month_of(leg.ended_at, zone) if group else None
+    return Charge(
+        charge_id=charge_id_of(identity_of(record.publisher, leg.source, leg.event_id)),
+        account_id=leg.account_id,
+        organization_id=account["organization_id"],
+        plan=plan["plan"],
+        group_id=group["group_id"] if group else None,
+        period=period,
+        bill_to=bill_to(period, zone, passed) if period else None,
+        cost_center_id=_cost_center(registry, account, leg),
+        publisher=record.publisher,
+        source=leg.source,
+        event_id=leg.event_id,
+        event_time=leg.ended_at,
+        product=product_of(leg),
+        matched=price["prefix"].lstrip("+"),
+        quantity=billed_s,
+        duration_s=leg.duration_s,
+        amount_nano=amount_nano,
+        currency=currency,
+    )
+
+
+# ---- judging all records -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """One record looked at by itself, before it is known what else has its identity."""
+
+    record: RawRecord
+    phase: int
+    leg: Leg | None
+    charge: Charge | None
+    reasons: frozenset[str]  # empty: nothing is wrong with the record itself
+    passed: frozenset[datetime]
+    replayed: bool
+
+    @property
+    def identity(self) -> bytes | None:
+        return identity_of(self.record.publisher, self.leg.source, self.leg.event_id) if self.leg else None
+
+    @property
+    def waits(self) -> bool:
+        """Runs at a later time than its place in the partition says: late for a cut, or replayed."""
+        if self.charge is None:  # whether an unanswered leg waits is left open
+            return self.replayed or (self.leg is not None and any(self.leg.ended_at < t for t in self.passed))
+        return self.replayed or self.charge.bill_to != self.charge.period
+
+    @property
+    def accepted_class(self) -> str:
+        if self.charge is None:
+            return NOT_BILLABLE
+        return RATED if self.charge.group_id else RATED_UNGROUPED
+
+
+@dataclass
+class Judgement:
+    """What may be seen. ``verdicts``: the classes each record may have; ``charges``: those that must exist;
+    ``contested``: for one charge id the candidates of which exactly one must exist (None: no charge)."""
+
+    verdicts: dict[Position, frozenset[str]] = field(default_factory=dict)
+    charges: dict[str, Charge] = field(default_factory=dict)
+    contested: dict[str, tuple[Charge | None, ...]] = field(default_factory=dict)
+    identities: dict[bytes, tuple[Position, ...]] = field(default_factory=dict)  # of records that were acceptable
+    totals: Counter[str] = field(default_factory=Counter)
+    undecided: list[_Finding] = field(default_factory=list)
+
+    def check_classes(self, observed: Mapping[Position, str]) -> list[str]:
+        """What is wrong with the observed class of every record; empty when nothing is."""
+        problems = [
+            f"{p}: no such record, but classified {observed[p]}" for p in observed.keys() - self.verdicts.keys()
+        ]
+        for position, allowed in self.verdicts.items():
+            seen = observed.get(position)
+            if seen is None:
+                problems.append(f"{position}: not accounted for, expected one of {sorted(allowed)}")
+            elif seen not in allowed:
+                problems.append(f"{position}: {seen}, expected one of {sorted(allowed)}")
+        accepted = {RATED, RATED_UNGROUPED, NOT_BILLABLE}
+        for positions in self.identities.values():
+            count = sum(observed.get(position) in accepted for position in positions)
+            if count != 1:
+                problems.append(f"{positions}: one identity was accepted {count} times")
+        return sorted(problems)
+
+    def resolve(self, observed: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Charge], list[str]]:
+        """The charges that must exist, contested ones decided by what was seen, and what is wrong with the observed
+        charges (dictionaries as published on `usage.charges`)."""
+        problems: list[str] = []
+        seen: dict[str, Mapping[str, Any]] = {}
+        for charge in observed:
+            if charge["charge_id"] in seen:
+                problems.append(f"charge {charge['charge_id']}: exists twice")
+            seen[charge["charge_id"]] = charge
+        decided = dict(self.charges)
+        for charge_id, candidates in self.contested.items():
+            there = seen.get(charge_id)
+            fitting = [
+                c for c in candidates if (c is None and there is None) or (c and there and not _differences(c, there))
+            ]
+            if not fitting:
+                problems.append(f"charge {charge_id}: {there} is none of the candidates {candidates}")
+            elif fitting[0] is not None:
+                decided[charge_id] = fitting[0]
+        known = decided.keys() | self.contested.keys()
+        problems += [f"charge {i}: nothing in the input makes it: {dict(seen[i])}" for i in seen.keys() - known]
+        for charge_id, expected in decided.items():
+            if charge_id not in seen:
+                problems.append(f"charge {charge_id}: missing, expected {expected}")
+            elif differences := _differences(expected, seen[charge_id]):
+                problems.append(f"charge {charge_id}: {differences}")
+        return decided, sorted(problems)
+
+    def held_groups(self, boundary: datetime, vector: Vector, facts: Facts) -> tuple[frozenset[str], frozenset[str]]:
+        """Groups that must be, and that may be held at a cut by undecided quarantined records below it. A record that
+        could not be read holds nobody here; whether one that was not permitted holds is left open."""
+        must: set[str] = set()
+        may: set[str] = set()
+        registry = Registry(facts)
+        for finding in self.undecided:
+            lane = finding.record.topic, finding.record.partition
+            if finding.leg is None or finding.record.offset >= vector.get(lane, 0) or finding.leg.ended_at >= boundary:
+                continue
+            account = registry.accounts.get(finding.leg.account_id)
+            membership = interval_at(account.get("groups", ()), finding.leg.ended_at) if account else None
+            if membership is None:
+                continue
+            zone = registry.groups[membership["group_id"]].get("zone", "UTC")
+            if month_end(month_of(boundary - timedelta(microseconds=1), zone), zone) != boundary:
+                continue
+            allowed = self.verdicts[finding.record.position]
+            may.add(membership["group_id"])
+            if allowed <= REASONS and NOT_PERMITTED not in allowed and UNKNOWN_ACCOUNT not in allowed:
+                must.add(membership["group_id"])
+        return frozenset(must), frozenset(may)
+
+
+def _differences(expected: Charge, seen: Mapping[str, Any]) -> str:
+    wrong = []
+    for name in expected.__dataclass_fields__:
+        want = getattr(expected, name)
+        have: Any
+        if name == "amount_nano":
+            have = nano(seen["amount"])
+        elif name == "event_time":
+            have = instant(seen["event_time"])
+        elif name == "matched":
+            have = str(seen.get("matched")).lstrip("+")
+        else:
+            have = seen.get(name)
+        if have != want:
+            wrong.append(f"{name} is {have!r}, expected {want!r}")
+    if seen.get("reverses") is not None or seen.get("revision", 0) != 0:
+        wrong.append("is a correction, none was asked for")
+    return "; ".join(wrong)
+
+
+def judge(
+    phases: Sequence[tuple[Facts, Iterable[RawRecord]]],
+    *,
+    cuts: Mapping[datetime, Vector] | None = None,
+    replays: Mapping[Position, Collection[datetime]] | None = None,
+    discards: Collection[Position] = (),
+    facts_at_replay: Facts | None = None,
+    store_refuses: Callable[[Leg], bool] = lambda leg: False,
+) -> Judgement:
+    """Judges all records of a run.
+
+    ``phases``: the facts as they stood, and the records that were read while they stood so (often one phase).
+    ``cuts``: the vector of each boundary as it was taken; a partition it does not name was born after it (C = 0).
+    ``replays``: each record released from quarantine, with the boundaries whose cut its group had passed when it ran.
+    ``discards``: records given up by name. ``facts_at_replay``: the facts when replays ran (default: the last phase's).
+    ``store_refuses``: says which valid legs the test made the database refuse.
+    """
+    cuts, replays = cuts or {}, replays or {}
+    registry_at_replay = Registry(facts_at_replay or phases[-1][0])
+    findings: list[_Finding] = []
+    for phase, (facts, records) in enumerate(phases):
+        registry = Registry(facts)
+        for record in records:
+            replayed = record.position in replays
+            passed = (
+                frozenset(replays[record.position])
+                if replayed
+                else frozenset(
+                    t for t, c in cuts.items() if record.offset >= c.get((record.topic, record.partition), 0)
+                )
+            )
+            leg, charge, reasons = None, None, frozenset[str]()
+            try:
+                leg = read_leg(record.value)
+                if store_refuses(leg):
+                    raise Unacceptable({REFUSED_BY_STORE})
+                charge = rate(record, leg, registry_at_replay if replayed else registry, passed)
+            except Unacceptable as refusal:
+                reasons = refusal.reasons
+            findings.append(_Finding(record, phase, leg, charge, reasons, passed, replayed))
+
+    judgement = Judgement()
+    accepted: dict[bytes, list[_Finding]] = defaultdict(list)
+    for finding in findings:
+        if not finding.reasons and finding.identity is not None:
+            accepted[finding.identity].append(finding)
+
+    for identity, copies in accepted.items():
+        _judge_identity(judgement, identity, copies, cuts)
+
+    for finding in findings:
+        if not finding.reasons:
+            continue
+        allowed = set(finding.reasons)
+        # Whether the identity is looked up before or after these faults are found is not decided by the pages.
+        if finding.identity in accepted and allowed & {TOO_OLD, IN_FUTURE, NO_PRICE, WRONG_CURRENCY}:
+            for copy in accepted[finding.identity]:
+                assert copy.leg is not None
+                assert finding.leg is not None
+                allowed.add(DUPLICATE if copy.leg.content == finding.leg.content else CONFLICT)
+        judgement.verdicts[finding.record.position] = frozenset(allowed)
+        judgement.totals["quarantined"] += 1
+    judgement.undecided = [
+        finding
+        for finding in findings
+        if judgement.verdicts[finding.record.position] & REASONS and finding.record.position not in discards
+    ]
+    return judgement
+
+
+def _judge_identity(
+    judgement: Judgement, identity: bytes, copies: list[_Finding], cuts: Mapping[datetime, Vector]
+) -> None:
+    """One identity is accepted once. Copies with the same content are duplicates, others conflicts with the accepted."""
+    judgement.identities[identity] = tuple(copy.record.position for copy in copies)
+    winners = [
+        copy
+        for copy in copies
+        if not any(
+            o.leg.content != copy.leg.content and _surely_before(o, copy, cuts) for o in copies if o.leg and copy.leg
+        )
+    ]
+    contents = {copy.leg.content for copy in winners if copy.leg}
+    for copy in copies:
+        assert copy.leg is not None
+        twins = [other for other in copies if other.leg and other.leg.content == copy.leg.content]
+        allowed: set[str] = set()
+        if copy.leg.content in contents:
+            allowed.add(copy.accepted_class)
+            if len(twins) > 1:
+                allowed.add(DUPLICATE)
+        if contents - {copy.leg.content}:
+            allowed.add(CONFLICT)
+        judgement.verdicts[copy.record.position] = frozenset(allowed)
+
+    outcomes: dict[tuple[Any, ...], list[Charge | None]] = defaultdict(list)
+    for copy in winners:
+        assert copy.leg is not None
+        outcomes[copy.leg.content].append(copy.charge)
+    candidates: list[Charge | None] = []
+    replayed = any(copy.replayed for copy in copies)
+    for charges in outcomes.values():
+        # A copy that passed fewer cuts was classified before the pass for which the later ones had to wait.
+        candidates += charges if replayed else [min(charges, key=lambda c: (c.bill_to or "") if c else "")]
+    candidates = list(dict.fromkeys(candidates))
+    if len(candidates) > 1:
+        judgement.contested[charge_id_of(identity)] = tuple(candidates)
+    elif candidates[0] is not None:
+        judgement.charges[candidates[0].charge_id] = candidates[0]
+
+    if len(contents) == 1:
+        same = sum(copy.leg is not None and copy.leg.content in contents for copy in copies)
+        judgement.totals[winners[0].accepted_class] += 1
+        judgement.totals[DUPLICATE] += same - 1
+        judgement.totals["quarantined"] += len(copies) - same
+    else:
+        judgement.totals["contested"] += len(copies)
+
+
+def _surely_before(first: _Finding, second: _Finding, cuts: Mapping[datetime, Vector]) -> bool:
+    """Whether ``first`` is classified before ``second`` however the workers run."""
+    if first.waits:
+        return False
+    if first.phase != second.phase:
+        return first.phase < second.phase
+    same_lane = (first.record.topic, first.record.partition) == (second.record.topic, second.record.partition)
+    if same_lane and first.record.offset < second.record.offset:
+        return True
+    skipped = _skipped(second)
+    return any(first.record.offset < cuts[t].get((first.record.topic, first.record.partition), 0) for t in skipped)
+
+
+def _skipped(finding: _Finding) -> frozenset[datetime]:
+    """The cuts that a late record waits for: none for a replay, which runs when a person says so."""
+    if finding.replayed or finding.charge is None or finding.charge.bill_to == finding.charge.period:
+        return frozenset()
+    return frozenset(t for t in finding.passed if t > finding.charge.event_time)
+
+
+# ---- invoices ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class InvoiceLine:
+    """Charges of one account, product, cost center and period of use."""
+
+    account_id: str
+    product: str
+    cost_center_id: str | None
+    period: str
+    charges: int
+    exact_nano: int
+    amount_nano: int
+
+
+@dataclass(frozen=True)
+class Invoice:
+    """One payer group, one period. ``exact_nano`` is the sum before any rounding."""
+
+    group_id: str
+    period: str
+    currency: str
+    prepaid: bool
+    lines: tuple[InvoiceLine, ...]
+    rounding_nano: int
+    tax_nano: int
+    exact_nano: int
+    charges: int
+    xor: int
+
+    @property
+    def net_nano(self) -> int:
+        return sum(line.amount_nano for line in self.lines) + self.rounding_nano
+
+    @property
+    def total_nano(self) -> int:
+        return self.net_nano + self.tax_nano
+
+    @property
+    def due_nano(self) -> int:
+        """Prepaid use is paid from the balance."""
+        return 0 if self.prepaid else self.total_nano
+
+
+def make_invoice(
+    group_id: str, period: str, charges: Iterable[Charge], *, tax_rate: str = "0", currency: str = "USD"
+) -> Invoice:
+    """Lines rounded once each, one rounding line, tax of the rounded sum, all half-even to the minor unit."""
+    charges = list(charges)
+    if len({charge.plan == "invoiced" for charge in charges}) > 1:
+        raise OutsideTheModel(f"group {group_id}, {period}: prepaid and postpaid use on one invoice")
+    step = minor_step(currency)
+    by_line: dict[tuple[str, str, str | None, str], list[Charge]] = defaultdict(list)
+    xor = 0
+    for charge in charges:
+        assert charge.period is not None
+        by_line[charge.account_id, charge.product, charge.cost_center_id, charge.period].append(charge)
+        xor ^= evidence_hash(charge.charge_id)
+    lines = []
+    for key in sorted(by_line, key=str):
+        exact = sum(charge.amount_nano for charge in by_line[key])
+        lines.append(InvoiceLine(*key, len(by_line[key]), exact, half_even(Fraction(exact), step)))
+    exact = sum(line.exact_nano for line in lines)
+    net = half_even(Fraction(exact), step)
+    return Invoice(
+        group_id=group_id,
+        period=period,
+        currency=currency,
+        prepaid=all(charge.plan != "invoiced" for charge in charges),
+        lines=tuple(lines),
+        rounding_nano=net - sum(line.amount_nano for line in lines),
+        tax_nano=half_even(net * Fraction(tax_rate), step),
+        exact_nano=exact,
+        charges=len(charges),
+        xor=xor,
+    )
+
+
+def make_invoices(charges: Iterable[Charge], facts: Facts) -> dict[tuple[str, str], Invoice]:
+    """Every invoice and running estimate, by (group, period): all charges whose bill_to it is."""
+    groups = Registry(facts).groups
+    bundles: dict[tuple[str, str], list[Charge]] = defaultdict(list)
+    for charge in charges:
+        if charge.group_id is not None and charge.bill_to is not None:
+            bundles[charge.group_id, charge.bill_to].append(charge)
+    return {
+        (group_id, period): make_invoice(
+            group_id,
+            period,
+            bundle,
+            tax_rate=groups[group_id].get("tax_rate", "0"),
+            currency=groups[group_id].get("currency", "USD"),
+        )
+        for (group_id, period), bundle in bundles.items()
+    }
+
+
+# ---- ledger --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Ledger:
+    """Ledger accounts by name; > 0 credits, < 0 debits; every transaction sums to zero."""
+
+    balances: Counter[str] = field(default_factory=Counter)
+
+    def post(self, entries: Mapping[str, int]) -> None:
+        if sum(entries.values()) != 0:
+            raise ValueError(f"does not sum to zero: {dict(entries)}")
+        for account, amount_nano in entries.items():
+            self.balances[account] += amount_nano
+
+    def opening(self, account_id: str, amount_nano: int) -> None:
+        self.post({f"wallet:{account_id}": amount_nano, "opening": -amount_nano})
+
+    def goodwill(self, account_id: str, amount_nano: int) -> None:
+        self.post({f"wallet:{account_id}": amount_nano, "promotion": -amount_nano})
+
+    def payment(self, account_id: str, amount_nano: int, processor: str = "sandbox") -> None:
+        self.post({f"wallet:{account_id}": amount_nano, f"clearing:{processor}": -amount_nano})
+
+    def charge(self, charge: Charge) -> None:
+        payer = "unbilled" if charge.plan == "invoiced" else "wallet"
+        self.post(
+            {f"{payer}:{charge.account_id}": -charge.amount_nano, f"revenue:{charge.product}": charge.amount_nano}
+        )
+
+    def close(self, invoice: Invoice) -> None:
+        entries: Counter[str] = Counter({"rounding": invoice.net_nano - invoice.exact_nano, "tax": invoice.tax_nano})
+        if invoice.prepaid:
+            accounts = {line.account_id for line in invoice.lines}
+            if len(accounts) > 1:
+                raise OutsideTheModel(f"group {invoice.group_id}: prepaid accounts share an invoice")
+            entries[f"wallet:{accounts.pop()}"] += invoice.exact_nano - invoice.total_nano
+        else:
+            for line in invoice.lines:
+                entries[f"unbilled:{line.account_id}"] += line.exact_nano
+            entries[f"receivable:{invoice.group_id}"] -= invoice.total_nano
+        self.post(entries)
+
+    def wallet(self, account_id: str) -> int:
+        return self.balances[f"wallet:{account_id}"]
+
+    def unbilled(self, account_id: str) -> int:
+        """What is rated postpaid and on no closed invoice, as a positive amount."""
+        return -self.balances[f"unbilled:{account_id}"]
+
+    def receivable(self, group_id: str) -> int:
+        """What is due on closed invoices, as a positive amount."""
+        return -self.balances[f"receivable:{group_id}"]
+
+
+def make_ledger(
+    charges: Iterable[Charge],
+    *,
+    openings: Iterable[tuple[str, int]] = (),
+    goodwill: Iterable[tuple[str, int]] = (),
+    payments: Iterable[tuple[str, int]] = (),
+    closed: Iterable[Invoice] = (),
+) -> Ledger:
+    """The whole ledger of a run: opening balances, goodwill, settled payments (account, nanos), charges, closings."""
+    ledger = Ledger()
+    for account_id, amount_nano in openings:
+        ledger.opening(account_id, amount_nano)
+    for account_id, amount_nano in goodwill:
+        ledger.goodwill(account_id, amount_nano)
+    for account_id, amount_nano in payments:
+        ledger.payment(account_id, amount_nano)
+    for charge in charges:
+        ledger.charge(charge)
+    for invoice in closed:
+        ledger.close(invoice)
+    return ledger
+
+
+def must_be_suspended(
+    funds_nano: int, in_flight: tuple[int, datetime] | None, now: datetime, *, is_suspended: bool = False
+) -> bool:
+    """Funds at or below zero suspend, unless a recharge (amount, requested_at) asked for less than 15 minutes ago would
+    lift them above zero. That only delays: who is suspended is restored by funds above zero and by nothing else."""
+    if funds_nano > 0:
+        return False
+    if is_suspended or in_flight is None:
+        return True
+    amount_nano, requested_at = in_flight
+    return now - requested_at >= timedelta(minutes=15) or funds_nano + amount_nano <= 0
+
+
+# ---- auto-recharge -------------------------------------------------------------------------------------------------
+
+MINIMUM_NANO = 10 * NANO
+FIRST_DAY_NANO, RISE_NANO = 100 * NANO, 50 * NANO
+CAP, WINDOW = 10, timedelta(hours=24)
+COUNTED = frozenset({"requested", "unknown", "settled", "abandoned"})
+IN_FLIGHT = frozenset({"requested", "unknown"})
+MODES = frozenset({"up_to_sum", "target", "fixed"})
+
+
+def day_limit(created_at: datetime, day: date) -> int:
+    """100 on the UTC date of creation, 50 more each day after.
+
+    >>> day_limit(datetime(2026, 10, 1, 23, 59, tzinfo=UTC), date(2026, 10, 2)) // NANO
+    150
+    """
+    return FIRST_DAY_NANO + RISE_NANO * (day - created_at.astimezone(UTC).date()).days
+
+
+def next_midnight(now: datetime) -> datetime:
+    return datetime(now.year, now.month, now.day, tzinfo=UTC) + timedelta(days=1)
+
+
+@dataclass
+class Attempt:
+    """One payment attempt. ``kind`` is auto or manual; ``ended_at`` is when it left flight."""
+
+    attempt_id: str
+    account_id: str
+    amount_nano: int
+    requested_at: datetime
+    state: str = "requested"
+    kind: str = "auto"
+    ended_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is to be done now: ``nothing``, ``refused``, ``wait`` (back-off), ``capped`` or ``request``."""
+
+    outcome: str
+    amount_nano: int = 0
+    reason: str | None = None
+    until: datetime | None = None
+
+
+@dataclass
+class RechargeModel:
+    """One account, facts in the order of their times; ``attempts`` and ``notices`` say what must have come of them.
+
+    ``preferences`` are as on the wire: enabled, mode, threshold, recharge (for mode target the target). Every method
+    first moves the clock to ``at``, letting each timer on the way fire at its own instant.
+    """
+
+    now: datetime
+    created_at: datetime
+    available_nano: int = 0
+    plan: str = "payg"
+    level_2: bool = True
+    preferences: Mapping[str, Any] | None = None
+    method: bool = True
+    paused: bool = False
+    shared_credit: bool = False
+    stopped: bool = False  # closed, or suspended by an operator
+    account_id: str = "account"
+    streak: int = 0
+    retry_at: datetime | None = None
+    look_again: datetime | None = None
+    attempts: list[Attempt] = field(default_factory=list)
+    notices: list[tuple[datetime, str, str | None]] = field(default_factory=list)
+    _standing: tuple[str, str | None] | None = None
+
+    # -- facts --
+
+    def change(self, at: datetime, amount_nano: int) -> None:
+        """A charge (negative), an opening, a hold: whatever moves available credit."""
+        self.advance(at)
+        self.available_nano += amount_nano
+        self._evaluate()
+
+    def prefer(self, at: datetime, preferences: Mapping[str, Any] | None) -> None:
+        self.advance(at)
+        self.preferences = preferences
+        self._evaluate()
+
+    def save_method(self, at: datetime) -> None:
+        """A new method clears the streak, the back-off and the pause that declines made."""
+        self.advance(at)
+        self.method, self.paused, self.streak, self.retry_at = True, False, 0, None
+        self._evaluate()
+
+    def delete_method(self, at: datetime) -> None:
+        self.advance(at)
+        self.method = False
+        self._evaluate()
+
+    def pay_by_hand(self, at: datetime, amount_nano: int) -> Attempt:
+        """A manual payment: counts for the limit of the day, not for the ten."""
+        self.advance(at)
+        manual = Attempt(f"manual-{len(self.attempts)}", self.account_id, amount_nano, at, kind="manual")
+        self.attempts.append(manual)
+        return manual
+
+    def settle(self, at: datetime, attempt: Attempt) -> None:
+        """Credited once, whatever was said before."""
+        self.advance(at)
+        if attempt.state == "settled":
+            return
+        if attempt.state == "declined":
+            self._notice("contradiction")
+        self._end(attempt, "settled")
+        self.available_nano += attempt.amount_nano
+        if self.streak >= 3:  # the pause was made of the declines that are cleared now
+            self.paused = False
+        self.streak, self.retry_at = 0, None
+        self._evaluate()
+
+    def decline(self, at: datetime, attempt: Attempt) -> None:
+        """The first makes it wait 1 h, the second 2 h, the third pauses."""
+        self.advance(at)
+        if attempt.state not in IN_FLIGHT:
+            return
+        self._end(attempt, "declined")
+        if attempt.kind == "auto":
+            self.streak += 1
+            if self.streak >= 3:
+                self.paused, self.retry_at = True, None
+                self._notice("paused")
+            else:
+                self.retry_at = at + timedelta(hours=self.streak)
+        self._evaluate()
+
+    def fail(self, at: datetime, attempt: Attempt) -> None:
+        """An error of the processor: nothing was charged, looked at again after 15 minutes."""
+        self.advance(at)
+        if attempt.state in IN_FLIGHT:
+            self._end(attempt, "cancelled")
+            self.retry_at = at + timedelta(minutes=15)
+            self._evaluate()
+
+    def advance(self, to: datetime) -> None:
+        """Lets time pass: every timer due on the way fires, and the rule is evaluated from scratch."""
+        while (due := self._next_due()) is not None and due <= to:
+            self.now = max(self.now, due)
+            for attempt in self.attempts:
+                if attempt.state == "requested" and self.now >= attempt.requested_at + timedelta(minutes=15):
+                    attempt.state = "unknown"
+                if attempt.state == "unknown" and self.now >= attempt.requested_at + timedelta(hours=24):
+                    self._end(attempt, "abandoned")
+            self._evaluate()
+        self.now = max(self.now, to)
+
+    # -- the rule --
+
+    def decide(self) -> Decision:
+        """Points 1 to 10 of the decision, in their order."""
+        wish = self.preferences
+        if not wish or not wish["enabled"] or self.plan != "payg" or self.stopped:
+            return Decision("nothing")
+        threshold, recharge = nano(wish["threshold"]), nano(wish["recharge"])
+        if self.shared_credit or self.available_nano > threshold:
+            return Decision("nothing")
+        if self.in_flight:
+            return Decision("nothing")
+        if self.paused or not self.method:
+            return Decision("refused", reason="paused" if self.paused else "no_method")
+        if self.retry_at is not None and self.now < self.retry_at:
+            return Decision("wait", until=self.retry_at)
+        counted = sorted(
+            a.requested_at
+            for a in self.attempts
+            if a.kind == "auto" and a.state in COUNTED and self.now - WINDOW < a.requested_at <= self.now
+        )
+        if len(counted) >= CAP:
+            return Decision("capped", until=counted[-CAP] + WINDOW)
+        need = {
+            "up_to_sum": threshold + recharge - self.available_nano,
+            "target": recharge - self.available_nano,
+            "fixed": recharge,
+        }[wish["mode"]]
+        step = minor_step("USD")
+        amount = max(-(-need // step) * step, MINIMUM_NANO)
+        if not self.level_2:
+            amount = min(amount, self.left_today() // step * step)
+            if amount < MINIMUM_NANO:
+                return Decision("refused", reason="top_up_limit", until=next_midnight(self.now))
+        return Decision("request", amount)
+
+    @property
+    def in_flight(self) -> Attempt | None:
+        return next((a for a in self.attempts if a.kind == "auto" and a.state in IN_FLIGHT), None)
+
+    def left_today(self) -> int:
+        """What the limit of this UTC day still allows; manual and automatic count."""
+        today = self.now.date()
+        used = sum(a.amount_nano for a in self.attempts if a.state in COUNTED and a.requested_at.date() == today)
+        return day_limit(self.created_at, today) - used
+
+    def _evaluate(self) -> None:
+        decision = self.decide()
+        self.look_again = decision.until
+        if decision.outcome == "request":
+            self.attempts.append(
+                Attempt(f"auto-{len(self.attempts)}", self.account_id, decision.amount_nano, requested_at=self.now)
+            )
+        standing = (decision.outcome, decision.reason) if decision.outcome in ("refused", "capped") else None
+        if standing is not None and standing != self._standing:
+            self._notice(*standing)
+        self._standing = standing
+
+    def _notice(self, kind: str, reason: str | None = None) -> None:
+        self.notices.append((self.now, kind, reason))
+
+    def _end(self, attempt: Attempt, state: str) -> None:
+        attempt.state = state
+        attempt.ended_at = attempt.ended_at or self.now
+
+    def _next_due(self) -> datetime | None:
+        due = [a.requested_at + timedelta(minutes=15) for a in self.attempts if a.state == "requested"]
+        due += [a.requested_at + timedelta(hours=24) for a in self.attempts if a.state == "unknown"]
+        due += [self.look_again] if self.look_again else []
+        return min(due, default=None)
+
+
+# ---- recharge invariants after a random run ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RestingAccount:
+    """An account when nothing moves any more. ``available_nano`` is without shared credits."""
+
+    account_id: str
+    created_at: datetime
+    available_nano: int
+    preferences: Mapping[str, Any] | None
+    plan: str = "payg"
+    method: bool = True
+    paused: bool = False
+    retry_at: datetime | None = None
+    level_2: bool = False
+    level_2_since: datetime | None = None  # None with level_2: always
+    stopped: bool = False
+
+
+def check_recharge_invariants(
+    attempts: Iterable[Attempt],
+    accounts: Iterable[RestingAccount],
+    credited: Iterable[tuple[str, int]],
+    now: datetime,
+) -> list[str]:
+    """What is wrong with the attempts of a run; empty when nothing is.
+
+    ``credited``: (attempt id, nanos) of every payment entry on a wallet. ``now``: the instant of rest, all timers run.
+    """
+    attempts = list(attempts)
+    by_account: dict[str, list[Attempt]] = defaultdict(list)
+    for attempt in attempts:
+        by_account[attempt.account_id].append(attempt)
+    problems = [f"attempt {i}: exists {n} times" for i, n in Counter(a.attempt_id for a in attempts).items() if n > 1]
+    for attempt in attempts:
+        if attempt.amount_nano % minor_step("USD"):
+            problems.append(f"attempt {attempt.attempt_id}: {attempt.amount_nano} is not whole minor units")
+        if attempt.amount_nano < MINIMUM_NANO:
+            problems.append(f"attempt {attempt.attempt_id}: {attempt.amount_nano} is below the minimum payment")
+    problems += _check_money_moved_once(attempts, credited)
+    known = {account.account_id: account for account in accounts}
+    problems += [f"account {i}: has attempts but is unknown" for i in by_account.keys() - known.keys()]
+    for account in known.values():
+        own = sorted(by_account[account.account_id], key=lambda a: a.requested_at)
+        problems += _check_ten_in_a_day(account, own)
+        problems += _check_one_in_flight(account, own)
+        problems += _check_day_limit(account, own)
+        if why := _forgotten(account, own, now):
+            problems.append(f"account {account.account_id}: {why}")
+    return sorted(problems)
+
+
+def _check_money_moved_once(attempts: list[Attempt], credited: Iterable[tuple[str, int]]) -> list[str]:
+    problems = []
+    posted: dict[str, list[int]] = defaultdict(list)
+    for attempt_id, amount_nano in credited:
+        posted[attempt_id].append(amount_nano)
+    for attempt in attempts:
+        want = [attempt.amount_nano] if attempt.state == "settled" else []
+        if (have := posted.pop(attempt.attempt_id, [])) != want:
+            problems.append(f"attempt {attempt.attempt_id} ({attempt.state}): credited {have}, expected {want}")
+    return problems + [f"attempt {attempt_id}: credited but never made" for attempt_id in posted]
+
+
+def _check_ten_in_a_day(account: RestingAccount, own: list[Attempt]) -> list[str]:
+    counted = [a.requested_at for a in own if a.kind == "auto" and a.state in COUNTED]
+    problems = []
+    for end in counted:
+        inside = sum(end - WINDOW < requested_at <= end for requested_at in counted)
+        if inside > CAP:
+            problems.append(
+                f"account {account.account_id}: {inside} counted recharges in the 24 h to {end.isoformat()}"
+            )
+    return problems
+
+
+def _check_one_in_flight(account: RestingAccount, own: list[Attempt]) -> list[str]:
+    problems = []
+    auto = [a for a in own if a.kind == "auto"]
+    if sum(a.state in IN_FLIGHT for a in auto) > 1:
+        problems.append(f"account {account.account_id}: more than one recharge in flight")
+    for earlier, later in pairwise(auto):
+        abandoned_at = earlier.requested_at + timedelta(hours=24)
+        landed_at = min(earlier.ended_at or abandoned_at, abandoned_at)
+        if later.requested_at < landed_at:
+            problems.append(
+                f"account {account.account_id}: {later.attempt_id} was asked for while {earlier.attempt_id} flew"
+            )
+    return problems
+
+
+def _check_day_limit(account: RestingAccount, own: list[Attempt]) -> list[str]:
+    if account.level_2 and account.level_2_since is None:
+        return []
+    used: Counter[date] = Counter()
+    for attempt in own:
+        limited = account.level_2_since is None or attempt.requested_at < account.level_2_since
+        if attempt.state in COUNTED and limited:
+            used[attempt.requested_at.astimezone(UTC).date()] += attempt.amount_nano
+    return [
+        f"account {account.account_id}: {total} attempted on {day}, limit {day_limit(account.created_at, day)}"
+        for day, total in used.items()
+        if total > day_limit(account.created_at, day)
+    ]
+
+
+def _forgotten(account: RestingAccount, own: list[Attempt], now: datetime) -> str | None:
+    """Why a recharge should be under way at rest, or None. The same rule that the deterministic model runs by."""
+    model = RechargeModel(
+        now=now,
+        created_at=account.created_at,
+        available_nano=account.available_nano,
+        plan=account.plan,
+        level_2=account.level_2 and (account.level_2_since is None or account.level_2_since <= now),
+        preferences=account.preferences,
+        method=account.method,
+        paused=account.paused,
+        stopped=account.stopped,
+        retry_at=account.retry_at,
+        attempts=own,
+    )
+    decision = model.decide()
+    if decision.outcome == "request":
+        return (
+            f"a trigger was forgotten: available {account.available_nano}, {decision.amount_nano} should be on its way"
+        )
+    return None

@@ -1,0 +1,472 @@
+"""Seeded random usage: valid voice legs around a month boundary, repeats of them, and every kind of bad input.
+
+Each input says which classes it may be given. The same seed makes the same inputs, so a failing run is repeated by its
+seed. Records must be produced in the order given: a conflict follows its original under the same key.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+from zlib import crc32
+
+from tests.support.model import (
+    CONFLICT,
+    DUPLICATE,
+    IN_FUTURE,
+    INVALID_EVENT,
+    NO_PRICE,
+    NOT_BILLABLE,
+    NOT_JSON,
+    NOT_PERMITTED,
+    RATED,
+    RATED_UNGROUPED,
+    REFUSED_BY_STORE,
+    TOO_OLD,
+    UNKNOWN_ACCOUNT,
+    UNREADABLE,
+    USAGE_TOPICS,
+    VOICE_LEG,
+    WRONG_CURRENCY,
+    RawRecord,
+    instant,
+    interval_at,
+)
+
+UNPRICED_NUMBER = "+88210012345"  # a satellite network that no price list here names
+EURO_NUMBER = "+87810012345"
+BEFORE_BOUNDARY = timedelta(days=3)  # with a boundary at most 31 days back, all legs are younger than 35 days
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """``kind`` names how the input was made; ``allowed`` are the classes it may be given."""
+
+    kind: str
+    allowed: frozenset[str]
+
+
+@dataclass(frozen=True)
+class UsageInput:
+    """One record to produce."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    expectation: Expectation
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """A valid event that was made, and where it stands in the mix."""
+
+    publisher_id: str
+    event: Mapping[str, Any]
+    index: int
+
+
+def example_prices(effective_from: datetime) -> list[dict[str, Any]]:
+    """Three default books, each one version in one currency, that price what the factory makes: outbound to the United
+    States, Great Britain and India; inbound and toll-free; one network in euros."""
+    default = {"book": "list", "version": 1, "effective_from": effective_from, "currency": "USD"}
+    default |= {"minimum_s": 60, "increment_s": 60}
+    inbound = default | {"book": "inbound", "minimum_s": 1, "increment_s": 1}
+    euro = default | {"book": "euro", "currency": "EUR"}
+    rows = [
+        default | {"product": "voice.outbound", "prefix": "1", "per_minute": "0.0140"},
+        default | {"product": "voice.outbound", "prefix": "44", "per_minute": "0.0158"},
+        default | {"product": "voice.outbound", "prefix": "447", "per_minute": "0.0325", "connection_fee": "0.0010"},
+        default | {"product": "voice.outbound", "prefix": "91", "per_minute": "0.0497", "increment_s": 6},
+        euro | {"product": "voice.outbound", "prefix": "878", "per_minute": "0.9000"},
+        inbound | {"product": "voice.inbound", "prefix": "1", "per_minute": "0.0085"},
+    ]
+    tolls = ("1800", "1833", "1844", "1855", "1866", "1877", "1888")
+    return rows + [inbound | {"product": "voice.toll_free", "prefix": p, "per_minute": "0.0220"} for p in tolls]
+
+
+def as_records(inputs: Iterable[UsageInput], *, partitions: int, timestamp_ms: int) -> list[RawRecord]:
+    """The inputs as a broker could hold them: by key onto partitions, offsets dense from 0."""
+    ends: dict[tuple[str, int], int] = defaultdict(int)
+    records = []
+    for item in inputs:
+        lane = item.topic, crc32(item.key or b"") % partitions
+        records.append(RawRecord(*lane, ends[lane], timestamp_ms, item.key, item.value))
+        ends[lane] += 1
+    return records
+
+
+def _text(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%S") + (f".{moment.microsecond:06d}" if moment.microsecond else "") + "Z"
+
+
+def _encode(event: Any) -> bytes:
+    return json.dumps(event, ensure_ascii=False).encode()
+
+
+class UsageFactory:
+    """Makes usage of the given accounts by the given publishers (facts as the model takes them) as if now were ``now``.
+
+    An account may carry ``numbers``, those it is called on. ``refused_prefix`` is the beginning of event ids that the
+    test makes the database refuse; without it, and without ``euro``, those two kinds are not made.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        accounts: Sequence[Mapping[str, Any]],
+        publishers: Sequence[Mapping[str, Any]],
+        now: datetime,
+        *,
+        euro: bool = False,
+        refused_prefix: str | None = None,
+    ) -> None:
+        self.random = random.Random(seed)
+        self.seed = seed
+        self.publishers = list(publishers)
+        self.accounts = list(accounts)
+        self.now = now.replace(microsecond=0)
+        self.boundary = self.now.replace(day=1, hour=0, minute=0, second=0)
+        self.refused_prefix = refused_prefix
+        self._count = 0
+        self._valid: list[_Sent] = []
+        self._out: list[UsageInput] = []
+        self._kinds: dict[str, Callable[[], UsageInput]] = {
+            "not_json": lambda: self._raw("not_json", b"account_id=frontdesk&seconds=60", {NOT_JSON}),
+            "not_an_object": lambda: self._raw("not_an_object", b'["voice", 60]', UNREADABLE),
+            "cut_utf8": self._cut_utf8,
+            "cut_json": lambda: self._raw("cut_json", _encode(self._leg()[1])[:-9], {NOT_JSON}),
+            "empty": lambda: self._raw("empty", b"", UNREADABLE),
+            "tombstone": lambda: self._raw("tombstone", None, UNREADABLE),
+            "huge": lambda: self._bent("huge", data={"call_leg_id": "x" * 900_000}, allowed=UNREADABLE),
+            "deep": self._deep,
+            "duplicate_keys": self._duplicate_keys,
+            "duplicate_keys_in_data": self._duplicate_keys_in_data,
+            "nan": lambda: self._bent("nan", data={"duration_s": float("nan")}, allowed=UNREADABLE),
+            "infinity": lambda: self._bent("infinity", data={"billable_s": float("inf")}, allowed=UNREADABLE),
+            "no_specversion": lambda: self._bent("no_specversion", without="specversion"),
+            "no_id": lambda: self._bent("no_id", without="id"),
+            "no_source": lambda: self._bent("no_source", without="source"),
+            "no_type": lambda: self._bent("no_type", without="type"),
+            "no_data": lambda: self._bent("no_data", without="data"),
+            "wrong_specversion": lambda: self._bent("wrong_specversion", specversion="0.3"),
+            "wrong_type": lambda: self._bent("wrong_type", type="tollbook.usage.voice.leg.v99"),
+            "empty_id": lambda: self._bent("empty_id", id=""),
+            "empty_source": lambda: self._bent("empty_source", source=""),
+            "empty_subject": lambda: self._bent("empty_subject", subject=""),
+            "id_is_number": lambda: self._bent("id_is_number", id=self._number()),
+            "time_is_number": lambda: self._bent("time_is_number", time=1_790_000_000),
+            "time_is_naive": lambda: self._bent("time_is_naive", time="2026-10-31T23:50:00"),
+            "wrong_datacontenttype": lambda: self._bent("wrong_datacontenttype", datacontenttype="text/xml"),
+            "extension_uppercase": lambda: self._bent("extension_uppercase", myExtension="a"),
+            "extension_is_object": lambda: self._bent("extension_is_object", myextension={"a": 1}),
+            "data_twice": lambda: self._bent("data_twice", data_base64="e30="),
+            "data_is_text": lambda: self._bent("data_is_text", data_is="60 seconds"),
+            "data_is_null": lambda: self._bent("data_is_null", data_is=None),
+            "account_missing": lambda: self._bent("account_missing", data_without="account_id"),
+            "called_missing": lambda: self._bent("called_missing", data_without="called"),
+            "unknown_field": lambda: self._bent("unknown_field", data={"amount": "0.10"}),
+            "account_is_number": lambda: self._bent("account_is_number", data={"account_id": 7010}),
+            "called_is_number": lambda: self._bent("called_is_number", data={"called": 12485550100}),
+            "called_without_plus": lambda: self._bent("called_without_plus", data={"called": "12485550100"}),
+            "called_full_width": lambda: self._bent("called_full_width", data={"called": "+１２４８５５５０１００"}),
+            "called_is_null": lambda: self._bent("called_is_null", data={"called": None}),
+            "duration_underscore": lambda: self._bent("duration_underscore", data={"duration_s": "1_000"}),
+            "duration_text": lambda: self._bent("duration_text", data={"duration_s": "60"}),
+            "duration_full_width": lambda: self._bent("duration_full_width", data={"duration_s": "６０"}),
+            "duration_fraction": lambda: self._bent("duration_fraction", data={"duration_s": 60.5}),
+            "duration_bool": lambda: self._bent("duration_bool", data={"duration_s": True}),
+            "duration_negative": lambda: self._bent("duration_negative", data={"duration_s": -60}),
+            "billable_negative": lambda: self._bent("billable_negative", data={"billable_s": -1}),
+            "answered_is_number": lambda: self._bent("answered_is_number", data={"answered": 1}),
+            "answered_is_text": lambda: self._bent("answered_is_text", data={"answered": "true"}),
+            "wrong_direction": lambda: self._bent("wrong_direction", data={"direction": "sideways"}),
+            "end_before_start": self._end_before_start,
+            "ended_naive": lambda: self._bent("ended_naive", data={"ended_at": _text(self.now)[:-1]}),
+            "ended_with_offset": lambda: self._bent(
+                "ended_with_offset", data={"ended_at": _text(self.now)[:-1] + "+02:00"}
+            ),
+            "ended_no_such_day": lambda: self._bent("ended_no_such_day", data={"ended_at": "2026-02-30T00:00:00Z"}),
+            "nul_in_id": lambda: self._bent("nul_in_id", id=f"a\0b-{self._number()}", allowed=self._unstorable),
+            "nul_in_text": lambda: self._bent("nul_in_text", data={"call_leg_id": "a\0b"}, allowed=self._unstorable),
+            "lone_surrogate": self._lone_surrogate,
+            "unknown_account": self._unknown_account,
+            "foreign_source": lambda: self._bent("foreign_source", source="pbx/nobody", allowed={NOT_PERMITTED}),
+            "no_price": lambda: self._outbound_to("no_price", UNPRICED_NUMBER, NO_PRICE),
+            "too_old": lambda: self._dated("too_old", -timedelta(days=40), TOO_OLD),
+            "tomorrow": lambda: self._dated("tomorrow", timedelta(days=1), IN_FUTURE),
+            "conflict": self._conflict,
+        }
+        if self._foreign_pairs():
+            self._kinds["foreign_account"] = self._foreign_account
+        if euro:
+            self._kinds["wrong_currency"] = lambda: self._outbound_to("wrong_currency", EURO_NUMBER, WRONG_CURRENCY)
+        if refused_prefix is not None:
+            self._kinds["refused_by_store"] = lambda: self._bent(
+                "refused_by_store", id=f"{refused_prefix}{self._number()}", allowed={REFUSED_BY_STORE}
+            )
+
+    _unstorable = frozenset({INVALID_EVENT, NOT_JSON, REFUSED_BY_STORE})
+
+    @property
+    def bad_kinds(self) -> tuple[str, ...]:
+        """Every kind of bad input that this factory makes."""
+        return tuple(self._kinds)
+
+    @property
+    def inputs(self) -> list[UsageInput]:
+        """Everything made so far, in order, with expectations that know of later repeats."""
+        return list(self._out)
+
+    def mix(self, count: int, *, bad_share: float = 0.1, repeat_share: float = 0.1) -> list[UsageInput]:
+        """``count`` inputs in the order in which they must be produced. Each bad kind comes once before one comes twice."""
+        bag: list[str] = []
+        start = len(self._out)
+        while len(self._out) - start < count:
+            dice = self.random.random()
+            if self._valid and dice < bad_share:
+                bag = bag or self.random.sample(self.bad_kinds, len(self._kinds))
+                self.bad(bag.pop())
+            elif self._valid and dice < bad_share + repeat_share:
+                self.repeat()
+            else:
+                self.valid()
+        return self._out[start:]
+
+    def valid(self) -> UsageInput:
+        """A leg that is rated, or not billable because nobody answered."""
+        publisher_id, event = self._leg()
+        self._valid.append(_Sent(publisher_id, event, len(self._out)))
+        return self._keep(self._input(publisher_id, event, "valid", {self._class_of(event)}))
+
+    def bad(self, kind: str) -> UsageInput:
+        """One input of a kind of `bad_kinds`."""
+        return self._keep(self._kinds[kind]())
+
+    def repeat(self) -> UsageInput:
+        """A second copy of a valid event: the same bytes, or the same content written in another way; sometimes under
+        another key, so that the copies meet in two partitions. Which of them is accepted is open."""
+        sent = self.random.choice(self._valid)
+        original = self._out[sent.index]
+        event: dict[str, Any] = dict(sent.event)
+        way = self.random.choice(("bytes", "order", "trace", "key"))
+        if way == "order":
+            event = dict(reversed(event.items())) | {"data": dict(reversed(event["data"].items()))}
+        elif way == "trace":
+            event["traceparent"] = f"00-{self.random.getrandbits(128):032x}-{self.random.getrandbits(64):016x}-01"
+        allowed = original.expectation.allowed | {DUPLICATE}
+        self._out[sent.index] = replace(original, expectation=replace(original.expectation, allowed=allowed))
+        key = (original.key or b"") + b"-hot" if way == "key" else original.key
+        copy = UsageInput(original.topic, key, _encode(event), Expectation(f"repeat_{way}", allowed))
+        return self._keep(copy)
+
+    # ---- making one ------------------------------------------------------------------------------------------------
+
+    def _keep(self, item: UsageInput) -> UsageInput:
+        self._out.append(item)
+        return item
+
+    def _number(self) -> int:
+        self._count += 1
+        return self._count
+
+    def _moment(self) -> datetime:
+        """An event time around the boundary, now and then exactly on it or just before."""
+        choice = self.random.random()
+        if choice < 0.03:
+            return self.boundary
+        if choice < 0.06:
+            return self.boundary - timedelta(microseconds=1)
+        latest = min(self.now, self.boundary + BEFORE_BOUNDARY)
+        span = int((latest - self.boundary + BEFORE_BOUNDARY).total_seconds())
+        return self.boundary - BEFORE_BOUNDARY + timedelta(seconds=self.random.randrange(span + 1))
+
+    def _publishers_of(self, account: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        return [p for p in self.publishers if account["organization_id"] in p["organization_ids"]]
+
+    def _foreign_pairs(self) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+        return [
+            (publisher, account)
+            for publisher in self.publishers
+            for account in self.accounts
+            if account["organization_id"] not in publisher["organization_ids"]
+        ]
+
+    def _who_and_when(self) -> tuple[Mapping[str, Any], datetime]:
+        """An account and an event time at which it was open."""
+        for _ in range(1000):
+            account, moment = self.random.choice(self.accounts), self._moment()
+            if self._publishers_of(account) and interval_at(account["plans"], moment):
+                return account, moment
+        raise ValueError(f"no account is open around {self.boundary}: open them at least {BEFORE_BOUNDARY} before")
+
+    def _leg(self) -> tuple[str, dict[str, Any]]:
+        """Publisher and event of one leg, priced by `example_prices`."""
+        dice = self.random
+        account, ended_at = self._who_and_when()
+        publisher = dice.choice(self._publishers_of(account))
+        answered = dice.random() < 0.85
+        billable_s = dice.choice((1, 3, 6, 23, 59, 60, 61, 95, dice.randrange(1, 7200))) if answered else 0
+        duration_s = billable_s + dice.randrange(30)
+        inbound = dice.random() < 0.4
+        american = f"+1248555{dice.randrange(100, 200):04d}"
+        if inbound:
+            own = account.get("numbers") or (
+                f"+1313555{crc32(account['account_id'].encode()) % 10_000:04d}",
+                "+18775550100",
+            )
+            called, caller = dice.choice(tuple(own)), dice.choice((american, None))
+        else:
+            abroad = (
+                f"+447700900{dice.randrange(1000):03d}",
+                f"+44207946{dice.randrange(10_000):04d}",
+                "+919876543210",
+            )
+            called, caller = dice.choice((american, american, *abroad)), f"+1313555{dice.randrange(10_000):04d}"
+        data = {
+            "account_id": account["account_id"],
+            "direction": "inbound" if inbound else "outbound",
+            "caller": caller,
+            "called": called,
+            "started_at": _text(ended_at - timedelta(seconds=duration_s)),
+            "ended_at": _text(ended_at),
+            "answered": answered,
+            "duration_s": duration_s,
+            "billable_s": billable_s,
+        }
+        if dice.random() < 0.3:
+            data["call_leg_id"] = f"leg-{dice.getrandbits(48):012x}"
+        event = {
+            "specversion": "1.0",
+            "id": f"{self.seed}-{self._number()}",
+            "source": dice.choice(tuple(publisher["sources"])),
+            "type": VOICE_LEG,
+            "time": data["ended_at"],
+            "datacontenttype": "application/json",
+            "data": data,
+        }
+        return publisher["publisher_id"], event
+
+    def _class_of(self, event: Mapping[str, Any]) -> str:
+        data = event["data"]
+        if not data["answered"]:
+            return NOT_BILLABLE
+        account = next(a for a in self.accounts if a["account_id"] == data["account_id"])
+        plan = interval_at(account["plans"], instant(data["ended_at"]))
+        return RATED_UNGROUPED if plan is not None and plan["plan"] == "trial" else RATED
+
+    def _input(self, publisher_id: str, event: Mapping[str, Any], kind: str, allowed: Iterable[str]) -> UsageInput:
+        data = event.get("data")
+        account = data.get("account_id") if isinstance(data, dict) else None
+        key = str(account or "nobody").encode()
+        return UsageInput(USAGE_TOPICS + publisher_id, key, _encode(event), Expectation(kind, frozenset(allowed)))
+
+    # ---- bad input -------------------------------------------------------------------------------------------------
+
+    def _raw(self, kind: str, value: bytes | None, allowed: Iterable[str]) -> UsageInput:
+        topic = USAGE_TOPICS + self.random.choice(self.publishers)["publisher_id"]
+        account = self.random.choice(self.accounts)["account_id"]
+        key = self.random.choice((account.encode(), None))
+        return UsageInput(topic, key, value, Expectation(kind, frozenset(allowed)))
+
+    def _bent(
+        self,
+        kind: str,
+        *,
+        allowed: Iterable[str] = (INVALID_EVENT,),
+        without: str | None = None,
+        data: Mapping[str, Any] | None = None,
+        data_without: str | None = None,
+        data_is: Any = ...,
+        **attributes: Any,
+    ) -> UsageInput:
+        """A valid event with attributes or data fields changed or left out."""
+        publisher_id, event = self._answered_leg()
+        event |= attributes
+        event["data"] |= data or {}
+        if data_without is not None:
+            del event["data"][data_without]
+        if data_is is not ...:
+            event["data"] = data_is
+        if without is not None:
+            del event[without]
+        return self._input(publisher_id, event, kind, allowed)
+
+    def _answered_leg(self) -> tuple[str, dict[str, Any]]:
+        """Answered, so that no fault hides behind not being billable."""
+        while True:
+            publisher_id, event = self._leg()
+            if event["data"]["answered"]:
+                return publisher_id, event
+
+    def _cut_utf8(self) -> UsageInput:
+        _, event = self._leg()
+        event["data"]["call_leg_id"] = "Überlingen"
+        return self._raw("cut_utf8", _encode(event).replace("Ü".encode(), "Ü".encode()[:1]), {NOT_JSON})
+
+    def _deep(self) -> UsageInput:
+        _, event = self._leg()
+        value = _encode(event)[:-1] + b', "nested": ' + b"[" * 10_000 + b"]" * 10_000 + b"}"
+        return self._raw("deep", value, UNREADABLE)
+
+    def _duplicate_keys(self) -> UsageInput:
+        _, event = self._leg()
+        return self._raw("duplicate_keys", _encode(event)[:-1] + b', "id": "another"}', UNREADABLE)
+
+    def _duplicate_keys_in_data(self) -> UsageInput:
+        _, event = self._leg()
+        return self._raw("duplicate_keys_in_data", _encode(event)[:-2] + b', "duration_s": 1}}', UNREADABLE)
+
+    def _lone_surrogate(self) -> UsageInput:
+        _, event = self._leg()
+        event["data"]["call_leg_id"] = "HERE"
+        return self._raw("lone_surrogate", _encode(event).replace(b"HERE", rb"\ud800"), self._unstorable)
+
+    def _end_before_start(self) -> UsageInput:
+        publisher_id, event = self._answered_leg()
+        ended_at = instant(event["data"]["ended_at"])
+        event["data"]["started_at"] = _text(ended_at + timedelta(seconds=1))
+        return self._input(publisher_id, event, "end_before_start", {INVALID_EVENT})
+
+    def _unknown_account(self) -> UsageInput:
+        return self._bent("unknown_account", data={"account_id": f"nobody-{self._number()}"}, allowed={UNKNOWN_ACCOUNT})
+
+    def _foreign_account(self) -> UsageInput:
+        publisher, account = self.random.choice(self._foreign_pairs())
+        _, event = self._answered_leg()
+        event["source"] = self.random.choice(tuple(publisher["sources"]))
+        event["data"]["account_id"] = account["account_id"]
+        allowed = {NOT_PERMITTED}
+        if interval_at(account["plans"], instant(event["data"]["ended_at"])) is None:
+            allowed.add(UNKNOWN_ACCOUNT)
+        return self._input(publisher["publisher_id"], event, "foreign_account", allowed)
+
+    def _outbound_to(self, kind: str, called: str, reason: str) -> UsageInput:
+        return self._bent(kind, data={"direction": "outbound", "called": called}, allowed={reason})
+
+    def _dated(self, kind: str, distance: timedelta, reason: str) -> UsageInput:
+        publisher_id, event = self._answered_leg()
+        ended_at = self.now + distance
+        data = event["data"]
+        data["started_at"], data["ended_at"] = _text(ended_at - timedelta(seconds=data["duration_s"])), _text(ended_at)
+        account = next(a for a in self.accounts if a["account_id"] == data["account_id"])
+        allowed = {reason}
+        if interval_at(account["plans"], ended_at) is None:  # two faults: either may be named
+            allowed |= {UNKNOWN_ACCOUNT, NOT_PERMITTED}
+        return self._input(publisher_id, event, kind, allowed)
+
+    def _conflict(self) -> UsageInput:
+        """The identity of an earlier event with another caller, after it in the same partition."""
+        if not self._valid:
+            self.valid()
+        sent = self.random.choice(self._valid)
+        caller = f"+1734555{self._number() % 10_000:04d}"
+        event = dict(sent.event) | {"data": dict(sent.event["data"]) | {"caller": caller}}
+        return replace(
+            self._input(sent.publisher_id, event, "conflict", {CONFLICT}),
+            key=self._out[sent.index].key,
+        )
