@@ -1,0 +1,207 @@
+"""The batch pattern on a real database, without Kafka: redelivery, bisecting, replay, timers, ticks, the one clock."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import insert, select, text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from services.runtime import parking
+from services.runtime.database import transaction
+from services.runtime.processor import Behind
+from services.runtime.records import Record, lane_name
+from services.runtime.room import Input, Room, Tick
+from tests.support import copier
+from tests.support.rooms import Log, Rooms
+
+SOURCE = copier.SOURCE.name
+
+
+@pytest.fixture
+async def tables(database):
+    engine = create_async_engine(database.owner)
+    async with engine.begin() as connection:
+        for table in (copier.COPIED, copier.RECEIVED):
+            await connection.run_sync(table.metadata.create_all)
+    yield
+    await engine.dispose()
+
+
+@pytest.fixture
+async def rooms(database, tables):
+    async with Rooms(Log(), database, [copier.copier(), copier.sink()]) as made:
+        yield made
+
+
+async def values(rooms, table=copier.COPIED, room="payments"):
+    return Counter(row.value for row in await rooms.query(room, select(table.c.value)))
+
+
+def batch(log, topic=SOURCE, partition=0, start=0, end=None, source="source"):
+    """Records of the log as a fetch would bring them, with their range."""
+    lane = lane_name(source, topic, partition)
+    found = log.records[topic, partition][start:end]
+    records = [
+        Record(topic, partition, start + number, each.timestamp_ms, each.key, each.value, lane)
+        for number, each in enumerate(found)
+    ]
+    return records, {lane: (start, start + len(found))}
+
+
+async def test_what_is_published_arrives_once_and_the_same_batch_again_changes_nothing(rooms):
+    for number in range(40):
+        rooms.log.write(SOURCE, value=b"%d" % number, key=str(number))
+    await rooms.pump()
+    copy = rooms.processors["payments"]
+    for partition in (0, 1):
+        await copy.process(copy.room.inputs[0], *batch(rooms.log, partition=partition))
+    await rooms.pump()
+    assert set((await values(rooms)).values()) == {1}
+    assert await values(rooms) == await values(rooms, copier.RECEIVED, "invoices")
+    assert len(await values(rooms)) == 40
+
+
+async def test_a_batch_that_starts_above_the_position_is_not_applied(rooms):
+    for number in range(10):
+        rooms.log.write(SOURCE, value=b"%d" % number, partition=0)
+    await rooms.pump()
+    rooms.log.write(SOURCE, value=b"10", partition=0)
+    rooms.log.write(SOURCE, value=b"11", partition=0)
+    copy = rooms.processors["payments"]
+    with pytest.raises(Behind):
+        await copy.process(copy.room.inputs[0], *batch(rooms.log, start=11))
+    assert "11" not in await values(rooms)
+    await rooms.pump()
+    assert len(await values(rooms)) == 12
+
+
+async def test_every_record_the_database_refuses_is_found_among_its_neighbours(rooms):
+    bad = {3, 4, 17, 39}
+    for number in range(40):
+        rooms.log.write(
+            SOURCE, value=b"bad \x00 %d" % number if number in bad else b"%d" % number, partition=number % 2
+        )
+    await rooms.pump()
+    assert len(await values(rooms)) == 36
+    parked = await rooms.query(
+        "payments", text('select reason, value, partition, "offset" from payments.parked order by id')
+    )
+    assert {row.reason for row in parked} == {"refused_by_store"}
+    assert {(row.partition, row.offset) for row in parked} == {(number % 2, number // 2) for number in bad}
+    assert all(b"bad" in row.value for row in parked)
+
+
+async def test_a_bug_in_a_handler_parks_the_record_and_a_replay_after_the_fix_applies_it(database, tables):
+    broken = True
+
+    async def handle(work, records):
+        for record in records:
+            if broken and record.value == b"odd":
+                raise KeyError("a bug")
+            await work.execute(
+                insert(copier.COPIED).values(
+                    topic=record.topic, partition=record.partition, offset=record.offset, value=record.value.decode()
+                )
+            )
+
+    room = Room("payments", (Input("source", (copier.SOURCE,), handle),))
+    async with Rooms(Log(), database, [room]) as rooms:
+        for value in (b"a", b"odd", b"b"):
+            rooms.log.write(SOURCE, value=value, partition=0)
+        await rooms.pump()
+        assert set(await values(rooms)) == {"a", "b"}
+        processor = rooms.processors["payments"]
+        async with transaction(processor.engine) as connection:
+            [row] = await parking.listing(connection, processor.tables)
+            assert (row.reason, row.value, row.offset) == ("internal_error", b"odd", 1)
+            assert await parking.ask(connection, processor.tables, "replaying", "ann", ids=[row.id]) == 1
+        await rooms.pump()  # not mended yet: it is parked again, with its first place
+        async with transaction(processor.engine) as connection:
+            [row] = await parking.listing(connection, processor.tables)
+            assert row.state == "quarantined"
+            assert row.offset == 1
+            broken = False
+            await parking.ask(connection, processor.tables, "replaying", "ann", ids=[row.id])
+        await rooms.pump()
+        assert set(await values(rooms)) == {"a", "b", "odd"}
+        async with transaction(processor.engine) as connection:
+            [row] = await parking.listing(connection, processor.tables, states=["replayed"])
+            assert row.decided_by == "ann"
+            assert await parking.ask(connection, processor.tables, "replaying", "bob", ids=[row.id]) == 0
+
+
+async def test_a_discarded_record_is_told_and_never_applied(database, tables):
+    told = []
+
+    async def handle(work, records):
+        for record in records:
+            work.quarantine(record, "unwanted", "nobody wants it", account_id="a\x00b")
+
+    async def discarded(work, rows):
+        told.extend(row.value for row in rows)
+
+    room = Room("payments", (Input("source", (copier.SOURCE,), handle, discarded=discarded),))
+    async with Rooms(Log(), database, [room]) as rooms:
+        rooms.log.write(SOURCE, value=b"x", partition=0)
+        await rooms.pump()
+        processor = rooms.processors["payments"]
+        async with transaction(processor.engine) as connection:
+            [row] = await parking.listing(connection, processor.tables)
+            assert row.about == {"account_id": "a\\u0000b"}
+            await parking.ask(connection, processor.tables, "discarding", "ann", reason="unwanted")
+        await rooms.pump()
+        assert told == [b"x"]
+        async with transaction(processor.engine) as connection:
+            assert [r.state for r in await parking.listing(connection, processor.tables, states=["discarded"])] == [
+                "discarded"
+            ]
+
+
+async def test_timers_fire_in_order_once_by_the_one_clock(database, tables):
+    fired = []
+
+    async def due(work, keys):
+        fired.extend((key, work.now) for key in keys)
+
+    async def handle(work, records):
+        await work.set_timers("wake", {f"k{n}": work.now + timedelta(hours=n) for n in (1, 2, 3)})
+        await work.clear_timers("wake", ["k2", "none"])
+
+    room = Room("payments", (Input("source", (copier.SOURCE,), handle),), timers={"wake": due})
+    async with Rooms(Log(), database, [room]) as rooms:
+        rooms.log.write(SOURCE, value=b"x", partition=0)
+        await rooms.pump(ticks=True)
+        assert fired == []
+        async with database.connected() as owner:
+            await owner.execute("select runtime.clock_move(interval '2 hours')")
+        await rooms.pump(ticks=True)
+        assert [key for key, _ in fired] == ["k1"]
+        async with database.connected() as owner:
+            await owner.execute("select runtime.clock_move(interval '1 day')")
+        await rooms.pump(ticks=True)
+        await rooms.pump(ticks=True)
+        assert [key for key, _ in fired] == ["k1", "k3"]
+
+
+async def test_what_a_tick_publishes_has_a_link_of_its_own_and_arrives(database, tables):
+    async def run(work):
+        work.publish(copier.COPIES, "k", "tick-1", {"topic": "t", "partition": 0, "offset": 1, "value": "from a tick"})
+
+    room = replace(copier.copier(), ticks=(Tick("hello", run),))
+    async with Rooms(Log(), database, [room, copier.sink()]) as rooms:
+        await rooms.processors["payments"].tick(room.ticks[0])
+        await rooms.pump()
+        [record] = rooms.log.read(copier.COPIES.name)
+        assert record["link"] == "payments:tick.hello"
+        assert record["seq"] == 1
+        assert await values(rooms, copier.RECEIVED, "invoices") == {"from a tick": 1}
+
+
+async def test_a_room_cannot_read_another_rooms_tables(database):
+    async with database.connected("payments") as payments:
+        with pytest.raises(Exception, match="permission denied"):
+            await payments.fetch("select * from invoices.lane")
