@@ -63,7 +63,10 @@ class Settings(BaseSettings):
     tick_ms: int = Field(default=1000, ge=10, le=60_000, description="how often positions, timers and health move on")
     batch_max_records: int = Field(default=2000, ge=1, le=50_000, description="records in one transaction at most")
     session_ms: int = Field(
-        default=10_000, ge=1000, le=300_000, description="how long a silent copy keeps its partitions before others take over"
+        default=10_000,
+        ge=1000,
+        le=300_000,
+        description="how long a silent copy keeps its partitions before others take over",
     )
     batch_wait_ms: int = Field(default=100, ge=1, le=10_000, description="wait for more records after an empty poll")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="what is logged")

@@ -7,6 +7,8 @@ the cache folder of `jgo` (`JGO_CACHE_DIR`, default `~/.cache/jgo`).
 from __future__ import annotations
 
 import hashlib
+import os
+import ssl
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -89,6 +91,11 @@ def _context() -> MavenContext:
     from jgo.constants import MAVEN_CENTRAL_URL
     from jgo.maven import MavenContext
 
+    # The HTTP client brings its own list of authorities; like pip and curl we ask the machine's, which also knows the
+    # authority of a company's own mirror. What the user has set stays.
+    trusted = ssl.get_default_verify_paths().cafile
+    if trusted:
+        os.environ.setdefault("REQUESTS_CA_BUNDLE", trusted)
     settings = GlobalSettings.load()
     return MavenContext(
         # A folder of its own, so that a broken download is deleted from nobody else's repository.

@@ -1,0 +1,164 @@
+"""Roles, schemas and the one clock of a migrated database."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+import asyncpg
+import pytest
+
+from services.kernel.errors import NotPermitted, Refused, Unavailable
+from services.runtime import migrate
+from services.runtime.settings import ROOMS, room_role
+from tests.support.servers import Database, TestedServers
+
+
+async def upgrade(database: Database, *, movable: bool = False) -> None:
+    await migrate.upgrade(database.owner, room_password=database.server.room_password, movable=movable)
+
+
+async def test_a_missing_database_is_made_and_a_second_upgrade_changes_nothing(servers: TestedServers) -> None:
+    database = Database("test_made_by_upgrade", await servers.postgres())
+    try:
+        await upgrade(database)
+        async with database.connected() as connection:
+            before = await connection.fetch("SELECT * FROM alembic_version")
+        await upgrade(database)
+        async with database.connected() as connection:
+            assert await connection.fetch("SELECT * FROM alembic_version") == before
+    finally:
+        async with Database("postgres", database.server).connected() as maintenance:
+            await maintenance.execute(f"DROP DATABASE {database.name} WITH (FORCE)")
+
+
+async def test_two_upgrades_at_once_both_succeed(servers: TestedServers) -> None:
+    pair = [Database(f"test_pair_{number}", await servers.postgres()) for number in (1, 2)]
+    try:
+        await asyncio.gather(*(upgrade(database) for database in [*pair, *pair]))
+        for database in pair:
+            async with database.connected("usage") as connection:
+                assert await connection.fetchval("SELECT runtime.clock_now()")
+    finally:
+        async with Database("postgres", pair[0].server).connected() as maintenance:
+            for database in pair:
+                await maintenance.execute(f"DROP DATABASE IF EXISTS {database.name} WITH (FORCE)")
+
+
+@pytest.mark.parametrize("room", ROOMS)
+async def test_a_room_works_in_its_own_schema_only(database: Database, room: str) -> None:
+    other = ROOMS[(ROOMS.index(room) + 1) % len(ROOMS)]
+    async with database.connected() as owner:
+        for schema in (room, other):
+            await owner.execute(f"CREATE TABLE {schema}.probe (id bigserial PRIMARY KEY, word text)")
+    async with database.connected(room) as connection:
+        await connection.execute(f"INSERT INTO {room}.probe (word) VALUES ('a'), ('b')")
+        await connection.execute(f"UPDATE {room}.probe SET word = 'c' WHERE id = 1")
+        await connection.execute(f"DELETE FROM {room}.probe WHERE id = 2")
+        assert await connection.fetchval(f"SELECT word FROM {room}.probe") == "c"
+        for forbidden in (
+            f"SELECT * FROM {other}.probe",
+            f"CREATE TABLE {room}.own (id int)",
+            f"TRUNCATE {room}.probe",
+            "CREATE TABLE public.own (id int)",
+            "UPDATE runtime.clock SET ahead = interval '1 day'",
+            "SELECT * FROM public.alembic_version",
+            "CREATE ROLE intruder",
+        ):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await connection.execute(forbidden)
+
+
+async def test_rooms_are_no_superusers_and_nobody_else_may_connect(database: Database) -> None:
+    async with database.connected() as owner:
+        roles = await owner.fetch(
+            "SELECT rolname FROM pg_roles WHERE rolname LIKE 'tollbook\\_%' AND rolname <> $1"
+            " AND rolcanlogin AND NOT (rolsuper OR rolbypassrls OR rolcreaterole OR rolcreatedb)",
+            database.server.owner_user,
+        )
+        assert {row["rolname"] for row in roles} == {room_role(room) for room in ROOMS}
+        await owner.execute("CREATE ROLE somebody LOGIN PASSWORD 'somebody'")
+        try:
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await asyncpg.connect(
+                    host=database.server.host,
+                    port=database.server.port,
+                    user="somebody",
+                    password="somebody",
+                    database=database.name,
+                )
+        finally:
+            await owner.execute("DROP ROLE somebody")
+
+
+async def test_new_functions_of_the_runtime_are_open_to_rooms_and_not_to_everybody(database: Database) -> None:
+    async with database.connected() as owner:
+        await owner.execute("CREATE FUNCTION runtime.one() RETURNS int LANGUAGE sql AS 'SELECT 1'")
+        grantees = await owner.fetch(
+            "SELECT coalesce(r.rolname, 'PUBLIC') AS name FROM pg_proc p, aclexplode(p.proacl) a"
+            " LEFT JOIN pg_roles r ON r.oid = a.grantee WHERE p.oid = 'runtime.one()'::regprocedure"
+        )
+    expected = {room_role(room) for room in ROOMS} | {database.server.owner_user}
+    assert {row["name"] for row in grantees} == expected
+
+
+async def test_every_room_reports_its_heartbeat(database: Database) -> None:
+    for room in ROOMS:
+        async with database.connected(room) as connection:
+            await connection.execute(
+                "INSERT INTO runtime.heartbeat VALUES ($1, 'p1', runtime.clock_now(), 5, 6, 0)"
+                " ON CONFLICT (room, process) DO UPDATE SET at = excluded.at",
+                room,
+            )
+    async with database.connected("balance") as connection:
+        assert await connection.fetchval("SELECT count(*) FROM runtime.heartbeat") == len(ROOMS)
+
+
+async def test_the_clock_is_the_transaction_time_until_it_is_moved(database: Database) -> None:
+    async with database.connected("usage") as connection:
+        assert await connection.fetchval("SELECT runtime.clock_now() = transaction_timestamp()")
+        moved = await connection.fetchval("SELECT runtime.clock_move(interval '1 month 3 hours')")
+        ahead = await connection.fetchval("SELECT runtime.clock_now() - transaction_timestamp()")
+        assert timedelta(days=28) < ahead < timedelta(days=32)
+        assert await connection.fetchval("SELECT runtime.clock_now() >= $1", moved)
+    async with database.connected("invoices") as another:
+        assert await another.fetchval("SELECT runtime.clock_now() - transaction_timestamp()") == ahead
+
+
+async def test_the_clock_never_goes_back(database: Database) -> None:
+    async with database.connected("usage") as connection:
+        await connection.execute("SELECT runtime.clock_move(interval '1 day')")
+        for backwards in ("interval '-1 second'", "interval '-2 days'", "NULL"):
+            with pytest.raises(asyncpg.RaiseError, match="does not go back"):
+                await connection.execute(f"SELECT runtime.clock_move({backwards})")
+
+
+async def test_the_clock_of_an_ordinary_database_cannot_be_moved(servers: TestedServers) -> None:
+    async with servers.fresh_database(movable=False) as database:
+        async with database.connected("usage") as connection:
+            with pytest.raises(asyncpg.RaiseError, match="cannot be moved"):
+                await connection.execute("SELECT runtime.clock_move(interval '1 day')")
+        async with database.connected() as owner:
+            with pytest.raises(asyncpg.CheckViolationError):
+                await owner.execute("UPDATE runtime.clock SET ahead = interval '1 day'")
+        with pytest.raises(Refused, match="decided when a database is made"):
+            await upgrade(database, movable=True)
+
+
+async def test_a_role_that_may_do_too_much_is_refused(database: Database) -> None:
+    async with database.connected() as owner:
+        await owner.execute("ALTER ROLE tollbook_payments CREATEDB")
+        try:
+            with pytest.raises(Refused, match="tollbook_payments"):
+                await upgrade(database)
+        finally:
+            await owner.execute("ALTER ROLE tollbook_payments NOCREATEDB")
+
+
+async def test_a_wrong_password_and_a_missing_server_are_named(database: Database) -> None:
+    wrong = database.owner.replace(database.server.owner_password, "wrong")
+    with pytest.raises(NotPermitted, match="TOLLBOOK_OWNER_PASSWORD"):
+        await migrate.upgrade(wrong, room_password="x")
+    nowhere = database.owner.replace(f":{database.server.port}/", ":1/")
+    with pytest.raises(Unavailable, match="TOLLBOOK_POSTGRES"):
+        await migrate.upgrade(nowhere, room_password="x")
