@@ -159,13 +159,16 @@ async def listing(
     *,
     states: Sequence[str] = ("quarantined",),
     reason: str | None = None,
+    ids: Sequence[int] | None = None,
     limit: int = 100,
 ) -> list[ParkedRow]:
-    """Parked records in the order they came."""
+    """Parked records in the order they came; of these ids only, where some are given."""
     columns = tables.parked.c
     statement = select(tables.parked).where(columns.state.in_(list(states))).order_by(columns.id).limit(limit)
     if reason is not None:
         statement = statement.where(columns.reason == reason)
+    if ids is not None:
+        statement = statement.where(columns.id.in_(list(ids)))
     return [_as_row(row) for row in (await connection.execute(statement)).all()]
 
 
