@@ -61,7 +61,9 @@ class Settings(BaseSettings):
         default=1000, ge=100, le=300_000, description="how soon a new topic is noticed; raise it with many consumers"
     )
     tick_ms: int = Field(default=1000, ge=10, le=60_000, description="how often positions, timers and health move on")
-    batch_max_records: int = Field(default=2000, ge=1, le=50_000, description="records in one transaction at most")
+    batch_max_records: int = Field(
+        default=20_000, ge=1, le=50_000, description="records in one transaction at most; an input may want fewer"
+    )
     session_ms: int = Field(
         default=10_000,
         ge=1000,

@@ -1,0 +1,178 @@
+"""What an invoice amounts to: rounded lines, one rounding line, tax, and what each account pays of it. Pure.
+
+Everything is in nanos; every division is half-even and by `services.kernel.money`. Source: domain, sections 2 and 6;
+designs/ledger, section 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from services.kernel.money import NANO, divide_half_even, round_minor
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class LineKey:
+    """What the charges of one line have in common. ``period`` is that of the use, so a late charge has a line of its own.
+
+    An empty ``cost_center_id`` means ungrouped. ``prepaid`` follows from the account's plan at the time of use.
+    """
+
+    account_id: str
+    product: str
+    cost_center_id: str
+    period: str
+    prepaid: bool
+    currency: str
+
+
+@dataclass(frozen=True, slots=True)
+class LineSum:
+    """The exact sum of the charges of a line; the prices are per unit of the product."""
+
+    key: LineKey
+    charges: int
+    quantity: int
+    exact_nano: int
+    unit_price_min_nano: int
+    unit_price_max_nano: int
+
+    @property
+    def unit_price_nano(self) -> int | None:
+        """The price of a unit, where all charges of the line have the same."""
+        return self.unit_price_min_nano if self.unit_price_min_nano == self.unit_price_max_nano else None
+
+
+@dataclass(frozen=True, slots=True)
+class BilledLine:
+    """A line with its amount, rounded once from its exact sum."""
+
+    sum: LineSum
+    amount_nano: int
+
+
+@dataclass(frozen=True, slots=True)
+class AccountShare:
+    """What one account used (exact) and pays (whole minor units, tax included), by balance and by the amount due."""
+
+    account_id: str
+    prepaid_nano: int
+    postpaid_nano: int
+    paid_from_balance_nano: int
+    due_nano: int
+
+    @property
+    def wallet_entry_nano(self) -> int:
+        """What the close takes from the wallet beyond the charges that it has paid already (below zero: takes)."""
+        return self.prepaid_nano - self.paid_from_balance_nano
+
+    @property
+    def unbilled_entry_nano(self) -> int:
+        """What was rated and not invoiced is cleared, to the last nano."""
+        return self.postpaid_nano
+
+    @property
+    def receivable_entry_nano(self) -> int:
+        """What the group owes for this account from now on (below zero: owes)."""
+        return -self.due_nano
+
+
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """An invoice's amounts. Always: total = lines + rounding + tax = paid from balance + due."""
+
+    lines: tuple[BilledLine, ...]
+    exact_nano: int
+    rounding_nano: int
+    tax_nano: int
+    shares: tuple[AccountShare, ...]
+
+    @property
+    def net_nano(self) -> int:
+        """Lines and rounding: the exact sum, rounded once."""
+        return sum(line.amount_nano for line in self.lines) + self.rounding_nano
+
+    @property
+    def total_nano(self) -> int:
+        return self.net_nano + self.tax_nano
+
+    @property
+    def paid_from_balance_nano(self) -> int:
+        return sum(share.paid_from_balance_nano for share in self.shares)
+
+    @property
+    def due_nano(self) -> int:
+        return sum(share.due_nano for share in self.shares)
+
+    @property
+    def rounding_entry_nano(self) -> int:
+        """What the ledger's rounding account gets: the difference of the rounded to the exact sum."""
+        return self.net_nano - self.exact_nano
+
+
+def tax_of(net_nano: int, rate_nano: int, exponent: int) -> int:
+    """Tax of a category: its rounded total times the rate, half-even to the minor unit.
+
+    >>> tax_of(600_000_000, 200_000_000, 2), tax_of(12_350_000_000, 200_000_000, 2)
+    (120000000, 2470000000)
+    """
+    step: int = 10 ** (9 - exponent)
+    return divide_half_even(net_nano * rate_nano, NANO * step) * step
+
+
+def share_total(total_nano: int, weights_nano: list[int], rate_nano: int, exponent: int) -> list[int]:
+    """Divide a total among those who used it, in whole minor units that sum to it exactly: the largest remainder.
+
+    Each is owed its exact sum with tax; that is cut down to a whole minor unit, and what is missing to the total goes, one
+    unit each, to those who lost most by the cut, of equals to the first. Any signs.
+
+    >>> share_total(720_000_000, [363_000_000, 124_400_000, 108_000_000], 200_000_000, 2)
+    [440000000, 150000000, 130000000]
+    """
+    if not weights_nano:
+        return []
+    step: int = 10 ** (9 - exponent)
+    whole, rest = zip(*(divmod(weight * (NANO + rate_nano), NANO * step) for weight in weights_nano), strict=True)
+    everyone, some = divmod(total_nano // step - sum(whole), len(weights_nano))
+    order = sorted(range(len(weights_nano)), key=lambda index: (-rest[index], index))
+    units = [each + everyone for each in whole]
+    for index in order[:some]:
+        units[index] += 1
+    return [each * step for each in units]
+
+
+def bill(sums: Iterable[LineSum], *, rate_nano: int, exponent: int) -> Bill:
+    """The amounts of an invoice with these lines, in any order; one tax category.
+
+    A line is rounded once, half-even to the minor unit. The rounding line is the rounded exact sum minus the sum of the
+    rounded lines. Tax is taken from the rounded sum. Source: domain, section 2.
+
+    >>> def line(account, nano): return LineSum(LineKey(account, "voice.outbound", "", "2026-10", False, "USD"), 1, 60, nano, 0, 0)
+    >>> northwind = bill([line("a", 363_000_000), line("b", 124_400_000), line("c", 108_000_000)], rate_nano=NANO // 5, exponent=2)
+    >>> [each.amount_nano // 10**7 for each in northwind.lines], northwind.rounding_nano, northwind.tax_nano, northwind.due_nano
+    ([36, 12, 11], 10000000, 120000000, 720000000)
+    """
+    lines = tuple(
+        BilledLine(each, round_minor(each.exact_nano, exponent)) for each in sorted(sums, key=lambda line: line.key)
+    )
+    exact = sum(line.sum.exact_nano for line in lines)
+    net = round_minor(exact, exponent)
+    tax = tax_of(net, rate_nano, exponent)
+    used: dict[tuple[str, bool], int] = {}
+    for line in lines:
+        part = (line.sum.key.account_id, line.sum.key.prepaid)
+        used[part] = used.get(part, 0) + line.sum.exact_nano
+    parts = sorted(used)
+    pays = dict(zip(parts, share_total(net + tax, [used[part] for part in parts], rate_nano, exponent), strict=True))
+    shares = tuple(
+        AccountShare(
+            account_id,
+            prepaid_nano=used.get((account_id, True), 0),
+            postpaid_nano=used.get((account_id, False), 0),
+            paid_from_balance_nano=pays.get((account_id, True), 0),
+            due_nano=pays.get((account_id, False), 0),
+        )
+        for account_id in sorted({account_id for account_id, _ in parts})
+    )
+    return Bill(lines, exact, net - sum(line.amount_nano for line in lines), tax, shares)

@@ -1,0 +1,162 @@
+"""The room's tables. Sums of one account are bigint nanos, sums over many accounts numeric."""
+
+from __future__ import annotations
+
+from sqlalchemy import ARRAY, BigInteger, Boolean, Column, DateTime, Integer, MetaData, Numeric, Table, Text, Uuid
+
+metadata = MetaData(schema="invoices")
+Instant = DateTime(timezone=True)
+Total = Numeric(38, 0)  # nanos over many accounts
+
+# How this installation closes: one row, set when the room first starts.
+terms = Table(
+    "terms",
+    metadata,
+    Column("only_row", Boolean, primary_key=True),
+    Column("automatic_from", Instant, nullable=False),
+    Column("grace_s", Integer, nullable=False),
+)
+
+# ---- what the registry told ----------------------------------------------------------------------------------------
+
+billing_group = Table(
+    "billing_group",
+    metadata,
+    Column("group_id", Text, primary_key=True),
+    Column("version", BigInteger, nullable=False),
+    Column("zone", Text, nullable=False),
+    Column("told", Text, nullable=False),  # the whole message, JSON
+)
+
+account = Table(
+    "account",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("version", BigInteger, nullable=False),
+    Column("name", Text, nullable=False),
+)
+
+# Zones of the groups, and since when a group of the zone exists.
+zone = Table(
+    "zone",
+    metadata,
+    Column("zone", Text, primary_key=True),
+    Column("since", Instant, nullable=False),
+)
+
+# ---- invoices and what is accumulated on them ----------------------------------------------------------------------
+
+# Batches that accumulate hold the row FOR SHARE, the close takes it FOR UPDATE; so the sums are in tables beside it.
+invoice = Table(
+    "invoice",
+    metadata,
+    Column("invoice_id", Uuid, primary_key=True),
+    Column("group_id", Text, nullable=False),
+    Column("period", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("refused", Text),
+    Column("refused_at", Instant),
+    Column("closed_at", Instant),
+    Column("cutoff_id", Uuid),
+    Column("billing_entity_id", Text),
+    Column("number", Text),
+    Column("currency", Text),
+    Column("net_nano", Total),
+    Column("tax_nano", Total),
+    Column("total_nano", Total),
+    Column("due_nano", Total),
+)
+
+line = Table(
+    "line",
+    metadata,
+    Column("invoice_id", Uuid, primary_key=True),
+    Column("account_id", Text, primary_key=True),
+    Column("product", Text, primary_key=True),
+    Column("cost_center_id", Text, primary_key=True),
+    Column("period", Text, primary_key=True),
+    Column("prepaid", Boolean, primary_key=True),
+    Column("currency", Text, primary_key=True),
+    Column("charges", BigInteger, nullable=False),
+    Column("quantity", BigInteger, nullable=False),
+    Column("exact_nano", BigInteger, nullable=False),
+    Column("unit_price_min_nano", BigInteger, nullable=False),
+    Column("unit_price_max_nano", BigInteger, nullable=False),
+)
+
+tally = Table(
+    "tally",
+    metadata,
+    Column("invoice_id", Uuid, primary_key=True),
+    Column("charges", BigInteger, nullable=False),
+    Column("exact_nano", Total, nullable=False),
+    Column("xor", BigInteger, nullable=False),
+)
+
+paid = Table(
+    "paid",
+    metadata,
+    Column("invoice_id", Uuid, primary_key=True),
+    Column("account_id", Text, primary_key=True),
+    Column("currency", Text, primary_key=True),
+    Column("charged_nano", BigInteger, nullable=False),
+    Column("credits_nano", BigInteger, nullable=False),
+    Column("wallet_nano", BigInteger, nullable=False),
+    Column("unbilled_nano", BigInteger, nullable=False),
+)
+
+document = Table(
+    "document",
+    metadata,
+    Column("invoice_id", Uuid, primary_key=True),
+    Column("body", Text, nullable=False),  # canonical JSON, byte for byte what is hashed
+    Column("sha256", Text, nullable=False),
+)
+
+number_series = Table(
+    "number_series",
+    metadata,
+    Column("billing_entity_id", Text, primary_key=True),
+    Column("last_number", BigInteger, nullable=False),
+)
+
+# ---- cuts ----------------------------------------------------------------------------------------------------------
+
+close_request = Table(
+    "close_request",
+    metadata,
+    Column("period", Text, primary_key=True),
+    Column("requested_by", Text, nullable=False),
+    Column("requested_at", Instant, nullable=False),
+)
+
+cutoff = Table(
+    "cutoff",
+    metadata,
+    Column("cutoff_id", Uuid, primary_key=True),
+    Column("boundary", Instant, nullable=False),
+    Column("cut_at", Instant, nullable=False),
+    Column(
+        "passed_at", Instant
+    ),  # every room covered it and all its records are here: groups that are not held may close
+    Column("held", ARRAY(Text)),
+    Column("finished_at", Instant),  # no group waits for it any more
+)
+
+covered = Table(
+    "covered",
+    metadata,
+    Column("cutoff_id", Uuid, primary_key=True),
+    Column("room", Text, primary_key=True),
+    Column("group_id", Text, primary_key=True),  # empty: the whole cut
+    Column("told", Text, nullable=False),  # the whole message, JSON
+)
+
+cutoff_evidence = Table(
+    "cutoff_evidence",
+    metadata,
+    Column("cutoff_id", Uuid, primary_key=True),
+    Column("group_id", Text, primary_key=True),  # empty: the whole cut
+    Column("body", Text, nullable=False),
+    Column("sha256", Text, nullable=False),
+)

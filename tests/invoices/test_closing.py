@@ -1,0 +1,268 @@
+"""When a boundary is cut, when an invoice may close, and when closing is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import pytest
+
+from contracts.closing import Covered, Mark
+from services.invoices import documents
+from services.invoices.accumulation import InvoiceKey, Tally, fold_charges, fold_postings
+from services.invoices.closing import (
+    Coverage,
+    Mismatch,
+    NothingToBill,
+    OpenInvoice,
+    Terms,
+    amounts,
+    boundaries_due,
+    check_request,
+    decide,
+    periods_ending,
+)
+from services.invoices.rounding import Bill
+from services.kernel.errors import InvalidInput, Refused
+from tests.invoices.neighbours import billing_group, charge, posting, sums_to_zero
+
+KEY = InvoiceKey("northwind", "2026-10")
+BOUNDARY = datetime(2026, 11, 1, tzinfo=UTC)
+LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+
+
+# ---- the cut ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_boundary_is_due_when_the_grace_is_over():
+    terms = Terms(datetime(2026, 10, 5, tzinfo=UTC))
+    zones = {"UTC": LONG_AGO}
+    assert boundaries_due(terms, zones, (), BOUNDARY + timedelta(hours=48) - timedelta(microseconds=1)) == set()
+    assert boundaries_due(terms, zones, (), BOUNDARY + timedelta(hours=48)) == {BOUNDARY}
+
+
+def test_each_zone_has_boundaries_of_its_own():
+    terms = Terms(datetime(2026, 10, 5, tzinfo=UTC))
+    zones = {"UTC": LONG_AGO, "Europe/Paris": LONG_AGO, "America/Detroit": LONG_AGO}
+    due = boundaries_due(terms, zones, (), datetime(2026, 11, 4, tzinfo=UTC))
+    assert due == {BOUNDARY - HOUR, BOUNDARY, BOUNDARY + 4 * HOUR}
+
+
+def test_periods_before_the_installation_are_cut_only_when_named():
+    terms = Terms(datetime(2026, 11, 1, tzinfo=UTC))
+    now = datetime(2026, 11, 10, tzinfo=UTC)
+    assert boundaries_due(terms, {"UTC": LONG_AGO}, (), now) == set()
+    assert boundaries_due(terms, {"UTC": LONG_AGO}, ["2026-10"], now) == {BOUNDARY}
+
+
+def test_a_zone_has_no_boundaries_before_a_group_of_it_existed():
+    terms = Terms(LONG_AGO)
+    now = datetime(2026, 11, 10, tzinfo=UTC)
+    assert boundaries_due(terms, {"UTC": datetime(2026, 10, 20, tzinfo=UTC)}, (), now) == {BOUNDARY}
+    assert len(boundaries_due(terms, {"UTC": LONG_AGO}, (), now)) == 10
+
+
+def test_naming_a_period_is_refused_with_the_instant_from_which_it_can_be_named():
+    terms = Terms(LONG_AGO)
+    with pytest.raises(Refused, match="only a period that has ended") as early:
+        check_request("2026-10", ["UTC"], terms, BOUNDARY - HOUR)
+    assert early.value.code == "period_not_ended"
+    with pytest.raises(Refused, match="2026-11-03T04:00:00Z") as in_grace:
+        check_request("2026-10", ["UTC", "America/New_York"], terms, BOUNDARY + timedelta(hours=49))
+    assert in_grace.value.code == "in_grace"
+    with pytest.raises(Refused, match="no billing group"):
+        check_request("2026-10", [], terms, BOUNDARY + timedelta(hours=49))
+    with pytest.raises(InvalidInput, match="must be a month"):
+        check_request("October", ["UTC"], terms, BOUNDARY)
+    assert check_request("2026-10", ["UTC"], terms, BOUNDARY + timedelta(hours=48)) == (BOUNDARY,)
+
+
+def test_a_boundary_ends_the_period_of_the_zones_that_have_it():
+    assert periods_ending(BOUNDARY, ["UTC", "Europe/Paris", "Europe/Lisbon"]) == {
+        "UTC": "2026-10",
+        "Europe/Lisbon": "2026-10",
+    }
+
+
+# ---- the gate --------------------------------------------------------------------------------------------------------
+
+
+def covered(room, last_seq, *, group_id=None, held=(), topic=None):
+    topic = topic or {"groups": "groups.billing_groups", "usage": "usage.charges", "balance": "balance.postings"}[room]
+    mark = Mark(link=f"{room}:lane", topic=topic, partition=0, last_seq=last_seq)
+    return Covered(
+        cutoff_id=UUID(int=1), boundary=BOUNDARY, room=room, group_id=group_id, marks=(mark,), held=tuple(held)
+    )
+
+
+RECEIVED = {
+    ("groups:lane", "groups.billing_groups", 0): 5,
+    ("usage:lane", "usage.charges", 0): 80,
+    ("balance:lane", "balance.postings", 0): 20,
+}
+
+
+def test_the_gate_opens_when_every_room_has_covered_and_every_record_is_here():
+    said = [covered("groups", 5), covered("usage", 80), covered("balance", 20)]
+    assert Coverage.of(said).waits_for(RECEIVED) is None
+    assert Coverage.of(said[1:]).waits_for(RECEIVED) == "groups"
+    assert Coverage.of(said[:2]).waits_for(RECEIVED) == "balance"
+    assert Coverage.of([said[0], covered("usage", 81), said[2]]).waits_for(RECEIVED) == "records of usage"
+    assert Coverage.of([covered("groups", 6), *said[1:]]).waits_for(RECEIVED) == "records of groups"
+
+
+def test_marks_on_topics_that_others_read_hold_nothing():
+    said = [covered("groups", 9, topic="groups.assignments"), covered("usage", 80), covered("balance", 20)]
+    assert Coverage.of(said).waits_for(RECEIVED) is None
+
+
+def test_a_held_group_waits_for_usage_and_balance_to_cover_it_too():
+    whole = [covered("groups", 5), covered("usage", 80, held=["support"]), covered("balance", 20)]
+    coverage = Coverage.of(whole)
+    assert coverage.group_waits_for("support", RECEIVED) == "quarantine"
+    assert coverage.group_waits_for("northwind", RECEIVED) is None
+    coverage = Coverage.of([*whole, covered("usage", 80, group_id="support")])
+    assert coverage.group_waits_for("support", RECEIVED) == "balance"
+    coverage = Coverage.of(
+        [*whole, covered("usage", 81, group_id="support"), covered("balance", 20, group_id="support")]
+    )
+    assert coverage.group_waits_for("support", RECEIVED) == "records of usage"
+    assert coverage.still_held(RECEIVED) == {"support"}
+    coverage = Coverage.of(
+        [*whole, covered("usage", 80, group_id="support"), covered("balance", 20, group_id="support")]
+    )
+    assert coverage.still_held(RECEIVED) == set()
+
+
+def test_of_a_repeated_statement_the_first_holds():
+    said = [covered("groups", 5), covered("usage", 80), covered("balance", 20), covered("usage", 99)]
+    assert Coverage.of(said).waits_for(RECEIVED) is None
+
+
+# ---- the close -------------------------------------------------------------------------------------------------------
+
+
+def open_invoice(*charges, group=None):
+    folded = fold_charges(charges)
+    return OpenInvoice(
+        KEY,
+        group or billing_group(tax_rate="0.20"),
+        folded.lines.get(KEY, ()),
+        folded.tallies.get(KEY, Tally(0, 0, 0)),
+        fold_postings(map(posting, charges)).get(KEY, ()),
+    )
+
+
+NORTHWIND = (charge("east", "0.3630"), charge("west", "0.1244"), charge("offshore", "0.1080"))
+
+
+def test_equal_sums_are_billed():
+    decision = decide(open_invoice(*NORTHWIND))
+    assert isinstance(decision, Bill)
+    assert decision.due_nano == 720_000_000
+
+
+def test_without_any_charge_there_is_nothing_to_bill():
+    assert decide(open_invoice()) == NothingToBill()
+
+
+def test_a_nano_of_difference_refuses_the_close():
+    invoice = open_invoice(*NORTHWIND)
+    paid = invoice.paid[0]
+    tally = invoice.tally
+    line = invoice.lines[0]
+    mistakes = [
+        replace(invoice, tally=replace(tally, exact_nano=tally.exact_nano + 1)),
+        replace(invoice, tally=replace(tally, charges=tally.charges + 1)),
+        replace(invoice, lines=(replace(line, exact_nano=line.exact_nano - 1), *invoice.lines[1:])),
+        replace(invoice, lines=invoice.lines[1:]),
+        replace(invoice, paid=invoice.paid[1:]),
+        replace(invoice, paid=(replace(paid, unbilled_nano=paid.unbilled_nano + 1), *invoice.paid[1:])),
+        replace(
+            invoice,
+            paid=(
+                replace(paid, unbilled_nano=paid.unbilled_nano + 1, charged_nano=paid.charged_nano + 1),
+                *invoice.paid[1:],
+            ),
+        ),
+        replace(invoice, paid=(replace(paid, wallet_nano=paid.unbilled_nano, unbilled_nano=0), *invoice.paid[1:])),
+        replace(invoice, paid=(replace(paid, account_id="west"), *invoice.paid[1:])),
+        replace(invoice, group=None),
+        replace(invoice, group=billing_group(currency="EUR")),
+    ]
+    assert all(isinstance(decide(each), Mismatch) for each in mistakes)
+
+
+def test_the_refusal_names_both_sums():
+    invoice = open_invoice(*NORTHWIND)
+    decision = decide(replace(invoice, paid=invoice.paid[1:]))
+    assert decision == Mismatch("charges sum to 0.5954, the postings of balance to 0.2324")
+
+
+# ---- the documents ---------------------------------------------------------------------------------------------------
+
+
+def documented(invoice):
+    issued_on = datetime(2026, 11, 3, 0, 0, 1, tzinfo=UTC)
+    return documents.closed(
+        invoice, invoice.group, amounts(invoice.lines, invoice.group), {"east": "East office"}, number="TB-000001",
+        issued_on=issued_on, cutoff_id=UUID(int=1), cutoff_evidence_sha256="ab" * 32,
+    )  # fmt: skip
+
+
+def test_the_document_holds_lines_totals_shares_and_evidence():
+    document = documented(open_invoice(*NORTHWIND))
+    assert document["totals"] == {
+        "net": "0.60", "tax": "0.12", "total": "0.72", "paid_from_balance": "0.00", "due": "0.72",
+    }  # fmt: skip
+    assert document["rounding"] == "0.01"
+    assert [(each["account_name"], each["exact"], each["amount"]) for each in document["lines"]] == [
+        ("East office", "0.363", "0.36"), ("offshore", "0.108", "0.11"), ("west", "0.1244", "0.12"),
+    ]  # fmt: skip
+    assert document["evidence"]["charges"] == 3
+    assert document["evidence"]["exact_sum"] == "0.5954"
+    assert len(document["evidence"]["xor"]) == 16
+    assert document["due_on"] == "2026-11-17T00:00:01Z"
+    assert json.loads(documents.canonical(document)) == document
+
+
+def test_the_text_shows_what_is_due_and_late_use_by_its_month():
+    late = charge("east", "0.0250", period="2026-09")
+    text = documents.as_text(documented(open_invoice(*NORTHWIND, late)))
+    assert "INVOICE TB-000001" in text
+    assert "voice.outbound (use of 2026-09)" in text
+    assert "tax 20 %" in text
+    assert "DUE USD" in text
+    assert max(map(len, text.splitlines())) <= documents.WIDTH
+
+
+def test_the_event_balances_to_the_nano():
+    invoice = open_invoice(*NORTHWIND)
+    event = documents.closed_event(
+        invoice, invoice.group, amounts(invoice.lines, invoice.group), number="TB-000001",
+        issued_on=BOUNDARY + HOUR, boundary=BOUNDARY, sha256="ab" * 32,
+    ).data()  # fmt: skip
+    assert sums_to_zero(event)
+    assert {each["account_id"]: (each["unbilled"], each["receivable"]) for each in event["postings"]} == {
+        "east": ("0.363", "-0.44"),
+        "west": ("0.1244", "-0.15"),
+        "offshore": ("0.108", "-0.13"),
+    }
+    assert (event["posting_rounding"], event["posting_tax"]) == ("0.0046", "0.12")
+    assert event["invoice_id"] == str(KEY.invoice_id)
+
+
+def test_every_amount_of_a_document_is_computed_again_by_the_auditor():
+    invoice = open_invoice(*NORTHWIND)
+    document = documented(invoice)
+    assert documents.disagreements(document, invoice.lines, invoice.tally) == []
+    for path in (("lines", 0, "amount"), ("rounding",), ("tax",), ("totals", "due"), ("accounts", 0, "due"), ("evidence", "xor")):  # fmt: skip
+        forged = json.loads(documents.canonical(document))
+        place = forged
+        for step in path[:-1]:
+            place = place[step]
+        place[path[-1]] = "0.99"
+        assert documents.disagreements(forged, invoice.lines, invoice.tally), path
