@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 from services.kernel.currency import Currency, currency
 from services.kernel.errors import InvalidInput
 from services.kernel.errors import Refused as RefusedInput
-from services.kernel.money import ceil_minor, floor_minor, format_nano
+from services.kernel.money import PAYMENT_NANO_MAX, ceil_minor, floor_minor, format_nano
 
 WINDOW = timedelta(hours=24)
 RECHARGES_PER_WINDOW_MAX = 10  # nobody can raise it
@@ -159,7 +159,7 @@ def counted_in_window(attempts: Iterable[Attempt], now: datetime) -> list[dateti
 
 
 def wanted_amount(account: Account, row: Currency) -> int:
-    """What one recharge charges: the need, up to the next minor unit, at least the minimum payment.
+    """What one recharge charges: the need, up to the next minor unit, at least the minimum payment, at most 10^7.
 
     `up_to_sum` brings available credit up to threshold + recharge amount, so a deep fall is repaired by one charge;
     `target` up to the target; `fixed` is always the same. 100 + 50 at 19.996: 130.004, charged 130.01.
@@ -169,7 +169,7 @@ def wanted_amount(account: Account, row: Currency) -> int:
         "target": account.recharge_nano - account.available_nano,
         "fixed": account.recharge_nano,
     }[account.recharge_mode]
-    return max(ceil_minor(need, row.exponent), row.payment_min_nano)
+    return min(max(ceil_minor(need, row.exponent), row.payment_min_nano), PAYMENT_NANO_MAX)
 
 
 def day_limit(created_at: datetime, row: Currency, now: datetime) -> int:
@@ -249,11 +249,14 @@ def after_error(streak: int, now: datetime) -> AfterFailure:
 
 def check_preferences(*, mode: str, threshold_nano: int, recharge_nano: int, row: Currency) -> None:
     """Refuse preferences that make no sense, naming the field: threshold >= 0; recharge > 0; `target` above the
-    threshold; `fixed` at least the minimum payment."""
+    threshold; `fixed` at least the minimum payment; neither above 10^7, which is the most that one payment can be."""
     if threshold_nano < 0:
         raise InvalidInput("must not be negative", field="threshold")
     if recharge_nano <= 0:
         raise InvalidInput("must be above zero", field="recharge")
+    for field, nano in (("threshold", threshold_nano), ("recharge", recharge_nano)):
+        if nano > PAYMENT_NANO_MAX:
+            raise InvalidInput(f"must be at most {format_nano(PAYMENT_NANO_MAX)}", field=field)
     if mode == "target" and recharge_nano <= threshold_nano:
         raise InvalidInput("the target must be above the threshold", field="recharge")
     if mode == "fixed" and recharge_nano < row.payment_min_nano:

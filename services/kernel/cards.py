@@ -14,7 +14,8 @@ DIGITS_MIN = 13  # ISO/IEC 7812: issuers use 13 to 19 digits
 DIGITS_MAX = 19
 
 _GROUP = re.compile(r"\d+")
-_SEPARATORS = re.compile(r"[\s._\-\u2010-\u2015]{1,3}")  # what people write between the groups of a card number
+# Groups of digits with what people write between those of a card number.
+_RUN = re.compile(r"\d+(?:[\s._\-\u2010-\u2015]{1,3}\d+)*")
 _ESCAPED_DIGIT = re.compile(r"\\u003([0-9])")  # a digit as JSON may also write it
 
 
@@ -44,44 +45,56 @@ def refuse_card_number(text: str, *, field: str) -> None:
         )
 
 
+def without_card_numbers(text: str) -> str:
+    """The same text with a star for each digit of what looks like a card number; for texts that are kept or logged.
+
+    >>> without_card_numbers("paid with 4242-4242-4242-4242")
+    'paid with ****-****-****-****'
+    """
+    plain = _ESCAPED_DIGIT.sub(r"\1", text)
+    spans = list(_spans(plain))
+    if not spans:
+        return text
+    # Numbers may overlap, so the digits are replaced in place, one star each: no position moves.
+    characters = list(plain)
+    for start, end in spans:
+        characters[start:end] = ["*" if each.isdecimal() else each for each in plain[start:end]]
+    return "".join(characters)
+
+
 def redacted(raw: bytes | None) -> bytes | None:
-    """The same bytes with a star for each digit of what looks like a card number; for records that are kept.
+    """`without_card_numbers` for the bytes of a record; whatever is not UTF-8 stays as it is.
 
     >>> redacted(b'{"token": "4242 4242 4242 4242"}')
     b'{"token": "**** **** **** ****"}'
     """
     if raw is None:
         return None
-    text = _ESCAPED_DIGIT.sub(r"\1", raw.decode("utf-8", "surrogateescape"))
-    spans = list(_spans(text))
-    if not spans:
-        return raw
-    # Numbers may overlap, so the digits are replaced in place, one star each: no position moves.
-    characters = list(text)
-    for start, end in spans:
-        characters[start:end] = ["*" if each.isdecimal() else each for each in text[start:end]]
-    return "".join(characters).encode("utf-8", "surrogateescape")
+    return without_card_numbers(raw.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
 
 
 def _spans(text: str) -> Iterator[tuple[int, int]]:
-    """Where the digits start and end of everything that looks like a card number: whole neighbouring groups."""
-    groups = [match.span() for match in _GROUP.finditer(text)]
-    for first in range(len(groups)):
-        digits = ""
-        for index in range(first, min(first + DIGITS_MAX, len(groups))):
-            start, end = groups[index]
-            if index > first and not _SEPARATORS.fullmatch(text, groups[index - 1][1], start):
-                break
-            if len(digits) + end - start > DIGITS_MAX:
-                break
-            digits += text[start:end]
-            if len(digits) >= DIGITS_MIN and _has_right_check_digit(digits):
-                yield groups[first][0], end
+    """Where the digits start and end of everything that looks like a card number: whole neighbouring groups.
 
-
-def _has_right_check_digit(digits: str) -> bool:
-    """The Luhn sum: from the right every second digit is doubled, and the digits of all add up to a multiple of ten."""
-    total = 0
-    for place, digit in enumerate(reversed(digits)):
-        total += sum(divmod(int(digit) * (1 + place % 2), 10))
-    return total % 10 == 0
+    The sums of a run are kept as running totals: a record of a million digits must not hold up its neighbours.
+    """
+    for run in _RUN.finditer(text):
+        groups = [(run.start() + group.start(), run.start() + group.end()) for group in _GROUP.finditer(run[0])]
+        # Running Luhn totals, digits of even places doubled in one and of odd places in the other.
+        even, odd = [0], [0]
+        for place, digit in enumerate(int(each) for start, end in groups for each in text[start:end]):
+            doubled = digit * 2 - 9 if digit > 4 else digit * 2
+            even.append(even[-1] + (digit if place % 2 else doubled))
+            odd.append(odd[-1] + (doubled if place % 2 else digit))
+        before = 0  # digits of the run before the first group
+        for first, (start, end) in enumerate(groups):
+            until = before
+            for last_start, last_end in groups[first : first + DIGITS_MAX]:
+                until += last_end - last_start
+                if until - before > DIGITS_MAX:
+                    break
+                # From the right every second digit is doubled, the last one is not.
+                totals = odd if until % 2 else even
+                if until - before >= DIGITS_MIN and (totals[until] - totals[before]) % 10 == 0:
+                    yield start, last_end
+            before += end - start

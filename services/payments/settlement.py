@@ -9,15 +9,17 @@
 | `tok_twice` | settled, and the same result a second time |
 | `tok_late_5s` | settled after five seconds |
 
-Any other token, and any other processor, is failed as an error with the reason. Pure: delays are values.
+Any other token, and any other processor, is failed as an error with the reason, which never repeats the token. Pure: delays
+are values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
+from typing import Literal, Protocol
+
+from services.kernel.cards import looks_like_card_number
 
 AT_ONCE = timedelta(0)
 LATE = timedelta(seconds=5)
@@ -62,11 +64,19 @@ def sandbox(token: str) -> tuple[Answer, ...]:
     return SANDBOX.get(token, (failed("error", f"the sandbox knows no such token; use one of {known}"),))
 
 
-PROCESSORS: dict[str, Callable[[str], tuple[Answer, ...]]] = {"sandbox": sandbox}
+class Processor(Protocol):
+    """The port to a processor: what it answers to a charge of a token. A new one is a file and a line in `PROCESSORS`."""
+
+    def __call__(self, token: str) -> tuple[Answer, ...]: ...
+
+
+PROCESSORS: dict[str, Processor] = {"sandbox": sandbox}
 
 
 def planned_answers(processor: str, token: str) -> tuple[Answer, ...]:
     """What a processor will answer to a charge of this token; a processor that is not here fails the attempt.
+
+    A token that looks like a card number is never passed on.
 
     >>> planned_answers("acme", "tok_ok")[0].reason
     'no adapter for the processor acme; use one of sandbox'
@@ -74,4 +84,6 @@ def planned_answers(processor: str, token: str) -> tuple[Answer, ...]:
     answers = PROCESSORS.get(processor)
     if answers is None:
         return (failed("error", f"no adapter for the processor {processor}; use one of {', '.join(PROCESSORS)}"),)
+    if looks_like_card_number(token):
+        return (failed("error", "the token looks like a card number; save a method with a processor's token instead"),)
     return answers(token)

@@ -16,7 +16,7 @@ from services.balance import recharge
 from services.balance.recharge import Capped, Nothing, Refused, Request, Wait, decide
 from services.kernel.currency import currency
 from services.kernel.errors import InvalidInput, TollbookError
-from services.kernel.money import NANO, parse_amount
+from services.kernel.money import NANO, PAYMENT_NANO_MAX, parse_amount
 
 USD = currency("USD")
 DAY = datetime(2026, 3, 10, tzinfo=UTC)
@@ -260,6 +260,8 @@ def test_off_where_it_is_off(changes):
         ({"mode": "up_to_sum", "threshold_nano": 0, "recharge_nano": 0}, "recharge"),
         ({"mode": "target", "threshold_nano": 5 * NANO, "recharge_nano": 5 * NANO}, "recharge"),
         ({"mode": "fixed", "threshold_nano": 0, "recharge_nano": 10 * NANO - 1}, "recharge"),
+        ({"mode": "up_to_sum", "threshold_nano": PAYMENT_NANO_MAX + 1, "recharge_nano": NANO}, "threshold"),
+        ({"mode": "fixed", "threshold_nano": 0, "recharge_nano": PAYMENT_NANO_MAX + 1}, "recharge"),
     ],
 )
 def test_preferences_that_make_no_sense_name_the_field(preferences, wrong):
@@ -272,6 +274,13 @@ def test_preferences_at_their_limits():
     recharge.check_preferences(mode="up_to_sum", threshold_nano=0, recharge_nano=1, row=USD)
     recharge.check_preferences(mode="target", threshold_nano=5 * NANO, recharge_nano=5 * NANO + 1, row=USD)
     recharge.check_preferences(mode="fixed", threshold_nano=0, recharge_nano=10 * NANO, row=USD)
+    recharge.check_preferences(
+        mode="up_to_sum", threshold_nano=PAYMENT_NANO_MAX, recharge_nano=PAYMENT_NANO_MAX, row=USD
+    )
+
+
+def test_one_payment_is_at_most_ten_million_however_deep_the_fall():
+    assert amount(scene("-3999999999").ask()) == PAYMENT_NANO_MAX
 
 
 # ---- for any input -------------------------------------------------------------------------------------------------
@@ -338,3 +347,21 @@ def test_one_recharge_up_to_sum_ends_at_or_just_above_the_sum(available, thresho
     after = available + decision.amount_nano
     assert after >= threshold + wanted
     assert after - (threshold + wanted) < NANO // 100 or decision.amount_nano == 10 * NANO
+
+
+@given(nanos, nanos, st.integers(0, 200 * NANO), st.integers(1, 300 * NANO), st.booleans())
+def test_a_deeper_fall_never_asks_for_less(one, other, threshold, wanted, level_2):
+    deeper, higher = sorted((one, other))
+    account = Account(deeper, threshold, wanted, level_2=level_2)
+    asked = decide(replace(account, available_nano=higher), [], at(12))
+    if isinstance(asked, Request):
+        assert amount(decide(account, [], at(12))) >= asked.amount_nano
+
+
+@given(accounts, attempts_of_a_day, st.integers(10, 200))
+def test_one_more_attempt_never_allows_more(account, attempts, units):
+    before = decide(account, attempts, at(30))
+    after = decide(account, [*attempts, Attempt(units * NANO, at(30))], at(30))
+    if isinstance(after, Request):
+        assert amount(before) >= after.amount_nano
+        assert after.counted == before.counted + 1

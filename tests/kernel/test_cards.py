@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.kernel.cards import looks_like_card_number, redacted, refuse_card_number
+from services.kernel.cards import looks_like_card_number, redacted, refuse_card_number, without_card_numbers
 from services.kernel.errors import InvalidInput
 
 CARDS = [
@@ -14,6 +14,15 @@ CARDS = [
     "378282246310005",
     "6011111111111117",
     "4222222222222",
+    "6304000000000000000",
+    "4242.4242.4242.4242",
+    "4242_4242_4242_4242",
+    "4242 - 4242 - 4242 - 4242",
+    "4242\u20134242\u20134242\u20134242",
+    "4 2 4 2 4 2 4 2 4 2 4 2 4 2 4 2",
+    "tok_4242424242424242",
+    "12 4242 4242 4242 4242 28",
+    "".join(chr(0xFF10 + int(digit)) for digit in "4242424242424242"),  # full-width digits
 ]
 
 
@@ -38,3 +47,25 @@ def test_what_is_no_card_number(text):
 @given(st.text("0123456789 -._x", max_size=60))
 def test_what_is_left_never_looks_like_a_card_number(text):
     assert not looks_like_card_number(redacted(text.encode()).decode())
+
+
+@given(st.from_regex(r"[0-9]{12,18}", fullmatch=True))
+def test_exactly_one_of_the_ten_check_digits_makes_a_card_number(digits):
+    assert sum(looks_like_card_number(digits + check) for check in "0123456789") == 1
+
+
+@given(st.text(max_size=200))
+def test_text_without_a_card_number_is_kept_as_it_is(text):
+    if without_card_numbers(text) != text:
+        assert "*" in without_card_numbers(text)
+        assert len(without_card_numbers(text)) <= len(text)
+
+
+def test_digits_that_json_escapes_are_removed_too():
+    raw = b'{"token": "' + b"".join(b"\\u003%d" % int(digit) for digit in "4242424242424242") + b'"}'
+    assert redacted(raw) == b'{"token": "****************"}'
+
+
+def test_bytes_that_are_not_utf8_stay_as_they_are():
+    assert redacted(b"\xff 4242424242424242 \xc3") == b"\xff **************** \xc3"
+    assert redacted(None) is None

@@ -29,6 +29,14 @@ def test_twice_is_the_same_result():
     assert first.result_id == second.result_id
 
 
+@pytest.mark.parametrize("token", ["4242424242424242", "tok_4242-4242-4242-4242", "tok_other_4242"])
+def test_a_card_number_is_refused_and_no_token_is_repeated(token):
+    [answer] = planned_answers("sandbox", token)
+    assert (answer.kind, answer.failure) == ("failed", "error")
+    assert ("card number" in answer.reason) == (token != "tok_other_4242")
+    assert "4242" not in answer.reason
+
+
 def test_an_unknown_processor_fails_with_the_reason():
     [answer] = planned_answers("acme", "tok_ok")
     assert (answer.kind, answer.failure) == ("failed", "error")
