@@ -1,0 +1,524 @@
+"""How each command changes the registry: pure, one function a command, checks before changes.
+
+A function takes the registry as it stands and returns what becomes different; a refusal is raised and changes nothing.
+What a later command of the same batch asks sees what an earlier one changed.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+from contracts.groups import (
+    ApproveSharing,
+    AssignResource,
+    BillingEntity,
+    BillingInformation,
+    CreateAccount,
+    CreateBillingEntity,
+    CreateCostCenter,
+    CreateGroup,
+    CreateOrganization,
+    CreatePublisher,
+    GrantLevel2,
+    GroupsCommand,
+    MoveAccounts,
+    Publisher,
+    UpgradeAccount,
+)
+from services.groups import sharing
+from services.groups.objects import Account, CostCenter, Organization, PayerGroup, Resource
+from services.groups.timeline import Span, from_then_on, value_before
+from services.kernel.currency import currency
+from services.kernel.errors import InvalidInput, NotFound, Refused
+from services.kernel.ids import derived_id
+from services.kernel.money import parse_amount
+from services.kernel.period import zone
+
+Change = Organization | BillingEntity | PayerGroup | Account | CostCenter | Resource | Publisher
+
+
+@dataclass
+class Registry:
+    """What the commands of one batch need of the registry, by id.
+
+    ``cuts`` are the boundaries that were cut; ``numbers`` are fresh account and resource numbers. Members of a group are
+    known where their organization is strict: only there the others matter.
+    """
+
+    organizations: dict[str, Organization] = field(default_factory=dict)
+    entities: dict[str, BillingEntity] = field(default_factory=dict)
+    default_entity_id: str | None = None
+    groups: dict[str, PayerGroup] = field(default_factory=dict)
+    accounts: dict[str, Account] = field(default_factory=dict)
+    cost_centers: dict[str, CostCenter] = field(default_factory=dict)
+    resources: dict[str, Resource] = field(default_factory=dict)
+    publishers: dict[str, Publisher] = field(default_factory=dict)
+    cuts: tuple[datetime, ...] = ()
+    numbers: Iterator[int] = field(default_factory=lambda: iter(()))
+    changed: dict[tuple[type[Any], str], Change] = field(default_factory=dict)
+    _members: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    _numbered: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for account in self.accounts.values():
+            self._index(account)
+        for resource in self.resources.values():
+            self._index(resource)
+
+    def _index(self, item: Change) -> None:
+        if isinstance(item, Account):
+            for span in item.groups:
+                self._members[span.value or ""].add(item.account_id)
+        elif isinstance(item, Resource) and item.number is not None:
+            self._numbered[item.number] = item.resource_id
+
+    def put(self, changes: Iterable[Change]) -> None:
+        """Make the changes of one command; they are to be stored and told."""
+        for item in changes:
+            id_of, known = _KNOWN[type(item)]
+            identifier = id_of(item)
+            known(self)[identifier] = item
+            self._index(item)
+            self.changed[type(item), identifier] = item
+            if isinstance(item, BillingEntity) and self.default_entity_id is None:
+                self.default_entity_id = identifier
+
+    def of(self, kind: type[Any]) -> list[Any]:
+        """The changed objects of one kind, in the order of their ids."""
+        return [self.changed[key] for key in sorted(self.changed, key=lambda key: key[1]) if key[0] is kind]
+
+    # ---- what a command names, or why it cannot name it -------------------------------------------------------------
+
+    def organization(self, organization_id: str, *, field: str = "organization_id") -> Organization:
+        found = self.organizations.get(organization_id)
+        if found is None:
+            raise NotFound(f"there is no organization {organization_id}; create it first", field=field)
+        return found
+
+    def account(self, organization: Organization, account_id: str, *, field: str = "account_id") -> Account:
+        found = self.accounts.get(account_id)
+        if found is None or found.organization_id != organization.organization_id:
+            raise NotFound(
+                f"there is no account {account_id} in organization {organization.organization_id}", field=field
+            )
+        return found
+
+    def group(self, organization: Organization, group_id: str, *, field: str = "group_id") -> PayerGroup:
+        found = self.groups.get(group_id)
+        if found is None or found.organization_id != organization.organization_id:
+            raise NotFound(
+                f"there is no payer group {group_id} in organization {organization.organization_id}", field=field
+            )
+        return found
+
+    def entity(self, billing_entity_id: str | None) -> BillingEntity:
+        """The company that issues a group's invoices: the one named, else the platform's default."""
+        if billing_entity_id is not None:
+            found = self.entities.get(billing_entity_id)
+            if found is None:
+                raise NotFound(f"there is no billing entity {billing_entity_id}", field="billing_entity_id")
+            return found
+        if self.default_entity_id is None:
+            raise Refused(
+                "the platform has no billing entity yet, so nobody could issue an invoice; "
+                "create one first (create_billing_entity)",
+                field="billing_entity_id",
+                code="no_billing_entity",
+            )
+        return self.entities[self.default_entity_id]
+
+    def members(self, group_id: str) -> list[Account]:
+        """The accounts that are, were or will be in a group."""
+        return [self.accounts[account_id] for account_id in sorted(self._members.get(group_id, ()))]
+
+    def resource_with(self, number: str) -> Resource | None:
+        """The resource that has this number."""
+        return self.resources.get(self._numbered.get(number, ""))
+
+
+_KNOWN: dict[type[Any], tuple[Callable[[Any], str], Callable[[Registry], dict[str, Any]]]] = {
+    Organization: (lambda item: item.organization_id, lambda registry: registry.organizations),
+    BillingEntity: (lambda item: item.billing_entity_id, lambda registry: registry.entities),
+    PayerGroup: (lambda item: item.group_id, lambda registry: registry.groups),
+    Account: (lambda item: item.account_id, lambda registry: registry.accounts),
+    CostCenter: (lambda item: item.cost_center_id, lambda registry: registry.cost_centers),
+    Resource: (lambda item: item.resource_id, lambda registry: registry.resources),
+    Publisher: (lambda item: item.publisher_id, lambda registry: registry.publishers),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a command changed, in words for its answer: the ids of its objects, and what the asker should know."""
+
+    changes: tuple[Change, ...]
+    objects: dict[str, str]
+    message: str
+    warnings: tuple[str, ...] = ()
+
+
+def new_id(command: Any, what: str) -> str:
+    """The id of an object whose command names none: it follows from the command, so a repeat makes no second object."""
+    return str(derived_id(what, command.organization_id, command.command_id))
+
+
+# ---- organizations, publishers, billing entities -------------------------------------------------------------------
+
+
+def create_organization(registry: Registry, command: CreateOrganization, now: datetime) -> Outcome:
+    identifier = command.organization_id
+    _must_be_new(registry.organizations, identifier, "organization", "organization_id")
+    made = Organization(identifier, command.name, command.consolidation, None, now)
+    return Outcome((made,), {"organization_id": identifier}, f"organization {identifier} created")
+
+
+def create_publisher(registry: Registry, command: CreatePublisher, now: datetime) -> Outcome:
+    sharing.require_operator(command.role, "create a publisher")
+    _must_be_new(registry.publishers, command.publisher_id, "publisher", "publisher_id")
+    organization_ids = tuple(dict.fromkeys((command.organization_id, *command.organization_ids)))
+    for organization_id in organization_ids:
+        registry.organization(organization_id, field="organization_ids")
+    if not command.sources:
+        raise InvalidInput("name at least one CloudEvents source that the publisher owns", field="sources")
+    made = Publisher(
+        publisher_id=command.publisher_id,
+        version=1,
+        organization_ids=organization_ids,
+        sources=tuple(dict.fromkeys(command.sources)),
+    )
+    return Outcome((made,), {"publisher_id": made.publisher_id}, f"publisher {made.publisher_id} created")
+
+
+def create_billing_entity(registry: Registry, command: CreateBillingEntity, now: datetime) -> Outcome:
+    sharing.require_operator(command.role, "create a billing entity")
+    _must_be_new(registry.entities, command.billing_entity_id, "billing entity", "billing_entity_id")
+    made = BillingEntity(
+        billing_entity_id=command.billing_entity_id,
+        name=command.name,
+        address=command.address,
+        vat_id=command.vat_id,
+        number_prefix=command.number_prefix,
+    )
+    default = ", the platform's default" if registry.default_entity_id is None else ""
+    identifier = made.billing_entity_id
+    return Outcome((made,), {"billing_entity_id": identifier}, f"billing entity {identifier} created{default}")
+
+
+# ---- payer groups --------------------------------------------------------------------------------------------------
+
+
+def create_group(registry: Registry, command: CreateGroup, now: datetime) -> Outcome:
+    organization = registry.organization(command.organization_id)
+    group_id = command.group_id or new_id(command, "group")
+    _must_be_new(registry.groups, group_id, "payer group", "group_id")
+    zone(command.zone)
+    currency(command.currency)
+    if command.account_id is not None:
+        account = registry.account(organization, command.account_id)
+        if command.primary:
+            raise InvalidInput(
+                "a group that is scoped to one account cannot be the primary group; leave account_id or primary out",
+                field="primary",
+            )
+        if account.currency != command.currency:
+            raise Refused(
+                f"account {account.account_id} has {account.currency}", field="currency", code="currency_differs"
+            )
+    made = PayerGroup(
+        group_id=group_id,
+        version=1,
+        organization_id=organization.organization_id,
+        account_id=command.account_id,
+        name=command.name,
+        billing_entity=registry.entity(command.billing_entity_id),
+        billing_information=command.billing_information,
+        zone=command.zone,
+        currency=command.currency,
+        tax_rate=command.tax_rate,
+        pricing_model=command.pricing_model,
+        sharing=None,
+        created_at=now,
+    )
+    objects = {"group_id": group_id}
+    message = f"payer group {group_id} created"
+    if not command.primary:
+        return Outcome((made,), objects, message)
+    before = organization.primary_group_id
+    warnings = () if before is None else (f"{before} is no longer the primary group; its accounts stay in it",)
+    primary = replace(organization, primary_group_id=group_id)
+    return Outcome((made, primary), objects, f"{message}; new accounts join it", warnings)
+
+
+def approve_sharing(registry: Registry, command: ApproveSharing, now: datetime) -> Outcome:
+    organization = registry.organization(command.organization_id)
+    group = registry.group(organization, command.group_id)
+    approved = sharing.approval(
+        command.role,
+        command.actor,
+        now,
+        group,
+        yearly_spend_nano=parse_amount(command.yearly_spend, field="yearly_spend"),
+        threshold_nano=parse_amount(command.threshold, field="threshold"),
+        credit_check_passed=command.credit_check_passed,
+    )
+    made = replace(group, version=group.version + 1, sharing=approved)
+    return Outcome((made,), {"group_id": group.group_id}, f"invoiced accounts may share group {group.group_id}")
+
+
+# ---- accounts ------------------------------------------------------------------------------------------------------
+
+
+def create_account(registry: Registry, command: CreateAccount, now: datetime) -> Outcome:
+    organization = registry.organization(command.organization_id)
+    account_id = command.account_id or new_id(command, "account")
+    _must_be_new(registry.accounts, account_id, "account", "account_id")
+    currency(command.currency)
+    limit = sharing.credit_limit(command.plan, parse_amount(command.credit_limit, field="credit_limit"))
+    target = sharing.destination(command.plan, organization, command.group_id)
+    place = sharing.DEFAULT_ZONE
+    if isinstance(target, sharing.Joins):
+        place = registry.group(organization, target.group_id).zone
+    opened_at = sharing.opening(command.opened_at, now, place, registry.cuts)
+    account = Account(
+        account_id=account_id,
+        account_no=next(registry.numbers),
+        version=1,
+        organization_id=organization.organization_id,
+        name=command.name,
+        currency=command.currency,
+        opened_at=opened_at,
+        created_at=now,
+        level_2=False,
+        credit_limit_nano=limit,
+        plans=(Span(opened_at, None, command.plan),),
+        groups=(),
+    )
+    return _settle(registry, command, organization, account, target, opened_at, now, f"account {account_id} created")
+
+
+def upgrade_account(registry: Registry, command: UpgradeAccount, now: datetime) -> Outcome:
+    organization = registry.organization(command.organization_id)
+    account = registry.account(organization, command.account_id)
+    plan = account.plans[-1].value
+    if plan != "trial":
+        raise Refused(
+            f"account {account.account_id} is {plan}; only a trial is upgraded", field="account_id", code="not_a_trial"
+        )
+    start = max(now, account.opened_at)
+    upgraded = replace(account, version=account.version + 1, plans=from_then_on(account.plans, start, "payg"))
+    target = sharing.destination("payg", organization, command.group_id)
+    message = f"account {account.account_id} pays as it goes"
+    return _settle(registry, command, organization, upgraded, target, start, now, message)
+
+
+def _settle(
+    registry: Registry,
+    command: CreateAccount | UpgradeAccount,
+    organization: Organization,
+    account: Account,
+    target: sharing.Destination,
+    start: datetime,
+    now: datetime,
+    message: str,
+) -> Outcome:
+    """The account in its payer group from ``start`` on: the one it joins, or one of its own that is created here."""
+    objects = {"account_id": account.account_id}
+    match target:
+        case sharing.NoGroup():
+            return Outcome((account,), objects, message)
+        case sharing.Joins(group_id):
+            group = registry.group(organization, group_id)
+            sharing.check_joining(organization, group, account, start, registry.members(group_id), field="group_id")
+            created: tuple[Change, ...] = ()
+        case sharing.OwnGroup():
+            group = own_group(registry, command, organization, account, now)
+            created = (group,)
+    settled = replace(account, groups=from_then_on(account.groups, start, group.group_id))
+    return Outcome(
+        (*created, settled), objects | {"group_id": group.group_id}, f"{message}; payer group {group.group_id}"
+    )
+
+
+def own_group(
+    registry: Registry, command: Any, organization: Organization, account: Account, now: datetime
+) -> PayerGroup:
+    """The payer group that is created by itself: scoped to the account and, where that id is free, called like it."""
+    taken = account.account_id in registry.groups
+    return PayerGroup(
+        group_id=new_id(command, "group") if taken else account.account_id,
+        version=1,
+        organization_id=organization.organization_id,
+        account_id=account.account_id,
+        name=account.name,
+        billing_entity=registry.entity(None),
+        billing_information=BillingInformation(company=organization.name),
+        zone=sharing.DEFAULT_ZONE,
+        currency=account.currency,
+        tax_rate="0",
+        pricing_model=None,
+        sharing=None,
+        created_at=now,
+    )
+
+
+def grant_level_2(registry: Registry, command: GrantLevel2, now: datetime) -> Outcome:
+    sharing.require_operator(command.role, "grant level 2")
+    organization = registry.organization(command.organization_id)
+    account = registry.account(organization, command.account_id)
+    if account.level_2:
+        raise Refused(f"account {account.account_id} already has level 2", field="account_id", code="nothing_to_change")
+    granted = replace(account, version=account.version + 1, level_2=True)
+    return Outcome((granted,), {"account_id": account.account_id}, f"account {account.account_id} has level 2")
+
+
+def move_accounts(registry: Registry, command: MoveAccounts, now: datetime) -> Outcome:
+    """All of the list move, or none."""
+    organization = registry.organization(command.organization_id)
+    group = registry.group(organization, command.group_id)
+    moved: list[Account] = []
+    warnings: list[str] = []
+    for account_id in dict.fromkeys(command.account_ids):
+        account = registry.account(organization, account_id, field="account_ids")
+        if not account.groups:
+            raise Refused(
+                f"account {account_id} is a trial and has no payer group; upgrade it instead",
+                field="account_ids",
+                code="trial_has_no_group",
+            )
+        asked = sharing.coming_start(command.period, now, group.zone)
+        left = registry.groups[value_before(account.groups, asked or now) or account.groups[-1].value or ""]
+        start = sharing.move_start(command.period, now, left.zone, group.zone)
+        timeline = from_then_on(account.groups, start, group.group_id)
+        if timeline == account.groups:
+            raise Refused(
+                f"account {account_id} is in group {group.group_id} from {command.period} on anyway",
+                field="account_ids",
+                code="nothing_to_change",
+            )
+        if left.group_id != group.group_id:
+            warnings.append(f"account {account_id} leaves group {left.group_id} with {command.period}")
+        warnings += [
+            f"account {account_id} was to move to group {span.value} later; that move is given up"
+            for span in account.groups
+            if span.start >= start and span.value != group.group_id
+        ]
+        moved.append(replace(account, version=account.version + 1, groups=timeline))
+    movers = {account.account_id for account in moved}
+    members = [each for each in registry.members(group.group_id) if each.account_id not in movers] + moved
+    for account in moved:
+        since = account.groups[-1].start
+        sharing.check_joining(organization, group, account, since, members, field="account_ids")
+    return Outcome(
+        tuple(moved),
+        {"group_id": group.group_id},
+        f"{len(moved)} {'account moves' if len(moved) == 1 else 'accounts move'} to group {group.group_id} "
+        f"with {command.period}",
+        tuple(warnings),
+    )
+
+
+# ---- cost centers and resources ------------------------------------------------------------------------------------
+
+
+def create_cost_center(registry: Registry, command: CreateCostCenter, now: datetime) -> Outcome:
+    organization = registry.organization(command.organization_id)
+    identifier = command.cost_center_id or new_id(command, "cost_center")
+    _must_be_new(registry.cost_centers, identifier, "cost center", "cost_center_id")
+    made = CostCenter(identifier, organization.organization_id, command.name, now)
+    return Outcome((made,), {"cost_center_id": identifier}, f"cost center {identifier} created")
+
+
+def assign_resource(registry: Registry, command: AssignResource, now: datetime) -> Outcome:
+    organization = registry.organization(command.organization_id)
+    account = registry.account(organization, command.account_id)
+    _check_cost_center(registry, organization, command.cost_center_id)
+    _check_number(registry, command)
+    known = registry.resources.get(command.resource_id)
+    objects = {"resource_id": command.resource_id}
+    message = (
+        f"{command.resource_id} of account {account.account_id} is in {command.cost_center_id or 'no cost center'}"
+    )
+    if known is None:
+        made = Resource(
+            resource_id=command.resource_id,
+            resource_no=next(registry.numbers),
+            version=1,
+            kind=command.resource,
+            number=command.number,
+            account_id=account.account_id,
+            organization_id=organization.organization_id,
+            cost_centers=(Span(now, None, command.cost_center_id),),
+        )
+        return Outcome((made,), objects, message)
+    if known.organization_id != organization.organization_id:
+        raise Refused(f"{command.resource_id} is taken", field="resource_id", code="already_exists")
+    for name, have, asked in (
+        ("account_id", known.account_id, account.account_id),
+        ("resource", known.kind, command.resource),
+        ("number", known.number, command.number),
+    ):
+        if have != asked:
+            raise Refused(
+                f"{command.resource_id} is registered with {have}, not {asked}", field=name, code="resource_differs"
+            )
+    # a copy of the room that waited for the registry's lock has a `now` from before the wait
+    start = max(now, known.cost_centers[-1].start)
+    timeline = from_then_on(known.cost_centers, start, command.cost_center_id)
+    if timeline == known.cost_centers:
+        raise Refused(f"{message} already", field="cost_center_id", code="nothing_to_change")
+    return Outcome((replace(known, version=known.version + 1, cost_centers=timeline),), objects, message)
+
+
+def _check_cost_center(registry: Registry, organization: Organization, cost_center_id: str | None) -> None:
+    if cost_center_id is None:
+        return
+    found = registry.cost_centers.get(cost_center_id)
+    if found is None or found.organization_id != organization.organization_id:
+        raise NotFound(
+            f"there is no cost center {cost_center_id} in organization {organization.organization_id}",
+            field="cost_center_id",
+        )
+
+
+def _check_number(registry: Registry, command: AssignResource) -> None:
+    if (command.number is None) == (command.resource == "number"):
+        raise InvalidInput(
+            "a resource of kind number needs its number such as +12485252160; an outbound profile has none",
+            field="number",
+        )
+    holder = None if command.number is None else registry.resource_with(command.number)
+    if holder is not None and holder.resource_id != command.resource_id:
+        raise Refused(f"{command.number} is registered as another resource", field="number", code="number_taken")
+
+
+# ---- one command ---------------------------------------------------------------------------------------------------
+
+CARRY_OUT: dict[type[Any], Callable[[Registry, Any, datetime], Outcome]] = {
+    CreateOrganization: create_organization,
+    CreatePublisher: create_publisher,
+    CreateBillingEntity: create_billing_entity,
+    CreateGroup: create_group,
+    CreateAccount: create_account,
+    UpgradeAccount: upgrade_account,
+    GrantLevel2: grant_level_2,
+    ApproveSharing: approve_sharing,
+    MoveAccounts: move_accounts,
+    CreateCostCenter: create_cost_center,
+    AssignResource: assign_resource,
+}
+
+
+def carry_out(registry: Registry, command: GroupsCommand, now: datetime) -> Outcome:
+    """Carry out one command in the registry, or raise its refusal and leave the registry as it was."""
+    outcome = CARRY_OUT[type(command)](registry, command, now)
+    registry.put(outcome.changes)
+    return outcome
+
+
+def _must_be_new(known: dict[str, Any], identifier: str, what: str, field: str) -> None:
+    if identifier in known:
+        raise Refused(f"the {what} id {identifier} is taken; choose another", field=field, code="already_exists")

@@ -1,0 +1,308 @@
+"""The rules of the registry: who may share a payer group, which group a new account gets, and from when things hold.
+
+Every rule takes values and returns a decision, or raises the refusal that the asker reads. Source: domain, sections 1
+and 5; designs/assignment, points 1 and 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from services.groups.objects import Account, Organization, PayerGroup, SharingApproval
+from services.groups.timeline import values_during
+from services.kernel.errors import InvalidInput, NotPermitted, Refused
+from services.kernel.money import WALLET_NANO_MAX, format_nano
+from services.kernel.period import is_boundary, next_period, period_of
+
+DEFAULT_ZONE = "UTC"
+OPENED_AT_MIN = datetime(2000, 1, 1, tzinfo=UTC)  # older than any switch record; keeps calendar arithmetic in range
+MOVE_PERIODS_MAX = 24  # how far ahead a move may be planned: two years of invoices
+
+
+# ---- who may ask ---------------------------------------------------------------------------------------------------
+
+
+def require_operator(role: str, what: str) -> None:
+    """Only the platform's operator may do this.
+
+    >>> require_operator("owner", "grant level 2")
+    Traceback (most recent call last):
+    services.kernel.errors.NotPermitted: role: only an operator may grant level 2; you are owner
+    """
+    if role != "operator":
+        raise NotPermitted(f"only an operator may {what}; you are {role}", field="role")
+
+
+# ---- which group a new account gets --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class NoGroup:
+    """A trial: nobody gets an invoice."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnGroup:
+    """A payer group is created by itself, scoped to the account."""
+
+
+@dataclass(frozen=True, slots=True)
+class Joins:
+    """The account joins this group."""
+
+    group_id: str
+
+
+Destination = NoGroup | OwnGroup | Joins
+
+
+def destination(plan: str, organization: Organization, named: str | None) -> Destination:
+    """The payer group of an account that starts on this plan, created or upgraded.
+
+    The group that was named wins. Else the organization's primary group, except for pay-as-you-go in `strict`, which is
+    always alone. Else a group of its own. A trial has none; naming one is refused.
+
+    >>> lakeside = Organization("lakeside", "Lakeside", "strict", "main", OPENED_AT_MIN)
+    >>> destination("payg", lakeside, None), destination("invoiced", lakeside, None), destination("trial", lakeside, None)
+    (OwnGroup(), Joins(group_id='main'), NoGroup())
+    """
+    if plan == "trial":
+        if named is not None:
+            raise InvalidInput(
+                "a trial account has no payer group; leave it out, it gets one when it is upgraded",
+                field="group_id",
+                code="trial_has_no_group",
+            )
+        return NoGroup()
+    if named is not None:
+        return Joins(named)
+    if organization.primary_group_id is None or (plan == "payg" and organization.consolidation == "strict"):
+        return OwnGroup()
+    return Joins(organization.primary_group_id)
+
+
+# ---- who may share -------------------------------------------------------------------------------------------------
+
+
+def check_joining(
+    organization: Organization,
+    group: PayerGroup,
+    account: Account,
+    start: datetime,
+    members: Iterable[Account],
+    *,
+    field: str,
+) -> None:
+    """Refuse unless the account may be in the group from ``start`` on. ``members`` are the accounts that are in the group
+    at any time; those that have left by ``start`` do not count.
+
+    Group and account are of one organization and one currency; a group scoped to an account takes no other; in `strict`
+    a pay-as-you-go account is alone, and invoiced accounts share only with an operator's approval.
+    """
+    if not group.organization_id == account.organization_id == organization.organization_id:
+        raise Refused(
+            f"there is no payer group {group.group_id} in organization {account.organization_id}",
+            field=field,
+            code="not_found",
+        )
+    if group.account_id is not None and group.account_id != account.account_id:
+        raise Refused(
+            f"group {group.group_id} is scoped to account {group.account_id}; choose a group of the organization",
+            field=field,
+            code="group_of_one_account",
+        )
+    if group.currency != account.currency:
+        raise Refused(
+            f"account {account.account_id} has {account.currency} and group {group.group_id} has {group.currency}; "
+            "all accounts of a group share its currency",
+            field=field,
+            code="currency_differs",
+        )
+    if organization.consolidation == "open":
+        return
+    others = [
+        each
+        for each in members
+        if each.account_id != account.account_id
+        and any(span.value == group.group_id and span.overlaps(start, None) for span in each.groups)
+    ]
+    if not others:
+        return
+    prepaid = [each for each in (account, *others) if values_during(each.plans, start, None) != {"invoiced"}]
+    if prepaid:
+        raise Refused(
+            f"in a strict organization pay-as-you-go account {prepaid[0].account_id} is alone in its group, but "
+            f"group {group.group_id} would hold {account.account_id} and {others[0].account_id}; leave the group out, "
+            "or choose an empty one",
+            field=field,
+            code="payg_alone",
+        )
+    if group.sharing is None:
+        raise Refused(
+            f"group {group.group_id} would hold {account.account_id} and {others[0].account_id}; invoiced accounts of a "
+            "strict organization share a group only after an operator's approval (approve_sharing)",
+            field=field,
+            code="sharing_not_approved",
+        )
+
+
+def approval(
+    role: str,
+    by: str,
+    now: datetime,
+    group: PayerGroup,
+    *,
+    yearly_spend_nano: int,
+    threshold_nano: int,
+    credit_check_passed: bool,
+) -> SharingApproval:
+    """An operator's approval of sharing: the organization's combined yearly spend reaches the threshold (>=) and the
+    credit check is passed. Amounts in nanos of the group's currency."""
+    require_operator(role, "approve that accounts share a group")
+    if group.account_id is not None:
+        raise Refused(
+            f"group {group.group_id} is scoped to account {group.account_id} and cannot be shared",
+            field="group_id",
+            code="group_of_one_account",
+        )
+    if not credit_check_passed:
+        raise Refused(
+            "the credit check is not passed; sharing a group needs a passed one",
+            field="credit_check_passed",
+            code="credit_check_not_passed",
+        )
+    if yearly_spend_nano < threshold_nano:
+        raise Refused(
+            f"the yearly spend {format_nano(yearly_spend_nano)} is below the threshold {format_nano(threshold_nano)}",
+            field="yearly_spend",
+            code="spend_below_threshold",
+        )
+    return SharingApproval(now, by, yearly_spend_nano, threshold_nano)
+
+
+# ---- what an account may have --------------------------------------------------------------------------------------
+
+
+def credit_limit(plan: str, limit_nano: int) -> int:
+    """The credit limit of a plan in nanos: invoiced accounts only, at most what a wallet can hold.
+
+    >>> credit_limit("invoiced", 100_000_000_000)
+    100000000000
+    >>> credit_limit("payg", 1)
+    Traceback (most recent call last):
+    services.kernel.errors.InvalidInput: credit_limit: only an invoiced account has a credit limit; leave it out, or choose the plan invoiced
+    """
+    if limit_nano and plan != "invoiced":
+        raise InvalidInput(
+            "only an invoiced account has a credit limit; leave it out, or choose the plan invoiced",
+            field="credit_limit",
+            code="credit_limit_not_allowed",
+        )
+    if limit_nano > WALLET_NANO_MAX:
+        raise InvalidInput(
+            f"must be at most {format_nano(WALLET_NANO_MAX)}", field="credit_limit", code="credit_limit_too_high"
+        )
+    return limit_nano
+
+
+# ---- dates ---------------------------------------------------------------------------------------------------------
+
+
+def earliest_opening(zone: str, cuts: Sequence[datetime]) -> datetime:
+    """The start of the oldest period not yet cut in a zone: the newest cut that ends one of its periods.
+
+    Periods before a cut one count as cut, even one that nobody ever closed: usage that old goes to an invoice after the
+    newest cut anyway.
+
+    >>> earliest_opening("UTC", [datetime(2026, 10, 1, tzinfo=UTC), datetime(2026, 10, 31, 23, tzinfo=UTC)]).isoformat()
+    '2026-10-01T00:00:00+00:00'
+    """
+    return max((cut for cut in cuts if is_boundary(cut, zone)), default=OPENED_AT_MIN)
+
+
+def opening(asked: datetime | None, now: datetime, zone: str, cuts: Sequence[datetime]) -> datetime:
+    """When an account opens: now, unless an earlier instant is asked for that is not before the oldest period not yet cut.
+
+    >>> opening(None, datetime(2026, 11, 5, tzinfo=UTC), "UTC", []).isoformat()
+    '2026-11-05T00:00:00+00:00'
+    """
+    if asked is None:
+        return now
+    if asked > now:
+        raise Refused(f"must not be in the future; now is {_text(now)}", field="opened_at", code="opened_in_future")
+    earliest = earliest_opening(zone, cuts)
+    if asked < earliest:
+        raise Refused(
+            f"must not be before {_text(earliest)}, the start of the oldest period not yet cut ({zone})",
+            field="opened_at",
+            code="opened_too_early",
+        )
+    return asked
+
+
+def next_possible_move(now: datetime, from_zone: str, to_zone: str) -> str | None:
+    """The first coming period that starts at the same instant in both zones; None when there is none in sight.
+
+    >>> next_possible_move(datetime(2026, 11, 5, tzinfo=UTC), "UTC", "UTC")
+    '2026-12'
+    """
+    period = period_of(now, to_zone)
+    for _ in range(MOVE_PERIODS_MAX):
+        period = next_period(period, to_zone)
+        if period.start > now and is_boundary(period.start, from_zone):
+            return period.name
+    return None
+
+
+def coming_start(period: str, now: datetime, zone: str) -> datetime | None:
+    """The start of a period that is still to come in a zone, at most `MOVE_PERIODS_MAX` ahead; None for any other.
+
+    >>> coming_start("2026-12", datetime(2026, 11, 30, 23, 59, tzinfo=UTC), "UTC").isoformat()
+    '2026-12-01T00:00:00+00:00'
+    >>> coming_start("2026-12", datetime(2026, 12, 1, tzinfo=UTC), "UTC") is None
+    True
+    """
+    coming = period_of(now, zone)
+    for _ in range(MOVE_PERIODS_MAX):
+        coming = next_period(coming, zone)
+        if coming.name == period:
+            return coming.start
+    return None
+
+
+def move_start(period: str, now: datetime, from_zone: str, to_zone: str) -> datetime:
+    """The instant at which a move takes effect: the start of a coming period of both groups, strictly after now.
+
+    >>> move_start("2026-12", datetime(2026, 11, 30, 23, 59, tzinfo=UTC), "UTC", "UTC").isoformat()
+    '2026-12-01T00:00:00+00:00'
+    >>> move_start("2026-11", datetime(2026, 11, 5, tzinfo=UTC), "UTC", "UTC")
+    Traceback (most recent call last):
+    services.kernel.errors.Refused: period: accounts move only at the start of a coming period of both groups; the next possible one is 2026-12
+    """
+    possible = next_possible_move(now, from_zone, to_zone)
+    if possible is None:
+        raise Refused(
+            f"periods of {from_zone} and {to_zone} do not start at the same instant within {MOVE_PERIODS_MAX} periods; "
+            f"choose a group in {from_zone}",
+            field="period",
+            code="zones_differ",
+        )
+    start = coming_start(period, now, to_zone)
+    if start is None or not is_boundary(start, from_zone):
+        raise Refused(
+            "accounts move only at the start of a coming period of both groups"
+            f"{_too_far(period, possible)}; the next possible one is {possible}",
+            field="period",
+            code="not_a_coming_period",
+        )
+    return start
+
+
+def _too_far(period: str, possible: str) -> str:
+    return f", at most {MOVE_PERIODS_MAX} periods ahead" if period > possible else ""
+
+
+def _text(instant: datetime) -> str:
+    return instant.isoformat().replace("+00:00", "Z")
