@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import asyncpg
 from sqlalchemy import ARRAY, Table, TableValuedAlias, bindparam, column, func
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -38,25 +39,37 @@ async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         yield connection
 
 
+def _causes(error: BaseException) -> tuple[BaseException | None, ...]:
+    """The driver's own errors behind one of SQLAlchemy's; a COPY raises them as they are."""
+    if isinstance(error, DBAPIError):
+        return (error.orig, error.orig.__cause__ if error.orig is not None else None)
+    return (error,)
+
+
 def sqlstate(error: BaseException) -> str | None:
     """The five-letter code of a database error, or None."""
-    if not isinstance(error, DBAPIError):
-        return None
-    for cause in (error.orig, getattr(error.orig, "__cause__", None)):
+    for cause in _causes(error):
         code = getattr(cause, "sqlstate", None)
         if code:
             return str(code)
     return None
 
 
+def _cannot_be_sent(error: BaseException) -> bool:
+    """The driver cannot encode a value for its column: the same as if the server had refused it."""
+    return any(isinstance(cause, asyncpg.DataError) for cause in _causes(error))
+
+
 def is_data_error(error: BaseException) -> bool:
     """The database refuses the data itself: retrying cannot help, leaving the record out can."""
     code = sqlstate(error)
-    return code is not None and code[:2] in DATA_CLASSES
+    return _cannot_be_sent(error) or (code is not None and code[:2] in DATA_CLASSES)
 
 
 def is_retryable(error: BaseException) -> bool:
     """The same transaction can succeed later: server away, deadlock, lock or resource limits."""
+    if _cannot_be_sent(error):
+        return False  # the driver counts it among the errors of its interface
     code = sqlstate(error)
     if code is not None:
         return code[:2] in RETRYABLE_CLASSES
@@ -64,7 +77,7 @@ def is_retryable(error: BaseException) -> bool:
         return True
     if isinstance(error, DBAPIError):
         return error.connection_invalidated
-    return isinstance(error, OSError | TimeoutError)
+    return isinstance(error, OSError | TimeoutError | asyncpg.InterfaceError)
 
 
 def unnest(name: str, /, **columns: TypeEngine[Any]) -> TableValuedAlias:

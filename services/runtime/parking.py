@@ -79,7 +79,7 @@ async def park(connection: AsyncConnection, tables: RuntimeTables, parked: Seque
             "timestamp": item.record.timestamp,
             "key": item.record.key,
             "value": item.record.value,
-            "headers": [[name, value.hex()] for name, value in item.record.headers],
+            "headers": [[_clean(name), value.hex()] for name, value in item.record.headers],
             "state": item.state,
             "reason": item.reason,
             "field": _clean(item.field),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -28,14 +29,28 @@ TAKE_OVER_S = 0.5  # how soon a second copy takes over from a dead relay
 
 
 class Relay:
-    """``producer`` is a started AIOKafkaProducer; ``name`` maps our topic names to the broker's."""
+    """``producer`` is a started AIOKafkaProducer; ``prefix`` stands before our topic names on the broker.
 
-    def __init__(self, room: str, engine: AsyncEngine, tables: RuntimeTables, producer: Any, prefix: str) -> None:
+    ``made`` is called with a topic that this process has not sent to yet: a topic of a family (one per publisher or
+    processor) may not be there, and a producer would wait for it for ever.
+    """
+
+    def __init__(
+        self,
+        room: str,
+        engine: AsyncEngine,
+        tables: RuntimeTables,
+        producer: Any,
+        prefix: str,
+        made: Callable[[str], Awaitable[None]] | None = None,
+    ) -> None:
         self._room = room
         self._engine = engine
         self._tables = tables
         self._producer = producer
         self._prefix = prefix
+        self._made = made
+        self._known: set[str] = set()
         self._wake = asyncio.Event()
         self.active = False
 
@@ -96,6 +111,9 @@ class Relay:
     async def _send(self, topic: str, partition: int, records: list[tuple[bytes, bytes]]) -> list[Any]:
         futures = []
         name = self._prefix + topic
+        if self._made is not None and topic not in self._known:
+            await self._made(topic)
+            self._known.add(topic)
         batch = self._producer.create_batch()
         for key, value in records:
             if batch.append(key=key, value=value, timestamp=None) is None:

@@ -225,6 +225,12 @@ class Worker:
     async def end_offsets(self, topic: Topic) -> dict[tuple[str, int], int]:
         return await self.offsets.ends(topic)
 
+    async def _make(self, topic: str) -> None:
+        """Create a topic of a family on the first record for it; the others exist since the start."""
+        declared = topic_of(topic)
+        if declared.is_family:
+            await ensure_topics(self.settings, {topic: declared})
+
     # ---- life ------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
@@ -235,7 +241,7 @@ class Worker:
             await connection.execute(text("select runtime.clock_now()"))
         self._producer = await open_producer(self.settings, self.room.name)
         self.relay = Relay(
-            self.room.name, self.engine, self.processor.tables, self._producer, self.settings.topic_prefix
+            self.room.name, self.engine, self.processor.tables, self._producer, self.settings.topic_prefix, self._make
         )
         self.processor.committed = self.relay.wake
         if self.room.started is not None:
