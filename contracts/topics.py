@@ -6,6 +6,7 @@ A topic whose records come from outside is `bare` (the data itself); all others 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
@@ -105,7 +106,7 @@ GROUPS_PUBLISHERS = Topic(
 )  # fmt: skip
 GROUPS_BILLING_GROUPS = Topic(
     "groups.billing_groups", "groups.billing_group", groups.BillingGroup, "group id",
-    "Payer groups with all that an invoice needs", ("groups",), ("usage", "invoices", "balance"), cleanup="compact",
+    "Payer groups with all that an invoice needs", ("groups",), ("invoices",), cleanup="compact",
 )  # fmt: skip
 PAYMENTS_REQUESTS = Topic(
     "payments.requests", "payments.request", payments.PaymentRequest, "account id", "Charge this token once",
@@ -143,6 +144,7 @@ INVOICES_EVENTS = Topic(
 TOPICS: tuple[Topic, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Topic))
 
 
+@lru_cache(maxsize=4096)
 def topic_of(name: str) -> Topic:
     """The declaration behind a topic name.
 

@@ -30,6 +30,7 @@ class Copy(Message):
 SOURCE = Topic("test.source", "test.source", Copy, "any", "raw records", (), (), bare=True, partitions=4)
 COPIES = Topic("test.copies", "test.copy", Copy, "any", "copied records", (), (), partitions=3)
 topics.TOPICS = (*(topic for topic in topics.TOPICS if not topic.name.startswith("test.")), SOURCE, COPIES)
+topics.topic_of.cache_clear()
 
 
 def _table(schema: str) -> Table:

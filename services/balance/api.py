@@ -1,0 +1,327 @@
+"""What people and the auditor read of balance, with the room's own role. Nothing here changes anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Row, case, func, literal, select
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.sql import Select
+
+from contracts.topics import USAGE_CHARGES
+from services.balance import ledger, tables
+from services.kernel.errors import NotFound
+from services.kernel.money import format_nano
+from services.runtime import parking
+from services.runtime.database import transaction
+from services.runtime.parking import ParkedRow
+from services.runtime.tables import runtime_tables
+
+ROOM = "balance"
+_ledger = tables.ledger_entry.c
+_wallet = tables.wallet.c
+
+
+@dataclass(frozen=True)
+class Balance:
+    """One account as people see it; amounts are decimal strings, `unbilled` and `receivable` what is owed."""
+
+    account_id: str
+    organization_id: str
+    currency: str
+    plan: str | None
+    status: str
+    wallet: str
+    available: str
+    credit_limit: str
+    unbilled: str
+    receivable: str
+    method: str | None
+    recharge: str
+    notice: str | None
+    paused: bool
+    event_version: int
+
+
+@dataclass(frozen=True)
+class StatementEntry:
+    """One entry on a ledger account of one account."""
+
+    at: datetime
+    kind: str
+    ref: str
+    ledger: str
+    amount: str
+    currency: str
+    charges: int
+
+
+@dataclass(frozen=True)
+class AttemptRow:
+    """One automatic payment."""
+
+    attempt_id: UUID
+    account_id: str
+    state: str
+    amount: str
+    currency: str
+    processor: str
+    requested_at: datetime
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True)
+class WalletDifference:
+    """A wallet row that is not the sum of its entries; nanos. There must be none."""
+
+    account_id: str
+    kind: str
+    held_nano: int
+    entries_nano: int
+
+
+@dataclass(frozen=True)
+class ChargeTotals:
+    """What was posted for one account by transactions of charges; nanos, as charged (above zero)."""
+
+    account_id: str
+    charges: int
+    charged_nano: int
+    wallet_nano: int
+    unbilled_nano: int
+
+
+@dataclass(frozen=True)
+class LinkReceived:
+    """How far a link of the charges is applied."""
+
+    link: str
+    topic: str
+    partition: int
+    received_to: int
+
+
+async def _all(engine: AsyncEngine, statement: Select[Any]) -> Sequence[Row[Any]]:
+    async with transaction(engine) as connection:
+        rows: Sequence[Row[Any]] = (await connection.execute(statement)).all()
+        return rows
+
+
+# ---- people --------------------------------------------------------------------------------------------------------
+
+
+async def balances(engine: AsyncEngine, account_ids: Sequence[str] | None = None) -> list[Balance]:
+    """Every account's balance and state, or those asked for, by account id."""
+    statement = select(tables.wallet).order_by(_wallet.account_id)
+    if account_ids is not None:
+        statement = statement.where(_wallet.account_id.in_(list(account_ids)))
+    return [_balance(row) for row in await _all(engine, statement)]
+
+
+async def balance(engine: AsyncEngine, account_id: str) -> Balance:
+    """One account's balance and state; `NotFound` when the registry never told it and it was never charged."""
+    found = await balances(engine, [account_id])
+    if not found:
+        raise NotFound(f"no wallet of an account {account_id}", field="account_id", code="unknown_account")
+    return found[0]
+
+
+def _balance(row: Any) -> Balance:
+    funds = row.wallet_nano + row.credit_limit_nano + row.unbilled_nano + row.receivable_nano
+    status = "closed" if row.closed_at is not None else "suspended" if row.suspended else "active"
+    recharge = "off"
+    if row.recharge_enabled:
+        recharge = f"{row.recharge_mode} {format_nano(row.recharge_nano)} at {format_nano(row.threshold_nano)}"
+    return Balance(
+        account_id=row.account_id,
+        organization_id=row.organization_id,
+        currency=row.currency,
+        plan=row.plan,
+        status=status,
+        wallet=format_nano(row.wallet_nano),
+        available=format_nano(funds),
+        credit_limit=format_nano(row.credit_limit_nano),
+        unbilled=format_nano(-row.unbilled_nano),
+        receivable=format_nano(-row.receivable_nano),
+        method=row.method_processor and f"{row.method_processor} {row.method_kind}",
+        recharge=recharge,
+        notice=row.notice,
+        paused=row.paused,
+        event_version=row.event_version,
+    )
+
+
+async def statement(engine: AsyncEngine, account_id: str, *, limit: int = 1000) -> list[StatementEntry]:
+    """The newest entries on the ledger accounts of one account, oldest of them first."""
+    query = (
+        select(tables.ledger_entry)
+        .where(_ledger.account_id == account_id)
+        .order_by(_ledger.at.desc(), _ledger.kind.desc(), _ledger.ref.desc(), _ledger.ledger.desc())
+        .limit(limit)
+    )
+    rows = await _all(engine, query)
+    return [
+        StatementEntry(row.at, row.kind, row.ref, row.ledger, format_nano(row.nano), row.currency, row.charges)
+        for row in reversed(rows)
+    ]
+
+
+async def attempts(engine: AsyncEngine, account_id: str | None = None, *, limit: int = 1000) -> list[AttemptRow]:
+    """Automatic payments, newest first."""
+    columns = tables.attempt.c
+    query = select(tables.attempt).order_by(columns.requested_at.desc(), columns.trigger_version.desc()).limit(limit)
+    if account_id is not None:
+        query = query.where(columns.account_id == account_id)
+    return [
+        AttemptRow(
+            row.attempt_id, row.account_id, row.state, format_nano(row.amount_nano), row.currency, row.processor,
+            row.requested_at, row.ended_at,
+        )
+        for row in await _all(engine, query)
+    ]  # fmt: skip
+
+
+async def has_reached_version(engine: AsyncEngine, account_versions: dict[str, int]) -> bool:
+    """Whether balance knows these accounts at least in these versions of the registry."""
+    query = select(_wallet.account_id, _wallet.registry_version).where(_wallet.account_id.in_(list(account_versions)))
+    known = {row.account_id: row.registry_version for row in await _all(engine, query)}
+    return all(known.get(account_id, 0) >= version for account_id, version in account_versions.items())
+
+
+async def commands_done(engine: AsyncEngine, account_id: str) -> dict[str, bool]:
+    """Whether each command of an account was accepted, by command id."""
+    columns = tables.command.c
+    query = select(columns.command_id, columns.accepted).where(columns.account_id == account_id)
+    return {row.command_id: row.accepted for row in await _all(engine, query)}
+
+
+async def quarantine(engine: AsyncEngine, *, reason: str | None = None) -> list[ParkedRow]:
+    """Commands and results that stand in quarantine."""
+    async with transaction(engine) as connection:
+        return await parking.listing(connection, runtime_tables(ROOM), reason=reason)
+
+
+async def suspended_accounts(engine: AsyncEngine) -> list[str]:
+    """Every suspended account: what the refuse-fast set must hold."""
+    query = select(_wallet.account_id).where(_wallet.suspended).order_by(_wallet.account_id)
+    return [row.account_id for row in await _all(engine, query)]
+
+
+# ---- the auditor ---------------------------------------------------------------------------------------------------
+
+
+async def ledger_totals(engine: AsyncEngine) -> dict[tuple[str, str], int]:
+    """(currency, kind of ledger account) to the sum of all entries, nanos. Over a currency they sum to zero."""
+    kind = func.split_part(_ledger.ledger, ":", 1)
+    query = select(_ledger.currency, kind.label("ledger"), func.sum(_ledger.nano).label("nano")).group_by(
+        _ledger.currency, kind
+    )
+    return {(row.currency, row.ledger): int(row.nano) for row in await _all(engine, query)}
+
+
+async def wallet_differences(engine: AsyncEngine) -> list[WalletDifference]:
+    """Wallet rows that are not the sum of their entries, in one snapshot."""
+    kind = _ledger.ledger
+    sums = (
+        select(_ledger.account_id, kind.label("kind"), func.sum(_ledger.nano).label("nano"))
+        .where(kind.in_([ledger.WALLET, ledger.UNBILLED, ledger.RECEIVABLE]))
+        .group_by(_ledger.account_id, kind)
+        .subquery()
+    )
+    held = (_wallet.wallet_nano, _wallet.unbilled_nano, _wallet.receivable_nano)
+    query = select(_wallet.account_id, *held, sums.c.kind, sums.c.nano).outerjoin_from(
+        tables.wallet, sums, sums.c.account_id == _wallet.account_id
+    )
+    found: dict[str, dict[str, list[int]]] = {}
+    for row in await _all(engine, query):
+        mine = found.setdefault(
+            row.account_id,
+            {
+                "wallet": [row.wallet_nano, 0],
+                "unbilled": [row.unbilled_nano, 0],
+                "receivable": [row.receivable_nano, 0],
+            },
+        )
+        if row.kind is not None:
+            mine[row.kind][1] = int(row.nano)
+    return [
+        WalletDifference(account_id, name, pair[0], pair[1])
+        for account_id, kinds in sorted(found.items())
+        for name, pair in kinds.items()
+        if pair[0] != pair[1]
+    ]
+
+
+async def charge_totals(engine: AsyncEngine) -> list[ChargeTotals]:
+    """What transactions of charges posted, per account: to be compared with the charges themselves."""
+    columns = tables.charged.c
+    wallet, unbilled = func.sum(columns.wallet_nano), func.sum(columns.unbilled_nano)
+    query = (
+        select(columns.account_id, func.sum(columns.charges).label("charges"), wallet.label("w"), unbilled.label("u"))
+        .group_by(columns.account_id)
+        .order_by(columns.account_id)
+    )
+    return [
+        ChargeTotals(row.account_id, int(row.charges), -int(row.w + row.u), -int(row.w), -int(row.u))
+        for row in await _all(engine, query)
+    ]
+
+
+async def charges_received(engine: AsyncEngine) -> list[LinkReceived]:
+    """How far each link of `usage.charges` is applied."""
+    columns = runtime_tables(ROOM).link_in.c
+    query = (
+        select(columns.link, columns.topic, columns.partition, columns.received_to)
+        .where(columns.topic == USAGE_CHARGES.name)
+        .order_by(columns.topic, columns.partition, columns.link)
+    )
+    return [LinkReceived(row.link, row.topic, row.partition, row.received_to) for row in await _all(engine, query)]
+
+
+async def batch_gaps(engine: AsyncEngine) -> list[tuple[str, int, int]]:
+    """Links whose batches do not follow each other seamlessly from 1: (link, expected seq, found seq). There must be none."""
+    columns = tables.charge_batch.c
+    spans: dict[str, list[tuple[int, int]]] = {}
+    for row in await _all(engine, select(columns.id, columns.links).order_by(columns.id)):
+        for link, (first, last) in row.links.items():
+            spans.setdefault(link, []).append((first, last))
+    gaps = []
+    for link, taken in sorted(spans.items()):
+        expected = 1
+        for first, last in sorted(taken):
+            if first != expected:
+                gaps.append((link, expected, first))
+            expected = last + 1
+    return gaps
+
+
+async def unbalanced_transactions(engine: AsyncEngine) -> list[tuple[str, int]]:
+    """(kind and ref, sum in nanos) of every transaction whose entries do not sum to zero. There must be none."""
+    nano = func.sum(_ledger.nano)
+    # the charges of one account in one batch are a transaction of their own
+    own = case((_ledger.kind == "charges", _ledger.account_id), else_=literal(""))
+    query = (
+        select(_ledger.kind, _ledger.ref, own.label("own"), nano.label("nano"))
+        .group_by(_ledger.kind, _ledger.ref, own)
+        .having(nano != 0)
+        .order_by(_ledger.kind, _ledger.ref, own)
+    )
+    return [(f"{row.kind} {row.ref} {row.own}".strip(), int(row.nano)) for row in await _all(engine, query)]
+
+
+async def transaction_totals(engine: AsyncEngine, kind: str) -> dict[str, dict[str, int]]:
+    """Per transaction of a kind, by its ref: the sum in nanos per kind of ledger account."""
+    ledger = func.split_part(_ledger.ledger, ":", 1)
+    query = (
+        select(_ledger.ref, ledger.label("ledger"), func.sum(_ledger.nano).label("nano"))
+        .where(_ledger.kind == kind)
+        .group_by(_ledger.ref, ledger)
+    )
+    totals: dict[str, dict[str, int]] = {}
+    for row in await _all(engine, query):
+        totals.setdefault(row.ref, {})[row.ledger] = int(row.nano)
+    return totals

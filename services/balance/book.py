@@ -1,0 +1,61 @@
+"""The transactions of one batch that are not charges, on their way into the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+from uuid import UUID
+
+from services.balance import store
+from services.balance.ledger import Entry, checked
+from services.kernel.ids import derived_id
+from services.runtime.work import Work
+
+
+class Book:
+    """Collects transactions and writes them by two statements."""
+
+    def __init__(self) -> None:
+        self._transactions: list[dict[str, Any]] = []
+        self._entries: list[dict[str, Any]] = []
+
+    def post(
+        self,
+        work: Work,
+        kind: str,
+        ref: str,
+        currency: str,
+        entries: Iterable[Entry],
+        *,
+        actor: str | None = None,
+        note: str | None = None,
+    ) -> None:
+        """One transaction. ``ref`` names what it follows from: the same kind and ref make the same transaction id.
+
+        Raises `Corrupt` when its entries do not sum to zero.
+        """
+        transaction_id = transaction_id_of(kind, ref)
+        self._transactions.append(
+            {
+                "id": transaction_id,
+                "kind": kind,
+                "ref": ref,
+                "currency": currency,
+                "at": work.now,
+                "actor": actor,
+                "note": note,
+            }
+        )
+        self._entries += [{"transaction_id": transaction_id, **entry._asdict()} for entry in checked(entries)]
+
+    async def write(self, work: Work) -> None:
+        """Append all of it."""
+        if self._transactions:
+            await store.append_transactions(work, self._transactions)
+        if self._entries:
+            await store.append_entries(work, self._entries)
+
+
+def transaction_id_of(kind: str, ref: str) -> UUID:
+    """The id of the one transaction that follows from this."""
+    return derived_id("transaction", kind, ref)

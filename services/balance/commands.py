@@ -1,0 +1,257 @@
+"""Commands to wallets: decoded, carried out once by (account, command id), answered on `balance.events`.
+
+What cannot be read is quarantined with the field that is wrong. A command for an account that the registry has not told
+yet waits for it, in order, for at most `WAIT_MAX`; then it is quarantined as `unknown_account`, to be replayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+from contracts.balance import (
+    DeleteMethod,
+    GrantGoodwill,
+    OpenBalance,
+    SaveMethod,
+    SetPreferences,
+    balance_command,
+)
+from services.balance import ledger, recharge, store
+from services.balance.book import Book
+from services.balance.decoding import decode, without_card_numbers
+from services.balance.evaluation import Tell, evaluate, load
+from services.balance.wallets import Wallet
+from services.kernel.cards import redacted, refuse_card_number
+from services.kernel.currency import currency
+from services.kernel.errors import InvalidInput, NotPermitted, Refused, TollbookError
+from services.kernel.money import PAYMENT_NANO_MAX, WALLET_NANO_MAX, format_nano, parse_amount
+from services.runtime import parking
+from services.runtime.parking import Parked
+from services.runtime.records import Record
+from services.runtime.work import Work
+
+WAIT_MAX = timedelta(seconds=60)  # the registry is seconds behind at most; after that the id is probably wrong
+
+PROCESSORS = ("sandbox",)  # those that take requests and have a topic for their results
+
+Command = OpenBalance | GrantGoodwill | SaveMethod | DeleteMethod | SetPreferences
+
+
+async def commands(work: Work, records: list[Record], *, tell: Tell) -> None:
+    """Carry out a batch of commands, each account's in the order they came."""
+    asked = [(record, command) for record in records if (command := _read(work, record)) is not None]
+    asked = await _without_those_that_wait(work, asked)
+    if not asked:
+        return
+    wallets = await load(work, {command.account_id for _, command in asked})
+    done = await store.carried_out(work, {(command.account_id, command.command_id) for _, command in asked})
+    book = Book()
+    log: list[dict[str, Any]] = []
+    funded: set[str] = set()
+    for _, command in asked:
+        key = (command.account_id, command.command_id)
+        if key in done:
+            continue
+        done.add(key)
+        wallet = wallets[command.account_id]
+        refused: TollbookError | None = None
+        try:
+            _refuse_card_numbers(command)
+            _CARRY_OUT[type(command)](work, wallet, command, book)
+            if isinstance(command, OpenBalance | GrantGoodwill):
+                funded.add(wallet.account_id)
+        except TollbookError as error:
+            refused = error
+            wallet.tell(
+                work,
+                "command_refused",
+                command_id=command.command_id,
+                reason=error.code,
+                field=error.field,
+                message=error.message,
+            )
+        log.append(_logged(work, command, refused))
+    if log:
+        await store.append_commands(work, log)
+    await book.write(work)
+    await evaluate(work, wallets, funds_of=funded, tell=tell)
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+def _read(work: Work, record: Record) -> Command | None:
+    try:
+        command: Command = decode(balance_command, record.value)
+        if isinstance(command, OpenBalance | GrantGoodwill | SetPreferences):
+            currency(command.currency)
+        return command
+    except InvalidInput as error:
+        reason = "invalid_command" if error.code == "invalid" else error.code
+        work.quarantine(record, reason, error.message, field=error.field)
+        return None
+
+
+async def _without_those_that_wait(work: Work, asked: Sequence[tuple[Record, Command]]) -> list[tuple[Record, Command]]:
+    if not asked:
+        return []
+    accounts = {command.account_id for _, command in asked}
+    known = await store.known_accounts(work, accounts)
+    waiting = await store.accounts_waiting(work, accounts)
+    ready = []
+    for record, command in asked:
+        account_id = command.account_id
+        if account_id in known and (record.replayed or account_id not in waiting):
+            ready.append((record, command))
+        elif record.was_waiting and account_id not in known:
+            work.quarantine(
+                record,
+                "unknown_account",
+                f"the registry knows no account {account_id}; create it, then replay this command",
+                field="account_id",
+                account_id=account_id,
+            )
+        else:
+            work.wait(record, f"waits until the registry tells account {account_id}", account_id=account_id)
+    return ready
+
+
+async def look_at_waiting(work: Work) -> None:
+    """Tick: let commands run whose account is known by now, and those that have waited long enough."""
+    ids = await store.waiting_to_run(work, work.now - WAIT_MAX)
+    if ids:
+        await parking.ask(work.connection, work.tables, "replaying", "balance", ids=ids, states=("waiting",))
+
+
+async def forget_card_numbers(work: Work, parked: Sequence[Parked]) -> None:
+    """What is kept of a refused record never holds a card number."""
+    for item in parked:
+        item.record.value = redacted(item.record.value)
+        item.record.key = redacted(item.record.key)
+        item.message = without_card_numbers(item.message)
+
+
+def _refuse_card_numbers(command: Command) -> None:
+    texts = {"actor": command.actor}
+    if isinstance(command, SaveMethod):
+        texts["token"] = command.token
+    if isinstance(command, GrantGoodwill):
+        texts["note"] = command.note
+    for field, text in texts.items():
+        refuse_card_number(text, field=field)
+
+
+# ---- carrying out --------------------------------------------------------------------------------------------------
+
+
+def _open_balance(work: Work, wallet: Wallet, command: OpenBalance, book: Book) -> None:
+    _need_role(command, "operator")
+    if wallet.opened_at is not None:
+        raise Refused("the opening balance was taken over before; it is taken over once", code="already_opened")
+    amount = _amount(wallet, command.amount, command.currency, WALLET_NANO_MAX, signed=True)
+    book.post(
+        work,
+        "opening",
+        wallet.account_id,
+        wallet.currency,
+        ledger.opening(wallet.account_id, amount),
+        actor=command.actor,
+    )
+    wallet.wallet_nano += amount
+    wallet.opened_at = work.now
+    wallet.tell(work, "balance_opened", amount_nano=amount, command_id=command.command_id)
+
+
+def _grant_goodwill(work: Work, wallet: Wallet, command: GrantGoodwill, book: Book) -> None:
+    _need_role(command, "operator", "finance")
+    amount = _amount(wallet, command.amount, command.currency, PAYMENT_NANO_MAX)
+    if amount == 0:
+        raise InvalidInput("must be above zero", field="amount", code="invalid_amount")
+    ref = f"{wallet.account_id}/{command.command_id}"
+    book.post(
+        work, "goodwill", ref, wallet.currency, ledger.goodwill(wallet.account_id, amount),
+        actor=command.actor, note=command.note,
+    )  # fmt: skip
+    wallet.wallet_nano += amount
+    wallet.tell(work, "goodwill_granted", amount_nano=amount, command_id=command.command_id)
+
+
+def _save_method(work: Work, wallet: Wallet, command: SaveMethod, book: Book) -> None:
+    if command.processor not in PROCESSORS:
+        raise InvalidInput(f"no such processor; use one of {', '.join(PROCESSORS)}", field="processor")
+    if wallet.method_token is not None:
+        raise Refused("a payment method is saved; delete it first", field="token", code="method_saved")
+    wallet.method_processor, wallet.method_kind, wallet.method_token = (
+        command.processor,
+        command.method_kind,
+        command.token,
+    )
+    # A new method starts anew: what the old one was declined says nothing of it.
+    wallet.decline_streak, wallet.retry_at, wallet.paused = 0, None, False
+    wallet.tell(work, "method_saved", command_id=command.command_id)
+
+
+def _delete_method(work: Work, wallet: Wallet, command: DeleteMethod, book: Book) -> None:
+    if wallet.method_token is None:
+        raise Refused("no payment method is saved", code="no_method")
+    wallet.forget_method()
+    wallet.tell(work, "method_deleted", command_id=command.command_id)
+
+
+def _set_preferences(work: Work, wallet: Wallet, command: SetPreferences, book: Book) -> None:
+    _need_currency(wallet, command.currency)
+    threshold = _within_bounds(parse_amount(command.threshold, field="threshold"), WALLET_NANO_MAX, "threshold")
+    recharge_nano = _within_bounds(parse_amount(command.recharge, field="recharge"), PAYMENT_NANO_MAX, "recharge")
+    if command.enabled:
+        row = currency(wallet.currency)
+        recharge.check_preferences(mode=command.mode, threshold_nano=threshold, recharge_nano=recharge_nano, row=row)
+    wallet.recharge_enabled, wallet.recharge_mode = command.enabled, command.mode
+    wallet.threshold_nano, wallet.recharge_nano = threshold, recharge_nano
+    wallet.tell(work, "preferences_set", command_id=command.command_id)
+
+
+_CARRY_OUT: dict[type[Any], Callable[[Work, Wallet, Any, Book], None]] = {
+    OpenBalance: _open_balance,
+    GrantGoodwill: _grant_goodwill,
+    SaveMethod: _save_method,
+    DeleteMethod: _delete_method,
+    SetPreferences: _set_preferences,
+}
+
+
+def _need_role(command: Command, *roles: str) -> None:
+    if command.role not in roles:
+        raise NotPermitted(f"{command.kind} needs the role {' or '.join(roles)}", field="role")
+
+
+def _amount(wallet: Wallet, text: str, code: str, nano_max: int, *, signed: bool = False) -> int:
+    _need_currency(wallet, code)
+    amount = _within_bounds(parse_amount(text, signed=signed), nano_max, "amount")
+    ledger.check_wallet(wallet.wallet_nano + amount)
+    return amount
+
+
+def _need_currency(wallet: Wallet, code: str) -> None:
+    if code != wallet.currency:
+        raise InvalidInput(f"the wallet is in {wallet.currency}", field="currency", code="wrong_currency")
+
+
+def _within_bounds(nano: int, nano_max: int, field: str) -> int:
+    if abs(nano) > nano_max:
+        raise InvalidInput(f"must be at most {format_nano(nano_max)}", field=field)
+    return nano
+
+
+def _logged(work: Work, command: Command, refused: TollbookError | None) -> dict[str, Any]:
+    return {
+        "account_id": command.account_id,
+        "command_id": command.command_id,
+        "kind": command.kind,
+        "actor": without_card_numbers(command.actor),
+        "role": command.role,
+        "at": work.now,
+        "accepted": refused is None,
+        "reason": None if refused is None else refused.code,
+    }

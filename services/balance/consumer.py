@@ -1,0 +1,63 @@
+"""The room as the runtime runs it."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from contracts.topics import (
+    BALANCE_COMMANDS,
+    CLOSING_PROGRESS,
+    GROUPS_ACCOUNTS,
+    INVOICES_EVENTS,
+    PAYMENTS_RESULTS,
+    USAGE_CHARGES,
+)
+from services.balance import api, closing, commands, evaluation, handler, registry, results
+from services.balance.refuse_fast import RefuseFast
+from services.runtime.processor import Processor
+from services.runtime.room import Input, Room, Tick
+from services.runtime.settings import Settings
+
+# A batch costs by its accounts more than by its charges; still short enough to hold wallets for milliseconds.
+CHARGES_MAX = 5_000
+
+
+def build(settings: Settings) -> Room:
+    """Balance with its refuse-fast set in the Valkey of the settings, which need not be there."""
+    return room(RefuseFast(lambda: settings.valkey_url, prefix=settings.topic_prefix))
+
+
+def room(refuse_fast: RefuseFast) -> Room:
+    """Balance: what it reads and looks at, and in which order it is woken."""
+    tell = refuse_fast.tell
+
+    async def started(processor: Processor) -> None:
+        await refuse_fast.start(lambda: api.suspended_accounts(processor.engine))
+
+    return Room(
+        name="balance",
+        inputs=(
+            Input("registry", (GROUPS_ACCOUNTS,), partial(registry.accounts, tell=tell)),
+            Input(
+                "commands",
+                (BALANCE_COMMANDS,),
+                partial(commands.commands, tell=tell),
+                parked=commands.forget_card_numbers,
+            ),
+            Input("charges", (USAGE_CHARGES,), partial(handler.charges, tell=tell), max_records=CHARGES_MAX),
+            Input(
+                "results", (PAYMENTS_RESULTS,), partial(results.results, tell=tell), parked=commands.forget_card_numbers
+            ),
+            Input("progress", (CLOSING_PROGRESS,), closing.progress),
+            Input("invoices", (INVOICES_EVENTS,), partial(closing.invoices, tell=tell)),
+        ),
+        ticks=(Tick("covered", closing.cover), Tick("waiting", commands.look_at_waiting)),
+        timers={
+            evaluation.RESULT_TIMEOUT: partial(evaluation.silence, tell=tell),
+            evaluation.CAP_OPEN: partial(evaluation.look_again, tell=tell),
+            evaluation.BACKOFF_OVER: partial(evaluation.look_again, tell=tell),
+            evaluation.LIMIT_DAY: partial(evaluation.look_again, tell=tell),
+        },
+        started=started,
+        stopped=refuse_fast.stop,
+    )

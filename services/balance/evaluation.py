@@ -1,0 +1,197 @@
+"""What follows from a wallet's state: recharges, suspension, restoration. Looked at once per account and transaction.
+
+Runs under the wallets' locks, always from scratch; so a timer that comes late or twice changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping
+from datetime import datetime
+from functools import partial
+from uuid import UUID
+
+from contracts.payments import PaymentRequest
+from contracts.topics import PAYMENTS_REQUESTS
+from services.balance import recharge, store, suspension
+from services.balance.wallets import Wallet
+from services.kernel.ids import attempt_id
+from services.kernel.money import format_nano
+from services.runtime.work import Work
+
+RESULT_TIMEOUT, CAP_OPEN, BACKOFF_OVER, LIMIT_DAY = "result_timeout", "cap_open", "backoff_over", "limit_day"
+
+Tell = Callable[[Mapping[str, bool]], None]
+"""Takes, after the commit, which accounts are suspended (True) or restored (False)."""
+
+
+async def load(work: Work, account_ids: Iterable[str]) -> dict[str, Wallet]:
+    """The wallets of these accounts, locked in order; unknown accounts are left out."""
+    return {row.account_id: Wallet.of(row) for row in await store.lock_wallets(work, account_ids)}
+
+
+def demands_attention(standing: store.Standing) -> bool:
+    """Whether a wallet after charges can need a decision; cheap, for every account of a batch."""
+    funds = standing.wallet_nano + standing.credit_limit_nano + standing.unbilled_nano + standing.receivable_nano
+    if (funds <= 0) != standing.suspended:
+        return True
+    return standing.recharge_enabled and funds <= standing.threshold_nano
+
+
+async def evaluate(
+    work: Work, wallets: Mapping[str, Wallet], *, tell: Tell, funds_of: Collection[str] | None = None
+) -> None:
+    """Decide for locked wallets, write what follows, and save those that changed.
+
+    ``funds_of`` names the accounts whose money, limit or attempts this transaction moved, all by default: only they are
+    suspended or restored. An account that the registry has not told yet is left alone until it is.
+    """
+    known = [wallets[account_id] for account_id in sorted(wallets) if wallets[account_id].is_known]
+    own = await _attempts_of(work, known)
+    asked: list[store.NewAttempt] = []
+    timers: dict[str, dict[str, datetime]] = defaultdict(dict)
+    suspensions: dict[str, bool] = {}
+    for wallet in known:
+        attempts = own[wallet.account_id]
+        asked_now = _recharge(work, wallet, attempts, timers)
+        if asked_now is not None:
+            asked.append(asked_now)
+            attempts = [*attempts, asked_now]
+        if (funds_of is None or wallet.account_id in funds_of) and _judge_funds(work, wallet, attempts):
+            suspensions[wallet.account_id] = wallet.suspended
+    if asked:
+        await store.append_attempts(work, asked)
+    changed = [wallets[account_id].row() for account_id in sorted(wallets) if wallets[account_id].changed]
+    if changed:
+        await store.save_wallets(work, changed)
+    for kind in sorted(timers):
+        await work.set_timers(kind, timers[kind])
+    if suspensions:
+        work.after_commit.append(partial(tell, suspensions))
+
+
+async def silence(work: Work, keys: list[str], *, tell: Tell) -> None:
+    """Timer: attempts that had no result for 15 minutes become unknown. They stay in flight and are never asked again."""
+    ids = [UUID(key) for key in keys]
+    wallets = await load_for_attempts(work, ids)
+    silent = [row for row in await store.load_attempts(work, ids) if row.state == "requested"]
+    silent = [row for row in silent if work.now >= row.requested_at + recharge.RESULT_TIMEOUT]
+    if silent:
+        await store.save_attempts(work, {row.attempt_id: ("unknown", None) for row in silent})
+    for row in sorted(silent, key=lambda row: str(row.account_id)):
+        wallets[row.account_id].tell(
+            work, "recharge_unknown", amount_nano=row.amount_nano, attempt_id=row.attempt_id, reason="no_result"
+        )
+    await evaluate(work, wallets, tell=tell)
+
+
+async def look_again(work: Work, keys: list[str], *, tell: Tell) -> None:
+    """Timer: the cap opens, a back-off is over, a new day begins. The rule is asked again, nothing else."""
+    await evaluate(work, await load(work, keys), tell=tell, funds_of=())
+
+
+async def load_for_attempts(work: Work, attempt_ids: Iterable[UUID]) -> dict[str, Wallet]:
+    """The wallets that these attempts belong to, locked in order."""
+    return {row.account_id: Wallet.of(row) for row in await store.lock_wallets_of_attempts(work, attempt_ids)}
+
+
+# ---- one wallet ----------------------------------------------------------------------------------------------------
+
+
+def _recharge(
+    work: Work, wallet: Wallet, attempts: list[recharge.Attempt], timers: dict[str, dict[str, datetime]]
+) -> store.NewAttempt | None:
+    """Ask the rule; tell what it says, once; returns the new attempt if it wants one."""
+    match recharge.decide(wallet, attempts, work.now):
+        case recharge.Request(amount_nano=amount_nano, counted=counted):
+            wallet.notice = None
+            return _request(work, wallet, amount_nano, counted, timers)
+        case recharge.Capped(next_allowed_at=opens_at):
+            timers[CAP_OPEN][wallet.account_id] = opens_at
+            _tell_once(work, wallet, "capped", next_allowed_at=opens_at)
+        case recharge.Refused(reason=reason, next_allowed_at=next_allowed_at):
+            if next_allowed_at is not None:
+                timers[LIMIT_DAY][wallet.account_id] = next_allowed_at
+            _tell_once(work, wallet, reason, next_allowed_at=next_allowed_at)
+        case recharge.Wait(until=until):
+            timers[BACKOFF_OVER][wallet.account_id] = until
+            _forget_notice(wallet)
+        case recharge.Nothing():
+            _forget_notice(wallet)
+    return None
+
+
+def _tell_once(work: Work, wallet: Wallet, notice: str, *, next_allowed_at: datetime | None) -> None:
+    if wallet.notice == notice:
+        return
+    wallet.notice = notice
+    if notice == "capped":
+        wallet.tell(work, "recharge_capped", next_allowed_at=next_allowed_at)
+    else:
+        wallet.tell(work, "recharge_refused", reason=notice, next_allowed_at=next_allowed_at)
+
+
+def _forget_notice(wallet: Wallet) -> None:
+    if wallet.notice is not None:
+        wallet.notice = None
+        wallet.changed = True
+
+
+def _request(
+    work: Work, wallet: Wallet, amount_nano: int, counted: int, timers: dict[str, dict[str, datetime]]
+) -> store.NewAttempt:
+    """A new attempt: its id is the idempotency key, its request goes out with this transaction."""
+    wallet.trigger_version += 1
+    attempt = attempt_id(wallet.account_id, wallet.trigger_version)
+    timers[RESULT_TIMEOUT][str(attempt)] = work.now + recharge.RESULT_TIMEOUT
+    request = PaymentRequest.model_validate(
+        {
+            "attempt_id": attempt,
+            "account_id": wallet.account_id,
+            "processor": wallet.method_processor,
+            "method_kind": wallet.method_kind,
+            "token": wallet.method_token,
+            "amount": format_nano(amount_nano),
+            "currency": wallet.currency,
+            "requested_at": work.now,
+        }
+    )
+    work.publish(PAYMENTS_REQUESTS, wallet.account_id, str(attempt), request.data())
+    wallet.tell(work, "recharge_requested", amount_nano=amount_nano, attempt_id=attempt)
+    if counted + 1 == recharge.EIGHTH:
+        wallet.tell(work, "recharge_eighth", attempt_id=attempt)
+    return store.NewAttempt(
+        attempt_id=attempt,
+        account_id=wallet.account_id,
+        trigger_version=wallet.trigger_version,
+        processor=request.processor,
+        method_kind=request.method_kind,
+        amount_nano=amount_nano,
+        currency=wallet.currency,
+        requested_at=work.now,
+    )
+
+
+def _judge_funds(work: Work, wallet: Wallet, attempts: list[recharge.Attempt]) -> bool:
+    """Suspend or restore; returns whether the account's state changed."""
+    verdict = suspension.judge(
+        funds_nano=wallet.available_nano, suspended=wallet.suspended, attempts=attempts, now=work.now
+    )
+    match verdict:
+        case suspension.Suspend():
+            wallet.suspended = True
+            wallet.tell(work, "suspended", reasons=("funds",))
+        case suspension.Restore():
+            wallet.suspended = False
+            wallet.tell(work, "restored")
+        case suspension.Unchanged():  # a delay ends with the timer of the attempt's result
+            return False
+    return True
+
+
+async def _attempts_of(work: Work, wallets: Iterable[Wallet]) -> dict[str, list[recharge.Attempt]]:
+    own: dict[str, list[recharge.Attempt]] = {wallet.account_id: [] for wallet in wallets}
+    if own:
+        for row in await store.attempts_since(work, own, work.now - recharge.WINDOW):
+            own[row.account_id].append(row)
+    return own

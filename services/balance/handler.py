@@ -1,0 +1,128 @@
+"""The charge path, hot: one batch, one transaction, about ten statements however many charges.
+
+Folded per account; the batch and its transactions are appended, the postings told, the wallets locked last.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from functools import lru_cache
+from typing import Any
+
+from pydantic_core import to_json
+
+from contracts.topics import BALANCE_POSTINGS
+from services.balance import store
+from services.balance.evaluation import Tell, demands_attention, evaluate, load
+from services.kernel.errors import Corrupt
+from services.kernel.money import format_nano, parse_amount
+from services.runtime.records import Record
+from services.runtime.work import Work
+
+AMOUNTS_REMEMBERED = 65_536  # the same few prices and durations come again and again
+
+Posted = tuple[str | None, str | None, bool]  # group, bill_to, whether it is unbilled
+
+
+@lru_cache(AMOUNTS_REMEMBERED)
+def _nano(text: str) -> int:
+    return parse_amount(text, signed=True)
+
+
+class Folded:
+    """The charges of one account in a batch, added up."""
+
+    __slots__ = ("charges", "currency", "organization_id", "posted", "revenue")
+
+    def __init__(self, organization_id: str, currency: str) -> None:
+        self.organization_id = organization_id
+        self.currency = currency
+        self.charges = 0
+        self.revenue: dict[str, int] = {}
+        self.posted: dict[Posted, list[int]] = {}  # [charges, nanos]
+
+
+def fold(records: list[Record]) -> tuple[dict[str, Folded], dict[str, list[int]]]:
+    """Sums per account, and [from, to] of the seqs per link. Raises `Corrupt` for an account charged in two currencies."""
+    accounts: dict[str, Folded] = {}
+    links: dict[tuple[str, str, int], list[int]] = {}
+    for record in records:
+        message: dict[str, Any] = record.message
+        charge = message["data"]
+        link = (message["link"], record.topic, record.partition)
+        span = links.get(link)
+        if span is None:
+            links[link] = [message["seq"], message["seq"]]
+        else:
+            span[1] = message["seq"]
+        account_id = charge["account_id"]
+        folded = accounts.get(account_id)
+        if folded is None:
+            folded = accounts[account_id] = Folded(charge["organization_id"], charge["currency"])
+        elif folded.currency != charge["currency"]:
+            raise Corrupt(f"account {account_id} is charged in {folded.currency} and {charge['currency']}")
+        nano = _nano(charge["amount"])
+        product = charge["product"]
+        folded.charges += 1
+        folded.revenue[product] = folded.revenue.get(product, 0) + nano
+        posted: Posted = (charge["group_id"], charge["bill_to"], charge["plan"] == "invoiced")
+        sums = folded.posted.get(posted)
+        if sums is None:
+            folded.posted[posted] = [1, nano]
+        else:
+            sums[0] += 1
+            sums[1] += nano
+    return accounts, {f"{link}|{topic}/{partition}": span for (link, topic, partition), span in links.items()}
+
+
+async def charges(work: Work, records: list[Record], *, tell: Tell) -> None:
+    """Post a batch of charges and look at the wallets whose state demands it."""
+    accounts, links = fold(records)
+    batch_id = await store.append_batch(work, links)
+    rows: list[store.Charged] = []
+    additions: list[store.Addition] = []
+    for account_id in sorted(accounts):
+        folded = accounts[account_id]
+        unbilled = -sum(sums[1] for posted, sums in folded.posted.items() if posted[2])
+        wallet = -sum(folded.revenue.values()) - unbilled
+        rows.append(
+            store.Charged(
+                batch_id, account_id, folded.currency, folded.charges, wallet, unbilled,
+                list(folded.revenue), list(folded.revenue.values()),
+            )
+        )  # fmt: skip
+        additions.append(store.Addition(account_id, folded.organization_id, folded.currency, wallet, unbilled))
+        _tell_postings(work, batch_id, account_id, folded)
+    await store.append_charged(work, rows)
+    standings = await store.add_to_wallets(work, additions)
+    for standing in standings:
+        if standing.currency != accounts[standing.account_id].currency:
+            raise Corrupt(f"a charge in {accounts[standing.account_id].currency} reached a {standing.currency} wallet")
+    demanding = [standing.account_id for standing in standings if demands_attention(standing)]
+    if demanding:
+        await evaluate(work, await load(work, demanding), tell=tell)
+
+
+def _tell_postings(work: Work, batch_id: int, account_id: str, folded: Folded) -> None:
+    """One posting per (group, bill_to): charged = credits + wallet + unbilled."""
+    totals: dict[tuple[str | None, str | None], list[int]] = defaultdict(lambda: [0, 0, 0])
+    for (group_id, bill_to, is_unbilled), (count, nano) in folded.posted.items():
+        total = totals[group_id, bill_to]
+        total[0] += count
+        total[2 if is_unbilled else 1] += nano
+    for number, ((group_id, bill_to), (count, wallet, unbilled)) in enumerate(totals.items()):
+        # Each amount is written once: nearly all charges of an account are paid in one way.
+        charged = format_nano(wallet + unbilled)
+        posting = {
+            "account_id": account_id,
+            "group_id": group_id,
+            "bill_to": bill_to,
+            "currency": folded.currency,
+            "charges": count,
+            "charged": charged,
+            "credits": "0",
+            "wallet": format_nano(wallet) if unbilled else charged,
+            "unbilled": (format_nano(unbilled) if wallet else charged) if unbilled else "0",
+        }
+        name = f"{batch_id}:{account_id}:{number}"
+        work.publish(BALANCE_POSTINGS, group_id or account_id, name, to_json(posting))

@@ -1,0 +1,357 @@
+"""SQL of balance and nothing else: one function, one statement. Names are sorted before rows are locked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    DateTime,
+    Row,
+    Text,
+    Uuid,
+    bindparam,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    tuple_,
+    update,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import insert as upsert
+
+from services.balance import tables
+from services.runtime.database import copy_rows, unnest
+from services.runtime.work import Work
+
+_NAMES = ARRAY(Text)
+
+
+def _any_of(column: Any, name: str) -> Any:
+    return column == func.any(bindparam(name, type_=ARRAY(column.type)))
+
+
+# ---- wallets -------------------------------------------------------------------------------------------------------
+
+
+class Addition(NamedTuple):
+    """What is added to one wallet row, which is made when it does not exist."""
+
+    account_id: str
+    organization_id: str
+    currency: str
+    wallet_nano: int
+    unbilled_nano: int
+
+
+class Standing(NamedTuple):
+    """A wallet row after an addition: as much as tells whether it must be looked at."""
+
+    account_id: str
+    currency: str
+    wallet_nano: int
+    unbilled_nano: int
+    receivable_nano: int
+    credit_limit_nano: int
+    recharge_enabled: bool
+    threshold_nano: int
+    suspended: bool
+
+
+_additions = unnest(
+    "new",
+    account_id=Text(),
+    organization_id=Text(),
+    currency=Text(),
+    wallet_nano=BigInteger(),
+    unbilled_nano=BigInteger(),
+)
+_wallet = tables.wallet.c
+# An upsert takes its rows one by one in the order of the arrays: that is the order of the locks.
+_add = upsert(tables.wallet).from_select(Addition._fields, select(*[_additions.c[name] for name in Addition._fields]))
+_ADD_TO_WALLETS = _add.on_conflict_do_update(
+    index_elements=["account_id"],
+    set_={name: _wallet[name] + _add.excluded[name] for name in ("wallet_nano", "unbilled_nano")},
+).returning(*[_wallet[name] for name in Standing._fields])
+
+
+async def add_to_wallets(work: Work, additions: Sequence[Addition]) -> list[Standing]:
+    """Lock the rows in order of their ids, add the amounts, make rows that are missing."""
+    ordered = sorted(additions)
+    columns = zip(*ordered, strict=True)
+    parameters = {f"new_{name}": list(column) for name, column in zip(Addition._fields, columns, strict=True)}
+    rows = (await work.execute(_ADD_TO_WALLETS, parameters)).all()
+    return [Standing._make(row) for row in rows]
+
+
+_LOCK_WALLETS = (
+    select(tables.wallet).where(_any_of(_wallet.account_id, "ids")).order_by(_wallet.account_id).with_for_update()
+)
+
+
+async def lock_wallets(work: Work, account_ids: Iterable[str]) -> Sequence[Row[Any]]:
+    """The whole rows, locked in order of their ids; unknown ones are left out."""
+    return (await work.execute(_LOCK_WALLETS, {"ids": sorted(set(account_ids))})).all()
+
+
+_LOCK_WALLETS_OF_ATTEMPTS = (
+    select(tables.wallet)
+    .where(
+        _wallet.account_id.in_(select(tables.attempt.c.account_id).where(_any_of(tables.attempt.c.attempt_id, "ids")))
+    )
+    .order_by(_wallet.account_id)
+    .with_for_update()
+)
+
+
+async def lock_wallets_of_attempts(work: Work, attempt_ids: Iterable[UUID]) -> Sequence[Row[Any]]:
+    """The whole rows of the accounts that these attempts belong to, locked in order of their ids."""
+    return (await work.execute(_LOCK_WALLETS_OF_ATTEMPTS, {"ids": sorted(set(attempt_ids))})).all()
+
+
+_SAVED = [column for column in tables.wallet.columns if column.name != "account_id"]
+_states = unnest("new", **{column.name: column.type for column in tables.wallet.columns})
+_SAVE_WALLETS = (
+    update(tables.wallet)
+    .where(_wallet.account_id == _states.c.account_id)
+    .values({column: _states.c[column.name] for column in _SAVED})
+)
+
+
+async def save_wallets(work: Work, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write locked rows back as a whole."""
+    await work.execute(
+        _SAVE_WALLETS, {f"new_{column.name}": [row[column.name] for row in rows] for column in tables.wallet.columns}
+    )
+
+
+_KNOWN = select(_wallet.account_id).where(_any_of(_wallet.account_id, "ids"), _wallet.registry_version > 0)
+
+
+async def known_accounts(work: Work, account_ids: Iterable[str]) -> set[str]:
+    """Which of these accounts the registry has told."""
+    return set((await work.execute(_KNOWN, {"ids": sorted(set(account_ids))})).scalars())
+
+
+# ---- ledger --------------------------------------------------------------------------------------------------------
+
+
+async def append_batch(work: Work, links: Mapping[str, Sequence[int]]) -> int:
+    """A new batch of charges with the seqs it took from each link; returns its id."""
+    statement = insert(tables.charge_batch).values(at=work.now, links=dict(links)).returning(tables.charge_batch.c.id)
+    return int((await work.execute(statement)).scalar_one())
+
+
+class Charged(NamedTuple):
+    """The transaction of one account in a batch of charges."""
+
+    batch_id: int
+    account_id: str
+    currency: str
+    charges: int
+    wallet_nano: int
+    unbilled_nano: int
+    products: list[str]
+    revenue_nano: list[int]
+
+
+async def append_charged(work: Work, rows: Sequence[Charged]) -> None:
+    """One transaction per (batch, account)."""
+    await copy_rows(work.connection, tables.charged, Charged._fields, rows)
+
+
+async def append_transactions(work: Work, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Transactions that are not charges; one that exists is refused by its key."""
+    await work.execute(insert(tables.transaction), list(rows))
+
+
+async def posted(work: Work, transaction_ids: Iterable[UUID]) -> set[UUID]:
+    """Which of these transactions stand in the ledger."""
+    column = tables.transaction.c.id
+    statement = select(column).where(_any_of(column, "ids"))
+    return set((await work.execute(statement, {"ids": sorted(set(transaction_ids))})).scalars())
+
+
+async def append_entries(work: Work, rows: Sequence[Mapping[str, Any]]) -> None:
+    """All entries of new transactions, in one statement: the database checks that each transaction sums to zero."""
+    kinds = {column.name: column.type for column in tables.entry.columns}
+    new = unnest("new", **kinds)
+    statement = insert(tables.entry).from_select(list(kinds), select(*[new.c[name] for name in kinds]))
+    await work.execute(statement, {f"new_{name}": [row[name] for row in rows] for name in kinds})
+
+
+# ---- attempts and results ------------------------------------------------------------------------------------------
+
+_attempt = tables.attempt.c
+IN_FLIGHT = ("requested", "unknown")
+
+_ATTEMPTS_SINCE = (
+    select(tables.attempt)
+    .where(
+        _any_of(_attempt.account_id, "ids"),
+        or_(_attempt.requested_at > bindparam("since", type_=DateTime(timezone=True)), _attempt.state.in_(IN_FLIGHT)),
+    )
+    .order_by(_attempt.account_id, _attempt.requested_at)
+)
+
+
+async def attempts_since(work: Work, account_ids: Iterable[str], since: datetime) -> Sequence[Row[Any]]:
+    """Attempts after an instant, and what is in flight however old, oldest first. The wallets are locked."""
+    return (await work.execute(_ATTEMPTS_SINCE, {"ids": sorted(account_ids), "since": since})).all()
+
+
+async def load_attempts(work: Work, attempt_ids: Iterable[UUID]) -> Sequence[Row[Any]]:
+    """Attempts by id. Their state holds only while their wallets are locked."""
+    statement = select(tables.attempt).where(_any_of(_attempt.attempt_id, "ids"))
+    return (await work.execute(statement, {"ids": sorted(set(attempt_ids))})).all()
+
+
+@dataclass(frozen=True)
+class NewAttempt:
+    """An attempt that is asked for in this transaction."""
+
+    attempt_id: UUID
+    account_id: str
+    trigger_version: int
+    processor: str
+    method_kind: str
+    amount_nano: int
+    currency: str
+    requested_at: datetime
+    kind: str = "auto"
+    state: str = "requested"
+
+
+async def append_attempts(work: Work, attempts: Sequence[NewAttempt]) -> None:
+    """New attempts; the index of those in flight refuses a second one of an account."""
+    await work.execute(insert(tables.attempt), [asdict(attempt) for attempt in attempts])
+
+
+async def save_attempts(work: Work, states: Mapping[UUID, tuple[str, datetime | None]]) -> None:
+    """New states of attempts whose wallets are locked."""
+    new = unnest("new", attempt_id=Uuid(), state=Text(), ended_at=DateTime(timezone=True))
+    statement = (
+        update(tables.attempt)
+        .where(_attempt.attempt_id == new.c.attempt_id)
+        .values(state=new.c.state, ended_at=new.c.ended_at)
+    )
+    ids = sorted(states)
+    await work.execute(
+        statement,
+        {
+            "new_attempt_id": ids,
+            "new_state": [states[each][0] for each in ids],
+            "new_ended_at": [states[each][1] for each in ids],
+        },
+    )
+
+
+async def load_results(work: Work, attempt_ids: Iterable[UUID]) -> Sequence[Row[Any]]:
+    """Every result stored of these attempts, in the order they came."""
+    columns = tables.result.c
+    statement = (
+        select(tables.result)
+        .where(_any_of(columns.attempt_id, "ids"))
+        .order_by(columns.received_at, columns.processor, columns.result_id)
+    )
+    return (await work.execute(statement, {"ids": sorted(set(attempt_ids))})).all()
+
+
+async def append_results(work: Work, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Results that were not stored yet. The wallets of their attempts are locked."""
+    await work.execute(insert(tables.result), list(rows))
+
+
+# ---- commands ------------------------------------------------------------------------------------------------------
+
+
+async def carried_out(work: Work, commands: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Which of these (account, command) had an answer before. The wallets are locked."""
+    columns = tables.command.c
+    wanted = unnest("wanted", account_id=Text(), command_id=Text())
+    key = tuple_(columns.account_id, columns.command_id)
+    statement = select(columns.account_id, columns.command_id).where(
+        key.in_(select(wanted.c.account_id, wanted.c.command_id))
+    )
+    ordered = sorted(set(commands))
+    parameters = {
+        "wanted_account_id": [account_id for account_id, _ in ordered],
+        "wanted_command_id": [command_id for _, command_id in ordered],
+    }
+    return {(row.account_id, row.command_id) for row in (await work.execute(statement, parameters)).all()}
+
+
+async def append_commands(work: Work, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The log of commands: who, when, what, and what became of it."""
+    await work.execute(insert(tables.command), list(rows))
+
+
+async def accounts_waiting(work: Work, account_ids: Iterable[str]) -> set[str]:
+    """Which of these accounts have an earlier command that waits."""
+    parked = work.tables.parked.c
+    account_id = parked.about["account_id"].astext
+    statement = select(account_id).where(
+        parked.state.in_(["waiting", "replaying"]),
+        parked.reason == "waiting",
+        account_id == func.any(bindparam("ids", type_=_NAMES)),
+    )
+    return set((await work.execute(statement, {"ids": sorted(set(account_ids))})).scalars())
+
+
+async def waiting_to_run(work: Work, waiting_since: datetime) -> list[int]:
+    """Parked commands that wait for an account which is known by now, or that have waited since before an instant."""
+    parked = work.tables.parked.c
+    known = select(literal(1)).where(
+        _wallet.account_id == parked.about["account_id"].astext, _wallet.registry_version > 0
+    )
+    statement = (
+        select(parked.id)
+        .where(parked.state == "waiting", or_(known.exists(), parked.parked_at < waiting_since))
+        .order_by(parked.id)
+    )
+    return list((await work.execute(statement)).scalars())
+
+
+# ---- closing -------------------------------------------------------------------------------------------------------
+
+
+async def append_covered(work: Work, rows: Sequence[Mapping[str, Any]]) -> None:
+    """What usage covers, to be answered."""
+    await work.execute(upsert(tables.covered).on_conflict_do_nothing(), list(rows))
+
+
+async def unanswered(work: Work) -> Sequence[Row[Any]]:
+    """What usage covers and this room has not answered yet."""
+    columns = tables.covered.c
+    statement = (
+        select(tables.covered).where(columns.answered_at.is_(None)).order_by(columns.cutoff_id, columns.group_id)
+    )
+    return (await work.execute(statement)).all()
+
+
+async def answered(work: Work, cutoff_id: UUID, group_id: str) -> None:
+    """Mark one as answered."""
+    columns = tables.covered.c
+    statement = update(tables.covered).where(columns.cutoff_id == cutoff_id, columns.group_id == group_id)
+    await work.execute(statement.values(answered_at=work.now))
+
+
+async def received_and_posted(
+    work: Work, charges: str, postings: str
+) -> tuple[dict[tuple[str, str, int], int], list[tuple[str, str, int, int]]]:
+    """In one snapshot: received_to per link of the charges, and (link, topic, partition, last_seq) of the postings."""
+    into, out = work.tables.link_in.c, work.tables.link_out.c
+    received = select(literal("in"), into.link, into.topic, into.partition, into.received_to)
+    posted = select(literal("out"), out.link, out.topic, out.partition, out.last_seq)
+    statement = received.where(into.topic == charges).union_all(posted.where(out.topic == postings))
+    rows = [tuple(row) for row in (await work.execute(statement)).all()]
+    return (
+        {(link, topic, part): seq for way, link, topic, part, seq in rows if way == "in"},
+        sorted((link, topic, part, seq) for way, link, topic, part, seq in rows if way == "out"),
+    )

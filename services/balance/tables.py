@@ -1,0 +1,163 @@
+"""The room's tables. Amounts are bigint nanos with the signs of the ledger: above zero credits, below zero debits."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Integer,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    Uuid,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+metadata = MetaData(schema="balance")
+Instant = DateTime(timezone=True)
+
+wallet = Table(
+    "wallet",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("organization_id", Text, nullable=False),
+    Column("currency", Text, nullable=False),
+    # Sums of the account's entries on the ledger accounts of these names.
+    Column("wallet_nano", BigInteger, nullable=False),
+    Column("unbilled_nano", BigInteger, nullable=False),
+    Column("receivable_nano", BigInteger, nullable=False),
+    Column("event_version", BigInteger, nullable=False),
+    Column("trigger_version", BigInteger, nullable=False),
+    # As the registry told it; version 0: it has not yet.
+    Column("registry_version", Integer, nullable=False),
+    Column("plan", Text),
+    Column("level_2", Boolean, nullable=False),
+    Column("credit_limit_nano", BigInteger, nullable=False),
+    Column("created_at", Instant),
+    Column("closed_at", Instant),
+    Column("opened_at", Instant),
+    Column("method_processor", Text),
+    Column("method_kind", Text),
+    Column("method_token", Text),
+    Column("recharge_enabled", Boolean, nullable=False),
+    Column("recharge_mode", Text, nullable=False),
+    Column("threshold_nano", BigInteger, nullable=False),
+    Column("recharge_nano", BigInteger, nullable=False),
+    Column("decline_streak", SmallInteger, nullable=False),
+    Column("retry_at", Instant),
+    Column("paused", Boolean, nullable=False),
+    Column("notice", Text),
+    Column("suspended", Boolean, nullable=False),
+)
+
+charge_batch = Table(
+    "charge_batch",
+    metadata,
+    Column("id", BigInteger, primary_key=True),
+    Column("at", Instant, nullable=False),
+    Column("links", JSONB, nullable=False),
+)
+
+charged = Table(
+    "charged",
+    metadata,
+    Column("batch_id", BigInteger, primary_key=True),
+    Column("account_id", Text, primary_key=True),
+    Column("currency", Text, nullable=False),
+    Column("charges", Integer, nullable=False),
+    Column("wallet_nano", BigInteger, nullable=False),
+    Column("unbilled_nano", BigInteger, nullable=False),
+    Column("products", ARRAY(Text), nullable=False),
+    Column("revenue_nano", ARRAY(BigInteger), nullable=False),
+)
+
+transaction = Table(
+    "transaction",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("ref", Text, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("at", Instant, nullable=False),
+    Column("actor", Text),
+    Column("note", Text),
+)
+
+entry = Table(
+    "entry",
+    metadata,
+    Column("transaction_id", Uuid, nullable=False),
+    Column("ledger", Text, nullable=False),
+    Column("account_id", Text),
+    Column("nano", BigInteger, nullable=False),
+)
+
+# A view: every entry of the room, one row each, those of charges taken apart.
+ledger_entry = Table(
+    "ledger_entry",
+    metadata,
+    Column("kind", Text),
+    Column("ref", Text),
+    Column("at", Instant),
+    Column("currency", Text),
+    Column("account_id", Text),
+    Column("ledger", Text),
+    Column("nano", BigInteger),
+    Column("charges", Integer),
+)
+
+attempt = Table(
+    "attempt",
+    metadata,
+    Column("attempt_id", Uuid, primary_key=True),
+    Column("account_id", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("trigger_version", BigInteger, nullable=False),
+    Column("processor", Text, nullable=False),
+    Column("method_kind", Text, nullable=False),
+    Column("amount_nano", BigInteger, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("requested_at", Instant, nullable=False),
+    Column("ended_at", Instant),
+)
+
+result = Table(
+    "result",
+    metadata,
+    Column("processor", Text, primary_key=True),
+    Column("result_id", Text, primary_key=True),
+    Column("attempt_id", Uuid, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("failure", Text),
+    Column("reason", Text),
+    Column("at", Instant, nullable=False),
+    Column("received_at", Instant, nullable=False),
+)
+
+command = Table(
+    "command",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("command_id", Text, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("at", Instant, nullable=False),
+    Column("accepted", Boolean, nullable=False),
+    Column("reason", Text),
+)
+
+covered = Table(
+    "covered",
+    metadata,
+    Column("cutoff_id", Uuid, primary_key=True),
+    Column("group_id", Text, primary_key=True),
+    Column("boundary", Instant, nullable=False),
+    Column("marks", JSONB, nullable=False),
+    Column("answered_at", Instant),
+)

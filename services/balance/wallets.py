@@ -1,0 +1,94 @@
+"""A locked wallet row in the hands of a handler, and the events that its account is told about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from contracts.balance import BalanceEvent, BalanceEventKind
+from contracts.topics import BALANCE_EVENTS
+from services.kernel.money import format_nano
+from services.runtime.work import Work
+
+
+@dataclass(slots=True)
+class Wallet:
+    """One account's money and all that decides about it; a row that this transaction holds. Nanos, signs of the ledger.
+
+    It is changed in memory and saved as a whole; ``changed`` says that it must be. It knows no rule.
+    """
+
+    account_id: str
+    organization_id: str
+    currency: str
+    wallet_nano: int
+    unbilled_nano: int
+    receivable_nano: int
+    event_version: int
+    trigger_version: int
+    registry_version: int
+    plan: str | None
+    level_2: bool
+    credit_limit_nano: int
+    created_at: datetime | None
+    closed_at: datetime | None
+    opened_at: datetime | None
+    method_processor: str | None
+    method_kind: str | None
+    method_token: str | None
+    recharge_enabled: bool
+    recharge_mode: str
+    threshold_nano: int
+    recharge_nano: int
+    decline_streak: int
+    retry_at: datetime | None
+    paused: bool
+    notice: str | None
+    suspended: bool
+    changed: bool = False
+
+    @classmethod
+    def of(cls, row: Any) -> Wallet:
+        """From a row of the table."""
+        return cls(**row._mapping)
+
+    def row(self) -> Mapping[str, Any]:
+        """As the row to save."""
+        return asdict(self)
+
+    @property
+    def available_nano(self) -> int:
+        """Wallet + credit limit - unbilled - unpaid invoices. Without holds and credits it is also the funds.
+
+        The two that use the limit up are zero or below in the ledger, so all four are added.
+        """
+        return self.wallet_nano + self.credit_limit_nano + self.unbilled_nano + self.receivable_nano
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the registry has told this account; before, it exists by a charge alone and nothing is decided."""
+        return self.registry_version > 0
+
+    def forget_method(self) -> None:
+        """No payment method any more."""
+        self.method_processor = self.method_kind = self.method_token = None
+        self.changed = True
+
+    def tell(self, work: Work, kind: BalanceEventKind, *, amount_nano: int | None = None, **more: Any) -> None:
+        """Publish one event of this account, with the balance as it is now and the next version."""
+        self.event_version += 1
+        self.changed = True
+        event = BalanceEvent(
+            account_id=self.account_id,
+            version=self.event_version,
+            kind=kind,
+            at=work.now,
+            currency=self.currency,
+            amount=None if amount_nano is None else format_nano(amount_nano),
+            wallet=format_nano(self.wallet_nano),
+            available=format_nano(self.available_nano),
+            **more,
+        )
+        work.publish(BALANCE_EVENTS, self.account_id, f"{self.account_id}:{self.event_version}", event.data())
