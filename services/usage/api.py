@@ -1,0 +1,331 @@
+"""What people and programs read of usage and ask of it, with the room's own role.
+
+Every function takes an engine of that role and is one transaction.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from contracts.topics import USAGE_CHARGES, USAGE_EVENTS
+from services.kernel.errors import InvalidInput, NotFound
+from services.kernel.ids import evidence_hash, identity_digest
+from services.runtime import parking
+from services.runtime.database import transaction
+from services.runtime.links import LinkMark, marks
+from services.runtime.parking import ParkedRow
+from services.usage import store
+from services.usage.books import Price
+from services.usage.closing import Holder, holders
+from services.usage.events import EventRefused, decode
+from services.usage.handler import CLASS_OF_STATE, DUPLICATE
+from services.usage.memory import Memory
+from services.usage.price_files import PriceFile
+from services.usage.rating import explain
+from services.usage.registry import REGISTRY_TOPICS
+from services.usage.tables import RUNTIME
+
+# ---- price books ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class BookListing:
+    """One version of a price book."""
+
+    book_id: str
+    version: int
+    currency: str
+    effective_from: datetime
+    imported_at: datetime
+    prices: int
+
+
+async def import_prices(
+    engine: AsyncEngine, book_id: str, prices: PriceFile, effective_from: datetime, *, is_default: bool = False
+) -> int:
+    """Add a version to a book, and the book to the default ones if asked to; returns the version.
+
+    It rates what is rated or replayed from now on; charges that exist are not changed. A book keeps its currency.
+    """
+    async with transaction(engine) as connection:
+        await store.lock_state(connection)
+        last = await store.last_book_version(connection, book_id)
+        if last is not None and last.currency != prices.currency:
+            raise InvalidInput(
+                f"{book_id} is in {last.currency}, the file in {prices.currency}; use another book", field="currency"
+            )
+        version = last.version + 1 if last is not None else 1
+        changed = await store.bump(connection, "books_version")
+        await store.insert_book_version(connection, book_id, version, prices.currency, effective_from, changed)
+        await store.append_book_prices(connection, book_id, version, prices.rows)
+        if is_default:
+            order = [row.book_id for row in await store.book_order(connection) if row.scope == "default"]
+            if book_id not in order:
+                await store.clear_book_order(connection, "default", "")
+                await store.insert_book_order(connection, "default", "", [*order, book_id])
+    return version
+
+
+async def set_default_books(engine: AsyncEngine, book_ids: Sequence[str]) -> None:
+    """The books that are asked for everybody, in this order, after all others."""
+    await _order_books(engine, "default", "", book_ids)
+
+
+async def set_book_of(
+    engine: AsyncEngine, scope: Literal["account", "organization"], subject: str, book_id: str | None
+) -> None:
+    """Name the book of an account (asked first) or of an organization (asked before the default ones); None takes it back."""
+    await _order_books(engine, scope, subject, [book_id] if book_id is not None else [])
+
+
+async def _order_books(engine: AsyncEngine, scope: str, subject: str, book_ids: Sequence[str]) -> None:
+    if len(set(book_ids)) != len(book_ids):
+        raise InvalidInput("names a book twice", field="books")
+    async with transaction(engine) as connection:
+        await store.lock_state(connection)
+        await store.bump(connection, "books_version")
+        await store.clear_book_order(connection, scope, subject)
+        if book_ids:
+            await store.insert_book_order(connection, scope, subject, book_ids)
+
+
+async def books(engine: AsyncEngine) -> list[BookListing]:
+    """Every version of every book."""
+    async with transaction(engine) as connection:
+        return [
+            BookListing(row.book_id, row.version, row.currency, row.effective_from, row.imported_at, row.prices)
+            for row in await store.book_listing(connection)
+        ]
+
+
+# ---- the registry as usage knows it --------------------------------------------------------------------------------
+
+
+async def registry_received(engine: AsyncEngine) -> list[LinkMark]:
+    """Up to where each link of the registry's topics is known here: what an importer waits for before it publishes."""
+    names = [topic.name for topic in REGISTRY_TOPICS]
+    async with transaction(engine) as connection:
+        return [LinkMark(*row) for row in await store.registry_received(connection, names)]
+
+
+# ---- charges -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainedCharge:
+    """A charge with every column of its row, and the steps of its arithmetic, one sentence each."""
+
+    charge: dict[str, Any]
+    steps: tuple[str, ...]
+
+
+async def charge(engine: AsyncEngine, charge_id: UUID) -> ExplainedCharge:
+    """One charge, explained to the last digit. `NotFound` when there is none of this id."""
+    async with transaction(engine) as connection:
+        row = await store.charge_by_id(connection, charge_id)
+        if row is None:
+            raise NotFound(f"there is no charge {charge_id}", field="charge_id")
+        matched = await store.price_row(connection, row.book_id, row.book_version, row.product, row.matched)
+    if matched is None:
+        raise NotFound(f"the price of charge {charge_id} is gone", field="charge_id")
+    price = Price(
+        row.book_id, row.book_version, row.currency, row.product, row.matched, matched.per_minute_nano,
+        matched.connection_fee_nano, matched.minimum_s, matched.increment_s,
+    )  # fmt: skip
+    return ExplainedCharge(dict(row._mapping), explain(price, row.billable_s))
+
+
+async def charges(engine: AsyncEngine, account_id: str, *, limit: int = 100) -> list[dict[str, Any]]:
+    """The latest charges of an account, latest first."""
+    async with transaction(engine) as connection:
+        return [dict(row._mapping) for row in await store.charges_of(connection, account_id, limit)]
+
+
+@dataclass(slots=True)
+class ChargeTotal:
+    """Of one (group, bill_to), or of one account in it: how many charges, their exact sum, the XOR of their hashes."""
+
+    count: int = 0
+    amount_nano: int = 0
+    xor: int = 0
+    accounts: dict[str, ChargeTotal] = field(default_factory=dict)
+
+    def add(self, amount_nano: int, hashed: int) -> None:
+        self.count += 1
+        self.amount_nano += amount_nano
+        self.xor ^= hashed
+
+
+async def charge_totals(engine: AsyncEngine) -> dict[tuple[str | None, str | None], ChargeTotal]:
+    """Sums over every charge by (group, bill_to), with those of each account; (None, None) is what trials used.
+
+    Adds up one by one, for the auditor; takes seconds per million charges and little memory.
+    """
+    totals: dict[tuple[str | None, str | None], ChargeTotal] = defaultdict(ChargeTotal)
+    async with transaction(engine) as connection:
+        async for row in store.all_charges(connection):
+            hashed = evidence_hash(row.charge_id)
+            total = totals[row.group_id, row.bill_to]
+            total.add(row.amount_nano, hashed)
+            total.accounts.setdefault(row.account_id, ChargeTotal()).add(row.amount_nano, hashed)
+    return dict(totals)
+
+
+async def charge_links(engine: AsyncEngine) -> list[LinkMark]:
+    """The last seq of every link of `usage.charges`."""
+    async with transaction(engine) as connection:
+        return await marks(connection, RUNTIME, [USAGE_CHARGES.name])
+
+
+# ---- quarantine ----------------------------------------------------------------------------------------------------
+
+
+async def parked(
+    engine: AsyncEngine,
+    *,
+    states: Sequence[str] = ("quarantined",),
+    reason: str | None = None,
+    limit: int = 100,
+) -> list[ParkedRow]:
+    """Records that are out of the stream, in the order they came, with reason, field, bytes and what could be read."""
+    async with transaction(engine) as connection:
+        return await parking.listing(connection, RUNTIME, states=states, reason=reason, limit=limit)
+
+
+async def replay(engine: AsyncEngine, by: str, *, ids: Sequence[int] | None = None, reason: str | None = None) -> int:
+    """Ask for quarantined records to run again, by id or by reason; returns how many were asked for."""
+    return await _ask(engine, "replaying", by, ids, reason)
+
+
+async def discard(engine: AsyncEngine, by: str, *, ids: Sequence[int]) -> int:
+    """Give quarantined records up, each by its id; returns how many."""
+    return await _ask(engine, "discarding", by, ids, None)
+
+
+async def _ask(
+    engine: AsyncEngine,
+    decision: Literal["replaying", "discarding"],
+    by: str,
+    ids: Sequence[int] | None,
+    reason: str | None,
+) -> int:
+    if ids is None and reason is None:
+        raise InvalidInput("name the records by id or by reason", field="ids")
+    async with transaction(engine) as connection:
+        return await parking.ask(connection, RUNTIME, decision, by, ids=ids, reason=reason)
+
+
+# ---- cuts ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class CutState:
+    """How far a cut has come here. ``held`` says of each group that was held whether it has passed since."""
+
+    cutoff_id: UUID
+    boundary: datetime
+    taken_at: datetime | None
+    passed_at: datetime | None
+    positions: dict[tuple[str, int], int]
+    begins: dict[tuple[str, int], int]
+    held: dict[str, bool]
+    holders: tuple[Holder, ...]
+
+
+async def cuts(engine: AsyncEngine) -> list[CutState]:
+    """Every cut, with the records that hold a group now: which, why, and of which account."""
+    async with transaction(engine) as connection:
+        memory = Memory()
+        await memory.refresh(connection, await store.read_state(connection))
+        rows = [*await store.taken_cuts(connection), *await store.cuts_to_take(connection)]
+        waiting = await store.records_that_may_hold(connection)
+    states = []
+    for row in rows:
+        cut = memory.cuts.at(row.boundary)
+        before = memory.cuts.before(cut) if cut is not None else None
+        found = [
+            holder
+            for holder in (holders(memory.registry, cut, waiting) if cut is not None else ())
+            if cut is not None and not (cut.is_passed and cut.has_passed(holder.group_id))
+        ]
+        states.append(
+            CutState(
+                row.cutoff_id,
+                row.boundary,
+                row.taken_at,
+                row.passed_at,
+                dict(cut.positions) if cut is not None else {},
+                dict(before.positions) if before is not None else {},
+                dict(cut.held) if cut is not None else {},
+                tuple(found),
+            )
+        )
+    return states
+
+
+# ---- the auditor ---------------------------------------------------------------------------------------------------
+
+
+async def class_counts(engine: AsyncEngine) -> dict[tuple[str, int], dict[int, dict[str, int]]]:
+    """Per usage partition and segment (the number of cuts taken before its records came): records of each class."""
+    found: dict[tuple[str, int], dict[int, dict[str, int]]] = defaultdict(lambda: defaultdict(dict))
+    async with transaction(engine) as connection:
+        for topic, partition, segment, name, number in await store.class_counts(connection):
+            found[topic, partition][segment][name] = number
+    return {lane: dict(segments) for lane, segments in found.items()}
+
+
+async def classify(
+    engine: AsyncEngine, topic: str, partition: int, records: Sequence[tuple[int, bytes | None]]
+) -> Mapping[int, str | None]:
+    """The class of each (offset, value) of a partition, found again by looking up the identity and the parked record.
+
+    ``None``: in no class. That is right only for a record that was not handled yet, or whose identity is forgotten
+    (more than 36 days after it came).
+    """
+    publisher = USAGE_EVENTS.member(topic)
+    digests: dict[int, bytes] = {}
+    for offset, value in records:
+        try:
+            event = decode(value)
+        except EventRefused:
+            continue
+        digests[offset] = identity_digest(publisher, event.source, event.event_id)
+    async with transaction(engine) as connection:
+        stands = await store.parked_states(connection, topic, partition, [offset for offset, _ in records])
+        generations = await store.existing_generations(connection)
+        known = await store.known_identities(connection, generations, sorted(set(digests.values())))
+    classes: dict[int, str | None] = {}
+    for offset, _ in records:
+        row = stands.get(offset)
+        if row is not None and row.state != "replayed":
+            classes[offset] = "waiting" if row.reason == "waiting" else "quarantined"
+            continue
+        identity = known.get(digests[offset]) if offset in digests else None
+        if identity is None:
+            classes[offset] = None
+        elif (identity.partition, identity.offset) == (partition, offset):
+            classes[offset] = CLASS_OF_STATE[identity.state]
+        else:
+            classes[offset] = DUPLICATE
+    return classes
+
+
+async def group_passes(engine: AsyncEngine) -> dict[tuple[UUID, str], datetime | None]:
+    """When each group that a cut held has passed it, by (cut-off, group); None while it is held."""
+    async with transaction(engine) as connection:
+        return {(row.cutoff_id, row.group_id): row.passed_at for row in await store.held_groups(connection)}
+
+
+async def decided_records(engine: AsyncEngine) -> dict[tuple[str, int, int], datetime]:
+    """(topic, partition, offset) of the records that have left quarantine or a wait to run again, and when."""
+    async with transaction(engine) as connection:
+        rows = await store.decided_records(connection)
+    return {(row.topic, row.partition, row.offset): row.decided_at for row in rows}

@@ -1,0 +1,246 @@
+"""The room's part in closing: the cut through every usage partition, and its pass.
+
+A cut fixes, for one boundary, the end offset of every partition while no batch can run. It passes when every lane is
+beyond it and the registry's moves from before it are known. Groups with a record below it that is not settled are held,
+and pass one by one. Source: designs/closing, lines 6 and 9 to 10a.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from uuid import UUID
+
+from contracts.closing import Covered, LaneCount, Mark
+from contracts.topics import CLOSING_PROGRESS, USAGE_CHARGES, USAGE_EVENTS
+from services.kernel.errors import Corrupt
+from services.kernel.ids import derived_id
+from services.kernel.period import is_boundary
+from services.runtime import faults, parking
+from services.runtime.lanes import give_birth, internal_lane, lanes_of, lock_parent
+from services.runtime.links import has_reached, marks
+from services.runtime.records import lane_name
+from services.runtime.work import Work
+from services.usage import store
+from services.usage.memory import Memory
+from services.usage.registry import REGISTRY_TOPICS, Registry
+from services.usage.stamping import Cut, Lane
+
+EVENTS = "events"
+CORRECTIONS_LANE = "corrections"
+_REGISTRY = frozenset(topic.name for topic in REGISTRY_TOPICS)
+END_OFFSETS_WAIT_S = 5  # every lane is locked meanwhile
+QUARANTINE_HOLDS = timedelta(hours=72)  # after the pass of the lanes
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A record below a cut that keeps a group's invoice from closing, and why it is not settled."""
+
+    parked_id: int
+    group_id: str
+    account_id: str
+    topic: str
+    partition: int
+    offset: int
+    event_time: datetime
+    state: str
+    reason: str
+    field: str | None
+    message: str
+
+    @property
+    def waits(self) -> bool:
+        """It waits for an earlier cut, so it will run by itself."""
+        return self.reason == "waiting"
+
+
+def holders(registry: Registry, cut: Cut, parked: Iterable[store.Found]) -> list[Holder]:
+    """The records that hold a group at a cut: below it, used before its boundary, of a group whose period ends there.
+
+    A record whose account is not registered holds nobody.
+    """
+    found: list[Holder] = []
+    for row in parked:
+        event_time = datetime.fromisoformat(row.event_time)
+        account = registry.accounts.get(row.account_id)
+        if account is None or event_time >= cut.boundary or cut.is_before((row.topic, row.partition), row.offset):
+            continue
+        payer = account.payer_at(event_time)
+        if payer is None or not is_boundary(cut.boundary, payer.zone):
+            continue
+        found.append(
+            Holder(
+                row.id, payer.group_id, row.account_id, row.topic, row.partition, row.offset, event_time, row.state,
+                row.reason, row.field, row.message,
+            )
+        )  # fmt: skip
+    return found
+
+
+# ---- the cut -------------------------------------------------------------------------------------------------------
+
+
+async def take_cut(work: Work) -> None:
+    """Tick: take the oldest cut that is asked for. The positions never change afterwards."""
+    named = await store.cuts_to_take(work.connection)
+    if not named:
+        return
+    cutoff_id: UUID = named[0].cutoff_id
+    await lock_parent(work.connection, work.tables)
+    seen = await _end_offsets(work)
+    missing = [(lane_name(EVENTS, topic, partition), topic, partition, 0) for topic, partition in sorted(seen)]
+    await give_birth(work.connection, work.tables, EVENTS, missing)
+    lanes = await lanes_of(work.connection, work.tables, EVENTS, lock=True)
+    await store.lock_state(work.connection)
+    faults.step("usage.cut.locked")
+    ends = await _end_offsets(work)
+    faults.step("usage.cut.read")
+    for lane in lanes:
+        if ends.get((lane.topic, lane.partition), -1) < lane.position:
+            raise Corrupt(f"{lane.topic}/{lane.partition} ends below position {lane.position}", code="topic_truncated")
+    if ends.keys() - {(lane.topic, lane.partition) for lane in lanes}:
+        return  # a partition was born just now: its lane is made on the next tick, with the cut
+    await store.take_cut(work.connection, cutoff_id, work.now)
+    if ends:
+        await store.insert_cut_positions(work.connection, cutoff_id, ends)
+    await store.bump(work.connection, "cuts_version")
+    work.after_commit.append(partial(faults.step, "usage.cut.committed"))
+
+
+async def _end_offsets(work: Work) -> dict[Lane, int]:
+    async with asyncio.timeout(END_OFFSETS_WAIT_S):
+        return await work.surroundings.end_offsets(USAGE_EVENTS)
+
+
+# ---- the pass ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPass:
+    """A held group that may pass; ``waived`` are the records that hold it no longer because 72 hours are over."""
+
+    cut: Cut
+    group_id: str
+    waived: tuple[int, ...]
+
+
+class Passing:
+    """The tick that passes cuts: first the lanes of one, then each group that was held."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+
+    async def run(self, work: Work) -> None:
+        """One look; what waited for a cut that passes now is asked to run again."""
+        memory = self._memory
+        ready = await self._ready(work)
+        held = await store.groups_to_pass(work.connection)
+        if not ready:
+            if not held:
+                return
+            # A look without locks first: groups that stay held must not stop the batches every second. What it reads may
+            # be newer than the versions it was read for; then the next batch finds other versions and reads it again.
+            await memory.refresh(work.connection, await store.read_state(work.connection))
+            parked = await store.records_that_may_hold(work.connection)
+            if not self._free(work.now, held, parked):
+                return
+        await internal_lane(work.connection, work.tables, CORRECTIONS_LANE)
+        await internal_lane(work.connection, work.tables, parking.REPLAY_LANE)
+        await store.lock_state(work.connection)
+        await memory.refresh(work.connection, await store.read_state(work.connection))
+        parked = await store.records_that_may_hold(work.connection)
+        if ready:
+            await self._pass_lanes(work, self._cut(ready[0].boundary), parked)
+        else:
+            for each in self._free(work.now, held, parked):
+                await self._pass_group(work, each)
+        await store.bump(work.connection, "cuts_version")
+        # No batch runs while the state is held, so no record begins to wait for a cut after it was looked for here.
+        await parking.ask(work.connection, work.tables, "replaying", "closing", states=("waiting",))
+
+    async def _ready(self, work: Work) -> Sequence[store.Found]:
+        """The first cut that all lanes have reached, with the registry's moves from before it known. Both only grow."""
+        for row in await store.cuts_to_pass(work.connection):
+            told = [
+                (mark["link"], mark["topic"], mark["partition"], mark["last_seq"])
+                for mark in row.groups_marks
+                if mark["topic"] in _REGISTRY
+            ]
+            if await has_reached(work.connection, work.tables, told):
+                return [row]
+        return []
+
+    def _free(self, now: datetime, held: Sequence[store.Found], parked: Sequence[store.Found]) -> list[GroupPass]:
+        """The held groups whose records are all settled, or in quarantine 72 hours after the lanes passed. A waiting
+        record runs by itself, so it holds for as long as it waits."""
+        free: list[GroupPass] = []
+        for row in held:
+            cut = self._cut(row.boundary)
+            mine = [holder for holder in holders(self._memory.registry, cut, parked) if holder.group_id == row.group_id]
+            is_over = now >= row.passed_at + QUARANTINE_HOLDS and not any(holder.waits for holder in mine)
+            if not mine or is_over:
+                free.append(GroupPass(cut, row.group_id, tuple(holder.parked_id for holder in mine)))
+        return free
+
+    async def _pass_lanes(self, work: Work, cut: Cut, parked: Sequence[store.Found]) -> None:
+        held = sorted({holder.group_id for holder in holders(self._memory.registry, cut, parked)})
+        await store.insert_lane_pass(work.connection, cut.cutoff_id, work.now)
+        if held:
+            await store.hold_groups(work.connection, cut.cutoff_id, held)
+        faults.step("usage.pass.insert")
+        await self._tell(work, cut, None, held)
+
+    async def _pass_group(self, work: Work, each: GroupPass) -> None:
+        await store.insert_group_pass(work.connection, each.cut.cutoff_id, each.group_id, work.now)
+        if each.waived:
+            await store.waive(work.connection, each.cut.cutoff_id, each.waived, work.now)
+        faults.step("usage.grouppass.insert")
+        await self._tell(work, each.cut, each.group_id, [])
+
+    async def _tell(self, work: Work, cut: Cut, group_id: str | None, held: Sequence[str]) -> None:
+        """Publish that the cut, or one group of it, is covered: counts per lane, held groups, the last seq of every link."""
+        counted = await store.class_counts(work.connection, cut.number)
+        per_lane: dict[Lane, dict[str, int]] = defaultdict(dict)
+        totals: dict[str, int] = defaultdict(int)
+        for topic, partition, _, name, number in counted:
+            per_lane[topic, partition][name] = number
+            totals[name] += number
+        before = self._memory.cuts.before(cut)
+        begins = before.positions if before is not None else {}
+        lanes = tuple(
+            LaneCount(
+                topic=topic,
+                partition=partition,
+                from_offset=begins.get((topic, partition), 0),
+                to_offset=cut.positions[topic, partition],
+                counts=per_lane[topic, partition],
+            )
+            for topic, partition in sorted(cut.positions)
+        )
+        links = await marks(work.connection, work.tables, [USAGE_CHARGES.name])
+        covered = Covered(
+            cutoff_id=cut.cutoff_id,
+            boundary=cut.boundary,
+            room="usage",
+            group_id=group_id,
+            marks=tuple(
+                Mark(link=mark.link, topic=mark.topic, partition=mark.partition, last_seq=mark.last_seq)
+                for mark in links
+            ),
+            lanes=lanes,
+            held=tuple(held),
+            counts=dict(sorted(totals.items())),
+        )
+        id = derived_id("covered", "usage", str(cut.cutoff_id), group_id or "")
+        work.publish(CLOSING_PROGRESS, str(cut.cutoff_id), str(id), covered.data())
+
+    def _cut(self, boundary: datetime) -> Cut:
+        cut = self._memory.cuts.at(boundary)
+        if cut is None:
+            raise Corrupt(f"the cut of {boundary.isoformat()} is not known", code="cut_unknown")
+        return cut

@@ -1,0 +1,38 @@
+"""What usage reads, and what it looks at by itself."""
+
+from __future__ import annotations
+
+from contracts.topics import (
+    CLOSING_CUTOFFS,
+    CLOSING_PROGRESS,
+    USAGE_EVENTS,
+)
+from services.runtime.room import Input, Room, Tick
+from services.runtime.settings import Settings
+from services.usage import handler
+from services.usage.closing import EVENTS, Passing, take_cut
+from services.usage.generations import look_after
+from services.usage.memory import Memory
+from services.usage.registry import REGISTRY_TOPICS
+from services.usage.rejections import Rejections
+
+PARTITIONS_LOOKED_AT_S = 60.0
+
+
+def build(_: Settings | None = None) -> Room:
+    """The room with a memory of its own: one for each process."""
+    memory = Memory()
+    events = Rejections(handler.UsageEvents(memory))
+    return Room(
+        "usage",
+        inputs=(
+            Input(EVENTS, (USAGE_EVENTS,), events.handle, parked=events.parked, discarded=events.discarded),
+            Input("registry", REGISTRY_TOPICS, handler.registry),
+            Input("closing", (CLOSING_CUTOFFS, CLOSING_PROGRESS), handler.closing),
+        ),
+        ticks=(
+            Tick("cut", take_cut),
+            Tick("pass", Passing(memory).run),
+            Tick("partitions", look_after, seconds=PARTITIONS_LOOKED_AT_S),
+        ),
+    )

@@ -1,0 +1,404 @@
+"""One batch of usage events: read, admit, recognise, rate, stamp, publish; and what the registry and closing say.
+
+Every record ends in exactly one class: rated, rated_ungrouped, duplicate, not_billable, quarantined or waiting.
+Source: domain, section 3; designs/identity; designs/closing, lines 7 and 8.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from functools import partial
+from typing import Any
+
+from asyncpg.pgproto.pgproto import UUID as DriverUUID
+from pydantic_core import to_json
+
+from contracts.closing import Covered, Cutoff
+from contracts.groups import AccountTimeline, Publisher, ResourceTimeline
+from contracts.topics import USAGE_CHARGES, USAGE_EVENTS
+from contracts.usage import Charge
+from services.kernel.errors import Corrupt
+from services.kernel.ids import charge_id, identity_digest
+from services.kernel.money import format_nano
+from services.runtime.records import Record
+from services.runtime.work import Work
+from services.usage import store
+from services.usage.events import Event, EventRefused, decode
+from services.usage.memory import Memory
+from services.usage.rating import NoPrice, NotBillable, Rated, TooLarge, WrongCurrency, rate
+from services.usage.registry import Account, Payer, Source
+
+RATED, RATED_UNGROUPED, NOT_BILLABLE = 1, 2, 3  # states of an identity
+CLASS_OF_STATE = {RATED: "rated", RATED_UNGROUPED: "rated_ungrouped", NOT_BILLABLE: "not_billable"}
+DUPLICATE = "duplicate"
+
+
+@dataclass(slots=True)
+class Usage:
+    """An admitted event: readable, sent by one who may, for an account that was open."""
+
+    record: Record
+    event: Event
+    account: Account
+    publisher: Source
+    digest: bytes
+
+
+@dataclass(slots=True)
+class Acceptable:
+    """What the event becomes if nobody has its identity yet. ``rated`` is None for one that costs nothing."""
+
+    usage: Usage
+    state: int
+    rated: Rated | None = None
+    plan: str = ""
+    payer: Payer | None = None
+    period: str | None = None
+    bill_to: str | None = None
+
+
+@dataclass(slots=True)
+class Rejected:
+    """Why the event is quarantined if nobody has its identity yet."""
+
+    usage: Usage
+    reason: str
+    message: str
+    field: str | None = None
+
+
+@dataclass(slots=True)
+class Waiting:
+    """The event skips a cut that has not passed yet."""
+
+    usage: Usage
+
+
+class UsageEvents:
+    """The handler of `usage.events.*`, with what its worker keeps in memory."""
+
+    def __init__(self, memory: Memory) -> None:
+        self.memory = memory
+
+    async def handle(self, work: Work, records: list[Record]) -> None:
+        """One batch, or one load of the replay lane."""
+        memory = self.memory
+        await memory.share(work.connection)
+        admitted = [usage for record in records if (usage := self._admit(work, record)) is not None]
+        digests = [usage.digest for usage in admitted]
+        known = await store.known_identities(work.connection, memory.sealed_generations, digests)
+        contents = {digest: row.content.bytes for digest, row in known.items()}
+
+        first: dict[bytes, Acceptable] = {}
+        others: list[Acceptable | Rejected | Waiting] = []
+        for usage in admitted:
+            if usage.digest in contents:
+                self._recognise(work, usage, contents[usage.digest])
+                continue
+            outcome = self._rate(usage)
+            if isinstance(outcome, Acceptable) and usage.digest not in first:
+                first[usage.digest] = outcome
+            else:
+                others.append(outcome)
+
+        accepted = await self._accept(work, first)
+        unclear = [digest for digest in first if digest not in accepted]
+        unclear += [other.usage.digest for other in others if other.usage.digest not in first]
+        current = await store.known_identities(work.connection, (memory.generation,), unclear)
+        contents.update((digest, row.content.bytes) for digest, row in current.items())
+        contents.update((digest, first[digest].usage.event.content) for digest in accepted)
+        again: list[Acceptable] = []
+        for outcome in [*(first[digest] for digest in first if digest not in accepted), *others]:
+            content = contents.get(outcome.usage.digest)
+            if content is not None:
+                self._recognise(work, outcome.usage, content)
+            elif isinstance(outcome, Rejected):
+                work.quarantine(outcome.usage.record, outcome.reason, outcome.message, field=outcome.field)
+            elif isinstance(outcome, Waiting):
+                work.wait(outcome.usage.record, "waits until the cut that it came after has passed its group")
+            else:
+                again.append(outcome)
+        if again:  # not inserted and not there: an identity is never deleted, so this cannot be
+            raise Corrupt("an identity is neither new nor known", code="identity_lost")
+
+        charges = [first[digest] for digest in accepted if first[digest].rated is not None]
+        if charges:
+            await self._charge(work, charges)
+        await self._count(work, records)
+
+    # ---- the steps ---------------------------------------------------------------------------------------------------
+
+    def _admit(self, work: Work, record: Record) -> Usage | None:
+        """The event in a record whose publisher may send it; else None, quarantined."""
+        registry = self.memory.registry
+        try:
+            event = decode(record.value)
+        except EventRefused as refused:
+            work.quarantine(record, refused.reason, refused.message, field=refused.field)
+            return None
+        name = USAGE_EVENTS.member(record.topic)
+        publisher = registry.publishers.get(name)
+        account = registry.accounts.get(event.data["account_id"])
+        problem: tuple[str, str, str | None] | None = None
+        if publisher is None:
+            problem = "not_permitted", f"the publisher {name} is not registered", None
+        elif event.source not in publisher.sources:
+            problem = "not_permitted", "is not a source of this publisher; register it", "source"
+        elif account is None:
+            problem = "unknown_account", "is not registered; register the account, then replay", "data.account_id"
+        elif account.organization_id not in publisher.organizations:
+            problem = "not_permitted", "is of an organization that this publisher may not bill", "data.account_id"
+        elif event.ended_at < account.opened_at:
+            problem = "unknown_account", "was not opened yet when the call ended", "data.account_id"
+        elif account.closed_at is not None and event.ended_at >= account.closed_at:
+            problem = "account_closed", "was closed when the call ended", "data.account_id"
+        else:
+            return Usage(record, event, account, publisher, identity_digest(name, event.source, event.event_id))
+        reason, message, field = problem
+        work.quarantine(record, reason, message, field=field)
+        return None
+
+    def _rate(self, usage: Usage) -> Acceptable | Rejected | Waiting:
+        """What an event becomes that nobody has seen: time, price, payer and invoice, in this order."""
+        record, event, account = usage.record, usage.event, usage.account
+        ended_at = event.ended_at
+        if outside := _outside(usage):
+            return outside
+        plan = account.plan_at(ended_at)
+        if plan is None:
+            return Rejected(usage, "unknown_account", "had no plan when the call ended", "data.account_id")
+        payer = account.payer_at(ended_at) if plan != "trial" else None
+        currency = payer.currency if payer is not None else account.currency
+        outcome = rate(event.leg(), account.chain(payer, self.memory.prices), currency)
+        match outcome:
+            case Rated():
+                pass
+            case NotBillable():
+                return Acceptable(usage, NOT_BILLABLE)
+            case NoPrice(message=message):
+                return Rejected(usage, "no_price", message, "data.called")
+            case WrongCurrency(price=price):
+                message = (
+                    f"the price of {price.prefix} in {price.book_id} is in {price.currency}, the account in {currency}"
+                )
+                return Rejected(usage, "wrong_currency", message, "data.account_id")
+            case TooLarge(amount_nano=nano):
+                message = (
+                    f"the call would cost {format_nano(nano)}, more than one charge may be; mend the price or the call"
+                )
+                return Rejected(usage, "invalid_event", message, "data.billable_s")
+        if payer is None:
+            return Acceptable(usage, RATED_UNGROUPED, outcome, plan)
+        period = payer.period(ended_at)
+        lane = (record.topic, record.partition)
+        stamp = self.memory.cuts.bill_to(
+            payer.group_id, payer.zone, period, lane, record.offset, replayed=record.replayed
+        )
+        if stamp.waits:
+            return Waiting(usage)
+        return Acceptable(usage, RATED, outcome, plan, payer, period.name, stamp.period)
+
+    def _recognise(self, work: Work, usage: Usage, content: bytes) -> None:
+        """The identity is known: the same event again is counted, another one under its name is a conflict."""
+        if content == usage.event.content:
+            usage.record.verdict = DUPLICATE
+            return
+        message = "another event of this source has the same id and other content; ids must not be used again"
+        work.quarantine(usage.record, "conflict", message, field="id")
+
+    async def _accept(self, work: Work, first: dict[bytes, Acceptable]) -> set[bytes]:
+        """Insert the identities; returns those that nobody had. The order keeps two workers from locking each other."""
+        if not first:
+            return set()
+        rows = [
+            (digest, each.usage.event.content, each.state, each.usage.record.partition, each.usage.record.offset)
+            for digest, each in sorted(first.items(), key=_digest_of)
+        ]
+        accepted = await store.insert_identities(work.connection, self.memory.generation, rows)
+        for digest in accepted:
+            each = first[digest]
+            each.usage.record.verdict = CLASS_OF_STATE[each.state]
+        return accepted
+
+    async def _charge(self, work: Work, charges: list[Acceptable]) -> None:
+        """Store and publish the charges of a batch, in the order of their records."""
+        charges.sort(key=_place)
+        await self._open_days(work, {each.usage.event.ended_at.date() for each in charges})
+        rows = []
+        for each in charges:
+            row, id, data = self._charge_of(each)
+            rows.append(row)
+            work.publish(USAGE_CHARGES, each.usage.account.account_id, id, data)
+        await store.append_charges(work.connection, rows)
+
+    def _charge_of(self, each: Acceptable) -> tuple[tuple[Any, ...], str, bytes]:
+        """One charge: its row in the order of `CHARGE_COLUMNS`, its id, and the data that is published."""
+        usage, rated = each.usage, each.rated
+        if rated is None:
+            raise Corrupt("a charge without a price", code="charge_unpriced")
+        event, account, record, price = usage.event, usage.account, usage.record, rated.price
+        leg = event.data
+        id = DriverUUID(charge_id(usage.digest).bytes)
+        text = str(id)
+        group_id = each.payer.group_id if each.payer is not None else None
+        cost_center_id = self.memory.registry.cost_center(account, leg, event.ended_at)
+        call_leg_id = leg.get("call_leg_id")
+        duration_s = leg["duration_s"]
+        charge: Charge = {
+            "charge_id": text,
+            "revision": 0,
+            "reverses": None,
+            "account_id": account.account_id,
+            "organization_id": account.organization_id,
+            "plan": each.plan,  # type: ignore[typeddict-item]
+            "group_id": group_id,
+            "period": each.period,
+            "bill_to": each.bill_to,
+            "cost_center_id": cost_center_id,
+            "assignment_version": account.version,
+            "event_time": leg["ended_at"],
+            "publisher": usage.publisher.publisher_id,
+            "source": event.source,
+            "event_id": event.event_id,
+            "call_leg_id": call_leg_id,
+            "product": price.product,
+            "quantity": rated.billed_s,
+            "duration_s": duration_s,
+            "amount": format_nano(rated.amount_nano),
+            "currency": price.currency,
+            "book_id": price.book_id,
+            "book_version": price.version,
+            "matched": price.prefix,
+            "unit_price": price.unit_price,
+            "connection_fee": price.connection_fee,
+            "minimum_s": price.minimum_s,
+            "increment_s": price.increment_s,
+        }
+        row = (
+            id,
+            event.ended_at,
+            rated.amount_nano,
+            record.offset,
+            record.partition,
+            account.version,
+            duration_s,
+            leg["billable_s"],
+            rated.billed_s,
+            price.version,
+            usage.publisher.publisher_id,
+            event.source,
+            event.event_id,
+            call_leg_id,
+            account.account_id,
+            account.organization_id,
+            each.plan,
+            group_id,
+            each.period,
+            each.bill_to,
+            cost_center_id,
+            leg["caller"],
+            leg["called"],
+            price.product,
+            price.currency,
+            price.book_id,
+            price.prefix,
+        )
+        return row, text, to_json(charge)
+
+    async def _open_days(self, work: Work, days: set[date]) -> None:
+        """Partitions for event days that came up for the first time; certain only when this batch is committed."""
+        new = days - self.memory.charge_days
+        if new:
+            await store.open_charge_days(work.connection, new)
+            work.after_commit.append(partial(self.memory.charge_days.update, new))
+
+    async def _count(self, work: Work, records: Sequence[Record]) -> None:
+        """Count what was classified here; what was parked is counted where it is told (`rejections`)."""
+        for replayed in (False, True):
+            counts: Counter[store.ClassKey] = Counter()
+            for record in records:
+                if record.replayed is replayed and record.verdict not in ("quarantined", "waiting"):
+                    count_record(self.memory, counts, record)
+            if counts:
+                await store.add_class_counts(work.connection, counts, replayed=replayed)
+
+
+def count_record(memory: Memory, counts: Counter[store.ClassKey], record: Record) -> None:
+    """Count a record in its class; a replayed one is taken out of the class it was parked in."""
+    if record.verdict is None:
+        raise Corrupt("a record ended in no class", code="unclassified")
+    segment = memory.cuts.segment((record.topic, record.partition), record.offset)
+    place = (record.topic, record.partition, segment)
+    counts[*place, record.verdict] += 1
+    if record.replayed:
+        counts[*place, "waiting" if record.was_waiting else "quarantined"] -= 1
+
+
+def _outside(usage: Usage) -> Rejected | None:
+    """The time tolerance, against the broker's clock of the record."""
+    publisher = usage.publisher
+    after_ms = usage.event.ended_at.timestamp() * 1000 - usage.record.timestamp_ms  # exact: both fit a float's 53 bits
+    if after_ms < -publisher.late_ms:
+        message = f"is more than {publisher.late_ms / 86_400_000:g} days before the event was published"
+        return Rejected(usage, "too_old", message, "data.ended_at")
+    if after_ms > publisher.early_ms:
+        message = f"is more than {publisher.early_ms / 60_000:g} minutes after the event was published"
+        return Rejected(usage, "in_future", message, "data.ended_at")
+    return None
+
+
+def _digest_of(item: tuple[bytes, Acceptable]) -> bytes:
+    return item[0]
+
+
+def _place(each: Acceptable) -> tuple[str, int, int]:
+    record = each.usage.record
+    return record.topic, record.partition, record.offset
+
+
+# ---- registry and closing ------------------------------------------------------------------------------------------
+
+
+async def registry(work: Work, records: list[Record]) -> None:
+    """Project timelines; of several versions of one object the highest holds, however they come."""
+    latest: dict[tuple[str, str], tuple[int, Any]] = {}
+    for record in records:
+        timeline: AccountTimeline | ResourceTimeline | Publisher = record.message["data"]
+        match timeline:
+            case AccountTimeline():
+                key = ("account", timeline.account_id)
+            case ResourceTimeline():
+                key = ("resource", timeline.resource_id)
+            case Publisher():
+                key = ("publisher", timeline.publisher_id)
+        if key not in latest or latest[key][0] < timeline.version:
+            latest[key] = (timeline.version, timeline.data())
+    await store.lock_state(work.connection)
+    changed = await store.bump(work.connection, "registry_version")
+    await store.project_timelines(work.connection, changed, [(*key, *latest[key]) for key in sorted(latest)])
+
+
+async def closing(work: Work, records: list[Record]) -> None:
+    """Note the cuts that are asked for, and what groups says of them."""
+    told = [record.message["data"] for record in records]
+    named = {
+        each.cutoff_id: {"cutoff_id": each.cutoff_id, "boundary": each.boundary}
+        for each in told
+        if isinstance(each, Cutoff)
+    }
+    covered = {
+        each.cutoff_id: {
+            "cutoff_id": each.cutoff_id,
+            "boundary": each.boundary,
+            "groups_marks": [mark.data() for mark in each.marks],
+        }
+        for each in told
+        if isinstance(each, Covered) and each.room == "groups"
+    }
+    if named:
+        await store.name_cuts(work.connection, [named[key] for key in sorted(named)])
+    if covered:
+        await store.note_groups_covered(work.connection, [covered[key] for key in sorted(covered)])

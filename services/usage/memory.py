@@ -1,0 +1,117 @@
+"""What a worker keeps between batches: registry, price books and cuts. It is never older than the database.
+
+Every batch shares the one row `state` until its commit, and whoever changes the registry, the books, the cuts or the
+generation holds it alone and raises a version. So a batch that sees the versions it has in memory knows that nothing has
+changed and nothing will until it commits: the same as reading every timeline FOR SHARE, for one row instead of
+thousands. What has changed is read again inside the batch's own transaction, where it is committed already.
+Source: designs/closing, STAMP; designs/identity, point 3.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+from datetime import date
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from contracts.groups import AccountTimeline, Publisher, ResourceTimeline
+from services.usage import store
+from services.usage.books import BookVersion, PriceBooks, PriceRow
+from services.usage.registry import Prices, Registry
+from services.usage.stamping import Cut, Cuts
+
+NO_VERSION = -1
+
+
+class Memory:
+    """One worker's picture of what it needs for a batch, and the versions it was read at."""
+
+    def __init__(self) -> None:
+        self.registry = Registry()
+        self.prices = Prices(PriceBooks(()), {}, {}, ())
+        self.cuts = Cuts()
+        self.generation = 0
+        self.charge_days: set[date] = set()  # event days whose partition exists for certain
+        self._book_versions: dict[tuple[str, int], BookVersion] = {}
+        self._registry_version = NO_VERSION
+        self._books_version = NO_VERSION
+        self._cuts_version = NO_VERSION
+
+    async def share(self, connection: AsyncConnection) -> None:
+        """Bring the picture up to date and keep it so until the end of the transaction."""
+        await self.refresh(connection, await store.share_state(connection))
+
+    async def refresh(self, connection: AsyncConnection, state: store.Found) -> None:
+        """Read again what has changed. The transaction holds the state, shared or alone, and has changed nothing yet."""
+        if state.registry_version != self._registry_version:
+            await self._read_registry(connection, state.registry_version)
+        if state.books_version != self._books_version:
+            await self._read_books(connection, state.books_version)
+        if state.cuts_version != self._cuts_version:
+            await self._read_cuts(connection, state.cuts_version)
+        self.generation = state.generation
+
+    @property
+    def sealed_generations(self) -> tuple[int, ...]:
+        """The generations that are kept beside the current one."""
+        return (self.generation - 1,) if self.generation > 1 else ()
+
+    async def _read_registry(self, connection: AsyncConnection, version: int) -> None:
+        rows = await store.timelines_changed_since(connection, self._registry_version)
+        documents: dict[str, list[str]] = defaultdict(list)
+        for kind, document in rows:
+            documents[kind].append(document)
+        self.registry.learn(
+            [AccountTimeline.model_validate_json(each) for each in documents["account"]],
+            [ResourceTimeline.model_validate_json(each) for each in documents["resource"]],
+            [Publisher.model_validate_json(each) for each in documents["publisher"]],
+        )
+        self._registry_version = version
+
+    async def _read_books(self, connection: AsyncConnection, version: int) -> None:
+        versions = await store.book_versions_since(connection, self._books_version)
+        prices = await store.book_prices_since(connection, self._books_version)
+        order = await store.book_order(connection)
+        rows: dict[tuple[str, int], list[PriceRow]] = defaultdict(list)
+        for row in prices:
+            rows[row.book_id, row.version].append(
+                PriceRow(
+                    row.product,
+                    row.prefix,
+                    row.per_minute_nano,
+                    row.connection_fee_nano,
+                    row.minimum_s,
+                    row.increment_s,
+                )
+            )
+        for each in versions:
+            book = BookVersion(each.book_id, each.version, each.currency, each.effective_from, ())
+            self._book_versions[each.book_id, each.version] = replace(
+                book, rows=tuple(rows[each.book_id, each.version])
+            )
+        self.prices = Prices(
+            PriceBooks(self._book_versions.values()),
+            {each.subject: each.book_id for each in order if each.scope == "account"},
+            {each.subject: each.book_id for each in order if each.scope == "organization"},
+            tuple(each.book_id for each in order if each.scope == "default"),
+        )
+        self.registry.forget_books()
+        self._books_version = version
+
+    async def _read_cuts(self, connection: AsyncConnection, version: int) -> None:
+        cuts = await store.taken_cuts(connection)
+        positions: dict[object, dict[tuple[str, int], int]] = defaultdict(dict)
+        for row in await store.cut_positions(connection):
+            positions[row.cutoff_id][row.topic, row.partition] = row.position
+        held: dict[object, dict[str, bool]] = defaultdict(dict)
+        for row in await store.held_groups(connection):
+            held[row.cutoff_id][row.group_id] = row.passed_at is not None
+        self.cuts = Cuts(
+            Cut(
+                row.cutoff_id, row.number, row.boundary, positions[row.cutoff_id], row.passed_at is not None,
+                held[row.cutoff_id],
+            )
+            for row in cuts
+        )  # fmt: skip
+        self._cuts_version = version

@@ -1,0 +1,190 @@
+"""Who a publisher may bill, and who pays for an event: the registry's timelines, compiled for looking up.
+
+Pure values, made from what the store holds. Source: domain, sections 3 and 5; designs/assignment, points 1 to 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from contracts.groups import (
+    AccountTimeline,
+    CostCenterInterval,
+    GroupInterval,
+    Plan,
+    PlanInterval,
+    Publisher,
+    ResourceTimeline,
+)
+from contracts.topics import GROUPS_ACCOUNTS, GROUPS_ASSIGNMENTS, GROUPS_PUBLISHERS
+from contracts.usage import VoiceLeg
+from services.kernel.period import Period, period_of
+from services.usage.books import Chain, PriceBooks
+
+REGISTRY_TOPICS = (GROUPS_ACCOUNTS, GROUPS_ASSIGNMENTS, GROUPS_PUBLISHERS)
+"""All of the registry that rating and stamping depend on; what else it says (addresses, tax) is for invoices."""
+
+
+class Payer:
+    """The payer group of one interval. It remembers the period it was asked for last: events come roughly in order."""
+
+    __slots__ = ("_period", "currency", "end", "group_id", "pricing_model", "start", "zone")
+
+    def __init__(self, interval: GroupInterval) -> None:
+        self.start = interval.start
+        self.end = interval.end
+        self.group_id: str = interval.group_id
+        self.zone: str = interval.zone
+        self.currency: str = interval.currency
+        self.pricing_model = interval.pricing_model
+        self._period: Period | None = None
+
+    def period(self, event_time: datetime) -> Period:
+        """The billing month of an instant in the group's zone."""
+        period = self._period
+        if period is None or not period.start <= event_time < period.end:
+            period = self._period = period_of(event_time, self.zone)
+        return period
+
+
+class Account:
+    """One account at every instant."""
+
+    __slots__ = (
+        "_chains", "_payers", "_plans", "account_id", "closed_at", "currency", "opened_at", "organization_id", "version",
+    )  # fmt: skip
+
+    def __init__(self, timeline: AccountTimeline) -> None:
+        self.account_id: str = timeline.account_id
+        self.organization_id: str = timeline.organization_id
+        self.currency: str = timeline.currency
+        self.version: int = timeline.version
+        self.opened_at = timeline.opened_at
+        self.closed_at = timeline.closed_at
+        self._plans: tuple[PlanInterval, ...] = timeline.plans
+        self._payers = tuple(Payer(interval) for interval in timeline.groups)
+        self._chains: dict[str | None, Chain] = {}
+
+    def plan_at(self, event_time: datetime) -> Plan | None:
+        """The plan at an instant; None before the account was opened."""
+        for interval in self._plans:
+            if interval.start <= event_time and (interval.end is None or event_time < interval.end):
+                return interval.plan
+        return None
+
+    def payer_at(self, event_time: datetime) -> Payer | None:
+        """Who pays for what was used at an instant; None for a trial."""
+        for payer in self._payers:
+            if payer.start <= event_time and (payer.end is None or event_time < payer.end):
+                return payer
+        return None
+
+    def chain(self, payer: Payer | None, prices: Prices) -> Chain:
+        """The price books in the order they are asked, remembered until `forget_books`."""
+        pricing_model = payer.pricing_model if payer is not None else None
+        chain = self._chains.get(pricing_model)
+        if chain is None:
+            chain = self._chains[pricing_model] = prices.chain(self.account_id, pricing_model, self.organization_id)
+        return chain
+
+    def forget_books(self) -> None:
+        """The price books have changed."""
+        self._chains.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """All books, and which of them are asked for whom."""
+
+    books: PriceBooks
+    of_accounts: dict[str, str]
+    of_organizations: dict[str, str]
+    default: tuple[str, ...]
+
+    def chain(self, account_id: str, pricing_model: str | None, organization_id: str) -> Chain:
+        """Account override, pricing model of the payer group, organization, default."""
+        return self.books.chain(
+            account=self.of_accounts.get(account_id),
+            pricing_model=pricing_model,
+            organization=self.of_organizations.get(organization_id),
+            default=self.default,
+        )
+
+
+class Source:
+    """What a publisher may do: which organizations it may bill, which sources are its own, how late it may be."""
+
+    __slots__ = ("early_ms", "late_ms", "organizations", "publisher_id", "sources")
+
+    def __init__(self, publisher: Publisher) -> None:
+        self.publisher_id: str = publisher.publisher_id
+        self.organizations = frozenset(publisher.organization_ids)
+        self.sources = frozenset(publisher.sources)
+        self.late_ms = publisher.late_s_max * 1000
+        self.early_ms = publisher.early_s_max * 1000
+
+
+class Registry:
+    """All that is known of accounts, resources and publishers."""
+
+    def __init__(self) -> None:
+        self.accounts: dict[str, Account] = {}
+        self.publishers: dict[str, Source] = {}
+        self._resources: dict[str, ResourceTimeline] = {}
+        self._profiles: dict[tuple[str, str], ResourceTimeline] = {}
+        self._numbers: dict[tuple[str, str], ResourceTimeline] = {}
+        self._cost_centers: dict[str, set[str]] = {}
+
+    def learn(
+        self,
+        accounts: Iterable[AccountTimeline],
+        resources: Iterable[ResourceTimeline],
+        publishers: Iterable[Publisher],
+    ) -> None:
+        """Take in timelines; each replaces what was known of its object."""
+        for account in accounts:
+            self.accounts[account.account_id] = Account(account)
+        for publisher in publishers:
+            self.publishers[publisher.publisher_id] = Source(publisher)
+        for resource in resources:
+            self._forget(self._resources.get(resource.resource_id))
+            self._resources[resource.resource_id] = resource
+            if resource.kind == "outbound_profile":
+                self._profiles[resource.account_id, resource.resource_id] = resource
+            elif resource.number is not None:
+                self._numbers[resource.account_id, resource.number] = resource
+            centers = self._cost_centers.setdefault(resource.organization_id, set())
+            centers.update(each.cost_center_id for each in resource.cost_centers if each.cost_center_id is not None)
+
+    def _forget(self, resource: ResourceTimeline | None) -> None:
+        if resource is not None:
+            self._profiles.pop((resource.account_id, resource.resource_id), None)
+            if resource.number is not None:
+                self._numbers.pop((resource.account_id, resource.number), None)
+
+    def forget_books(self) -> None:
+        """The price books have changed."""
+        for account in self.accounts.values():
+            account.forget_books()
+
+    def cost_center(self, account: Account, leg: VoiceLeg, event_time: datetime) -> str | None:
+        """The per-call override if it is one of the account's organization, else the outbound profile's (outbound) or the
+        called number's (inbound), else None: ungrouped."""
+        override = leg.get("cost_center_id")
+        if override is not None and override in self._cost_centers.get(account.organization_id, ()):
+            return override
+        if leg["direction"] == "outbound":
+            profile = leg.get("outbound_profile")
+            resource = self._profiles.get((account.account_id, profile)) if profile is not None else None
+        else:
+            resource = self._numbers.get((account.account_id, leg["called"]))
+        return _at(resource.cost_centers, event_time) if resource is not None else None
+
+
+def _at(intervals: Iterable[CostCenterInterval], event_time: datetime) -> str | None:
+    for interval in intervals:
+        if interval.start <= event_time and (interval.end is None or event_time < interval.end):
+            return interval.cost_center_id
+    return None

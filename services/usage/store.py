@@ -1,0 +1,501 @@
+"""The SQL of usage: one function, one statement, named by what it asks or does."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Sequence
+from datetime import date, datetime
+from functools import cache
+from typing import Any
+from uuid import UUID
+
+from asyncpg.pgproto.pgproto import UUID as DriverUUID  # made from 16 bytes at a tenth of the time of `uuid.UUID`
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Boolean,
+    Date,
+    Integer,
+    SmallInteger,
+    Text,
+    Uuid,
+    and_,
+    bindparam,
+    cast,
+    delete,
+    func,
+    literal,
+    select,
+    text,
+    tuple_,
+    union_all,
+    update,
+)
+from sqlalchemy.dialects.postgresql import JSONB, Insert, insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql.dml import ReturningInsert
+
+from services.runtime.database import copy_rows, unnest
+from services.usage.books import PriceRow
+from services.usage.stamping import Lane
+from services.usage.tables import (
+    BOOK_ORDER,
+    BOOK_PRICE,
+    BOOK_VERSION,
+    CHARGE,
+    CHARGE_COLUMNS,
+    CLASS_COUNT,
+    CUT,
+    CUT_POSITION,
+    HELD_GROUP,
+    IDENTITY,
+    RUNTIME,
+    STATE,
+    TIMELINE,
+    WAIVED,
+)
+
+CHARGES_AT_ONCE = 10_000  # rows of a long reading that are in memory together
+OPEN_STATES = (
+    "quarantined",
+    "waiting",
+    "replaying",
+    "discarding",
+)  # of parked records: nothing is decided and done yet
+
+Found = Any  # a row, its columns by name
+Rows = Sequence[Found]
+ClassKey = tuple[str, int, int, str]  # topic, partition, segment, class
+
+
+# ---- what a worker keeps in memory ---------------------------------------------------------------------------------
+
+
+_SHARE_STATE = select(STATE).with_for_update(read=True)
+
+
+async def share_state(connection: AsyncConnection) -> Found:
+    """The state, shared until the end of the transaction: whoever changes it waits for this batch, or this batch for it."""
+    return (await connection.execute(_SHARE_STATE)).one()
+
+
+async def lock_state(connection: AsyncConnection) -> None:
+    """Hold the state alone. A lock of the table, not of the row: it queues in order and cannot starve behind batches."""
+    await connection.execute(text(f"lock table {STATE.fullname} in exclusive mode"))
+
+
+async def read_state(connection: AsyncConnection) -> Found:
+    """The state, for one who holds it alone or only looks."""
+    return (await connection.execute(select(STATE))).one()
+
+
+async def bump(connection: AsyncConnection, what: str) -> int:
+    """The next version of `registry_version`, `books_version` or `cuts_version`."""
+    version = STATE.c[what]
+    statement = update(STATE).values({what: version + 1}).returning(version)
+    return int((await connection.execute(statement)).scalar_one())
+
+
+async def timelines_changed_since(connection: AsyncConnection, version: int) -> Rows:
+    """(kind, document as text) of what the registry said since."""
+    statement = select(TIMELINE.c.kind, cast(TIMELINE.c.document, Text)).where(TIMELINE.c.changed > version)
+    return (await connection.execute(statement)).all()
+
+
+async def book_versions_since(connection: AsyncConnection, version: int) -> Rows:
+    return (await connection.execute(select(BOOK_VERSION).where(BOOK_VERSION.c.changed > version))).all()
+
+
+async def book_prices_since(connection: AsyncConnection, version: int) -> Rows:
+    """The rows of the book versions that came since."""
+    joined = and_(BOOK_VERSION.c.book_id == BOOK_PRICE.c.book_id, BOOK_VERSION.c.version == BOOK_PRICE.c.version)
+    statement = select(BOOK_PRICE).join(BOOK_VERSION, joined).where(BOOK_VERSION.c.changed > version)
+    return (await connection.execute(statement)).all()
+
+
+async def book_order(connection: AsyncConnection) -> Rows:
+    return (await connection.execute(select(BOOK_ORDER).order_by(BOOK_ORDER.c.position))).all()
+
+
+async def taken_cuts(connection: AsyncConnection) -> Rows:
+    return (await connection.execute(select(CUT).where(CUT.c.taken_at.is_not(None)).order_by(CUT.c.number))).all()
+
+
+async def cut_positions(connection: AsyncConnection) -> Rows:
+    return (await connection.execute(select(CUT_POSITION))).all()
+
+
+async def held_groups(connection: AsyncConnection) -> Rows:
+    return (await connection.execute(select(HELD_GROUP).order_by(HELD_GROUP.c.group_id))).all()
+
+
+# ---- the registry and price books ----------------------------------------------------------------------------------
+
+
+async def project_timelines(
+    connection: AsyncConnection, changed: int, timelines: Sequence[tuple[str, str, int, Any]]
+) -> None:
+    """Store (kind, id, version, document), each once and sorted; a version that is not higher changes nothing."""
+    new = unnest("new", kind=Text(), id=Text(), version=Integer(), document=JSONB())
+    source = select(new.c.kind, new.c.id, new.c.version, literal(changed, BigInteger()), new.c.document)
+    statement = insert(TIMELINE).from_select(["kind", "id", "version", "changed", "document"], source)
+    excluded = statement.excluded
+    statement = statement.on_conflict_do_update(
+        index_elements=["kind", "id"],
+        set_={"version": excluded.version, "changed": excluded.changed, "document": excluded.document},
+        where=TIMELINE.c.version < excluded.version,
+    )
+    kinds, ids, versions, documents = zip(*timelines, strict=True)
+    await connection.execute(
+        statement,
+        {
+            "new_kind": list(kinds),
+            "new_id": list(ids),
+            "new_version": list(versions),
+            "new_document": list(documents),
+        },
+    )
+
+
+async def registry_received(connection: AsyncConnection, topics: Iterable[str]) -> Rows:
+    """(link, topic, partition, received_to) of what came from the registry."""
+    columns = RUNTIME.link_in.c
+    statement = select(columns.link, columns.topic, columns.partition, columns.received_to)
+    return (await connection.execute(statement.where(columns.topic.in_(sorted(topics))))).all()
+
+
+async def last_book_version(connection: AsyncConnection, book_id: str) -> Found | None:
+    statement = select(BOOK_VERSION).where(BOOK_VERSION.c.book_id == book_id).order_by(BOOK_VERSION.c.version.desc())
+    return (await connection.execute(statement.limit(1))).first()
+
+
+async def insert_book_version(
+    connection: AsyncConnection, book_id: str, version: int, currency: str, effective_from: datetime, changed: int
+) -> None:
+    values = {
+        "book_id": book_id, "version": version, "currency": currency, "effective_from": effective_from,
+        "changed": changed, "imported_at": func.runtime.clock_now(),
+    }  # fmt: skip
+    await connection.execute(insert(BOOK_VERSION).values(values))
+
+
+async def append_book_prices(connection: AsyncConnection, book_id: str, version: int, rows: Iterable[PriceRow]) -> None:
+    columns = [column.name for column in BOOK_PRICE.columns]
+    await copy_rows(
+        connection,
+        BOOK_PRICE,
+        columns,
+        [
+            (book_id, version, row.product, row.prefix, row.per_minute_nano, row.connection_fee_nano, row.minimum_s, row.increment_s)
+            for row in rows
+        ],
+    )  # fmt: skip
+
+
+async def clear_book_order(connection: AsyncConnection, scope: str, subject: str) -> None:
+    columns = BOOK_ORDER.c
+    await connection.execute(delete(BOOK_ORDER).where(columns.scope == scope, columns.subject == subject))
+
+
+async def insert_book_order(connection: AsyncConnection, scope: str, subject: str, book_ids: Sequence[str]) -> None:
+    rows = [
+        {"scope": scope, "subject": subject, "position": position, "book_id": book_id}
+        for position, book_id in enumerate(book_ids, start=1)
+    ]
+    await connection.execute(insert(BOOK_ORDER), rows)
+
+
+async def book_listing(connection: AsyncConnection) -> Rows:
+    """Every version with the number of its prices."""
+    count = (
+        select(func.count())
+        .where(BOOK_PRICE.c.book_id == BOOK_VERSION.c.book_id, BOOK_PRICE.c.version == BOOK_VERSION.c.version)
+        .scalar_subquery()
+    )
+    statement = select(BOOK_VERSION, count.label("prices")).order_by(BOOK_VERSION.c.book_id, BOOK_VERSION.c.version)
+    return (await connection.execute(statement)).all()
+
+
+async def price_row(connection: AsyncConnection, book_id: str, version: int, product: str, prefix: str) -> Found | None:
+    """The price that a charge names."""
+    key = tuple_(BOOK_PRICE.c.book_id, BOOK_PRICE.c.version, BOOK_PRICE.c.product, BOOK_PRICE.c.prefix)
+    return (await connection.execute(select(BOOK_PRICE).where(key == (book_id, version, product, prefix)))).first()
+
+
+# ---- identities ----------------------------------------------------------------------------------------------------
+
+_DIGESTS = bindparam("digests", type_=ARRAY(Uuid()))
+
+
+async def known_identities(
+    connection: AsyncConnection, generations: Sequence[int], digests: Sequence[bytes]
+) -> dict[bytes, Found]:
+    """The rows of these digests in these generations, each partition asked by a SELECT of its own."""
+    columns = IDENTITY.c
+    parts = [
+        select(columns.digest, columns.content, columns.state, columns.partition, columns.offset).where(
+            columns.generation == literal(generation, Integer()), columns.digest == func.any(_DIGESTS)
+        )
+        for generation in generations
+    ]
+    if not parts or not digests:
+        return {}
+    statement = union_all(*parts) if len(parts) > 1 else parts[0]
+    rows = (await connection.execute(statement, {"digests": [DriverUUID(digest) for digest in digests]})).all()
+    return {row.digest.bytes: row for row in rows}
+
+
+@cache
+def _insert_identities() -> ReturningInsert[Any]:
+    new = unnest("new", digest=Uuid(), content=Uuid(), state=SmallInteger(), part=Integer(), at=BigInteger())
+    generation = bindparam("generation", type_=Integer())
+    source = select(generation, new.c.digest, new.c.content, new.c.state, new.c.part, new.c["at"])
+    columns = ["generation", "digest", "content", "state", "partition", "offset"]
+    return insert(IDENTITY).from_select(columns, source).on_conflict_do_nothing().returning(IDENTITY.c.digest)
+
+
+async def insert_identities(
+    connection: AsyncConnection, generation: int, rows: Sequence[tuple[bytes, bytes, int, int, int]]
+) -> set[bytes]:
+    """Accept (digest, content, state, partition, offset), sorted by digest; returns the digests that were new."""
+    digests, contents, states, partitions, offsets = zip(*rows, strict=True)
+    result = await connection.execute(
+        _insert_identities(),
+        {
+            "generation": generation,
+            "new_digest": [DriverUUID(digest) for digest in digests],
+            "new_content": [DriverUUID(content) for content in contents],
+            "new_state": list(states),
+            "new_part": list(partitions),
+            "new_at": list(offsets),
+        },
+    )
+    return {digest.bytes for digest in result.scalars()}
+
+
+async def existing_generations(connection: AsyncConnection) -> list[int]:
+    """The generations that are kept, the current one included."""
+    statement = text(
+        "select substring(inhrelid::regclass::text from '[0-9]+$')::integer from pg_inherits"
+        f" where inhparent = '{IDENTITY.fullname}'::regclass order by 1"
+    )
+    return list((await connection.execute(statement)).scalars())
+
+
+async def open_generation(connection: AsyncConnection, generation: int) -> None:
+    await connection.execute(select(func.usage.open_generation(generation)))
+
+
+async def set_generation(connection: AsyncConnection, generation: int, since: datetime) -> None:
+    await connection.execute(update(STATE).values(generation=generation, generation_since=since))
+
+
+async def drop_generation(connection: AsyncConnection, generation: int) -> None:
+    await connection.execute(select(func.usage.drop_generation(generation)))
+
+
+# ---- charges and counts --------------------------------------------------------------------------------------------
+
+
+async def open_charge_days(connection: AsyncConnection, days: Iterable[date]) -> None:
+    """Make the partitions of these event days where they are missing."""
+    statement = select(func.usage.open_charge_days(bindparam("days", type_=ARRAY(Date()))))
+    await connection.execute(statement, {"days": sorted(days)})
+
+
+async def append_charges(connection: AsyncConnection, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Rows in the order of `CHARGE_COLUMNS`."""
+    await copy_rows(connection, CHARGE, CHARGE_COLUMNS, rows)
+
+
+async def charge_by_id(connection: AsyncConnection, charge_id: UUID) -> Found | None:
+    return (await connection.execute(select(CHARGE).where(CHARGE.c.charge_id == charge_id))).first()
+
+
+async def charges_of(connection: AsyncConnection, account_id: str, limit: int) -> Rows:
+    """The latest charges of an account, latest first."""
+    statement = select(CHARGE).where(CHARGE.c.account_id == account_id).order_by(CHARGE.c.event_time.desc())
+    return (await connection.execute(statement.limit(limit))).all()
+
+
+async def all_charges(connection: AsyncConnection) -> AsyncIterator[Found]:
+    """(charge_id, group_id, bill_to, account_id, amount_nano) of every charge, read in pieces."""
+    columns = CHARGE.c
+    statement = select(columns.charge_id, columns.group_id, columns.bill_to, columns.account_id, columns.amount_nano)
+    result = await connection.stream(statement.execution_options(yield_per=CHARGES_AT_ONCE))
+    async for row in result:
+        yield row
+
+
+@cache
+def _add_class_counts() -> Insert:
+    new = unnest("new", topic=Text(), part=Integer(), segment=Integer(), named=Text(), number=BigInteger())
+    replayed = bindparam("replayed", type_=Boolean())
+    source = select(new.c.topic, new.c.part, new.c.segment, new.c.named, replayed, new.c.number)
+    columns = ["topic", "partition", "segment", "class", "replayed", "count"]
+    statement = insert(CLASS_COUNT).from_select(columns, source)
+    return statement.on_conflict_do_update(
+        index_elements=columns[:-1], set_={"count": CLASS_COUNT.c.count + statement.excluded["count"]}
+    )
+
+
+async def add_class_counts(connection: AsyncConnection, counts: Counter[ClassKey], *, replayed: bool) -> None:
+    """Count records per (topic, partition, segment, class); a replay takes them out of the class they were in."""
+    keys = sorted(key for key, count in counts.items() if count)
+    if not keys:
+        return
+    await connection.execute(
+        _add_class_counts(),
+        {
+            "replayed": replayed,
+            "new_topic": [topic for topic, _, _, _ in keys],
+            "new_part": [partition for _, partition, _, _ in keys],
+            "new_segment": [segment for _, _, segment, _ in keys],
+            "new_named": [name for _, _, _, name in keys],
+            "new_number": [counts[key] for key in keys],
+        },
+    )
+
+
+async def class_counts(connection: AsyncConnection, segment: int | None = None) -> Rows:
+    """(topic, partition, segment, class, count), of one segment or of all."""
+    columns = CLASS_COUNT.c
+    key = (columns.topic, columns.partition, columns.segment, columns["class"])
+    count = cast(func.sum(columns.count), BigInteger)
+    statement = select(*key, count.label("number")).group_by(*key).having(count != 0).order_by(*key)
+    if segment is not None:
+        statement = statement.where(columns.segment == segment)
+    return (await connection.execute(statement)).all()
+
+
+# ---- cuts ----------------------------------------------------------------------------------------------------------
+
+
+async def name_cuts(connection: AsyncConnection, cuts: Sequence[dict[str, Any]]) -> None:
+    """Note cuts that are to be taken: cutoff_id, boundary."""
+    await connection.execute(insert(CUT).on_conflict_do_nothing(), cuts)
+
+
+async def note_groups_covered(connection: AsyncConnection, covered: Sequence[dict[str, Any]]) -> None:
+    """Note up to where the registry's links must be received before a cut passes: cutoff_id, boundary, groups_marks."""
+    statement = insert(CUT)
+    statement = statement.on_conflict_do_update(
+        index_elements=["cutoff_id"], set_={"groups_marks": statement.excluded.groups_marks}
+    )
+    await connection.execute(statement, covered)
+
+
+async def cuts_to_take(connection: AsyncConnection) -> Rows:
+    return (await connection.execute(select(CUT).where(CUT.c.taken_at.is_(None)).order_by(CUT.c.boundary))).all()
+
+
+async def take_cut(connection: AsyncConnection, cutoff_id: UUID, taken_at: datetime) -> None:
+    """Number the cut after all that were taken."""
+    number = select(func.count(CUT.c.number)).scalar_subquery()
+    statement = update(CUT).where(CUT.c.cutoff_id == cutoff_id).values(number=number, taken_at=taken_at)
+    await connection.execute(statement)
+
+
+async def insert_cut_positions(connection: AsyncConnection, cutoff_id: UUID, positions: dict[Lane, int]) -> None:
+    rows = [
+        {"cutoff_id": cutoff_id, "topic": topic, "partition": partition, "position": positions[topic, partition]}
+        for topic, partition in sorted(positions)
+    ]
+    await connection.execute(insert(CUT_POSITION).on_conflict_do_nothing(), rows)
+
+
+async def cuts_to_pass(connection: AsyncConnection) -> Rows:
+    """Cuts that are taken and covered by groups, whose every lane has reached its position."""
+    lane, at = RUNTIME.lane.c, CUT_POSITION.c
+    behind = (
+        select(literal(1))
+        .select_from(CUT_POSITION)
+        .outerjoin(RUNTIME.lane, and_(lane.input == "events", lane.topic == at.topic, lane.partition == at.partition))
+        .where(at.cutoff_id == CUT.c.cutoff_id, func.coalesce(lane.position, -1) < at.position)
+    )
+    statement = select(CUT).where(
+        CUT.c.taken_at.is_not(None), CUT.c.passed_at.is_(None), CUT.c.groups_marks.is_not(None), ~behind.exists()
+    )
+    return (await connection.execute(statement.order_by(CUT.c.number))).all()
+
+
+async def insert_lane_pass(connection: AsyncConnection, cutoff_id: UUID, passed_at: datetime) -> None:
+    await connection.execute(update(CUT).where(CUT.c.cutoff_id == cutoff_id).values(passed_at=passed_at))
+
+
+async def hold_groups(connection: AsyncConnection, cutoff_id: UUID, group_ids: Sequence[str]) -> None:
+    rows = [{"cutoff_id": cutoff_id, "group_id": group_id} for group_id in group_ids]
+    await connection.execute(insert(HELD_GROUP), rows)
+
+
+async def groups_to_pass(connection: AsyncConnection) -> Rows:
+    """(cutoff_id, boundary, passed_at of the lanes, group_id) of every group that is still held."""
+    statement = (
+        select(CUT.c.cutoff_id, CUT.c.boundary, CUT.c.passed_at, HELD_GROUP.c.group_id)
+        .join(HELD_GROUP, HELD_GROUP.c.cutoff_id == CUT.c.cutoff_id)
+        .where(HELD_GROUP.c.passed_at.is_(None))
+        .order_by(CUT.c.number, HELD_GROUP.c.group_id)
+    )
+    return (await connection.execute(statement)).all()
+
+
+async def insert_group_pass(connection: AsyncConnection, cutoff_id: UUID, group_id: str, passed_at: datetime) -> None:
+    columns = HELD_GROUP.c
+    held = and_(columns.cutoff_id == cutoff_id, columns.group_id == group_id)
+    await connection.execute(update(HELD_GROUP).where(held).values(passed_at=passed_at))
+
+
+async def waive(connection: AsyncConnection, cutoff_id: UUID, parked_ids: Sequence[int], waived_at: datetime) -> None:
+    """These records hold nothing any more."""
+    rows = [{"parked_id": each, "cutoff_id": cutoff_id, "waived_at": waived_at} for each in sorted(parked_ids)]
+    await connection.execute(insert(WAIVED).on_conflict_do_nothing(), rows)
+
+
+async def records_that_may_hold(connection: AsyncConnection) -> Rows:
+    """Parked records that nothing is decided and done about, whose account could be read, but for those that their
+    publisher had no right to send: nobody may hold another's invoice."""
+    columns = RUNTIME.parked.c
+    statement = (
+        select(
+            columns.id,
+            columns.topic,
+            columns.partition,
+            columns.offset,
+            columns.state,
+            columns.reason,
+            columns.field,
+            columns.message,
+            columns.about["account_id"].astext.label("account_id"),
+            columns.about["event_time"].astext.label("event_time"),
+            columns.timestamp,
+        )
+        .where(
+            columns.state.in_(OPEN_STATES),
+            columns.reason != "not_permitted",
+            columns.about["account_id"].astext.is_not(None),
+            columns.id.not_in(select(WAIVED.c.parked_id)),
+        )
+        .order_by(columns.id)
+    )
+    return (await connection.execute(statement)).all()
+
+
+async def parked_states(
+    connection: AsyncConnection, topic: str, partition: int, offsets: Sequence[int]
+) -> dict[int, Found]:
+    """(offset, state, reason) of those of these records that were ever parked."""
+    columns = RUNTIME.parked.c
+    statement = select(columns.offset, columns.state, columns.reason).where(
+        columns.topic == topic,
+        columns.partition == partition,
+        columns.offset == func.any(bindparam("offsets", type_=ARRAY(BigInteger()))),
+    )
+    rows = (await connection.execute(statement, {"offsets": list(offsets)})).all()
+    return {row.offset: row for row in rows}
+
+
+async def decided_records(connection: AsyncConnection) -> Rows:
+    """(topic, partition, offset, decided_at) of records that were parked and asked to run again."""
+    columns = RUNTIME.parked.c
+    statement = select(columns.topic, columns.partition, columns.offset, columns.decided_at)
+    return (await connection.execute(statement.where(columns.decided_at.is_not(None), columns.state != "discarded"))).all()

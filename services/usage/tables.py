@@ -1,0 +1,160 @@
+"""The tables of usage. Identities and charges are partitioned: by generation, and by event day."""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Boolean, Column, DateTime, Integer, MetaData, SmallInteger, Table, Text, Uuid
+from sqlalchemy.dialects.postgresql import JSONB
+
+from services.runtime.tables import runtime_tables
+
+SCHEMA = "usage"
+RUNTIME = runtime_tables(SCHEMA)
+METADATA = MetaData(schema=SCHEMA)
+Instant = DateTime(timezone=True)
+
+# One row. Its versions say what a worker that keeps the registry, the books and the cuts in memory has to read again.
+STATE = Table(
+    "state",
+    METADATA,
+    Column("id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("generation", Integer, nullable=False),
+    Column("generation_since", Instant, nullable=False),
+    Column("registry_version", BigInteger, nullable=False),
+    Column("books_version", BigInteger, nullable=False),
+    Column("cuts_version", BigInteger, nullable=False),
+)
+
+TIMELINE = Table(
+    "timeline",
+    METADATA,
+    Column("kind", Text, primary_key=True),
+    Column("id", Text, primary_key=True),
+    Column("version", Integer, nullable=False),
+    Column("changed", BigInteger, nullable=False),
+    Column("document", JSONB, nullable=False),
+)
+
+BOOK_VERSION = Table(
+    "book_version",
+    METADATA,
+    Column("book_id", Text, primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("currency", Text, nullable=False),
+    Column("effective_from", Instant, nullable=False),
+    Column("changed", BigInteger, nullable=False),
+    Column("imported_at", Instant, nullable=False),
+)
+
+BOOK_PRICE = Table(
+    "book_price",
+    METADATA,
+    Column("book_id", Text, primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("product", Text, primary_key=True),
+    Column("prefix", Text, primary_key=True),
+    Column("per_minute_nano", BigInteger, nullable=False),
+    Column("connection_fee_nano", BigInteger, nullable=False),
+    Column("minimum_s", Integer, nullable=False),
+    Column("increment_s", Integer, nullable=False),
+)
+
+BOOK_ORDER = Table(
+    "book_order",
+    METADATA,
+    Column("scope", Text, primary_key=True),
+    Column("subject", Text, primary_key=True),
+    Column("position", Integer, primary_key=True),
+    Column("book_id", Text, nullable=False),
+)
+
+IDENTITY = Table(
+    "identity",
+    METADATA,
+    Column("generation", Integer, primary_key=True),
+    Column("digest", Uuid, primary_key=True),
+    Column("content", Uuid, nullable=False),
+    Column("state", SmallInteger, nullable=False),
+    Column("partition", Integer, nullable=False),
+    Column("offset", BigInteger, nullable=False),
+)
+
+CHARGE = Table(
+    "charge",
+    METADATA,
+    Column("charge_id", Uuid, nullable=False),
+    Column("event_time", Instant, nullable=False),
+    Column("amount_nano", BigInteger, nullable=False),
+    Column("offset", BigInteger, nullable=False),
+    Column("partition", Integer, nullable=False),
+    Column("assignment_version", Integer, nullable=False),
+    Column("duration_s", Integer, nullable=False),
+    Column("billable_s", Integer, nullable=False),
+    Column("quantity", Integer, nullable=False),
+    Column("book_version", Integer, nullable=False),
+    Column("publisher", Text, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("event_id", Text, nullable=False),
+    Column("call_leg_id", Text),
+    Column("account_id", Text, nullable=False),
+    Column("organization_id", Text, nullable=False),
+    Column("plan", Text, nullable=False),
+    Column("group_id", Text),
+    Column("period", Text),
+    Column("bill_to", Text),
+    Column("cost_center_id", Text),
+    Column("caller", Text),
+    Column("called", Text, nullable=False),
+    Column("product", Text, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("book_id", Text, nullable=False),
+    Column("matched", Text, nullable=False),
+)
+CHARGE_COLUMNS = tuple(column.name for column in CHARGE.columns)
+
+CLASS_COUNT = Table(
+    "class_count",
+    METADATA,
+    Column("topic", Text, primary_key=True),
+    Column("partition", Integer, primary_key=True),
+    Column("segment", Integer, primary_key=True),
+    Column("class", Text, primary_key=True),
+    Column("replayed", Boolean, primary_key=True),
+    Column("count", BigInteger, nullable=False),
+)
+
+# A cut is named (groups or invoices speak of it), taken (positions stand), passed (all lanes are beyond them).
+CUT = Table(
+    "cut",
+    METADATA,
+    Column("cutoff_id", Uuid, primary_key=True),
+    Column("boundary", Instant, nullable=False),
+    Column("number", Integer),
+    Column("taken_at", Instant),
+    Column("groups_marks", JSONB(none_as_null=True)),
+    Column("passed_at", Instant),
+)
+
+CUT_POSITION = Table(
+    "cut_position",
+    METADATA,
+    Column("cutoff_id", Uuid, primary_key=True),
+    Column("topic", Text, primary_key=True),
+    Column("partition", Integer, primary_key=True),
+    Column("position", BigInteger, nullable=False),
+)
+
+HELD_GROUP = Table(
+    "held_group",
+    METADATA,
+    Column("cutoff_id", Uuid, primary_key=True),
+    Column("group_id", Text, primary_key=True),
+    Column("passed_at", Instant),
+)
+
+WAIVED = Table(
+    "waived",
+    METADATA,
+    Column("parked_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("cutoff_id", Uuid, nullable=False),
+    Column("waived_at", Instant, nullable=False),
+)

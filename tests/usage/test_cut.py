@@ -1,0 +1,388 @@
+"""The cut and its pass on a real database: designs/closing, lines 6 and 8 to 10a."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select
+
+from contracts.topics import Topic
+from services.kernel.ids import cutoff_id
+from services.kernel.period import Period, next_period, period_of
+from services.runtime.parking import ParkedRow
+from services.runtime.records import Record
+from services.runtime.room import Tick
+from services.usage import api
+from services.usage.consumer import build
+from services.usage.price_files import read_price_file
+from tests.support.rooms import Log, Rooms
+from tests.support.servers import Database
+from tests.support.usage_registry import LONG_AGO, TOPIC, Sender, leg
+
+NOW = datetime.now(UTC).replace(microsecond=0)
+THIS = period_of(NOW)  # its start is the boundary of the period before
+BOUNDARY = THIS.start
+LAST = period_of(BOUNDARY - timedelta(seconds=1))
+BEFORE = BOUNDARY - timedelta(minutes=5)  # an event of the period that is closed
+AFTER = BOUNDARY + timedelta(minutes=5)
+PRICES = read_price_file(b"product,prefix,price_per_minute,currency\nvoice.outbound,1,0.0140,USD\n")
+ID = str(cutoff_id(BOUNDARY))
+
+
+class Closing:
+    """The room over a log; records carry a broker time at which their events are in time."""
+
+    def __init__(self, log: Log, rooms: Rooms) -> None:
+        self.log = log
+        self.rooms = rooms
+        self.send = Sender(log)
+        self.processor = rooms.processors["usage"]
+        self.engine = self.processor.engine
+
+    async def start(self) -> None:
+        self.send.publisher()
+        for account in ("sales", "main"):
+            self.send.account(account)
+        await self.rooms.pump()
+        await api.import_prices(self.engine, "list", PRICES, LONG_AGO, is_default=True)
+
+    def event(self, event_id: str, ended_at: datetime = BEFORE, account_id: str = "sales", **changes: Any) -> int:
+        partition = changes.pop("partition", 0)
+        at = max(ended_at, BOUNDARY) + timedelta(hours=1)
+        return self.send.leg(leg(event_id, ended_at, account_id, **changes), partition=partition, at=at)
+
+    async def run(self, *, ticks: bool = True) -> None:
+        await self.rooms.pump(ticks=ticks)
+
+    async def tick(self, name: str) -> None:
+        await self.processor.tick(self.tick_named(name))
+
+    def tick_named(self, name: str) -> Tick:
+        return next(tick for tick in self.processor.room.ticks if tick.name == name)
+
+    async def cut(self, boundary: datetime = BOUNDARY) -> None:
+        """The cut is asked for and taken; groups has not covered it, so it does not pass yet."""
+        self.send.cutoff(boundary)
+        await self.run()
+
+    async def close(self, boundary: datetime = BOUNDARY) -> None:
+        await self.cut(boundary)
+        self.send.groups_covered(boundary)
+        await self.run()
+
+    async def move_clock(self, **by: float) -> None:
+        await self.rooms.query("usage", select(func.runtime.clock_move(timedelta(**by))))
+
+    @property
+    def bills(self) -> dict[str, tuple[str, str]]:
+        return {c["event_id"]: (c["period"], c["bill_to"]) for c in self.log.data("usage.charges")}
+
+    def covered(self, boundary: datetime = BOUNDARY) -> list[dict[str, Any]]:
+        told = self.log.data("closing.progress")
+        return [each for each in told if each["room"] == "usage" and each["cutoff_id"] == str(cutoff_id(boundary))]
+
+    async def parked(self, *states: str) -> list[ParkedRow]:
+        return await api.parked(self.engine, states=states)
+
+
+@pytest.fixture
+async def closing(database: Database) -> AsyncIterator[Closing]:
+    log = Log()
+    async with Rooms(log, database, [build()]) as rooms:
+        started = Closing(log, rooms)
+        await started.start()
+        yield started
+
+
+def both(period: Period, bill_to: Period | None = None) -> tuple[str, str]:
+    return period.name, (bill_to or period).name
+
+
+async def test_the_cut_holds_the_end_of_every_partition_and_never_changes(closing: Closing) -> None:
+    for number in range(3):
+        closing.event(f"e{number}")
+    closing.event("other", partition=1)
+    await closing.cut()
+    (state,) = await api.cuts(closing.engine)
+    assert state.positions == {(TOPIC, 0): 3, (TOPIC, 1): 1}
+    closing.event("late")
+    await closing.cut()
+    assert (await api.cuts(closing.engine))[0].positions == state.positions
+
+
+async def test_a_cut_passes_when_its_lanes_and_the_registry_are_there(closing: Closing) -> None:
+    closing.event("e1")
+    closing.event("junk", called="5")
+    closing.event("e1")
+    await closing.cut()
+    assert closing.covered() == []
+    closing.send.groups_covered(BOUNDARY, more=1)
+    await closing.run()
+    assert closing.covered() == []  # a move from before the cut is still on its way
+    closing.send.groups_covered(BOUNDARY)
+    await closing.run()
+    (told,) = closing.covered()
+    assert (told["group_id"], told["boundary"]) == (None, BOUNDARY.isoformat().replace("+00:00", "Z"))
+    assert told["counts"] == {"duplicate": 1, "quarantined": 1, "rated": 1}
+    lane = next(each for each in told["lanes"] if each["partition"] == 0)
+    assert (lane["from_offset"], lane["to_offset"], lane["counts"]) == (0, 3, told["counts"])
+    assert sum(mark["last_seq"] for mark in told["marks"]) == 1
+    assert told["held"] == ["g-sales"]
+
+
+async def test_a_cut_does_not_pass_before_its_records_are_handled(closing: Closing) -> None:
+    closing.event("e1")
+    closing.send.cutoff(BOUNDARY)
+    closing.send.groups_covered(BOUNDARY)
+    for name in ("registry", "closing"):
+        await closing.rooms.feed(closing.processor, closing.processor.room.input(name))
+    await closing.tick("cut")
+    await closing.tick("pass")
+    await closing.rooms.drain("usage")
+    assert closing.covered() == []
+    await closing.run()
+    assert closing.covered()[0]["counts"] == {"rated": 1}
+    assert closing.bills == {"e1": both(LAST)}
+
+
+async def test_a_late_record_waits_for_the_pass_and_stands_on_the_next_invoice(closing: Closing) -> None:
+    closing.event("in time")
+    await closing.cut()
+    closing.event("late")
+    closing.event("new", AFTER)
+    await closing.run()
+    assert closing.bills == {"in time": both(LAST), "new": both(THIS)}
+    (waiting,) = await closing.parked("waiting")
+    assert waiting.about["event_id"] == "late"
+    assert closing.log.data("usage.rejections.") == []
+    closing.send.groups_covered(BOUNDARY)
+    await closing.run()
+    assert closing.bills == {"in time": both(LAST), "new": both(THIS), "late": both(LAST, THIS)}
+    assert closing.covered()[0]["counts"] == {"rated": 1}
+    assert await closing.parked("waiting", "replaying") == []
+    segments = (await api.class_counts(closing.engine))[TOPIC, 0]
+    assert segments == {0: {"rated": 1}, 1: {"rated": 2}}
+    assert closing.log.data("usage.rejections.") == []  # waiting is nothing a publisher has to know
+
+
+async def test_a_late_copy_of_a_charged_event_is_a_duplicate_and_waits_for_nothing(closing: Closing) -> None:
+    closing.event("e1")
+    await closing.cut()
+    closing.event("e1")
+    closing.event("e1", billable_s=1)
+    await closing.run()
+    assert await closing.parked("waiting") == []
+    assert (await api.class_counts(closing.engine))[TOPIC, 0][1] == {"duplicate": 1, "quarantined": 1}
+
+
+async def test_all_of_a_partition_that_is_born_after_the_cut_is_late(closing: Closing) -> None:
+    closing.event("e1")
+    await closing.close()
+    closing.log._partitions = 3
+    closing.event("late", partition=2)
+    await closing.run()
+    assert closing.bills["late"] == both(LAST, THIS)
+
+
+async def test_a_quarantined_record_holds_its_group_until_it_is_replayed(closing: Closing) -> None:
+    closing.event("e1", called="+447700900123")
+    closing.event("e2", account_id="main")
+    await closing.close()
+    (told,) = closing.covered()
+    assert told["held"] == ["g-sales"]
+    (state,) = await api.cuts(closing.engine)
+    (holder,) = state.holders
+    assert (holder.group_id, holder.reason, holder.state, holder.offset) == ("g-sales", "no_price", "quarantined", 0)
+    prices = read_price_file(b"product,prefix,price_per_minute,currency\nvoice.outbound,44,0.01,USD\n")
+    await api.import_prices(closing.engine, "more", prices, LONG_AGO, is_default=True)
+    await api.replay(closing.engine, "ann", ids=[holder.parked_id])
+    await closing.run()
+    assert closing.bills == {"e1": both(LAST), "e2": both(LAST)}
+    whole, group = closing.covered()
+    assert (group["group_id"], group["counts"]) == ("g-sales", {"rated": 2})
+    assert sum(m["last_seq"] for m in group["marks"]) == 2 > sum(m["last_seq"] for m in whole["marks"])
+    assert (await api.cuts(closing.engine))[0].held == {"g-sales": True}
+
+
+async def test_a_discarded_record_holds_nobody_any_more(closing: Closing) -> None:
+    closing.event("e1", called="+447700900123")
+    await closing.close()
+    (row,) = await closing.parked("quarantined")
+    await api.discard(closing.engine, "ann", ids=[row.id])
+    await closing.run()
+    assert [each["group_id"] for each in closing.covered()] == [None, "g-sales"]
+    assert closing.bills == {}
+
+
+async def test_a_held_group_passes_72_hours_after_the_lanes_and_a_later_replay_is_late(closing: Closing) -> None:
+    closing.event("e1", called="+447700900123")
+    await closing.close()
+    await closing.move_clock(hours=71, minutes=59)
+    await closing.run()
+    assert len(closing.covered()) == 1
+    await closing.move_clock(minutes=2)
+    await closing.run()
+    assert [each["group_id"] for each in closing.covered()] == [None, "g-sales"]
+    assert (await api.cuts(closing.engine))[0].holders == ()
+    prices = read_price_file(b"product,prefix,price_per_minute,currency\nvoice.outbound,44,0.01,USD\n")
+    await api.import_prices(closing.engine, "more", prices, LONG_AGO, is_default=True)
+    assert await api.replay(closing.engine, "ann", reason="no_price") == 1
+    await closing.run()
+    assert closing.bills == {"e1": both(LAST, THIS)}
+
+
+async def test_a_waived_record_holds_no_later_cut(closing: Closing) -> None:
+    closing.event("e1", called="+447700900123")
+    await closing.close()
+    await closing.move_clock(hours=73)
+    await closing.run()
+    await closing.close(THIS.end)
+    (told,) = closing.covered(THIS.end)
+    assert told["held"] == []
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"account_id": "nobody"},
+        {"source": "pbx/other", "account_id": "sales"},
+        {"ended_at": AFTER, "called": "+447700900123"},
+    ],
+    ids=["unknown account", "not permitted", "after the boundary"],
+)
+async def test_who_is_unknown_or_may_not_send_or_comes_later_holds_nobody(
+    closing: Closing, bad: dict[str, Any]
+) -> None:
+    closing.event("e1", **bad)
+    await closing.close()
+    (told,) = closing.covered()
+    assert (told["held"], told["counts"]) == ([], {"quarantined": 1})
+
+
+async def test_an_unreadable_time_holds_the_group_of_the_day_it_came(closing: Closing) -> None:
+    event = leg("e1", BEFORE)
+    event["data"]["ended_at"] = "yesterday"
+    closing.send.leg(event, at=BOUNDARY - timedelta(seconds=5))
+    await closing.close()
+    assert closing.covered()[0]["held"] == ["g-sales"]
+
+
+async def test_a_late_record_of_a_held_group_waits_for_the_group(closing: Closing) -> None:
+    closing.event("held", called="+447700900123")
+    await closing.close()
+    closing.event("late")
+    closing.event("late too", account_id="main")
+    await closing.run()
+    assert closing.bills == {"late too": both(LAST, THIS)}
+    (row,) = await closing.parked("quarantined")
+    await api.discard(closing.engine, "ann", ids=[row.id])
+    await closing.run()
+    assert closing.bills == {"late too": both(LAST, THIS), "late": both(LAST, THIS)}
+
+
+async def test_groups_of_two_zones_share_the_lanes_and_pass_by_themselves(closing: Closing) -> None:
+    east = period_of(NOW, "Asia/Tokyo")
+    closing.send.account("tokyo", zone="Asia/Tokyo")
+    await closing.run()
+    between = east.start + timedelta(hours=1)  # in Tokyo the new month, in UTC still the old one
+    closing.event("t-old", east.start - timedelta(hours=1), "tokyo", called="+447700900123")
+    closing.event("s-old", between, "sales", called="+447700900123")
+    await closing.close(east.start)
+    assert closing.covered(east.start)[0]["held"] == ["g-tokyo"]
+    closing.event("s-late", between, "sales")
+    closing.event("t-late", east.start - timedelta(hours=1), "tokyo")
+    await closing.run()
+    assert closing.bills == {"s-late": both(LAST)}  # only Tokyo's month is cut
+    await closing.close(BOUNDARY)
+    assert closing.covered(BOUNDARY)[0]["held"] == ["g-sales"]
+    lane = closing.covered(BOUNDARY)[0]["lanes"][0]
+    assert (lane["from_offset"], lane["to_offset"]) == (2, 4)
+
+
+async def test_a_record_late_for_two_cuts_waits_for_both(closing: Closing) -> None:
+    """Both periods are cut before it comes; it stands on the first invoice that is open."""
+    following = next_period(THIS)
+    closing.send.cutoff(BOUNDARY)
+    closing.send.cutoff(THIS.end)
+    closing.event("first")
+    await closing.run()
+    closing.event("late")
+    await closing.run()
+    closing.send.groups_covered(BOUNDARY)
+    await closing.run()
+    assert closing.bills == {"first": both(LAST)}
+    closing.send.groups_covered(THIS.end)
+    await closing.run()
+    assert closing.bills["late"] == (LAST.name, following.name)
+
+
+async def test_a_waiting_record_below_a_later_cut_holds_its_group_there(closing: Closing) -> None:
+    closing.event("first")
+    await closing.cut(BOUNDARY)
+    closing.event("late")
+    await closing.run()
+    await closing.close(THIS.end)
+    assert closing.covered(THIS.end)[0]["held"] == ["g-sales"]
+    await closing.move_clock(hours=100)
+    await closing.run()
+    assert len(closing.covered(THIS.end)) == 1  # a waiting record is never over
+    closing.send.groups_covered(BOUNDARY)
+    await closing.run()
+    assert closing.bills["late"] == both(LAST, THIS)
+    assert [each["group_id"] for each in closing.covered(THIS.end)] == [None, "g-sales"]
+
+
+async def test_no_batch_runs_beside_the_cut(closing: Closing, database: Database) -> None:
+    """A batch commits before the cut reads the offsets, or it sees the cut: nothing is late and unnoticed."""
+    closing.event("birth")
+    await closing.run()
+    closing.send.cutoff(BOUNDARY)
+    await closing.rooms.feed(closing.processor, closing.processor.room.input("closing"))
+    async with Rooms(closing.log, database, [build()]) as other:
+        worker = other.processors["usage"]
+        source = worker.room.input("events")
+        for round_number in range(10):
+            first = len(closing.log.records[TOPIC, 0])
+            for number in range(20):
+                closing.event(f"r{round_number}-{number}")
+            lane = f"events/{TOPIC}/0"
+            records = [
+                Record(TOPIC, 0, first + n, each.timestamp_ms, each.key, each.value, lane)
+                for n, each in enumerate(closing.log.records[TOPIC, 0][first:])
+            ]
+            batch = worker.process(source, records, {lane: (first, first + 20)})
+            await asyncio.gather(batch, closing.tick("cut") if round_number == 5 else asyncio.sleep(0))
+    (state,) = await api.cuts(closing.engine)
+    end = state.positions[TOPIC, 0]
+    assert end == 1 + 6 * 20
+    segments = (await api.class_counts(closing.engine))[TOPIC, 0]
+    assert sum(segments[0].values()) == end
+    assert segments[1] == {"waiting": 4 * 20}
+    closing.send.groups_covered(BOUNDARY)
+    await closing.run()
+    assert sum(bill == both(LAST) for bill in closing.bills.values()) == end
+    assert sum(bill == both(LAST, THIS) for bill in closing.bills.values()) == 80
+
+
+async def test_a_cut_that_cannot_read_the_offsets_leaves_nothing_behind(
+    closing: Closing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closing.event("e1")
+    await closing.run()
+    closing.send.cutoff(BOUNDARY)
+    await closing.rooms.feed(closing.processor, closing.processor.room.input("closing"))
+
+    async def away(_: Topic) -> dict[tuple[str, int], int]:
+        raise TimeoutError
+
+    with monkeypatch.context() as broken:
+        broken.setattr(closing.log, "end_offsets", away)
+        with pytest.raises(TimeoutError):
+            await closing.tick("cut")
+    assert (await api.cuts(closing.engine))[0].taken_at is None
+    await closing.run()
+    assert (await api.cuts(closing.engine))[0].positions[TOPIC, 0] == 1

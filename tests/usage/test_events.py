@@ -1,0 +1,212 @@
+"""Decoding of usage events: what is refused, with which reason and field, and what makes two events the same."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.usage.events import EventRefused, canonical, decode, readable
+from tests.support.usage_registry import leg
+
+ENDED = datetime(2026, 10, 31, 23, 50, tzinfo=UTC)
+GOOD = leg("e1", ENDED)
+
+
+def encoded(event: Any = GOOD, **around: Any) -> bytes:
+    return json.dumps(event | around if isinstance(event, dict) else event).encode()
+
+
+def with_data(**changes: Any) -> bytes:
+    return encoded(GOOD | {"data": GOOD["data"] | changes})
+
+
+def without(name: str, *, in_data: bool = False) -> bytes:
+    event = json.loads(encoded())
+    del (event["data"] if in_data else event)[name]
+    return encoded(event)
+
+
+def test_a_good_event_is_read() -> None:
+    event = decode(encoded())
+    assert (event.event_id, event.source, event.ended_at) == ("e1", "pbx/detroit", ENDED)
+    assert event.leg().billable_s == 95
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (b"not json", "not_json"),
+        (encoded()[:-9], "not_json"),
+        (b'{"id": "\xff"}', "not_json"),
+        (b"\xef\xbb\xbf" + encoded(), "not_json"),
+        (b"", "not_json"),
+        (None, "not_json"),
+        (b"[" * 10_000, "not_json"),
+        (b'{"a":' * 10_000 + b"1" + b"}" * 10_000, "not_json"),
+        (b"[]", "invalid_event"),
+        (encoded(myextension="x" * 900_000), "invalid_event"),
+    ],
+    ids=["text", "cut", "utf8", "bom", "empty", "tombstone", "deep list", "deep object", "list", "900 KB"],
+)
+def test_what_is_no_event_is_refused(value: bytes | None, reason: str) -> None:
+    with pytest.raises(EventRefused) as refused:
+        decode(value)
+    assert refused.value.reason == reason
+    assert refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("value", "field"),
+    [
+        (without("specversion"), "specversion"),
+        (without("id"), "id"),
+        (without("source"), "source"),
+        (without("type"), "type"),
+        (without("data"), "data"),
+        (encoded(specversion="0.3"), "specversion"),
+        (encoded(type="other"), "type"),
+        (encoded(id=""), "id"),
+        (encoded(id=7), "id"),
+        (encoded(id="a\0b"), "id"),
+        (encoded(id="a\x85b"), "id"),
+        (encoded(id="x" * 257), "id"),
+        (encoded(source="a\nb"), "source"),
+        (encoded(time="2026-10-31T23:50:00"), "time"),
+        (encoded(time="2026-02-30T00:00:00Z"), "time"),
+        (encoded(time=1), "time"),
+        (encoded(datacontenttype="text/xml"), "datacontenttype"),
+        (encoded(dataschema="not a uri"), "dataschema"),
+        (encoded(subject=""), "subject"),
+        (encoded(myExtension="a"), "myExtension"),
+        (encoded(data_base64="e30="), "data_base64"),
+        (encoded(extension={"a": 1}), "extension"),
+        (encoded(extension=[1]), "extension"),
+        (encoded(extension=1.5), "extension"),
+        (encoded(extension=2**31), "extension"),
+        (encoded(extension=float("nan")), "extension"),
+        (encoded(extension="a\0b"), "extension"),
+        (encoded(data="60 seconds"), "data"),
+        (encoded(data=None), "data"),
+        (without("account_id", in_data=True), "data.account_id"),
+        (without("billable_s", in_data=True), "data.billable_s"),
+        (with_data(amount="0.10"), "data.amount"),
+        (with_data(account_id=7010), "data.account_id"),
+        (with_data(account_id="a b"), "data.account_id"),
+        (with_data(called="12485550100"), "data.called"),
+        (with_data(called="+１２４８５５５０１００"), "data.called"),
+        (with_data(called=None), "data.called"),
+        (with_data(direction="sideways"), "data.direction"),
+        (with_data(duration_s=-1), "data.duration_s"),
+        (with_data(duration_s="100"), "data.duration_s"),
+        (with_data(duration_s="1_000"), "data.duration_s"),
+        (with_data(duration_s="６０"), "data.duration_s"),
+        (with_data(duration_s=100.5), "data.duration_s"),
+        (with_data(duration_s=True), "data.duration_s"),
+        (with_data(duration_s=float("nan")), "data.duration_s"),
+        (with_data(answered=1), "data.answered"),
+        (with_data(billable_s=101), "data.billable_s"),
+        (with_data(answered=False), "data.billable_s"),
+        (with_data(started_at="2026-10-31T23:50:01Z"), "data.ended_at"),
+        (with_data(ended_at="2026-11-31T23:50:00Z"), "data.ended_at"),
+        (with_data(ended_at="2026-10-31T23:50:00+01:00"), "data.ended_at"),
+        (with_data(ended_at="2026-10-31T23:50:60Z"), "data.ended_at"),
+        (with_data(duration_s=103), "data.duration_s"),
+        (with_data(call_leg_id="a\0b"), "data.call_leg_id"),
+        (encoded().replace(b'"id": "e1"', b'"id": "e1", "id": "e2"'), "id"),
+        (encoded().replace(b'"id": "e1"', b'"id": "e1", "id" : "e2"'), "id"),
+        (encoded().replace(b'"id": "e1"', b'"id": "e1", "id"\n: "e2"'), "id"),
+        (encoded().replace(b'"id": "e1"', b'"id": "e1", "\\u0069d": "e2"'), "id"),
+        (encoded().replace(b'"duration_s": 100', b'"duration_s": 1, "duration_s": 100'), "duration_s"),
+        (encoded(a=1).replace(b'"a": 1', b'"a": 1, "a": 1'), "a"),
+    ],
+)  # fmt: skip
+def test_a_wrong_event_is_refused_and_the_field_named(value: bytes, field: str) -> None:
+    with pytest.raises(EventRefused) as refused:
+        decode(value)
+    assert (refused.value.reason, refused.value.field) == ("invalid_event", field)
+    assert refused.value.message
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        encoded(id='":'),
+        encoded(id='a"b'),
+        encoded(source="größe ☎"),
+        encoded(time=None, subject="x", dataschema="https://example.org/leg", traceparent="00-1"),
+        encoded(extension=True, other=None, number=-5),
+        json.dumps(GOOD, indent=2).encode(),
+        json.dumps(GOOD, separators=(" , ", " : ")).encode(),
+        with_data(duration_s=102),
+        with_data(caller=None, answered=False, billable_s=0),
+        with_data(duration_s=0, billable_s=0, started_at=GOOD["data"]["ended_at"]),
+    ],
+)
+def test_unusual_but_right_events_are_read(value: bytes) -> None:
+    decode(value)
+
+
+def test_the_same_content_in_other_words_has_the_same_hash() -> None:
+    content = decode(encoded()).content
+    backwards = dict(reversed(GOOD.items())) | {"data": dict(reversed(GOOD["data"].items()))}
+    assert decode(encoded(backwards)).content == content
+    assert decode(encoded(traceparent="00-1", time="2026-10-31T23:50:01Z")).content == content
+    assert decode(with_data(call_leg_id=None)).content == content
+    assert decode(with_data(ended_at="2026-10-31T23:50:00.000Z")).content == content
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"billable_s": 94}, {"called": "+12485550102"}, {"caller": None}, {"call_leg_id": "7"}, {"cost_center_id": "x"}],
+)
+def test_other_content_has_another_hash(changes: dict[str, Any]) -> None:
+    assert decode(with_data(**changes)).content != decode(encoded()).content
+
+
+def test_the_canonical_form_does_not_change() -> None:
+    assert canonical(GOOD["data"]) == (
+        b"tollbook.usage.voice.leg.v1\0"
+        b'{"account_id":"sales","answered":true,"billable_s":95,"called":"+12485550101","caller":"+13135550100",'
+        b'"direction":"outbound","duration_s":100,"ended_at":"2026-10-31T23:50:00Z","started_at":"2026-10-31T23:48:20Z"}'
+    )
+
+
+@given(
+    st.binary(max_size=300)
+    | st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists).map(json.dumps).map(str.encode)
+)
+def test_whatever_the_bytes_are_they_are_read_or_refused(value: bytes) -> None:
+    with suppress(EventRefused):
+        decode(value)
+    readable(value)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["id", "source", "x", "y"]), st.text(max_size=5)), max_size=6))
+def test_a_name_that_stands_twice_is_never_overlooked(extra: list[tuple[str, str]]) -> None:
+    pairs = [(name, json.dumps(item)) for name, item in GOOD.items()] + [
+        (name, json.dumps(item)) for name, item in extra
+    ]
+    value = ("{" + ",".join(f'"{name}":{item}' for name, item in pairs) + "}").encode()
+    names = [name for name, _ in pairs]
+    try:
+        decode(value)
+    except EventRefused:
+        return
+    assert len(set(names)) == len(names)
+
+
+def test_of_a_refused_record_is_kept_what_can_be_read() -> None:
+    assert readable(with_data(called=5)) == {
+        "source": "pbx/detroit", "event_id": "e1", "account_id": "sales", "event_time": "2026-10-31T23:50:00+00:00",
+    }  # fmt: skip
+    assert readable(encoded(id="\ud800a\0")) == {
+        "source": "pbx/detroit", "event_id": "?a?", "account_id": "sales", "event_time": "2026-10-31T23:50:00+00:00",
+    }  # fmt: skip
+    assert readable(b"[" * 100_000) == {}
+    assert readable(None) == {}
