@@ -24,7 +24,7 @@ from services.invoices.closing import (
     check_request,
     instant_text,
 )
-from services.invoices.documents import Document, as_text
+from services.invoices.documents import Document, as_text, sha256_of
 from services.kernel.errors import InvalidInput, NotFound, Refused
 from services.kernel.period import period_named, period_of
 from services.runtime.database import transaction
@@ -41,15 +41,18 @@ __all__ = [
     "Document",
     "GroupStatus",
     "InvoiceSummary",
+    "KeptEvidence",
     "Shown",
     "as_text",
     "audit",
     "cuts",
     "estimate",
+    "kept_evidence",
     "list_invoices",
     "received",
     "request_close",
     "set_grace",
+    "sha256_of",
     "show",
     "status",
     "terms",
@@ -430,3 +433,20 @@ async def received(engine: AsyncEngine) -> dict[LinkKey, int]:
     """``received_to`` per link: what this room has applied."""
     async with _reading(engine) as connection:
         return await store.load_received(connection)
+
+
+@dataclass(frozen=True, slots=True)
+class KeptEvidence:
+    """What was kept of a cut: of all of it (group empty), or of one group that was held. ``body`` is what was hashed."""
+
+    cutoff_id: UUID
+    group_id: str
+    body: str
+    sha256: str
+
+
+async def kept_evidence(engine: AsyncEngine) -> list[KeptEvidence]:
+    """The evidence of every cut."""
+    async with _reading(engine) as connection:
+        cutoffs = [each.cutoff_id for each in await store.load_cuts(connection)]
+        return [KeptEvidence(*row) for row in await store.load_evidence(connection, cutoffs)]

@@ -120,7 +120,10 @@ def runtime_tables(schema: str) -> RuntimeTables:
             Column("decided_by", Text),
             UniqueConstraint("topic", "partition", "offset", name="parked_once"),
             Index(
-                "parked_open", "state", "id", postgresql_where=text("state in ('quarantined', 'waiting', 'replaying', 'discarding')")
+                "parked_open",
+                "state",
+                "id",
+                postgresql_where=text("state in ('quarantined', 'waiting', 'replaying', 'discarding')"),
             ),
         ),
         due=Table(

@@ -45,15 +45,14 @@ class Processes:
         """Every step at which a process killed itself, in order: the proof that the fault happened."""
         return self.crash_log.read_text().splitlines() if self.crash_log.exists() else []
 
-    async def wait_crashed(self, name: str, step: str, timeout: float = 45.0) -> None:
+    async def wait_crashed(self, name: str, step: str, within_s: float = 45.0) -> None:
         """Wait for the SIGKILL at this step; anything else fails with the end of the log."""
         process = self.running.pop(name)
-        deadline = time.monotonic() + timeout
-        while process.poll() is None and time.monotonic() < deadline:
-            await asyncio.sleep(0.05)
-        if process.poll() is None:
+        try:
+            await asyncio.to_thread(process.wait, within_s)
+        except subprocess.TimeoutExpired:
             process.kill()
-            raise AssertionError(f"{name} never came to {step}\n{self.tail(name)}")
+            raise AssertionError(f"{name} never came to {step}\n{self.tail(name)}") from None
         assert process.returncode == -signal.SIGKILL, (
             f"{name} ended by {process.returncode}, not at {step}\n{self.tail(name)}"
         )
@@ -85,10 +84,10 @@ class Processes:
         return codes
 
 
-async def until(condition: Callable[[], Awaitable[bool]], what: str, timeout: float = 60.0) -> None:
+async def until(condition: Callable[[], Awaitable[bool]], what: str, within_s: float = 60.0) -> None:
     """Wait until the condition holds; say what was waited for when it does not come."""
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + within_s
     while not await condition():
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout:.0f} s: {what}")
+            raise AssertionError(f"not within {within_s:.0f} s: {what}")
         await asyncio.sleep(0.1)
