@@ -18,7 +18,7 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
-from aiokafka.errors import KafkaConnectionError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import KafkaConnectionError, NoOffsetForPartitionError, TopicAlreadyExistsError, for_code
 from faststream import AckPolicy
 from faststream.kafka import KafkaBroker
 from faststream.kafka.message import KafkaAckableMessage
@@ -48,7 +48,10 @@ class HandedConsumer(AIOKafkaConsumer):  # type: ignore[misc]
     polled_at = 0.0
 
     async def getmany(self, *partitions: TopicPartition, timeout_ms: int = 0, max_records: int | None = None) -> Any:
-        records = await super().getmany(*partitions, timeout_ms=timeout_ms, max_records=max_records)
+        try:
+            records = await super().getmany(*partitions, timeout_ms=timeout_ms, max_records=max_records)
+        except NoOffsetForPartitionError:
+            records = {}  # the client looked for a committed offset before the listener had sought the lane's position
         self.handed = bool(records)
         self.polled_at = time.monotonic()
         return records

@@ -1,0 +1,343 @@
+"""`tollbook account`: accounts of the registry and their wallets."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from services.cli.asking import Actor, CommandId, Role, ask
+from services.cli.asynchronous import asynchronous
+from services.cli.output import Format, Output, console, plain, show_facts, show_json, show_rows
+from services.cli.reading import room
+from services.kernel.errors import InvalidInput, NotFound
+
+app = typer.Typer(no_args_is_help=True, help="Accounts, their plans and groups, their wallets and recharges.")
+
+AccountId = Annotated[str, typer.Argument(metavar="ACCOUNT", help="the account's id")]
+Organization = Annotated[str, typer.Option(help="the organization it belongs to")]
+
+
+def instant_of(value: str | None, field: str) -> datetime | None:
+    """A UTC instant: ``2026-10-01``, the start of that day, or ``2026-10-01T00:00:00Z``.
+
+    >>> instant_of("2026-10-01", "from").isoformat()
+    '2026-10-01T00:00:00+00:00'
+    """
+    if value is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        raise InvalidInput('must be an instant such as "2026-10-01" or "2026-10-01T00:00:00Z"', field=field) from None
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+# ---- the registry --------------------------------------------------------------------------------------------------
+
+
+@app.command()
+@asynchronous
+async def create(
+    account_id: AccountId,
+    organization: Organization,
+    plan: Annotated[str, typer.Option(help="trial, payg or invoiced")],
+    name: Annotated[str | None, typer.Option(help="its name on invoices; else its id")] = None,
+    group: Annotated[str | None, typer.Option(help="an existing payer group; else it gets one by itself")] = None,
+    opened_at: Annotated[
+        str | None, typer.Option(help="at the earliest the start of the oldest period not yet cut")
+    ] = None,
+    currency: Annotated[str, typer.Option(help="ISO 4217")] = "USD",
+    credit_limit: Annotated[str, typer.Option(help="of an invoiced account")] = "0",
+    role: Role = "owner",
+    actor: Actor = "",
+    command_id: CommandId = None,
+    output: Output = Format.table,
+) -> None:
+    """Create an account."""
+    await ask(
+        output, actor=actor, kind="create_account", organization_id=organization, account_id=account_id,
+        name=name or account_id, plan=plan, group_id=group, opened_at=instant_of(opened_at, "opened_at"),
+        currency=currency, credit_limit=credit_limit, role=role, command_id=command_id,
+    )  # fmt: skip
+
+
+@app.command()
+@asynchronous
+async def upgrade(
+    account_id: AccountId,
+    organization: Organization,
+    group: Annotated[str | None, typer.Option(help="an existing payer group; else it gets one by itself")] = None,
+    role: Role = "owner",
+    actor: Actor = "",
+    command_id: CommandId = None,
+    output: Output = Format.table,
+) -> None:
+    """Make a trial account pay as it goes; it gets a payer group by itself."""
+    await ask(
+        output, actor=actor, kind="upgrade_account", organization_id=organization, account_id=account_id,
+        group_id=group, role=role, command_id=command_id,
+    )  # fmt: skip
+
+
+@app.command("level-2")
+@asynchronous
+async def level_2(
+    account_id: AccountId,
+    organization: Organization,
+    role: Role = "operator",
+    actor: Actor = "",
+    command_id: CommandId = None,
+    output: Output = Format.table,
+) -> None:
+    """Grant level 2, which lifts the top-up limit; an operator's decision."""
+    await ask(
+        output, actor=actor, kind="grant_level_2", organization_id=organization, account_id=account_id, role=role,
+        command_id=command_id,
+    )  # fmt: skip
+
+
+@app.command()
+@asynchronous
+async def move(
+    account_ids: Annotated[list[str], typer.Argument(metavar="ACCOUNT...", help="one account or several at once")],
+    organization: Organization,
+    group: Annotated[str, typer.Option(help="the payer group they move to")],
+    period: Annotated[str, typer.Option(help="the coming period they move with, such as 2026-12")],
+    role: Role = "owner",
+    actor: Actor = "",
+    command_id: CommandId = None,
+    output: Output = Format.table,
+) -> None:
+    """Move accounts to another payer group of their organization, at the start of a coming period: all or none."""
+    await ask(
+        output, actor=actor, kind="move_accounts", organization_id=organization, account_ids=tuple(account_ids),
+        group_id=group, period=period, role=role, command_id=command_id,
+    )  # fmt: skip
+
+
+@app.command()
+@asynchronous
+async def assign(
+    resource_id: Annotated[str, typer.Argument(metavar="RESOURCE", help="the id of a number or outbound profile")],
+    account: Annotated[str, typer.Option(help="whose it is")],
+    organization: Organization,
+    number: Annotated[str | None, typer.Option(help="E.164, for a number; without it: an outbound profile")] = None,
+    cost_center: Annotated[str | None, typer.Option(help="without it: ungrouped")] = None,
+    role: Role = "owner",
+    actor: Actor = "",
+    command_id: CommandId = None,
+    output: Output = Format.table,
+) -> None:
+    """Register a number or outbound profile of an account and its cost center, from now on."""
+    await ask(
+        output, actor=actor, kind="assign_resource", organization_id=organization, resource_id=resource_id,
+        resource="outbound_profile" if number is None else "number", number=number, account_id=account,
+        cost_center_id=cost_center, role=role, command_id=command_id,
+    )  # fmt: skip
+
+
+# ---- wallets -------------------------------------------------------------------------------------------------------
+
+
+@app.command("open-balance")
+@asynchronous
+async def open_balance(
+    account_id: AccountId,
+    amount: Annotated[str, typer.Argument(help="such as 100.02; may be below zero")],
+    currency: Annotated[str, typer.Option(help="ISO 4217")] = "USD",
+    role: Role = "operator",
+    actor: Actor = "",
+    command_id: CommandId = None,
+    output: Output = Format.table,
+) -> None:
+    """Take over the balance an account had before; once per account, an operator's decision."""
+    await ask(
+        output, actor=actor, kind="open_balance", account_id=account_id, amount=amount, currency=currency, role=role,
+        command_id=command_id,
+    )  # fmt: skip
+
+
+@app.command()
+@asynchronous
+async def goodwill(
+    account_id: AccountId,
+    amount: Annotated[str, typer.Argument(help="such as 5.00")],
+    note: Annotated[str, typer.Option(help="why")] = "",
+    currency: Annotated[str, typer.Option(help="ISO 4217")] = "USD",
+    role: Role = "finance",
+    actor: Actor = "",
+    command_id: CommandId = None,
+    output: Output = Format.table,
+) -> None:
+    """Add money to a wallet out of goodwill."""
+    await ask(
+        output, actor=actor, kind="grant_goodwill", account_id=account_id, amount=amount, note=note,
+        currency=currency, role=role, command_id=command_id,
+    )  # fmt: skip
+
+
+@app.command("save-method")
+@asynchronous
+async def save_method(
+    account_id: AccountId,
+    token: Annotated[str, typer.Argument(help="a processor's token, never a card number")],
+    processor: Annotated[str, typer.Option(help="the processor that gave the token")] = "sandbox",
+    kind: Annotated[str, typer.Option(help="card, paypal, bank_debit or transfer")] = "card",
+    role: Role = "owner",
+    actor: Actor = "",
+    command_id: CommandId = None,
+    output: Output = Format.table,
+) -> None:
+    """Save the one payment method of an account; delete the saved one first."""
+    await ask(
+        output, actor=actor, kind="save_method", account_id=account_id, processor=processor, method_kind=kind,
+        token=token, role=role, command_id=command_id,
+    )  # fmt: skip
+
+
+@app.command("delete-method")
+@asynchronous
+async def delete_method(
+    account_id: AccountId,
+    role: Role = "owner",
+    actor: Actor = "",
+    command_id: CommandId = None,
+    output: Output = Format.table,
+) -> None:
+    """Delete the saved payment method."""
+    await ask(output, actor=actor, kind="delete_method", account_id=account_id, role=role, command_id=command_id)
+
+
+@app.command()
+@asynchronous
+async def preferences(
+    account_id: AccountId,
+    threshold: Annotated[str, typer.Option(help="recharge when available credit reaches this")] = "0",
+    recharge: Annotated[str, typer.Option(help="the recharge amount; in mode target the target")] = "0",
+    mode: Annotated[str, typer.Option(help="up_to_sum, target or fixed")] = "up_to_sum",
+    off: Annotated[bool, typer.Option("--off", help="no automatic recharge")] = False,
+    currency: Annotated[str, typer.Option(help="ISO 4217")] = "USD",
+    role: Role = "owner",
+    actor: Actor = "",
+    command_id: CommandId = None,
+    output: Output = Format.table,
+) -> None:
+    """Say when and by how much an account is recharged by itself."""
+    await ask(
+        output, actor=actor, kind="set_preferences", account_id=account_id, enabled=not off, mode=mode,
+        threshold=threshold, recharge=recharge, currency=currency, role=role, command_id=command_id,
+    )  # fmt: skip
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+@app.command("list")
+@asynchronous
+async def list_(
+    organization: Annotated[str | None, typer.Option(help="of this organization only")] = None,
+    output: Output = Format.table,
+) -> None:
+    """Accounts with their plans, groups and wallets."""
+    from services.balance import api as balance_api
+    from services.groups import api as groups_api
+
+    async with room("groups") as engine:
+        accounts = await groups_api.accounts(engine, organization)
+    async with room("balance") as engine:
+        balances = {
+            each.account_id: each for each in await balance_api.balances(engine, [a.account_id for a in accounts])
+        }
+    rows = []
+    for account in accounts:
+        wallet = balances.get(account.account_id)
+        rows.append(
+            plain(account)
+            | {
+                "status": wallet.status if wallet else None,
+                "wallet": wallet.wallet if wallet else None,
+                "available": wallet.available if wallet else None,
+            }
+        )
+    columns = {
+        "account_id": "account", "organization_id": "organization", "plan": "plan", "group_id": "group",
+        "level": "level", "status": "status", "wallet": "wallet", "available": "available", "currency": "currency",
+    }  # fmt: skip
+    show_rows(
+        rows,
+        columns,
+        output,
+        empty="no account; create one by `tollbook account create`",
+        right=("wallet", "available"),
+    )
+
+
+@app.command()
+@asynchronous
+async def show(account_id: AccountId, output: Output = Format.table) -> None:
+    """One account: plan and groups over time, wallet, method, recharges."""
+    from services.balance import api as balance_api
+    from services.groups import api as groups_api
+
+    async with room("groups") as engine:
+        history = await groups_api.account(engine, account_id)
+    async with room("balance") as engine:
+        try:
+            wallet = await balance_api.balance(engine, account_id)
+        except NotFound:
+            wallet = None
+    facts = {
+        "account": plain(history.account),
+        "plans": plain(history.plans),
+        "groups": plain(history.groups),
+        "balance": plain(wallet),
+    }
+    if output is Format.json:
+        show_json(facts)
+        return
+    show_facts(facts["account"], output)
+    for title, spans in (("plan", history.plans), ("payer group", history.groups)):
+        for each in spans:
+            until = f" to {plain(each.end)}" if each.end is not None else " on"
+            console.print(f"{title} {each.value} from {plain(each.start)}{until}", markup=False)
+    if wallet is not None:
+        console.print()
+        show_facts({name: value for name, value in plain(wallet).items() if name not in facts["account"]}, output)
+
+
+@app.command()
+@asynchronous
+async def statement(
+    account_id: AccountId,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="how many entries, the newest")] = 100,
+    output: Output = Format.table,
+) -> None:
+    """The entries on the ledger accounts of an account."""
+    from services.balance import api
+
+    async with room("balance") as engine:
+        await api.balance(engine, account_id)
+        rows = await api.statement(engine, account_id, limit=limit)
+    columns = {
+        "at": "at", "kind": "what", "ledger": "ledger", "amount": "amount", "currency": "currency", "charges": "charges",
+        "ref": "reference",
+    }  # fmt: skip
+    show_rows(rows, columns, output, empty="no entries", right=("amount", "charges"))
+
+
+@app.command()
+@asynchronous
+async def recharges(account_id: AccountId, output: Output = Format.table) -> None:
+    """The automatic recharges of an account, newest first."""
+    from services.balance import api
+
+    async with room("balance") as engine:
+        await api.balance(engine, account_id)
+        rows = await api.attempts(engine, account_id)
+    columns = {
+        "requested_at": "requested", "state": "state", "amount": "amount", "currency": "currency",
+        "processor": "processor", "ended_at": "ended", "attempt_id": "attempt",
+    }  # fmt: skip
+    show_rows(rows, columns, output, empty="no recharge yet", right=("amount",))

@@ -1,0 +1,61 @@
+"""A command that changes something: send it, wait, say what became of it. Refused is exit 1."""
+
+from __future__ import annotations
+
+import getpass
+import os
+from typing import Annotated, Any
+
+import typer
+
+from services.cli import wire
+from services.cli.commands import TO_WALLETS, build
+from services.cli.output import Format, console, show_json
+from services.cli.reading import room
+
+Actor = Annotated[
+    str, typer.Option(envvar="TOLLBOOK_ACTOR", help="who asks, for the log; else the user of this terminal")
+]
+Role = Annotated[str, typer.Option(help="as whom: owner, billing_admin, operator or finance")]
+CommandId = Annotated[str | None, typer.Option(help="an id of yours: the same id is carried out once")]
+
+
+def me() -> str:
+    """The name of the user of this terminal."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"user {os.getuid()}"
+
+
+async def ask(output: Format, *, actor: str = "", **fields: Any) -> None:
+    """Carry out one command and print its answer; a refusal ends the program with 1."""
+    fields["actor"] = actor or me()
+    build(fields)  # what is wrong in itself is said at once, whether a server runs or not
+    answer = await _before(fields)
+    if answer is None:
+        async with wire.opened() as opened:
+            answer = await opened.carry_out(**fields)
+    if output is Format.json:
+        show_json(answer)
+    else:
+        console.print(str(answer), markup=False)
+        for warning in answer.warnings:
+            console.print(f"note: {warning}", markup=False)
+    if not answer.accepted:
+        raise typer.Exit(1)
+
+
+async def _before(fields: dict[str, Any]) -> wire.Answer | None:
+    """What a wallet answered to this id before: it is told once, so a repeat would wait for nothing."""
+    command_id = fields.get("command_id")
+    if command_id is None or fields["kind"] not in TO_WALLETS:
+        return None
+    from services.balance import api
+
+    async with room("balance") as engine:
+        accepted = (await api.commands_done(engine, fields["account_id"])).get(command_id)
+    if accepted is None:
+        return None
+    said = "was carried out before" if accepted else "was refused before; send it under an id of its own"
+    return wire.Answer(command_id, accepted, said, None if accepted else "refused_before", "command_id")

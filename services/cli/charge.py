@@ -1,0 +1,83 @@
+"""`tollbook charge`: what was charged, and why exactly that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+from uuid import UUID
+
+import typer
+
+from services.cli.asynchronous import asynchronous
+from services.cli.output import Format, Output, console, instant, plain, show_json, show_rows
+from services.cli.reading import room
+from services.kernel.errors import InvalidInput
+from services.kernel.money import format_nano
+
+app = typer.Typer(no_args_is_help=True, help="Charges: list them, explain one to the last digit.")
+
+
+def in_words(charge: Mapping[str, Any]) -> dict[str, Any]:
+    """A charge as programs read it: the amount as a decimal string, instants and ids as text."""
+    made = {"amount" if name == "amount_nano" else name: value for name, value in charge.items()}
+    made["amount"] = format_nano(int(charge["amount_nano"]))
+    return dict(plain(made))
+
+
+@app.command("list")
+@asynchronous
+async def list_(
+    account_id: Annotated[str, typer.Argument(metavar="ACCOUNT", help="whose charges")],
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="how many, latest first")] = 50,
+    output: Output = Format.table,
+) -> None:
+    """The latest charges of an account."""
+    from services.usage import api
+
+    async with room("usage") as engine:
+        rows = [in_words(row) for row in await api.charges(engine, account_id, limit=limit)]
+    columns = {
+        "event_time": "ended", "product": "product", "called": "called", "quantity": "seconds", "amount": "amount",
+        "currency": "currency", "group_id": "group", "bill_to": "billed", "charge_id": "charge",
+    }  # fmt: skip
+    show_rows(rows, columns, output, empty=f"no charge of an account {account_id}", right=("quantity", "amount"))
+
+
+@app.command()
+@asynchronous
+async def explain(
+    charge_id: Annotated[str, typer.Argument(metavar="CHARGE", help="its id, as `charge list` shows it")],
+    output: Output = Format.table,
+) -> None:
+    """Say how a charge came about: the price that matched, the seconds billed, each step of the arithmetic."""
+    from services.usage import api
+
+    try:
+        identifier = UUID(charge_id)
+    except ValueError:
+        raise InvalidInput(
+            "must be the id of a charge; `tollbook charge list ACCOUNT` shows them", field="CHARGE"
+        ) from None
+    async with room("usage") as engine:
+        explained = await api.charge(engine, identifier)
+    if output is Format.json:
+        show_json({"charge": in_words(explained.charge), "steps": explained.steps})
+        return
+    for line in explanation(explained.charge, explained.steps):
+        console.print(line, markup=False)
+
+
+def explanation(charge: Mapping[str, Any], steps: tuple[str, ...]) -> list[str]:
+    """A charge with the steps of its arithmetic, line by line."""
+    who = f"{charge['account_id']} of {charge['organization_id']}"
+    billed = (
+        "on no invoice"
+        if charge["group_id"] is None
+        else f"on the invoice of {charge['group_id']} for {charge['bill_to']}"
+    )
+    return [
+        f"charge {charge['charge_id']}: {format_nano(charge['amount_nano'])} {charge['currency']} for {who}, {billed}",
+        f"{charge['product']} to {charge['called']}, ended {instant(charge['event_time'])}, {charge['duration_s']} s in all",
+        f"event {charge['event_id']} of {charge['source']}, published by {charge['publisher']}",
+        *[f"{number}. {step}" for number, step in enumerate(steps, start=1)],
+    ]

@@ -1,0 +1,407 @@
+"""The demo, act by act, in the order of its cast. Between two acts it waits for conditions, never for a time."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import time
+from collections.abc import Awaitable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from contracts.topics import USAGE_EVENTS
+from services.balance import api as balance_api
+from services.cli import verify
+from services.cli.charge import explanation
+from services.cli.demo import cast as casting
+from services.cli.demo.cast import Sample
+from services.cli.demo.figures import Figures, Moved, show_cells
+from services.cli.demo.narrator import FOLLOWED, Narrator
+from services.cli.demo.stage import PROCESSOR, Stage
+from services.cli.idle import Idle, watching
+from services.cli.importing import import_records, in_words, registry_known
+from services.cli.output import console, instant
+from services.cli.reading import room
+from services.cli.verifying import show_report
+from services.cli.wire import Wire
+from services.invoices import api as invoices_api
+from services.kernel.errors import Refused, Unavailable
+from services.kernel.money import format_nano
+from services.kernel.period import Period, next_period
+from services.usage import api as usage_api
+from services.usage.importing import ImportReport
+from services.usage.price_files import read_price_file
+
+ACTOR = "demo"
+LOOK_S = 0.1
+CONDITION_S_MAX = 60.0
+
+
+async def play(stage: Stage, servers: Awaitable[None], began: float) -> int:
+    """Plays it all on servers that are coming up; returns how many cells and checks differ."""
+    narrator = Narrator(began)
+    await _not_over_midnight(narrator)
+    cast = casting.cast()
+    narrator.act("Servers and rooms")
+    sample = await asyncio.to_thread(casting.sample)
+    await servers
+    narrator.say("servers", f"Kafka {stage.settings.kafka_bootstrap}, PostgreSQL and Valkey, on {stage.data}")
+    await asyncio.gather(stage.migrate(), stage.make_topics(cast["publisher"]))
+    stage.start_rooms()
+    async with AsyncExitStack() as stack:
+        wire = await stack.enter_async_context(Wire(stage.settings, FOLLOWED, narrator.hear))
+        idle = await stack.enter_async_context(watching(stage.settings))
+        performance = Performance(stage, cast, sample, narrator, wire, idle)
+        return await performance.run()
+
+
+async def _not_over_midnight(narrator: Narrator) -> None:
+    wait = casting.until_safe(datetime.now(UTC))
+    if wait:
+        narrator.say("waits", f"{wait.seconds} s until 00:00Z is past: the top-up limit depends on the day")
+        await asyncio.sleep(wait.total_seconds() + 1)
+
+
+@dataclass
+class Performance:
+    """One run on servers and rooms that are coming up."""
+
+    stage: Stage
+    cast: Mapping[str, Any]
+    sample: Sample
+    narrator: Narrator
+    wire: Wire
+    idle: Idle
+
+    def __post_init__(self) -> None:
+        self.settings = self.stage.settings
+        self.end = casting.boundary(datetime.now(UTC), self.sample.newest)
+        self.shift_days = (self.end - casting.SAMPLE_BOUNDARY).days
+        self.month: Period = casting.month_before(self.end)
+        self.figures = Figures(self.settings, self.cast, self.month.name, next_period(self.month).name)
+        self.seen: dict[str, str] = {}
+
+    async def run(self) -> int:
+        """Every act."""
+        for act in (
+            self.books, self.registry, self.opening, self.first_import, self.sales_pays, self.field_is_registered,
+            self.close, self.version_2, self.same_file_again, self.late_row,
+        ):  # fmt: skip
+            await act()
+        return await self.judge()
+
+    # ---- acts ------------------------------------------------------------------------------------------------------
+
+    async def books(self) -> None:
+        """Book version 1: the price list, the inbound prices without toll-free, Northwind's model."""
+        for book in self.cast["books"]:
+            await self._import_book(book, is_default=book["default"])
+        await self.at_rest()
+        self.narrator.say("rooms", "usage, balance, groups, invoices and payments read every topic")
+
+    async def registry(self) -> None:
+        """Organizations, seller, publisher, groups and accounts; `field` is missing."""
+        self.narrator.act(f"Registry: accounts opened {instant(self.month.start)}, created now")
+        first, *others = self.cast["organizations"]
+        await self._groups([self._organization(first), self._seller(first)])
+        await self._groups([self._organization(each) for each in others])
+        shared = self.cast["shared_group"]
+        await self._groups(
+            [
+                {
+                    "kind": "create_publisher", "role": "operator", "organization_id": first["organization"],
+                    "publisher_id": self.cast["publisher"], "sources": (self.sample.profile.source,),
+                    "organization_ids": tuple(each["organization"] for each in self.cast["organizations"]),
+                },
+                {
+                    "kind": "create_group", "organization_id": shared["organization"], "group_id": shared["group"],
+                    "name": shared["company"], "tax_rate": shared["tax_rate"], "pricing_model": shared["pricing_model"],
+                    "billing_information": {"company": shared["company"], "address": shared["address"]},
+                },
+                {
+                    "kind": "approve_sharing", "role": "operator", "organization_id": shared["organization"],
+                    "group_id": shared["group"], "yearly_spend": shared["yearly_spend"],
+                    "threshold": shared["threshold"], "credit_check_passed": True,
+                },
+                *[command for account in self._at_first() for command in self._account(account)],
+            ]
+        )  # fmt: skip
+
+    async def opening(self) -> None:
+        """Opening balances, the goodwill of the trial, methods and preferences; burst recharges here, ten times."""
+        self.narrator.act("Opening balances and recharge preferences")
+        await self._wallets([command for account in self._at_first() for command in self._money(account)])
+        await self._wallets([command for account in self._at_first() for command in self._recharging(account)])
+        await self.at_rest()
+
+    async def first_import(self) -> None:
+        """The switch's file."""
+        self.narrator.act(
+            f"Import of {self.sample.file.name}, moved by {self.shift_days} days so that T is {instant(self.end)}"
+        )
+        await self._import(self.sample.file)
+        await self.at_rest()
+        await self._tell_classes()
+
+    async def sales_pays(self) -> None:
+        """Sales saves a method: recharged and restored."""
+        later = self.cast["saved_later"]
+        self.narrator.act(f"{later['account']} saves a payment method")
+        await self._wallets(self._recharging(later))
+        await self.at_rest()
+
+    async def field_is_registered(self) -> None:
+        """The account that was unknown is registered, and its records run again."""
+        late = [account for account in self.cast["accounts"] if account.get("later")]
+        self.narrator.act(f"{late[0]['account']} is registered; its records are replayed")
+        await self._groups([command for account in late for command in self._account(account)])
+        await self._wallets([command for account in late for command in self._money(account)])
+        await registry_known(self.settings)
+        await self._replay("unknown_account")
+        await self.at_rest()
+
+    async def close(self) -> None:
+        """Last month is closed by command; support waits, and it is said for what."""
+        held = self.cast["held"]["group"]
+        self.narrator.act(f"tollbook invoice close --period {self.month.name}")
+        async with room("invoices", self.settings) as engine:
+            await invoices_api.request_close(engine, self.month.name, ACTOR)
+            await self._until_decided(engine, waiting=held)
+            await self.at_rest()
+            for row in await invoices_api.status(engine, self.month.name):
+                if row.state not in ("closed", "nothing to bill"):
+                    self.narrator.say(row.state, f"{row.group_id} {row.period}: for {row.waiting_for}")
+
+    async def version_2(self) -> None:
+        """Toll-free prices come as version 2, dated from the start of the month; the held records run; the close ends."""
+        self.narrator.act("Toll-free prices come as version 2; the records without a price are replayed")
+        await self._import_book(self.cast["book_later"])
+        await self._replay("no_price")
+        async with room("invoices", self.settings) as engine:
+            await self._until_decided(engine)
+        await self.at_rest()
+        self.seen["charges"] = str(sum(len(rows) for rows in (await self.figures.charges()).values()))
+
+    async def same_file_again(self) -> None:
+        """The same file once more: all duplicates, nothing moves."""
+        self.narrator.act("The same file once more")
+        before = await self.figures.still()
+        report = await self._import(self.sample.file)
+        await self.at_rest()
+        self.seen["the same file again"] = _stood_still(before, await self.figures.still(), report.published)
+        self.narrator.say("duplicates", self.seen["the same file again"])
+
+    async def late_row(self) -> None:
+        """One row that comes after the close."""
+        late = self.cast["late"]
+        self.narrator.act(f"A late row: {late['account']}, ended one hour before T")
+        file = self.stage.data / "late.csv"
+        _write_late_row(file, late, self._code_of(late["account"]), ZoneInfo(self.sample.profile.zone))
+        await self._import(file)
+        await self.at_rest()
+
+    # ---- the end ---------------------------------------------------------------------------------------------------
+
+    async def judge(self) -> int:
+        """Invoices, one charge explained, the table, and the auditor."""
+        await self._show_invoices()
+        await self._explain()
+        self.narrator.act("The cast, expected and actual")
+        differences = show_cells(await self.figures.cells(self.sample, self.narrator, self.seen))
+        self.narrator.act("tollbook verify")
+        report = await verify.run(self.settings)
+        show_report(report)
+        failed = sum(1 for check in report.checks if not check.ok)
+        console.print()
+        self.narrator.say(
+            "result", "no difference" if not differences + failed else f"{differences + failed} differences"
+        )
+        return differences + failed
+
+    async def _show_invoices(self) -> None:
+        self.narrator.act("Invoices")
+        group = self.cast["shared_group"]["group"]
+        async with room("invoices", self.settings) as engine:
+            rows = await invoices_api.list_invoices(engine, period=self.month.name, state="closed")
+            for row in sorted(rows, key=lambda row: row.number or ""):
+                console.print((await invoices_api.show(engine, str(row.invoice_id))).text, markup=False)
+            console.print(invoices_api.as_text(await invoices_api.estimate(engine, group)), markup=False)
+
+    async def _explain(self) -> None:
+        wanted = self.cast["explained"]
+        self.narrator.act(f"tollbook charge explain: {wanted['account']}'s call of {wanted['billable_s']} s to India")
+        rows = (await self.figures.charges())[wanted["account"]]
+        row = next(
+            row
+            for row in rows
+            if row["called"].startswith(wanted["called_prefix"]) and row["billable_s"] == wanted["billable_s"]
+        )
+        async with room("usage", self.settings) as engine:
+            explained = await usage_api.charge(engine, row["charge_id"])
+        for line in explanation(explained.charge, explained.steps):
+            console.print(line, markup=False)
+        self.seen[f"first call of {wanted['billable_s']} s to India"] = format_nano(row["amount_nano"])
+
+    # ---- steps -----------------------------------------------------------------------------------------------------
+
+    async def at_rest(self) -> None:
+        """Everything that was published is processed, and was said."""
+        await self.idle.wait(meanwhile=self._meanwhile)
+        self.narrator.flush()
+
+    def _meanwhile(self) -> None:
+        self.stage.rooms.check()
+        self.narrator.pause()
+
+    async def _until_decided(self, engine: AsyncEngine, *, waiting: str | None = None) -> None:
+        """Until every group of the month is closed or has nothing to bill; but for one that must wait."""
+        give_up = time.monotonic() + CONDITION_S_MAX
+        while undecided := [
+            f"{row.group_id} is {row.state} for {row.waiting_for}"
+            for row in await invoices_api.status(engine, self.month.name)
+            if row.state not in (("waiting",) if row.group_id == waiting else ("closed", "nothing to bill"))
+        ]:
+            if time.monotonic() > give_up:
+                raise Unavailable(f"the month is not closed after {CONDITION_S_MAX:.0f} s: {'; '.join(undecided)}")
+            self._meanwhile()
+            await asyncio.sleep(LOOK_S)
+
+    async def _groups(self, commands: Sequence[dict[str, Any]]) -> None:
+        await self._carry_out("registry", commands)
+
+    async def _wallets(self, commands: Sequence[dict[str, Any]]) -> None:
+        await self._carry_out("wallet", commands)
+
+    async def _carry_out(self, what: str, commands: Sequence[dict[str, Any]]) -> None:
+        answering = asyncio.create_task(self.wire.carry_out_all([each | {"actor": ACTOR} for each in commands]))
+        try:
+            while not answering.done():
+                await asyncio.wait({answering}, timeout=LOOK_S)
+                self._meanwhile()
+        finally:
+            answering.cancel()
+        for answer in await answering:
+            if not answer.accepted:
+                raise Refused(str(answer))
+            self.narrator.say(what, answer.message)
+
+    async def _import_book(self, book: Mapping[str, Any], *, is_default: bool = False) -> None:
+        prices = await asyncio.to_thread(read_price_file, casting.path(book["file"]).read_bytes())
+        async with room("usage", self.settings) as engine:
+            version = await usage_api.import_prices(
+                engine, book["book"], prices, self.month.start, is_default=is_default
+            )
+        what = f"{book['book']} version {version}: {len(prices.rows)} prices from {instant(self.month.start)}"
+        self.narrator.say("prices", what)
+        for refusal in prices.refused:
+            self.narrator.say("refused", f"{book['file']} {refusal}")
+
+    async def _import(self, file: Path) -> ImportReport:
+        await registry_known(self.settings)
+        report = await import_records(self.settings, file, self.sample.profile, shift_days=self.shift_days)
+        for line in in_words(report)[: 1 + len(report.refused_by_code)]:
+            self.narrator.say("import", line.strip())
+        return report
+
+    async def _replay(self, reason: str) -> None:
+        async with room("usage", self.settings) as engine:
+            count = await usage_api.replay(engine, ACTOR, reason=reason)
+        self.narrator.say("replay", f"{count} records that were {reason}")
+
+    async def _tell_classes(self) -> None:
+        async with room("usage", self.settings) as engine:
+            counts = await usage_api.class_counts(engine)
+        sums: dict[str, int] = {}
+        for segments in counts.values():
+            for classes in segments.values():
+                for name, count in classes.items():
+                    sums[name] = sums.get(name, 0) + count
+        text = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in sorted(sums.items()) if count)
+        self.narrator.say("classified", f"{text} on {USAGE_EVENTS.of(self.cast['publisher'])}")
+        async with room("balance", self.settings) as engine:
+            for each in await balance_api.balances(engine):
+                if each.status != "active":
+                    self.narrator.say(each.status, f"{each.account_id}: wallet {each.wallet}")
+
+    # ---- commands --------------------------------------------------------------------------------------------------
+
+    def _at_first(self) -> list[Mapping[str, Any]]:
+        return [account for account in self.cast["accounts"] if not account.get("later")]
+
+    def _code_of(self, account_id: str) -> str:
+        return next(code.code for code in self.sample.profile.accounts if code.account == account_id)
+
+    def _organization(self, organization: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "kind": "create_organization", "role": "operator", "organization_id": organization["organization"],
+            "name": organization["name"],
+        }  # fmt: skip
+
+    def _seller(self, organization: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "kind": "create_billing_entity",
+            "role": "operator",
+            "organization_id": organization["organization"],
+            **self.cast["billing_entity"],
+        }
+
+    def _account(self, account: Mapping[str, Any]) -> list[dict[str, Any]]:
+        who = {"organization_id": account["organization"], "account_id": account["account"]}
+        commands = [
+            {
+                "kind": "create_account", **who, "name": account["account"], "plan": account["plan"],
+                "opened_at": self.month.start, "group_id": account.get("group"),
+                "credit_limit": account.get("credit_limit"),
+            }
+        ]  # fmt: skip
+        if account.get("level_2"):
+            commands.append({"kind": "grant_level_2", "role": "operator", **who})
+        return commands
+
+    def _money(self, account: Mapping[str, Any]) -> list[dict[str, Any]]:
+        who = {"account_id": account["account"], "currency": "USD", "role": "operator"}
+        if "opening" in account:
+            return [{"kind": "open_balance", **who, "amount": account["opening"]}]
+        if "goodwill" in account:
+            return [{"kind": "grant_goodwill", **who, "amount": account["goodwill"], "note": "to try it"}]
+        return []
+
+    def _recharging(self, account: Mapping[str, Any]) -> list[dict[str, Any]]:
+        if "method" not in account:
+            return []
+        who = {"account_id": account["account"]}
+        self.narrator.knows(account["account"], account["preferences"])
+        return [
+            {"kind": "save_method", **who, "processor": PROCESSOR, "token": account["method"]},
+            {"kind": "set_preferences", **who, "enabled": True, **account["preferences"]},
+        ]
+
+
+def _stood_still(before: Moved, after: Moved, published: int) -> str:
+    duplicates = after.duplicates - before.duplicates
+    moved = before.charges != after.charges or before.wallets != after.wallets
+    all_of_them = "all duplicates" if duplicates == published else f"{duplicates} of {published} duplicates"
+    return f"{all_of_them}, {'something' if moved else 'nothing'} moved"
+
+
+def _write_late_row(file: Path, late: Mapping[str, Any], code: str, zone: ZoneInfo) -> None:
+    """One row as the switch would have written it, for a call that ended shortly before the sample's month's end."""
+    ended = casting.SAMPLE_BOUNDARY - timedelta(seconds=late["before_t_s"])
+    answered = ended - timedelta(seconds=late["seconds"])
+
+    def local(moment: datetime) -> str:
+        return moment.astimezone(zone).strftime("%Y-%m-%d %H:%M:%S")
+
+    row = [
+        code, code, late["called"], "default", f'"" <{code}>', f"PJSIP/{code}-0000f000", "PJSIP/VIOrig-0000f001", "Dial",
+        f"PJSIP/{late['called']}@VIOrig", local(answered), local(answered), local(ended), late["seconds"],
+        late["seconds"], "ANSWERED", "DOCUMENTATION", f"{int(answered.timestamp())}.61440", "",
+    ]  # fmt: skip
+    with file.open("w", newline="") as records:
+        csv.writer(records, lineterminator="\n").writerow(row)

@@ -1,0 +1,127 @@
+"""What a command prints: tables for people, `--output json` for programs (one document, stable keys), never both."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any
+from uuid import UUID
+
+import typer
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+PLAIN_WIDTH = 160  # of output that goes to a file or a pipe, where nobody knows the width of a screen
+
+
+class Format(StrEnum):
+    """How a command answers."""
+
+    table = "table"
+    json = "json"
+
+
+Output = Annotated[Format, typer.Option("--output", "-o", help="tables for people, or JSON for programs")]
+
+console = Console(soft_wrap=False, highlight=False)
+if not console.is_terminal:
+    console = Console(width=PLAIN_WIDTH, highlight=False)
+
+progress = Console(stderr=True)
+"""For bars and spinners: beside the answer, and silent where nobody looks."""
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: dataclasses and models by their fields, instants in UTC with Z, ids as text.
+
+    >>> from datetime import UTC
+    >>> plain({"at": datetime(2026, 11, 1, tzinfo=UTC), "ids": (1, 2)})
+    {'at': '2026-11-01T00:00:00Z', 'ids': [1, 2]}
+    """
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, datetime):
+        return instant(value)
+    if isinstance(value, UUID):
+        return str(value)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return [plain(each) for each in value]
+    return value
+
+
+def instant(value: datetime | None) -> str:
+    """UTC with Z; nothing for None."""
+    return "" if value is None else value.isoformat().replace("+00:00", "Z")
+
+
+def cell(value: Any) -> str:
+    """A value in a table: nothing for None, lists with commas, fields as JSON.
+
+    >>> cell(None), cell(True), cell(("a", "b")), cell({"a": 1})
+    ('', 'yes', 'a, b', '{"a": 1}')
+    """
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, datetime):
+        return instant(value)
+    if isinstance(value, Mapping):
+        return json.dumps(plain(value), ensure_ascii=False)
+    if isinstance(value, list | tuple | set | frozenset):
+        return ", ".join(cell(each) for each in value)
+    return str(value)
+
+
+def show_rows(
+    rows: Sequence[Any], columns: Mapping[str, str], output: Format, *, empty: str = "none", right: Iterable[str] = ()
+) -> None:
+    """Rows as a table of these columns (attribute or key → heading), or all their fields as a JSON list."""
+    if output is Format.json:
+        show_json(rows)
+        return
+    if not rows:
+        console.print(empty)
+        return
+    aligned = set(right)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name, heading in columns.items():
+        table.add_column(heading, justify="right" if name in aligned else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*[Text(cell(_field(row, name))) for name in columns])
+    console.print(table)
+
+
+def show_facts(facts: Mapping[str, Any], output: Format) -> None:
+    """One object: its fields below each other, or a JSON object."""
+    if output is Format.json:
+        show_json(facts)
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        table.add_row(name.replace("_", " "), Text(cell(value)))
+    console.print(table)
+
+
+def show_json(value: Any) -> None:
+    """One JSON document on standard output, as it is: no colours, no wrapping."""
+    typer.echo(json.dumps(plain(value), indent=2, ensure_ascii=False))
+
+
+def _field(row: Any, name: str) -> Any:
+    if isinstance(row, Mapping):
+        return row.get(name)
+    return getattr(row, name)

@@ -1,0 +1,38 @@
+"""Reading a room: through its `api.py`, with that room's own role and no other."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from services.kernel.errors import NotFound, Unavailable
+from services.runtime.database import open_engine, sqlstate
+from services.runtime.settings import Settings, load
+
+POOL_SIZE = 2  # a command asks one thing after the other
+
+
+@asynccontextmanager
+async def room(name: str, settings: Settings | None = None) -> AsyncIterator[AsyncEngine]:
+    """An engine with the role of this room. A server that does not answer is `Unavailable`, in a sentence."""
+    engine = open_engine((settings or load()).room_database_url(name), application="tollbook.cli", pool_size=POOL_SIZE)
+    try:
+        yield engine
+    except (OperationalError, InterfaceError, OSError) as error:
+        raise Unavailable(
+            f"PostgreSQL does not answer ({type(error.__cause__ or error).__name__}); start it by `tollbook up`, or check "
+            "TOLLBOOK_POSTGRES",
+            field="postgres",
+        ) from error
+    except DBAPIError as error:
+        if sqlstate(error) not in ("3D000", "42P01", "3F000"):
+            raise
+        raise NotFound(
+            "the database is empty or older than this program; `tollbook up` brings it to the newest revision",
+            field="postgres",
+        ) from error
+    finally:
+        await engine.dispose()

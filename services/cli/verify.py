@@ -1,0 +1,632 @@
+"""The auditor: proves from what is stored and what is in Kafka that closed periods are complete, single and exact.
+
+It believes no total that a room keeps. Records are classified again one by one, links are counted on their topics, charges
+are added up again, invoices are computed again from their lines, the ledger from its entries. Each room is read through
+its `api.py` (and the runtime's tables in its schema) with that room's own role. Source: designs/closing, "Auditor".
+
+Open invoices are compared as well, but only while nothing is under way; the facts say when something was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from hashlib import blake2b
+from typing import Any
+from uuid import UUID
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from sqlalchemy import func, select, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from contracts.topics import INVOICES_EVENTS, TOPICS, topic_of
+from services.balance import api as balance
+from services.cli.reading import room
+from services.invoices import api as invoices
+from services.kernel.money import format_nano, parse_amount
+from services.kernel.period import period_named
+from services.runtime.database import transaction
+from services.runtime.settings import ROOMS, Settings
+from services.runtime.tables import runtime_tables
+from services.usage import api as usage
+
+DIFFERENCES_MAX = 20  # of one check are shown; one is enough to fail it
+ALL = 2**31 - 1  # rows of a listing
+ARRIVAL_S_MAX = 5.0  # what was given out by one room has reached the next long before
+ZONES_APART = timedelta(hours=14)  # from UTC: a month ends so much earlier or later somewhere on earth
+RECORDS_AT_ONCE = 2_000  # of a partition are looked up in one question
+REPEATS_COMPARED = 50_000  # a relay that starts over repeats a few thousand records at most
+COMPACTION_LAG = timedelta(days=14)  # a state topic loses nothing that is younger
+CLOCK_SLACK = timedelta(
+    seconds=5
+)  # a transaction's instant is its start: what ends this near each other has no known order
+OPEN = ("waiting", "quarantined")  # classes that a record leaves when somebody decides
+
+Lane = tuple[str, int]  # topic, partition
+Link = tuple[str, str, int]  # link, topic, partition
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that must hold: how much was looked at, and what differs."""
+
+    name: str
+    looked_at: str
+    differences: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.differences
+
+
+@dataclass(frozen=True)
+class Report:
+    """All checks, and facts that are no failures but that an auditor wants to see."""
+
+    period: str | None
+    checks: tuple[Check, ...]
+    facts: Mapping[str, str]
+
+    @property
+    def ok(self) -> bool:
+        """Whether all holds."""
+        return all(check.ok for check in self.checks)
+
+
+@dataclass
+class _Findings:
+    """What one check finds while it looks; keeps the first differences and counts the rest."""
+
+    name: str
+    differences: list[str] = field(default_factory=list)
+    left_out: int = 0
+    seen: Counter[str] = field(default_factory=Counter)
+
+    def differs(self, what: str) -> None:
+        if len(self.differences) < DIFFERENCES_MAX:
+            self.differences.append(what)
+        else:
+            self.left_out += 1
+
+    def expect(self, what: str, have: object, want: object) -> None:
+        if have != want:
+            self.differs(f"{what}: {have}, expected {want}")
+
+    def check(self) -> Check:
+        looked_at = ", ".join(f"{count:,} {what}" for what, count in self.seen.items()) or "nothing"
+        more = (f"and {self.left_out} more",) if self.left_out else ()
+        return Check(self.name, looked_at, (*self.differences, *more))
+
+
+@dataclass(frozen=True)
+class _Links:
+    """Every link of every room: the last seq given out by its producer, and how far each consumer has applied it."""
+
+    given: Mapping[Link, int]
+    received: Mapping[str, Mapping[Link, int]]
+    reads: Mapping[str, frozenset[str]]
+
+    def behind(self) -> list[tuple[str, Link, int, int]]:
+        """(room, link, received, given) of all that is under way."""
+        return [
+            (name, link, self.received[name].get(link, 0), last)
+            for name, topics in self.reads.items()
+            for link, last in sorted(self.given.items())
+            if topic_of(link[1]).name in topics and self.received[name].get(link, 0) < last
+        ]
+
+
+class _Log:
+    """Kafka, read from outside of every consumer group."""
+
+    def __init__(self, consumer: Any, prefix: str) -> None:
+        self._consumer = consumer
+        self._prefix = prefix
+
+    async def ranges(self, lanes: Iterable[Lane]) -> dict[Lane, tuple[int, int]]:
+        """Per partition the first offset that is there, and the end; none for a partition that does not exist."""
+        places = {lane: TopicPartition(self._prefix + lane[0], lane[1]) for lane in lanes}
+        if not places:
+            return {}
+        starts = await self._consumer.beginning_offsets(list(places.values()))
+        ends = await self._consumer.end_offsets(list(places.values()))
+        return {lane: (starts[place], ends[place]) for lane, place in places.items()}
+
+    async def read(self, ranges: Mapping[Lane, tuple[int, int]]) -> AsyncIterator[tuple[Lane, Sequence[Any]]]:
+        """Committed records of [start, end) of each partition, in pieces, each partition in order."""
+        places = {
+            TopicPartition(self._prefix + lane[0], lane[1]): (lane, start, end)
+            for lane, (start, end) in ranges.items()
+            if start < end
+        }
+        if not places:
+            return
+        self._consumer.assign(list(places))
+        for place, (_, start, _) in places.items():
+            self._consumer.seek(place, start)
+        left = set(places)
+        while left:
+            found = await self._consumer.getmany(*left, timeout_ms=500, max_records=RECORDS_AT_ONCE)
+            for place, records in found.items():
+                lane, _, end = places[place]
+                piece = [record for record in records if record.offset < end]
+                if piece:
+                    yield lane, piece
+            left = {place for place in left if await self._consumer.position(place) < places[place][2]}
+
+
+@dataclass
+class _Count:
+    """One link as it stands on its topic: repeats are not counted, and must say what was said first."""
+
+    first: int | None = None
+    highest: int = 0
+    records: int = 0
+    recent: dict[int, bytes] = field(default_factory=dict)
+
+    def add(self, seq: int, value: bytes) -> str | None:
+        """Count a record; what is wrong with it, if anything."""
+        digest = blake2b(value, digest_size=8).digest()
+        if self.first is not None and seq <= self.highest:
+            known = self.recent.get(seq, digest)
+            return None if known == digest else f"seq {seq} was sent with two contents"
+        gap = self.first is not None and seq != self.highest + 1
+        before, self.highest = self.highest, seq
+        self.first = seq if self.first is None else self.first
+        self.records += 1
+        self.recent[seq] = digest
+        self.recent.pop(seq - REPEATS_COMPARED, None)
+        return f"seq {seq} follows {before}" if gap else None
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """One kept statement of a cut: of all of it (group None) or of a group that was held."""
+
+    cutoff_id: UUID
+    group_id: str | None
+    body: str
+    sha256: str
+    document: Mapping[str, Any]
+    passed_at: datetime | None
+
+
+class Auditor:
+    """The six checks over one period, or over all."""
+
+    def __init__(self, engines: Mapping[str, AsyncEngine], log: _Log, period: str | None, tell: Tell) -> None:
+        self._engines = engines
+        self._log = log
+        self._period = period
+        self._tell = tell
+
+    async def run(self) -> Report:
+        """All checks, in the order of the design, and the facts."""
+        links = await self._read_links()
+        evidence = await self._read_evidence()
+        charges = await usage.charge_totals(self._engines["usage"])
+        posted = await balance.charge_totals(self._engines["balance"])
+        audit = await invoices.audit(self._engines["invoices"], self._period)
+        is_at_rest = not links.behind() and await self._given() == links.given
+        self._tell("records of the cuts")
+        first = await self._classes(evidence)
+        self._tell("links")
+        second, closed_events = await self._links(links)
+        self._tell("invoices and ledger")
+        third = self._charges_on_invoices(charges, audit, is_at_rest=is_at_rest)
+        fourth = await self._invoices(audit, closed_events)
+        fifth = await self._ledger(charges, posted, is_at_rest=is_at_rest)
+        sixth = await self._evidence(evidence, audit)
+        checks = (first, second, third, fourth, fifth, sixth)
+        return Report(self._period, checks, await self._facts(evidence, is_at_rest=is_at_rest))
+
+    # ---- what is read once -------------------------------------------------------------------------------------------
+
+    async def _read_links(self) -> _Links:
+        """What was given out by now, and how far it is applied; what is under way gets a moment to arrive."""
+        reads = {
+            name: frozenset(topic.name for topic in TOPICS if name in topic.read_by and not topic.bare)
+            for name in ROOMS
+        }
+        given = await self._given()
+        give_up = time.monotonic() + ARRIVAL_S_MAX
+        while True:
+            links = _Links(given, {name: await self._received(name) for name in ROOMS}, reads)
+            if not links.behind() or time.monotonic() > give_up:
+                return links
+            await asyncio.sleep(0.2)
+
+    async def _given(self) -> dict[Link, int]:
+        given: dict[Link, int] = {}
+        for name in ROOMS:
+            columns = runtime_tables(name).link_out.c
+            statement = select(columns.link, columns.topic, columns.partition, columns.last_seq)
+            async with transaction(self._engines[name]) as connection:
+                given |= {(row[0], row[1], row[2]): row[3] for row in (await connection.execute(statement)).all()}
+        return given
+
+    async def _received(self, name: str) -> dict[Link, int]:
+        columns = runtime_tables(name).link_in.c
+        statement = select(columns.link, columns.topic, columns.partition, columns.received_to)
+        async with transaction(self._engines[name]) as connection:
+            return {(row[0], row[1], row[2]): row[3] for row in (await connection.execute(statement)).all()}
+
+    async def _read_evidence(self) -> list[_Evidence]:
+        cuts = {each.cutoff_id: each for each in await usage.cuts(self._engines["usage"])}
+        passes = await usage.group_passes(self._engines["usage"])
+        found = []
+        for kept in await invoices.kept_evidence(self._engines["invoices"]):
+            cut = cuts.get(kept.cutoff_id)
+            group_id = kept.group_id or None
+            passed_at = passes.get((kept.cutoff_id, group_id)) if group_id else cut.passed_at if cut else None
+            try:
+                document = json.loads(kept.body)
+            except ValueError:
+                document = {}
+            if cut is None or self._ends(cut.boundary):
+                found.append(_Evidence(kept.cutoff_id, group_id, kept.body, kept.sha256, document, passed_at))
+        return found
+
+    def _ends(self, boundary: datetime) -> bool:
+        """Whether the period may end at a boundary: in some zone it does."""
+        return self._period is None or abs(boundary - period_named(self._period).end) <= ZONES_APART
+
+    # ---- 1: every record is in one class -----------------------------------------------------------------------------
+
+    async def _classes(self, evidence: Iterable[_Evidence]) -> Check:
+        found = _Findings("1 every usage record below a cut is in exactly one class")
+        decided = await usage.decided_records(self._engines["usage"])
+        told: dict[Lane, list[tuple[_Evidence, Mapping[str, Any]]]] = defaultdict(list)
+        for each in evidence:
+            found.seen["cuts"] += each.group_id is None
+            for lane in each.document.get("lanes", ()):
+                told[lane["topic"], lane["partition"]].append((each, lane))
+        there = await self._log.ranges(told)
+        for lane in sorted(told):
+            start = min(statement["from_offset"] for _, statement in told[lane])
+            end = max(statement["to_offset"] for _, statement in told[lane])
+            if there[lane][0] > start:
+                found.differs(
+                    f"{lane[0]}/{lane[1]} begins at {there[lane][0]}: records from {start} on cannot be read any more"
+                )
+                continue
+            if there[lane][1] < end:
+                found.differs(f"{lane[0]}/{lane[1]} ends at {there[lane][1]}, below the cut at {end}")
+                continue
+            classes = await self._classes_of(found, lane, start, end)
+            for each, statement in told[lane]:
+                self._compare_classes(found, each, statement, classes, decided)
+        return found.check()
+
+    async def _classes_of(self, found: _Findings, lane: Lane, start: int, end: int) -> dict[int, str]:
+        """The class of every record of a partition in [start, end) as it is now."""
+        classes: dict[int, str] = {}
+        async for _, piece in self._log.read({lane: (start, end)}):
+            named = await usage.classify(self._engines["usage"], *lane, [(r.offset, r.value) for r in piece])
+            for record in piece:
+                found.seen["records"] += 1
+                name = named.get(record.offset)
+                if name is None:
+                    found.differs(f"{lane[0]}/{lane[1]}/{record.offset} is in no class")
+                else:
+                    classes[record.offset] = name
+        return classes
+
+    def _compare_classes(
+        self,
+        found: _Findings,
+        evidence: _Evidence,
+        told: Mapping[str, Any],
+        classes: Mapping[int, str],
+        decided: Mapping[tuple[str, int, int], datetime],
+    ) -> None:
+        """Against one statement. A record that somebody decided about since was undecided when it was made."""
+        lane: Lane = (told["topic"], told["partition"])
+        start, end = told["from_offset"], told["to_offset"]
+        where = f"{lane[0]}/{lane[1]} [{start}, {end}) of cut-off {evidence.cutoff_id}"
+        if evidence.group_id is not None:
+            where += f" for {evidence.group_id}"
+        certain: Counter[str] = Counter()
+        near: Counter[str] = Counter()  # decided so near to the statement that either may have come first
+        since = 0
+        for offset, name in classes.items():
+            if not start <= offset < end:
+                continue
+            at = decided.get((*lane, offset))
+            if at is None or evidence.passed_at is None or at < evidence.passed_at - CLOCK_SLACK:
+                certain[name] += 1
+            elif at > evidence.passed_at + CLOCK_SLACK:
+                since += 1
+            else:
+                near[name] += 1
+        counts = Counter({name: count for name, count in told["counts"].items() if count})
+        if not since and not near:
+            found.expect(f"{where} classes", dict(sorted(counts.items())), dict(sorted(certain.items())))
+            return
+        found.expect(f"{where} records", counts.total(), certain.total() + near.total() + since)
+        for name in sorted((counts.keys() | certain.keys()) - set(OPEN)):
+            low, high = certain[name], certain[name] + near[name]
+            if not low <= counts[name] <= high:
+                found.differs(f"{where} {name}: {counts[name]} were told, found {low} to {high}")
+        low = sum(certain[name] for name in OPEN) + since
+        high = low + near.total()
+        if not low <= sum(counts[name] for name in OPEN) <= high:
+            found.differs(f"{where}: {dict(counts)} were told, but {low} to {high} were undecided")
+
+    # ---- 2: links ----------------------------------------------------------------------------------------------------
+
+    async def _links(self, links: _Links) -> tuple[Check, dict[str, Mapping[str, Any]]]:
+        """Count every link on its topic; also what `invoices.events` says of each invoice, by id."""
+        found = _Findings("2 every link between rooms is dense and applied to its end")
+        closed_events: dict[str, Mapping[str, Any]] = {}
+        for name, link, received, last in links.behind():
+            found.differs(f"{name} has applied {received} of {last} on link {link[0]} of {link[1]}/{link[2]}")
+        ranges = await self._log.ranges(sorted({(topic, partition) for _, topic, partition in links.given}))
+        counts: dict[Link, _Count] = defaultdict(_Count)
+        ages: dict[Lane, tuple[int, int]] = {}
+        async for lane, piece in self._log.read(ranges):
+            ages[lane] = (ages.get(lane, (piece[0].timestamp, 0))[0], piece[-1].timestamp)
+            for record in piece:
+                if record.value is None:
+                    continue
+                envelope = json.loads(record.value)
+                count = counts[envelope["link"], *lane]
+                if (wrong := count.add(envelope["seq"], record.value)) is not None:
+                    found.differs(f"link {envelope['link']} of {lane[0]}/{lane[1]}: {wrong}")
+                if lane[0] == INVOICES_EVENTS.name:
+                    closed_events[envelope["data"]["invoice_id"]] = envelope["data"]
+        for link, last in sorted(links.given.items()):
+            lane, count = (link[1], link[2]), counts.pop(link, _Count())
+            where = f"link {link[0]} of {lane[0]}/{lane[1]}"
+            found.seen["links"] += 1
+            found.seen["records"] += count.records
+            first, newest = ages.get(lane, (0, 0))
+            is_whole = ranges[lane][0] == 0 and newest - first < COMPACTION_LAG / timedelta(milliseconds=1)
+            if is_whole or topic_of(lane[0]).cleanup == "delete":
+                wanted = last if is_whole else last - (count.first or 1) + 1 if count.records else 0
+                found.expect(
+                    f"{where}: records, highest seq", (count.records, count.highest), (wanted, last if wanted else 0)
+                )
+            elif count.highest > last:
+                found.differs(f"{where}: the topic holds seq {count.highest}, {last} were given out")
+        for link in counts:
+            found.differs(f"{link[1]}/{link[2]} holds records of link {link[0]}, which nobody gave out")
+        return found.check(), closed_events
+
+    # ---- 3: charges and invoices -------------------------------------------------------------------------------------
+
+    def _charges_on_invoices(
+        self,
+        charges: Mapping[tuple[str | None, str | None], usage.ChargeTotal],
+        audit: invoices.Audit,
+        *,
+        is_at_rest: bool,
+    ) -> Check:
+        found = _Findings("3 every charge is on the one invoice of its group and period, and on no other")
+        have = {
+            (each.group_id, each.period): (each.state, (each.charges, each.exact_nano, each.xor))
+            for each in audit.invoices
+        }
+        want = {
+            (group_id, bill_to): (total.count, total.amount_nano, total.xor)
+            for (group_id, bill_to), total in charges.items()
+            if group_id is not None and bill_to is not None and self._period in (None, bill_to)
+        }
+        for key in sorted(have.keys() | want.keys()):
+            state, sums = have.get(key, ("open", (0, 0, 0)))
+            if state == "open" and not is_at_rest:
+                continue
+            found.seen["invoices"] += 1
+            found.seen["charges"] += want.get(key, (0, 0, 0))[0]
+            found.expect(f"invoice {key[0]} {key[1]} (charges, nanos, xor)", sums, want.get(key, (0, 0, 0)))
+        return found.check()
+
+    # ---- 4: documents ------------------------------------------------------------------------------------------------
+
+    async def _invoices(self, audit: invoices.Audit, closed_events: Mapping[str, Mapping[str, Any]]) -> Check:
+        found = _Findings(
+            "4 every closed invoice is computed again to the last digit, unchanged, and numbered without gap"
+        )
+        for finding in audit.findings:
+            if not finding.startswith("evidence of"):
+                found.differs(finding)
+        engine = self._engines["invoices"]
+        seen = set()
+        for each in await invoices.list_invoices(engine, period=self._period, limit=ALL):
+            if each.state != "closed" or each.sha256 is None:
+                continue
+            found.seen["invoices"] += 1
+            name, invoice_id = f"invoice {each.number}", str(each.invoice_id)
+            seen.add(invoice_id)
+            document = (await invoices.show(engine, invoice_id)).document
+            totals = document["totals"]
+            for column, told in (
+                ("net", each.net_nano), ("tax", each.tax_nano), ("total", each.total_nano), ("due", each.due_nano),
+            ):  # fmt: skip
+                found.expect(f"{name} {column}", told, parse_amount(totals[column], signed=True))
+            found.expect(f"{name} number", each.number, document["number"])
+            event = closed_events.get(invoice_id)
+            if event is None:
+                found.differs(f"{name} was never told on {INVOICES_EVENTS.name}")
+                continue
+            for what in ("number", "group_id", "period", "sha256", "charges"):
+                found.expect(f"{name} {what} as it was told", getattr(each, what), event[what])
+            for what in ("net", "tax", "total", "paid_from_balance", "due"):
+                found.expect(f"{name} {what} as it was told", totals[what], event[what])
+        for invoice_id, event in closed_events.items():
+            if invoice_id not in seen and self._period in (None, event["period"]):
+                found.differs(f"invoice {event['number']} was told on {INVOICES_EVENTS.name} and is not there")
+        return found.check()
+
+    # ---- 5: ledger ---------------------------------------------------------------------------------------------------
+
+    async def _ledger(
+        self,
+        charges: Mapping[tuple[str | None, str | None], usage.ChargeTotal],
+        totals: Sequence[balance.ChargeTotals],
+        *,
+        is_at_rest: bool,
+    ) -> Check:
+        found = _Findings("5 the ledger sums to zero, wallets are their entries, and charges are posted once")
+        engine = self._engines["balance"]
+        for ref, nano in await balance.unbalanced_transactions(engine):
+            found.differs(f"transaction {ref} sums to {format_nano(nano)}, not to zero")
+        sums: Counter[str] = Counter()
+        for (currency, _), nano in (await balance.ledger_totals(engine)).items():
+            sums[currency] += nano
+        for currency, nano in sums.items():
+            found.expect(f"all entries in {currency}", format_nano(nano), "0")
+        for wrong in await balance.wallet_differences(engine):
+            found.differs(
+                f"{wrong.kind} of {wrong.account_id} is {format_nano(wrong.held_nano)}, its entries sum to"
+                f" {format_nano(wrong.entries_nano)}"
+            )
+        for link, expected, seq in await balance.batch_gaps(engine):
+            found.differs(f"batches of link {link} go on at {seq}, expected {expected}")
+        posted = {each.account_id: (each.charges, each.charged_nano) for each in totals}
+        rated: dict[str, tuple[int, int]] = {}
+        for total in charges.values():
+            for account_id, own in total.accounts.items():
+                count, nano = rated.get(account_id, (0, 0))
+                rated[account_id] = (count + own.count, nano + own.amount_nano)
+        found.seen["accounts"] = len(rated.keys() | posted.keys())
+        if is_at_rest:
+            for account_id in sorted(rated.keys() | posted.keys()):
+                found.expect(
+                    f"charges of {account_id} (number, nanos)",
+                    posted.get(account_id, (0, 0)),
+                    rated.get(account_id, (0, 0)),
+                )
+        await self._payments(found)
+        if is_at_rest:
+            await self._closings(found)
+        return found.check()
+
+    async def _payments(self, found: _Findings) -> None:
+        """Every settled attempt is credited once and nothing else is."""
+        engine = self._engines["balance"]
+        before = await balance.transaction_totals(engine, "payment")
+        settled = {
+            str(each.attempt_id): {"wallet": parse_amount(each.amount), "clearing": -parse_amount(each.amount)}
+            for each in await balance.attempts(engine, limit=ALL)
+            if each.state == "settled"
+        }
+        after = await balance.transaction_totals(engine, "payment")
+        found.seen["payments"] = len(settled)
+        for ref in sorted(settled.keys() | before.keys()):  # one that settles at this moment may be in `after` alone
+            found.expect(f"payment {ref}", after.get(ref, {}), settled.get(ref, {}))
+
+    async def _closings(self, found: _Findings) -> None:
+        """Every closed invoice is posted once, to its total: what its wallets and receivables moved, rounding and tax."""
+        posted = await balance.transaction_totals(self._engines["balance"], "closing")
+        listed = await invoices.list_invoices(self._engines["invoices"], state="closed", limit=ALL)
+        found.seen["closings"] = len(posted)
+        for each in listed:
+            sums = posted.pop(str(each.invoice_id), None)
+            if sums is None:
+                if each.exact_nano or each.total_nano:
+                    found.differs(f"invoice {each.number} is not posted")
+                continue
+            exact, net, tax, due = each.exact_nano, each.net_nano or 0, each.tax_nano or 0, each.due_nano or 0
+            want = Counter({"rounding": net - exact, "tax": tax, "receivable": -due})
+            have = {name: nano for name, nano in sums.items() if name in want}
+            found.expect(f"closing of invoice {each.number}", have, {name: nano for name, nano in want.items() if nano})
+        for ref in posted:
+            found.differs(f"a closing is posted for invoice {ref}, which is not closed")
+
+    # ---- 6: evidence -------------------------------------------------------------------------------------------------
+
+    async def _evidence(self, evidence: Sequence[_Evidence], audit: invoices.Audit) -> Check:
+        found = _Findings("6 the evidence of every cut has the hash that its invoices carry")
+        for finding in audit.findings:
+            if finding.startswith("evidence of"):
+                found.differs(finding)
+        whole = {each.cutoff_id: each for each in evidence if each.group_id is None}
+        cuts = {each.cutoff_id: each for each in await usage.cuts(self._engines["usage"])}
+        for each in evidence:
+            found.seen["statements"] += 1
+            name = f"evidence of cut-off {each.cutoff_id}" + (f" for {each.group_id}" if each.group_id else "")
+            found.expect(f"{name} hash", invoices.sha256_of(each.body), each.sha256)
+            cut = cuts.get(each.cutoff_id)
+            if cut is None:
+                found.differs(f"{name}: usage knows no such cut")
+                continue
+            told = {(lane["topic"], lane["partition"]): lane for lane in each.document.get("lanes", ())}
+            found.expect(f"{name} ends", {lane: told[lane]["to_offset"] for lane in told}, cut.positions)
+            begins = {lane: cut.begins.get(lane, 0) for lane in told}
+            found.expect(f"{name} begins", {lane: told[lane]["from_offset"] for lane in told}, begins)
+            found.expect(f"{name} held", set(each.document.get("held", ())) - set(cut.held), set())
+            if each.group_id is not None:
+                base = whole.get(each.cutoff_id)
+                found.expect(f"{name} names", each.document.get("whole_sha256"), base.sha256 if base else None)
+        return found.check()
+
+    # ---- facts -------------------------------------------------------------------------------------------------------
+
+    async def _facts(self, evidence: Sequence[_Evidence], *, is_at_rest: bool) -> dict[str, str]:
+        facts: dict[str, str] = {}
+        facts["at rest"] = "yes" if is_at_rest else "no: something is under way, so open invoices were not compared"
+        stopped, open_records = [], []
+        for name in ROOMS:
+            tables = runtime_tables(name)
+            async with transaction(self._engines[name]) as connection:
+                lanes = (
+                    select(tables.lane.c.name).where(tables.lane.c.stopped.is_not(None)).order_by(tables.lane.c.name)
+                )
+                stopped += [f"{name}: {lane}" for lane in (await connection.execute(lanes)).scalars()]
+                columns = tables.parked.c
+                count = (
+                    select(columns.reason, func.count())
+                    .where(columns.state.in_(["quarantined", "waiting", "replaying", "discarding"]))
+                    .group_by(columns.reason)
+                    .order_by(columns.reason)
+                )
+                open_records += [
+                    f"{name} {reason} {number}" for reason, number in (await connection.execute(count)).all()
+                ]
+        facts["stopped lanes"] = ", ".join(stopped) or "none"
+        facts["undecided records"] = ", ".join(open_records) or "none"
+        async with transaction(self._engines["usage"]) as connection:
+            clock = (await connection.execute(text("select movable, ahead from runtime.clock"))).one()
+        ahead = f", {clock.ahead} ahead" if clock.ahead else ""
+        facts["clock"] = f"movable{ahead}: not a production database" if clock.movable else "cannot be moved"
+        waiting = [
+            f"{each.boundary.isoformat()} for {each.waiting_for or ', '.join(n for n, w in each.held.items() if w) or 'invoices'}"
+            for each in await invoices.cuts(self._engines["invoices"])
+            if each.finished_at is None
+        ]
+        facts["cuts"] = str(sum(each.group_id is None for each in evidence))
+        facts["cuts that wait"] = "; ".join(waiting) or "none"
+        return facts
+
+
+async def run(settings: Settings, period: str | None = None, *, tell: Tell = lambda _: None) -> Report:
+    """Audit one period, or all that was ever closed. ``tell`` hears what is looked at next."""
+    if period is not None:
+        period_named(period)
+    async with _opened(settings) as (engines, log):
+        return await Auditor(engines, log, period, tell).run()
+
+
+@asynccontextmanager
+async def _opened(settings: Settings) -> AsyncIterator[tuple[dict[str, AsyncEngine], _Log]]:
+    async with AsyncExitStack() as stack:
+        engines = {name: await stack.enter_async_context(room(name, settings)) for name in ROOMS}
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=settings.kafka_bootstrap,
+            client_id="tollbook-verify",
+            isolation_level="read_committed",
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            fetch_max_wait_ms=50,
+        )
+        await consumer.start()
+        stack.push_async_callback(consumer.stop)
+        yield engines, _Log(consumer, settings.topic_prefix)

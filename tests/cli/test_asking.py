@@ -1,0 +1,48 @@
+"""Commands that change something travel through Kafka to a room that runs; the answer comes back to the user."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Tollbook
+from tests.support.processes import Processes
+from tests.support.servers import Database
+
+
+async def test_an_answer_comes_back_and_a_refusal_is_exit_1_with_reason_and_field(
+    tollbook: Tollbook,
+    database: Database,
+    kafka: str,
+    topic_prefix: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    environment = database.environment(TOLLBOOK_KAFKA=kafka, TOLLBOOK_TOPIC_PREFIX=topic_prefix)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    rooms = Processes(environment, tmp_path)
+    rooms.start("groups", "services.groups")
+    try:
+        accepted = await tollbook("org", "create", "lakeside", "--name", "Lakeside Dental", "--output", "json")
+        assert accepted.code == 0, rooms.tail("groups")
+        assert set(accepted.json) == {"command_id", "accepted", "message", "reason", "field", "objects", "warnings"}
+        assert (accepted.json["accepted"], accepted.json["reason"]) == (True, None)
+        again = await tollbook("org", "create", "lakeside", "--name", "Lakeside Dental")
+        assert again.code == 1
+        assert again.out.startswith("refused (already_exists): organization_id: ")
+        entity = await tollbook(
+            "org", "entity", "seller", "--organization", "lakeside", "--name", "S", "--address", "A"
+        )
+        assert entity.code == 0
+        account = await tollbook("account", "create", "sales", "--organization", "lakeside", "--plan", "payg")
+        assert account.out == "account sales created; payer group sales\n"
+        listed = (await tollbook("account", "list", "--output", "json")).json
+        assert [(row["account_id"], row["plan"], row["group_id"], row["wallet"]) for row in listed] == [
+            ("sales", "payg", "sales", None)
+        ]
+        shown = (await tollbook("account", "show", "sales", "--output", "json")).json
+        assert set(shown) == {"account", "plans", "groups", "balance"}
+    finally:
+        rooms.stop()

@@ -1,0 +1,25 @@
+"""The report of an import accounts for every row, for people and for programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.cli.conftest import Tollbook
+
+DEMO = Path(__file__).parents[2] / "deploy" / "demo"
+FILE, PROFILE = str(DEMO / "asterisk_master.csv"), str(DEMO / "switch_profile.json")
+
+
+async def test_a_dry_run_accounts_for_every_row_of_the_sample(tollbook: Tollbook) -> None:
+    report = (await tollbook("import", FILE, "--profile", PROFILE, "--dry-run", "--output", "json")).json
+    assert report["rows"] == report["published"] + report["internal"] + report["no_leg"] + report["refused"] == 1000
+    assert (report["legs"], report["dry_run"]) == (413, True)
+    assert report["refused"] == len(report["refusals"]) == sum(report["refused_by_code"].values())
+    assert set(report["refusals"][0]) == {"line", "field", "code", "message"}
+
+
+async def test_a_dry_run_says_so_and_names_the_first_refusals(tollbook: Tollbook) -> None:
+    ran = await tollbook("import", FILE, "--profile", PROFILE, "--dry-run")
+    assert ran.code == 0
+    assert ran.out.startswith("1000 rows: 386 would be published, 572 internal, 15 no leg, 27 refused\n")
+    assert "is no telephone number, and nobody answered" in ran.out

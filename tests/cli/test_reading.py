@@ -1,0 +1,91 @@
+"""What reads and asks of rooms without Kafka: tables for people, JSON with stable keys for programs."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Tollbook
+from tests.support.servers import Database
+
+DEMO = Path(__file__).parents[2] / "deploy" / "demo"
+
+
+@pytest.fixture
+def on_database(tollbook: Tollbook, database: Database, monkeypatch: pytest.MonkeyPatch) -> Tollbook:
+    """Commands on a fresh database whose clock can be moved."""
+    for name, value in database.environment().items():
+        monkeypatch.setenv(name, value)
+    return tollbook
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["account", "list"],
+        ["group", "list"],
+        ["org", "list"],
+        ["org", "log"],
+        ["price", "list"],
+        ["invoice", "list"],
+        ["charge", "list", "nobody"],
+        ["quarantine", "list"],
+        ["quarantine", "list", "--room", "balance", "--all"],
+    ],
+)
+async def test_an_empty_list_is_an_empty_json_list(on_database: Tollbook, arguments: list[str]) -> None:
+    ran = await on_database(*arguments, "--output", "json")
+    assert (ran.code, ran.json) == (0, [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["account", "show", "nobody"], "account: there is no account nobody"),
+        (["group", "show", "none"], "payer group: there is no payer group none"),
+        (["org", "show", "none"], "organization: there is no organization none"),
+        (["quarantine", "show", "7"], "ID: there is no record 7 in the quarantine of usage"),
+        (["charge", "explain", "2046e3a9-494c-8eae-94fc-f1a3ae1e2b14"], "charge_id: there is no charge 2046e3a9-494c-8eae-94fc-f1a3ae1e2b14"),
+        (["invoice", "show", "TT-1"], "invoice: no closed invoice has the number or id 'TT-1'"),
+    ],
+)  # fmt: skip
+async def test_what_is_not_there_is_exit_1(on_database: Tollbook, arguments: list[str], sentence: str) -> None:
+    ran = await on_database(*arguments)
+    assert (ran.code, ran.err) == (1, f"{sentence}\n")
+
+
+async def test_a_price_file_becomes_a_version_and_what_is_refused_is_named(on_database: Tollbook) -> None:
+    file = str(DEMO / "voice_prices.csv")
+    imported = await on_database(
+        "price", "import", file, "--book", "list", "--from", "2026-10-01", "--default", "-o", "json"
+    )
+    assert set(imported.json) == {"book_id", "version", "currency", "effective_from", "prices", "refused"}
+    assert (imported.json["version"], imported.json["effective_from"]) == (1, "2026-10-01T00:00:00Z")
+    assert [refused["message"][:30] for refused in imported.json["refused"]] == ["AN is in no number plan, so it"]
+    again = await on_database("price", "import", file, "--book", "list", "--from", "2026-11-01")
+    assert again.out.startswith("list version 2: ")
+    listed = (await on_database("price", "list", "--output", "json")).json
+    assert [(row["book_id"], row["version"], row["prices"]) for row in listed] == [("list", 1, 1111), ("list", 2, 1111)]
+
+
+async def test_a_default_book_must_exist(on_database: Tollbook) -> None:
+    ran = await on_database("price", "default", "no-such-book")
+    assert (ran.code, ran.err) == (2, "BOOK: there is no price book no-such-book; import it first\n")
+
+
+async def test_the_clock_of_a_movable_database_moves_forward(on_database: Tollbook) -> None:
+    before = (await on_database("clock", "show", "--output", "json")).json
+    assert set(before) == {"now", "ahead_s", "movable"}
+    assert (before["ahead_s"], before["movable"]) == (0, True)
+    moved = (await on_database("clock", "move", "49h", "--output", "json")).json
+    gone = datetime.fromisoformat(moved["now"]) - datetime.fromisoformat(before["now"])
+    assert 49 * 3600 <= gone.total_seconds() < 49 * 3600 + 60
+    assert (await on_database("clock", "show", "--output", "json")).json["ahead_s"] == 49 * 3600
+
+
+async def test_nothing_is_closed_before_invoices_has_run(on_database: Tollbook) -> None:
+    ran = await on_database("invoice", "close", "--period", "2026-10")
+    assert ran.code == 1
+    assert "invoices has not run yet" in ran.err

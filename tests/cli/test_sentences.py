@@ -1,0 +1,97 @@
+"""What a user did wrong is said in one sentence that names the field and the fix; nobody sees a traceback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Tollbook
+
+DEMO = Path(__file__).parents[2] / "deploy" / "demo"
+PROFILE = str(DEMO / "switch_profile.json")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["run", "kitchen"], "ROOM: there is no room 'kitchen'; the rooms are usage, balance, groups, invoices, payments"),
+        (["clock", "move", "5 weeks"], "BY: must be a whole number with s, m, h or d, such as 49h"),
+        (["charge", "explain", "x"], "CHARGE: must be the id of a charge; `tollbook charge list ACCOUNT` shows them"),
+        (["invoice", "list", "--state", "paid"], "state: must be open, closed or nothing"),
+        (["quarantine", "replay"], "ID: name records by id, or all of one reason by --reason"),
+        (["quarantine", "list", "--room", "x"], "room: there is no room 'x'; the rooms are usage, balance, groups, invoices, payments"),
+        (["price", "use", "list"], "account: name either an account or an organization"),
+        (["account", "open-balance", "sales", "1_000"], 'amount: must be a decimal string such as "10.00" or "-2.50"'),
+        (["account", "goodwill", "sales", "5.0000000001"], 'amount: must be a decimal string such as "10.00"'),
+        (["account", "create", "a b", "--organization", "x", "--plan", "payg"],
+         'account_id: must begin with a letter or digit and hold at most 64 letters, digits, "_", "." and "-"'),
+        (["account", "create", "a", "--organization", "x", "--plan", "gold"], "plan: must be one of 'trial', 'payg' or 'invoiced'"),
+        (["account", "create", "a", "--organization", "x", "--plan", "payg", "--opened-at", "soon"],
+         'opened_at: must be an instant such as "2026-10-01" or "2026-10-01T00:00:00Z"'),
+        (["group", "create", "g", "--organization", "x", "--company", "X", "--tax-rate", "20"],
+         'tax_rate: must be a rate from 0 to 1 such as "0.20"'),
+        (["import", "missing.csv", "--profile", PROFILE, "--dry-run"], "FILE: missing.csv cannot be read: No such file or directory"),
+        (["import", PROFILE, "--profile", PROFILE, "--format", "avaya", "--dry-run"], "format: 'avaya' is no format; use one of asterisk"),
+        (["import", PROFILE, "--profile", "missing.json"], "profile: missing.json cannot be read: No such file or directory"),
+    ],
+)  # fmt: skip
+async def test_a_wrong_command_line_is_exit_2_and_names_the_field(
+    tollbook: Tollbook, arguments: list[str], sentence: str
+) -> None:
+    ran = await tollbook(*arguments)
+    assert (ran.code, ran.err, ran.out) == (2, f"{sentence}\n", "")
+
+
+@pytest.mark.parametrize("arguments", [["invoice"], ["account", "fly"], ["price", "import", "x.csv"], ["fly"]])
+async def test_an_unknown_or_incomplete_command_is_exit_2(tollbook: Tollbook, arguments: list[str]) -> None:
+    assert (await tollbook(*arguments)).code == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["account", "list"],
+        ["invoice", "status", "--period", "2026-10"],
+        ["account", "level-2", "a", "--organization", "x"],
+        ["verify"],
+    ],
+)
+async def test_without_servers_a_command_says_how_to_start_them(tollbook: Tollbook, arguments: list[str]) -> None:
+    ran = await tollbook(*arguments)
+    assert ran.code == 1
+    assert "no embedded server runs below" in ran.err
+    assert "start them by `tollbook up`" in ran.err
+    assert "Traceback" not in ran.err
+
+
+async def test_a_server_that_does_not_answer_is_said_in_a_sentence(
+    tollbook: Tollbook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOLLBOOK_POSTGRES", "postgresql://127.0.0.1:9/tollbook")
+    monkeypatch.setenv("TOLLBOOK_ROOM_PASSWORD", "x")
+    ran = await tollbook("account", "list")
+    assert ran.code == 1
+    assert ran.err.startswith("postgres: PostgreSQL does not answer")
+    assert ran.err.count("\n") == 1
+
+
+async def test_help_names_every_command(tollbook: Tollbook) -> None:
+    ran = await tollbook("--help")
+    assert ran.code == 0
+    for name in (
+        "up",
+        "run",
+        "demo",
+        "import",
+        "verify",
+        "org",
+        "account",
+        "group",
+        "price",
+        "charge",
+        "invoice",
+        "quarantine",
+        "clock",
+    ):
+        assert f" {name} " in ran.out
