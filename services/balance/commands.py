@@ -34,6 +34,8 @@ from services.runtime.work import Work
 
 WAIT_MAX = timedelta(seconds=60)  # the registry is seconds behind at most; after that the id is probably wrong
 
+UNKNOWN_ACCOUNT = "unknown_account"
+
 PROCESSORS = ("sandbox",)  # those that take requests and have a topic for their results
 
 Command = OpenBalance | GrantGoodwill | SaveMethod | DeleteMethod | SetPreferences
@@ -108,11 +110,13 @@ async def _without_those_that_wait(work: Work, asked: Sequence[tuple[Record, Com
         elif record.was_waiting and account_id not in known:
             work.quarantine(
                 record,
-                "unknown_account",
+                UNKNOWN_ACCOUNT,
                 f"the registry knows no account {account_id}; create it, then replay this command",
                 field="account_id",
                 account_id=account_id,
             )
+        elif (refused := _card_number_in(command)) is not None:
+            work.quarantine(record, refused.code, refused.message, field=refused.field)
         else:
             work.wait(record, f"waits until the registry tells account {account_id}", account_id=account_id)
     return ready
@@ -126,11 +130,27 @@ async def look_at_waiting(work: Work) -> None:
 
 
 async def forget_card_numbers(work: Work, parked: Sequence[Parked]) -> None:
-    """What is kept of a refused record never holds a card number."""
+    """What is kept of a refused record never holds a card number.
+
+    A command that only waits for its account was looked through and has to run as it was written: an id of digits alone may
+    look like a card number too.
+    """
     for item in parked:
-        item.record.value = redacted(item.record.value)
-        item.record.key = redacted(item.record.key)
+        record = item.record
+        if item.reason not in ("waiting", UNKNOWN_ACCOUNT):
+            record.value = redacted(record.value)
+        record.key = redacted(record.key)
+        record.headers = tuple((without_card_numbers(name), redacted(value) or b"") for name, value in record.headers)
+        item.field = item.field and without_card_numbers(item.field)
         item.message = without_card_numbers(item.message)
+
+
+def _card_number_in(command: Command) -> InvalidInput | None:
+    try:
+        _refuse_card_numbers(command)
+    except InvalidInput as refused:
+        return refused
+    return None
 
 
 def _refuse_card_numbers(command: Command) -> None:

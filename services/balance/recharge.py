@@ -147,14 +147,15 @@ def is_in_flight(attempts: Iterable[Attempt]) -> bool:
 
 
 def counted_in_window(attempts: Iterable[Attempt], now: datetime) -> list[datetime]:
-    """When the automatic attempts that count for the ten were requested, in (now - 24 h, now], oldest first.
+    """When the automatic attempts that count for the ten were requested, after now - 24 h, oldest first.
 
-    Declined and cancelled ones do not count; refunded or disputed later still do.
+    Declined and cancelled ones do not count; refunded or disputed later still do. One that is later than ``now`` counts: a
+    transaction that waited for its wallet has an instant from before the wait.
     """
     return sorted(
         attempt.requested_at
         for attempt in attempts
-        if attempt.kind == "auto" and attempt.state in COUNTED and now - WINDOW < attempt.requested_at <= now
+        if attempt.kind == "auto" and attempt.state in COUNTED and attempt.requested_at > now - WINDOW
     )
 
 

@@ -22,6 +22,16 @@ CLOCK_NOW = func.runtime.clock_now()
 _TEXTS = ARRAY(Text)
 
 
+class LaneStopped(Corrupt):
+    """The lane was stopped, by another copy or a person: nothing of it is applied until a person lets it go on."""
+
+    code = "lane_stopped"
+
+    def __init__(self, lane: str, message: str) -> None:
+        super().__init__(message)
+        self.lane = lane
+
+
 @dataclass(frozen=True)
 class Locked:
     """The lanes of one transaction: positions at the time of the lock, and the transaction's instant."""
@@ -78,7 +88,7 @@ async def transaction_instant(connection: AsyncConnection, tables: RuntimeTables
 
 
 async def lock_lanes(connection: AsyncConnection, tables: RuntimeTables, names: Iterable[str]) -> Locked:
-    """Lock Kafka lanes in the order of their names; a stopped or missing lane is an error of the caller."""
+    """Lock Kafka lanes in the order of their names. Raises `LaneStopped` for the first that is; a missing one is a bug."""
     wanted = sorted(set(names))
     statement = (
         select(
@@ -93,9 +103,11 @@ async def lock_lanes(connection: AsyncConnection, tables: RuntimeTables, names: 
         .with_for_update(of=tables.lane)
     )
     rows = (await connection.execute(statement, {"names": wanted})).all()
-    if len(rows) != len(wanted) or any(row.stopped for row in rows):
-        missing = sorted(set(wanted) - {row.name for row in rows if not row.stopped})
-        raise Corrupt(f"lanes {missing} are missing or stopped", code="lane_stopped")
+    for row in rows:
+        if row.stopped:
+            raise LaneStopped(row.name, row.stopped)
+    if len(rows) != len(wanted):
+        raise Corrupt(f"lanes {sorted(set(wanted) - {row.name for row in rows})} are missing", code="lane_missing")
     return Locked(rows[0].now, rows[0].epoch, {row.name: row.position for row in rows})
 
 

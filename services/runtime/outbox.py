@@ -74,6 +74,10 @@ class Outbox:
     def __len__(self) -> int:
         return len(self._outgoing)
 
+    def take_back(self, kept: int) -> None:
+        """Forget what was added after the first ``kept`` records: what it speaks of was rolled back."""
+        del self._outgoing[kept:]
+
     async def flush(
         self, connection: AsyncConnection, tables: RuntimeTables, lane: str, now: datetime, epoch: int
     ) -> None:

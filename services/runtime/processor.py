@@ -21,7 +21,15 @@ from contracts.topics import topic_of
 from services.kernel.errors import Corrupt
 from services.runtime import faults, parking
 from services.runtime.database import is_data_error, is_retryable, sqlstate, transaction
-from services.runtime.lanes import CLOCK_NOW, advance_lanes, internal_lane, lock_lanes, stop_lane, transaction_instant
+from services.runtime.lanes import (
+    CLOCK_NOW,
+    LaneStopped,
+    advance_lanes,
+    internal_lane,
+    lock_lanes,
+    stop_lane,
+    transaction_instant,
+)
 from services.runtime.links import Link, LinkLost, accept, load_received, save_received
 from services.runtime.outbox import Outbox
 from services.runtime.records import Record
@@ -75,8 +83,9 @@ class Processor:
             try:
                 await self._isolate(source, records, ranges)
                 return stopped
-            except LinkLost as error:
-                await self._stop(error)
+            except (LinkLost, LaneStopped) as error:
+                if isinstance(error, LinkLost):
+                    await self._stop(error)
                 stopped.add(error.lane)
                 records = [record for record in records if record.lane != error.lane]
                 ranges = {lane: span for lane, span in ranges.items() if lane != error.lane}
@@ -217,12 +226,11 @@ class Processor:
         before = len(work.parked)
         if nested:
             try:
-                async with work.connection.begin_nested():
+                async with work.attempt():
                     await source.handle(work, records)
             except Exception as error:
                 if is_retryable(error):
                     raise
-                del work.parked[before:]
                 refusal = _refusal(error)
                 for record in records:
                     work.quarantine(record, refusal.reason, refusal.message)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
@@ -69,6 +70,19 @@ class Work:
         """Keep a good record that may not run yet."""
         record.verdict = "waiting"
         self.parked.append(parking.Parked(record, "waiting", "waiting", None, message, about))
+
+    @asynccontextmanager
+    async def attempt(self) -> AsyncIterator[None]:
+        """A part that can fail alone: on an error its writes, and what it published and parked, are taken back with it."""
+        published, parked, calls = len(self.outbox), len(self.parked), len(self.after_commit)
+        try:
+            async with self.connection.begin_nested():
+                yield
+        except BaseException:
+            self.outbox.take_back(published)
+            del self.parked[parked:]
+            del self.after_commit[calls:]
+            raise
 
     async def set_timers(self, kind: str, due: dict[str, datetime]) -> None:
         """Set (or move) the timer of each key. A key has one timer of a kind."""

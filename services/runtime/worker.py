@@ -31,7 +31,7 @@ from services.runtime.broker import (
     subscribe,
 )
 from services.runtime.database import is_retryable, open_engine, transaction
-from services.runtime.lanes import give_birth, lanes_of, stop_lane
+from services.runtime.lanes import LaneStopped, give_birth, lanes_of, stop_lane
 from services.runtime.processor import Behind, Processor
 from services.runtime.records import Record, lane_name
 from services.runtime.relay import Relay
@@ -146,14 +146,15 @@ class InputRunner:
                 for tp in touched:
                     self._next[tp] = max(self._next.get(tp, 0), touched[tp])
                     if self._lane(tp) in stopped:
-                        self._stop(tp, "link lost")
+                        self._stop(tp, "link lost, or stopped elsewhere")
                         consumer.pause(tp)
         except Behind:
             log.warning("%s.%s reads again from its lanes' positions", self._worker.room.name, self._source.name)
             await self.assigned({tp for tp in touched if tp in consumer.assignment()})
         finally:
-            consumer.handed = False
             self.handled_at = time.monotonic()
+        # Not when it failed or was cancelled: then the consumer's position is beyond records that were not applied.
+        consumer.handed = False
 
     async def pass_markers(self) -> None:
         """Advance lanes over transaction markers and aborted records, when no record is out with the handler."""
@@ -175,7 +176,14 @@ class InputRunner:
                 ranges[self._lane(tp)] = (self._next[tp], position)
                 passed[tp] = position
         if ranges:
-            await self._worker.processor.pass_markers(ranges)
+            try:
+                await self._worker.processor.pass_markers(ranges)
+            except LaneStopped as error:
+                for tp in passed:
+                    if self._lane(tp) == error.lane:
+                        self._stop(tp, error.message)
+                        consumer.pause(tp)
+                return
             for tp, position in passed.items():
                 self._next[tp] = max(self._next[tp], position)
 

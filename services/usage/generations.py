@@ -15,12 +15,15 @@ DAYS_AHEAD = 2
 
 
 async def look_after(work: Work) -> None:
-    """Tick: open the days to come, and the next generation when the current one is 36 days old."""
-    today = work.now.date()
-    await store.open_charge_days(work.connection, [today + timedelta(days=ahead) for ahead in range(DAYS_AHEAD + 1)])
+    """Tick: open the next generation when the current one is 36 days old, and the days to come.
+
+    The generation first: batches open days while they hold the state, and the other order would lock them out.
+    """
     state = await store.read_state(work.connection)
     if work.now - state.generation_since >= GENERATION_LASTS:
         await switch_generation(work)
+    today = work.now.date()
+    await store.open_charge_days(work.connection, [today + timedelta(days=ahead) for ahead in range(DAYS_AHEAD + 1)])
 
 
 async def switch_generation(work: Work) -> None:

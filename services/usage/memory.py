@@ -43,14 +43,18 @@ class Memory:
         await self.refresh(connection, await store.share_state(connection))
 
     async def refresh(self, connection: AsyncConnection, state: store.Found) -> None:
-        """Read again what has changed. The transaction holds the state, shared or alone, and has changed nothing yet."""
-        if state.registry_version != self._registry_version:
+        """Read again what has changed; the transaction has changed nothing yet.
+
+        Batches, the replay and a tick of one process refresh the same picture while the others wait for the database, and the
+        tick may look without holding the state. So the picture only goes forward: what comes back late is let go.
+        """
+        if state.registry_version > self._registry_version:
             await self._read_registry(connection, state.registry_version)
-        if state.books_version != self._books_version:
+        if state.books_version > self._books_version:
             await self._read_books(connection, state.books_version)
-        if state.cuts_version != self._cuts_version:
+        if state.cuts_version > self._cuts_version:
             await self._read_cuts(connection, state.cuts_version)
-        self.generation = state.generation
+        self.generation = max(self.generation, state.generation)
 
     @property
     def sealed_generations(self) -> tuple[int, ...]:
@@ -59,6 +63,8 @@ class Memory:
 
     async def _read_registry(self, connection: AsyncConnection, version: int) -> None:
         rows = await store.timelines_changed_since(connection, self._registry_version)
+        if version <= self._registry_version:
+            return
         documents: dict[str, list[str]] = defaultdict(list)
         for kind, document in rows:
             documents[kind].append(document)
@@ -73,6 +79,8 @@ class Memory:
         versions = await store.book_versions_since(connection, self._books_version)
         prices = await store.book_prices_since(connection, self._books_version)
         order = await store.book_order(connection)
+        if version <= self._books_version:
+            return
         rows: dict[tuple[str, int], list[PriceRow]] = defaultdict(list)
         for row in prices:
             rows[row.book_id, row.version].append(
@@ -107,6 +115,8 @@ class Memory:
         held: dict[object, dict[str, bool]] = defaultdict(dict)
         for row in await store.held_groups(connection):
             held[row.cutoff_id][row.group_id] = row.passed_at is not None
+        if version <= self._cuts_version:
+            return
         self.cuts = Cuts(
             Cut(
                 row.cutoff_id, row.number, row.boundary, positions[row.cutoff_id], row.passed_at is not None,

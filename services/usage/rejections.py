@@ -5,6 +5,7 @@ Source: domain, section 3; architecture, section 3 (`usage.rejections.<publisher
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
@@ -12,6 +13,7 @@ from typing import Any, Literal
 
 from contracts.topics import USAGE_EVENTS, USAGE_REJECTIONS
 from contracts.usage import Rejection
+from contracts.words import ID_PATTERN
 from services.kernel.ids import derived_id
 from services.runtime.outbox import instant_text
 from services.runtime.parking import Parked, ParkedRow
@@ -23,6 +25,8 @@ from services.usage.handler import UsageEvents, count_record
 from services.usage.registry import Registry
 
 Action = Literal["quarantined", "replayed", "discarded"]
+
+TEXT_MAX = 2_000  # what `Rejection` takes: the name of a wrong field comes from outside and may be as long as its event
 
 
 class Rejections:
@@ -85,14 +89,19 @@ def tell(
     field: str | None,
     message: str,
 ) -> None:
-    """Publish what became of a record to the topic of its publisher."""
+    """Publish what became of a record to the topic of its publisher.
+
+    Whoever may create topics can write to one that is named after no publisher: there is nobody to be told.
+    """
     publisher = USAGE_EVENTS.member(record.topic)
+    if re.fullmatch(ID_PATTERN, publisher) is None:
+        return
     rejection = Rejection(
         publisher=publisher,
         action=action,
         reason=reason,
-        field=storable(field) if field is not None else None,
-        message=storable(message),
+        field=storable(field)[:TEXT_MAX] if field is not None else None,
+        message=storable(message)[:TEXT_MAX],
         topic=record.topic,
         partition=record.partition,
         offset=record.offset,

@@ -498,4 +498,6 @@ async def decided_records(connection: AsyncConnection) -> Rows:
     """(topic, partition, offset, decided_at) of records that were parked and asked to run again."""
     columns = RUNTIME.parked.c
     statement = select(columns.topic, columns.partition, columns.offset, columns.decided_at)
-    return (await connection.execute(statement.where(columns.decided_at.is_not(None), columns.state != "discarded"))).all()
+    return (
+        await connection.execute(statement.where(columns.decided_at.is_not(None), columns.state != "discarded"))
+    ).all()

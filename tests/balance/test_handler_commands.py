@@ -184,6 +184,7 @@ async def test_a_card_number_is_refused_and_stands_nowhere(town: Town, caplog: p
     town.log.write("balance.commands", key=CARD, value={**GOOD, "kind": "save_method", "token": CARD})
     town.log.write("balance.commands", key="desk", value=f"4111 1111 1111 1111 {CARD}".encode())
     town.command("save_method", "nobody", processor="sandbox", token=CARD)
+    town.log.write("balance.commands", key="desk", value={**GOOD, CARD: 1})
     await town.settle()
     await town.settle(after=timedelta(minutes=2))
     assert [reason for reason, _ in await refusals(town)] == ["card_number"] * 4
@@ -210,6 +211,17 @@ async def test_commands_that_overtake_the_registry_wait_for_it_in_order(town: To
     await town.settle()
     assert await town.quarantined() == []
     assert town.kinds("late") == ["balance_opened", "method_saved", "method_deleted", "method_saved"]
+    assert await town.balance("late") == "5"
+
+
+async def test_a_command_that_waits_runs_as_it_was_written_even_when_its_id_looks_like_a_card_number(
+    town: Town,
+) -> None:
+    town.command("grant_goodwill", "late", command_id=CARD, amount="5", currency="USD")
+    await town.settle()
+    await town.account("late")
+    await town.settle()
+    assert await town.quarantined() == []
     assert await town.balance("late") == "5"
 
 

@@ -210,6 +210,11 @@ def test_example_29_an_unknown_one_is_in_flight_and_counts():
     assert scene("90", ten()).ask(at(10, 20)) == Capped(at(0, day=1))
 
 
+def test_an_attempt_of_a_transaction_that_began_later_counts_for_the_ten():
+    attempts = [Attempt(usd("10"), at(hour)) for hour in range(9)] + [Attempt(usd("10"), at(12, micro=1))]
+    assert scene("90", attempts).ask(at(12)) == Capped(at(0, day=1))
+
+
 def test_example_30_the_window_is_open_on_its_old_side():
     assert isinstance(scene("90", ten()).ask(at(0, day=1)), Request)
     assert isinstance(scene("90", ten()).ask(at(0, day=1) - timedelta(microseconds=1)), Capped)
@@ -317,7 +322,7 @@ def test_no_request_breaks_a_limit(account, attempts):
         for each in attempts
         if each.kind == "auto"
         and each.state in ("requested", "unknown", "settled", "abandoned")
-        and now - timedelta(hours=24) < each.requested_at <= now
+        and each.requested_at > now - timedelta(hours=24)
     ]
     assert len(counted) < 10
     assert decision.counted == len(counted)

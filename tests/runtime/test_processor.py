@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
@@ -12,6 +13,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from services.runtime import parking
 from services.runtime.database import transaction
+from services.runtime.lanes import lanes_of, stop_lane
 from services.runtime.processor import Behind
 from services.runtime.records import Record, lane_name
 from services.runtime.room import Input, Room, Tick
@@ -77,6 +79,26 @@ async def test_a_batch_that_starts_above_the_position_is_not_applied(rooms):
     assert "11" not in await values(rooms)
     await rooms.pump()
     assert len(await values(rooms)) == 12
+
+
+async def test_a_lane_that_was_stopped_elsewhere_does_not_hold_up_its_neighbours(rooms):
+    for number in range(4):
+        rooms.log.write(SOURCE, value=b"%d" % number, partition=number % 2)
+    await rooms.pump()
+    for number in range(4, 8):
+        rooms.log.write(SOURCE, value=b"%d" % number, partition=number % 2)
+    copy = rooms.processors["payments"]
+    records, ranges = batch(rooms.log, partition=0, start=2)
+    more, more_ranges = batch(rooms.log, partition=1, start=2)
+    stopped = next(iter(ranges))
+    async with transaction(copy.engine) as connection:
+        await stop_lane(connection, copy.tables, stopped, "a person looks at it")
+    async with asyncio.timeout(10):
+        assert await copy.process(copy.room.inputs[0], records + more, ranges | more_ranges) == {stopped}
+    assert set(await values(rooms)) == {"0", "1", "2", "3", "5", "7"}
+    async with transaction(copy.engine) as connection:
+        lanes = {lane.name: lane.stopped for lane in await lanes_of(connection, copy.tables, "source")}
+    assert lanes[stopped] == "a person looks at it"
 
 
 async def test_every_record_the_database_refuses_is_found_among_its_neighbours(rooms):

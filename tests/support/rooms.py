@@ -136,7 +136,8 @@ class Rooms:
                         Logged(int(datetime.now(UTC).timestamp() * 1000), key, value)
                     )
                     count += 1
-            await connection.execute(delete(outbox))
+            # only what was read: another worker may have written more meanwhile
+            await connection.execute(delete(outbox).where(outbox.c.id.in_([row.id for row in rows])))
         return count
 
     async def feed(self, processor: Processor, source: Input) -> int:

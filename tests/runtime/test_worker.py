@@ -1,0 +1,69 @@
+"""What a worker does around its batches; the position of a consumer is no word about what was applied."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+import pytest
+from aiokafka import ConsumerRecord, TopicPartition
+from sqlalchemy import select
+
+from services.runtime.database import transaction
+from services.runtime.lanes import give_birth, lanes_of, lock_lanes
+from services.runtime.room import Input, Room
+from services.runtime.settings import load
+from services.runtime.worker import Worker
+from tests.support import copier
+
+PARTITION = TopicPartition("test.source", 0)
+LANE = "source/test.source/0"
+
+
+class HandedOut:
+    """A consumer that has handed out the records 0 to 2 of one partition; its position is beyond them already."""
+
+    handed = True
+    polled_at = 0.0
+
+    def assignment(self):
+        return {PARTITION}
+
+    async def position(self, _):
+        return 3
+
+
+async def test_a_batch_that_is_cancelled_at_the_stop_stays_unread(database, monkeypatch):
+    """A stop that runs out of patience cancels the handler, while the look for markers may still run once more."""
+    for name, value in database.environment(TOLLBOOK_KAFKA="127.0.0.1:1").items():
+        monkeypatch.setenv(name, value)
+
+    async def handle(work, records):
+        pytest.fail("the batch must not get that far")
+
+    worker = Worker(Room("payments", (Input("source", (copier.SOURCE,), handle),)), load())
+    runner = worker.runners[0]
+    runner.subscriber.consumer = HandedOut()
+    runner._next[PARTITION] = 0
+    tables = worker.processor.tables
+    try:
+        async with transaction(worker.engine) as connection:
+            await give_birth(connection, tables, "source", [(LANE, "test.source", 0, 0)])
+        async with transaction(worker.engine) as other_copy:
+            await lock_lanes(other_copy, tables, [LANE])
+            batch = tuple(
+                ConsumerRecord("test.source", 0, offset, 0, 0, None, b"1", None, 0, 1, ()) for offset in range(3)
+            )
+            handling = asyncio.create_task(runner.handle(batch))
+            await asyncio.sleep(0.3)
+            handling.cancel()
+            with suppress(asyncio.CancelledError):
+                await handling
+        await runner.pass_markers()
+        async with transaction(worker.engine) as connection:
+            (lane,) = await lanes_of(connection, tables, "source")
+            assert lane.position == 0
+            assert (await connection.execute(select(tables.parked.c.id))).all() == []
+    finally:
+        runner.subscriber.consumer = None
+        await worker.engine.dispose()
