@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 FETCH_BYTES_MAX = 8 * 1024 * 1024
 
+LINGER_FROM = 100  # records: fewer are no stream, and somebody may be waiting for them
+LINGER_S = 0.04
 REPLICAS = 3  # where the cluster has that many brokers; then two must have a record before it is acknowledged
 END_OFFSETS_S_MAX = 5.0  # the cut holds every lane while it reads; longer than this it lets go and tries again
 
@@ -50,11 +52,23 @@ class HandedConsumer(AIOKafkaConsumer):  # type: ignore[misc]
     async def getmany(self, *partitions: TopicPartition, timeout_ms: int = 0, max_records: int | None = None) -> Any:
         try:
             records = await super().getmany(*partitions, timeout_ms=timeout_ms, max_records=max_records)
+            if max_records is not None:
+                await self._linger(records, max_records)
         except NoOffsetForPartitionError:
             records = {}  # the client looked for a committed offset before the listener had sought the lane's position
         self.handed = bool(records)
         self.polled_at = time.monotonic()
         return records
+
+    async def _linger(self, records: Any, max_records: int) -> None:
+        """In a stream, wait a moment for a fuller batch: a transaction costs the same for few records as for many."""
+        count = sum(map(len, records.values()))
+        if not LINGER_FROM <= count < max_records // 2:
+            return
+        self.handed = True  # what is in hand already must not be taken for applied while we wait
+        await asyncio.sleep(LINGER_S)
+        for partition, more in (await super().getmany(max_records=max_records - count)).items():
+            records.setdefault(partition, []).extend(more)
 
 
 class Listener(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -153,13 +167,13 @@ async def start_broker(broker: KafkaBroker) -> None:
 
 
 async def open_producer(settings: Settings, client: str) -> AIOKafkaProducer:
-    """A started producer: idempotent, acks=all, lz4."""
+    """A started producer: idempotent, acks=all, zstd (a fifth of the time aiokafka spends on lz4, and smaller)."""
     producer = AIOKafkaProducer(
         bootstrap_servers=settings.kafka_bootstrap,
         client_id=f"tollbook-{client}",
         acks="all",
         enable_idempotence=True,
-        compression_type="lz4",
+        compression_type="zstd",
         linger_ms=5,
         max_batch_size=900_000,
         max_request_size=1_048_576,

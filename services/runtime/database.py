@@ -17,6 +17,7 @@ POOL_SIZE = 8  # batches, timers, ticks, relay and heartbeat of one process, wit
 RETRYABLE_CLASSES = frozenset(
     {"08", "40", "53", "55", "57", "58"}
 )  # connection, rollback, resources, locks, operator, system
+STATEMENT_CLASS = "42"  # no such table or column, no right to it: the statement's fault, whatever the record
 DATA_CLASSES = frozenset({"22", "23"})  # data exception, constraint violation: the record's fault
 
 
@@ -64,6 +65,12 @@ def is_data_error(error: BaseException) -> bool:
     """The database refuses the data itself: retrying cannot help, leaving the record out can."""
     code = sqlstate(error)
     return _cannot_be_sent(error) or (code is not None and code[:2] in DATA_CLASSES)
+
+
+def is_of_statement(error: BaseException) -> bool:
+    """The database cannot run the statement at all, for no record: it was not migrated, or a right is missing."""
+    code = sqlstate(error)
+    return code is not None and code[:2] == STATEMENT_CLASS and not _cannot_be_sent(error)
 
 
 def is_retryable(error: BaseException) -> bool:

@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from contracts.topics import topic_of
 from services.kernel.errors import Corrupt
 from services.runtime import faults, parking
-from services.runtime.database import is_data_error, is_retryable, sqlstate, transaction
+from services.runtime.database import is_data_error, is_of_statement, is_retryable, sqlstate, transaction
 from services.runtime.lanes import (
     CLOCK_NOW,
     LaneStopped,
@@ -113,7 +113,7 @@ class Processor:
         except (Behind, LinkLost, Corrupt, asyncio.CancelledError):
             raise
         except Exception as error:
-            if is_retryable(error) or not source.bare or not records:
+            if is_retryable(error) or is_of_statement(error) or not source.bare or not records:
                 raise
             if len(records) > 1:
                 left, right = halve(records, ranges)

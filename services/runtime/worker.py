@@ -124,13 +124,17 @@ class InputRunner:
         ranges: dict[str, tuple[int, int]] = {}
         touched: dict[TopicPartition, int] = {}
         lane, topic, current = "", "", None
+        end = 0
         for raw in batch:
             if (raw.topic, raw.partition) != current:
                 current = (raw.topic, raw.partition)
                 tp = TopicPartition(*current)
                 lane, topic = self._lane(tp), raw.topic.removeprefix(self._prefix)
                 ranges[lane] = (self._next.get(tp, raw.offset), raw.offset)
-            touched[tp] = raw.offset + 1
+                end = 0
+            if raw.offset < end:
+                continue  # fetched twice: a rebalance sought back while the batch was being filled
+            touched[tp] = end = raw.offset + 1
             records.append(
                 Record(topic, raw.partition, raw.offset, raw.timestamp, raw.key, raw.value, lane, None, raw.headers)
             )

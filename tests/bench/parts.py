@@ -1,0 +1,230 @@
+"""What is measured: the whole chain, usage against bare COPY, two workers, one message a transaction, history."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Collection
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from services.runtime.room import BATCH_RECORDS_MAX
+from tests.bench.checks import chain_problems, stage_problems
+from tests.bench.copying import copy_rate
+from tests.bench.events import ACCOUNTS, Calls, calls
+from tests.bench.report import Row
+from tests.bench.runs import Run, held, measure, started
+from tests.bench.worlds import World, Worlds
+
+PARTS = ("chain", "copy", "workers", "batch", "history")
+PARTITIONS = 6
+
+CHAIN_GOAL = 15_000.0
+COPY_GOAL, WORKERS_GOAL = 0.15, 1.5
+SLOWER_GOAL = 0.15
+
+STAGE_EVENTS = 150_000
+SINGLE_EVENTS = 2_000  # one message a transaction: some hundreds a second
+HISTORY = 1_000_000
+HISTORY_EVENTS = 150_000
+WARM_UP = 20_000  # a process that has just started is slower: the one without history gets its start too
+STAGE_REPEATS, HISTORY_REPEATS = 3, 2
+HISTORY_UNTIL_S, REPEAT_UNTIL_S = 300.0, 720.0  # a slow machine gets less history and fewer repeats, not a longer run
+USAGE_ALONE = {"usage": 1}
+TWO_SESSION_MS = "12000"  # a consumer sees at a third of it that another has come; loading takes less than the whole
+
+
+@dataclass
+class Bench:
+    """Collects rows; ``problems`` are sums that do not agree, each of them an error."""
+
+    worlds: Worlds
+    events: int
+    only: Collection[str]
+    tell: Callable[[str], None]
+    rows: list[Row] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    used: dict[str, dict[str, float]] | None = None
+    _seed: int = 0
+    _begun_at: float = field(default_factory=time.monotonic)
+
+    async def run(self) -> None:
+        """Every part that is asked for."""
+        if {"chain", "history"} & set(self.only):
+            await self._chain()
+        if {"copy", "workers", "batch"} & set(self.only):
+            await self._stage()
+
+    def _is_over(self, seconds: float) -> bool:
+        return time.monotonic() - self._begun_at > seconds
+
+    def _calls(self, count: int) -> Calls:
+        self._seed += 1
+        self.tell(f"making {count:,} events")
+        return calls(count, seed=self._seed, now=datetime.now(UTC), partitions=PARTITIONS)
+
+    # ---- the whole chain, and what history costs it ----------------------------------------------------------------
+
+    async def _chain(self) -> None:
+        async with AsyncExitStack() as stack:
+            world = await stack.enter_async_context(self.worlds.fresh())
+            await stack.enter_async_context(started(world))
+            first = await self._through(world, self._calls(self.events), "the whole chain")
+            self.problems += await chain_problems(world)
+            self.used = first.used.per_event(first.events)
+            if "chain" in self.only:
+                self.rows.append(_chain_row(first))
+            if "history" in self.only:
+                await self._history(world, first)
+
+    async def _history(self, old: World, first: Run) -> None:
+        rates: dict[str, list[float]] = {"chain": [first.settled_rate], "with": [], "without": []}
+        while old.loaded < HISTORY and not self._is_over(HISTORY_UNTIL_S):
+            run = await self._through(old, self._calls(min(self.events, HISTORY - old.loaded)), "more history")
+            rates["chain"].append(run.settled_rate)
+        history = old.loaded
+        sample, warm_up = self._calls(HISTORY_EVENTS), self._calls(WARM_UP)
+        for number in range(HISTORY_REPEATS):
+            if number and self._is_over(REPEAT_UNTIL_S):
+                break
+            again = self._calls(HISTORY_EVENTS)
+            rates["with"].append((await self._through(old, again, f"with {old.loaded:,} rows of history")).settled_rate)
+            with held(old):
+                async with self.worlds.fresh() as young, started(young):
+                    await self._through(young, warm_up, "warming up")
+                    rates["without"].append((await self._through(young, sample, "without history")).settled_rate)
+                    self.problems += await chain_problems(young)
+        self.problems += await chain_problems(old)
+        slower = 1 - median(rates["with"]) / median(rates["without"])
+        self.rows.append(
+            Row(
+                f"history of {history:,} charges",
+                f"at most {SLOWER_GOAL:.0%} slower",
+                f"{abs(slower):.1%} {'slower' if slower > 0 else 'faster'}",
+                slower,
+                slower <= SLOWER_GOAL,
+                f"whole chain, {HISTORY_EVENTS:,} events: {_rates(rates['with'])} with {history:,} charges made by the rooms "
+                f"themselves, {_rates(rates['without'])} without, in turns",
+                rates,
+            )
+        )
+
+    # ---- usage alone -----------------------------------------------------------------------------------------------
+
+    async def _stage(self) -> None:
+        many, few = self._calls(STAGE_EVENTS), self._calls(SINGLE_EVENTS)
+        rates: dict[str, list[float]] = {"one": [], "copy": [], "two": [], "single": []}
+        for number in range(STAGE_REPEATS):
+            if number and self._is_over(REPEAT_UNTIL_S):
+                break
+            async with self.worlds.fresh() as world:
+                async with started(world, USAGE_ALONE):
+                    rates["one"].append((await self._alone(world, many, "usage, one worker")).published_rate)
+                if "copy" in self.only:
+                    self.tell("bare COPY")
+                    rates["copy"].append(await copy_rate(world, STAGE_EVENTS))
+            if "workers" in self.only:
+                async with (
+                    self.worlds.fresh() as world,
+                    started(world, {"usage": 2}, TOLLBOOK_SESSION_MS=TWO_SESSION_MS),
+                ):
+                    rates["two"].append((await self._alone(world, many, "usage, two workers")).published_rate)
+            if "batch" in self.only:
+                async with self.worlds.fresh() as world, started(world, USAGE_ALONE, TOLLBOOK_BATCH_MAX_RECORDS="1"):
+                    rates["single"].append((await self._alone(world, few, "one message a transaction")).published_rate)
+        self.rows += _stage_rows({name: found for name, found in rates.items() if found})
+
+    async def _alone(self, world: World, made: Calls, what: str) -> Run:
+        run = await self._measured(world, made, what)
+        self.tell(f"  {run.published_rate:,.0f} events/s")
+        self.problems += await stage_problems(world)
+        return run
+
+    async def _through(self, world: World, made: Calls, what: str) -> Run:
+        run = await self._measured(world, made, what)
+        self.tell(
+            f"  {run.settled_rate:,.0f} events/s; published {run.published_s:.1f} s, on invoices {run.settled_s:.1f} s, "
+            f"off wallets {run.debited_s:.1f} s"
+        )
+        return run
+
+    async def _measured(self, world: World, made: Calls, what: str) -> Run:
+        self.tell(f"{what}: {made.count:,} events")
+        return await measure(world, made)
+
+
+def _chain_row(run: Run) -> Row:
+    return Row(
+        "whole chain, settled",
+        f"{CHAIN_GOAL:,.0f} events/s",
+        f"{run.settled_rate:,.0f} events/s",
+        run.settled_rate,
+        run.settled_rate >= CHAIN_GOAL,
+        f"{run.events:,} events of {ACCOUNTS:,} accounts preloaded, all rooms and servers on this machine; from the first "
+        f"fetch: published {run.published_s:.1f} s, on invoices {run.settled_s:.1f} s, off wallets {run.debited_s:.1f} s",
+        {"settled": [run.settled_rate]},
+    )
+
+
+def _stage_rows(rates: dict[str, list[float]]) -> list[Row]:
+    one = median(rates["one"])
+    rows = []
+    if "copy" in rates:
+        share = one / median(rates["copy"])
+        note = f"usage {_rates(rates['one'])}, COPY {_rates(rates['copy'])}; {STAGE_EVENTS:,} events, in turns"
+        rows.append(_ratio("usage, one worker / bare COPY", COPY_GOAL, share, note, rates))
+    if "two" in rates:
+        gain = median(rates["two"]) / one
+        note = f"two {_rates(rates['two'])}, one {_rates(rates['one'])}; the servers share the two cores with them"
+        rows.append(_ratio("usage, two workers / one", WORKERS_GOAL, gain, note, rates))
+    if "single" in rates:
+        gain = one / median(rates["single"])
+        note = f"{BATCH_RECORDS_MAX:,} records a transaction {_rates(rates['one'])}, one {_rates(rates['single'])}"
+        rows.append(_ratio("batch / one message a transaction", None, gain, note, rates))
+    return rows
+
+
+def _ratio(what: str, goal: float | None, value: float, note: str, samples: dict[str, list[float]]) -> Row:
+    passed = None if goal is None else value >= goal
+    return Row(what, "" if goal is None else f"{goal:g}", f"{value:.2f}", value, passed, note, samples)
+
+
+def _rates(rates: list[float]) -> str:
+    return " ".join(f"{rate:,.0f}" for rate in rates) + " events/s"
+
+
+# ---- profile -------------------------------------------------------------------------------------------------------
+
+
+async def profile(worlds: Worlds, rooms: Collection[str], events: int, console: Console) -> list[str]:
+    """The whole chain with these rooms under the sampler; prints where their processor time goes. Returns problems."""
+    async with worlds.fresh() as world:
+        async with started(world, profiled=rooms, BENCH_PROFILE=str(world.logs)):
+            run = await measure(world, calls(events, seed=1, now=datetime.now(UTC), partitions=PARTITIONS))
+            problems = await chain_problems(world)
+        found = {room: json.loads((world.logs / f"profile-{room}.json").read_text()) for room in rooms}
+    console.print(f"{run.settled_rate:,.0f} events/s", run.used.per_event(run.events))
+    for room, seen in found.items():
+        _show_profile(console, room, seen, run)
+    return problems
+
+
+def _show_profile(console: Console, room: str, seen: dict[str, Any], run: Run) -> None:
+    """Shares of the samples, as microseconds an event of what the process used in the run."""
+    used = run.used.python[room] / run.events * 1e6
+    for name, heading in (("own", "own time"), ("within", "with all it calls"), ("lines", "by line")):
+        table = Table("us an event", "share", "where", title=f"{room}: {heading}, {seen['samples']:,} samples")
+        for where, count in seen[name]:
+            share = count / seen["samples"]
+            table.add_row(f"{share * used:.2f}", f"{share:.1%}", where)
+        console.print(table)
+    table = Table("ms each", "times", "us an event", "statement", title=f"{room}: statements by the clock")
+    for text, times, seconds in seen["statements"]:
+        table.add_row(f"{seconds / times * 1e3:.2f}", str(times), f"{seconds / run.events * 1e6:.2f}", text)
+    console.print(table)
