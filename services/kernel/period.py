@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from services.kernel.errors import InvalidInput
 
+YEAR_MIN, YEAR_MAX = 1900, 9998  # every month between has a start and an end that a calendar can name
 _NAME = re.compile(r"([0-9]{4})-(0[1-9]|1[0-2])", re.ASCII)
 
 
@@ -45,7 +46,7 @@ class Period:
 
 def _index(name: str) -> int:
     match = _NAME.fullmatch(name)
-    if match is None:
+    if match is None or not YEAR_MIN <= int(match[1]) <= YEAR_MAX:
         raise InvalidInput('must be a month such as "2026-10"', field="period")
     return int(match[1]) * 12 + int(match[2]) - 1
 

@@ -31,7 +31,8 @@ def test_daylight_saving_moves_the_boundary_in_utc():
     assert period_named("2026-03", "America/Detroit").end == datetime(2026, 4, 1, 4, tzinfo=UTC)
 
 
-@pytest.mark.parametrize("name", ["2026-13", "2026-00", "26-01", "2026-1", "2026-01 ", ""])
+@pytest.mark.parametrize("name", ["2026-13", "2026-00", "26-01", "2026-1", "2026-01 ", "0000-01", "9999-12", ""])
 def test_a_name_that_is_no_month_is_refused(name):
-    with pytest.raises(InvalidInput):
+    with pytest.raises(InvalidInput) as refused:
         period_named(name)
+    assert refused.value.field == "period"

@@ -117,6 +117,23 @@ async def test_every_record_the_database_refuses_is_found_among_its_neighbours(r
     assert all(b"bad" in row.value for row in parked)
 
 
+async def test_a_database_that_is_not_migrated_yet_is_waited_for_and_no_record_is_blamed(database, rooms):
+    engine = create_async_engine(database.owner)
+    async with engine.begin() as connection:
+        await connection.execute(text("alter table payments.copied rename to not_there_yet"))
+    for number in range(4):
+        rooms.log.write(SOURCE, value=b"%d" % number, partition=0)
+    pumping = asyncio.create_task(rooms.pump())
+    await asyncio.sleep(0.5)
+    async with engine.begin() as connection:
+        await connection.execute(text("alter table payments.not_there_yet rename to copied"))
+    async with asyncio.timeout(10):
+        await pumping
+    await engine.dispose()
+    assert set(await values(rooms)) == {"0", "1", "2", "3"}
+    assert await rooms.query("payments", text("select id from payments.parked")) == []
+
+
 async def test_a_bug_in_a_handler_parks_the_record_and_a_replay_after_the_fix_applies_it(database, tables):
     broken = True
 

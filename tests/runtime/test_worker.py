@@ -6,9 +6,11 @@ import asyncio
 from contextlib import suppress
 
 import pytest
-from aiokafka import ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.errors import NoOffsetForPartitionError, TopicAuthorizationFailedError
 from sqlalchemy import select
 
+from services.runtime.broker import LINGER_FROM, HandedConsumer
 from services.runtime.database import transaction
 from services.runtime.lanes import give_birth, lanes_of, lock_lanes
 from services.runtime.room import Input, Room
@@ -67,3 +69,21 @@ async def test_a_batch_that_is_cancelled_at_the_stop_stays_unread(database, monk
     finally:
         runner.subscriber.consumer = None
         await worker.engine.dispose()
+
+
+@pytest.mark.parametrize("error", [NoOffsetForPartitionError, TopicAuthorizationFailedError])
+async def test_an_error_of_another_partition_never_takes_records_in_hand_along(monkeypatch, error):
+    """The client raises an error of one partition at the call after the one that returned the records of another."""
+    fetched = [{PARTITION: ["record"] * LINGER_FROM}, error("another partition"), {}]
+
+    async def getmany(self, *partitions, timeout_ms=0, max_records=None):
+        answer = fetched.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(AIOKafkaConsumer, "getmany", getmany)
+    monkeypatch.setattr(AIOKafkaConsumer, "__del__", lambda self: None)
+    consumer = object.__new__(HandedConsumer)
+    assert await consumer.getmany(max_records=20_000) == {PARTITION: ["record"] * LINGER_FROM}
+    assert consumer.handed

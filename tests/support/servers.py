@@ -131,7 +131,7 @@ class TestedServers(ABC):
             try:
                 yield database
             finally:
-                await maintenance.execute(f"DROP DATABASE {database.name} WITH (FORCE)")
+                await _drop(maintenance, database.name)
 
     async def _make_template(self, server: PostgresServer, movable: bool) -> str:
         template = Database(f"template_{uuid.uuid4().hex}", server)
@@ -142,7 +142,7 @@ class TestedServers(ABC):
         if self._templates:
             async with Database("postgres", await self.postgres()).connected() as maintenance:
                 for name in self._templates.values():
-                    await maintenance.execute(f"DROP DATABASE {name} WITH (FORCE)")
+                    await _drop(maintenance, name)
 
 
 class EmbeddedServers(TestedServers):
@@ -287,6 +287,17 @@ _KAFKA = {
     "GROUP_INITIAL_REBALANCE_DELAY_MS": "0",
     "GROUP_MIN_SESSION_TIMEOUT_MS": "1000",
 }
+
+
+async def _drop(maintenance: asyncpg.Connection[Any], name: str) -> None:
+    """Drop a database; the server's own vacuum may be in it just now, and only a superuser may end that."""
+    for _ in range(100):
+        try:
+            await maintenance.execute(f"DROP DATABASE {name} WITH (FORCE)")
+            return
+        except asyncpg.InsufficientPrivilegeError:
+            await asyncio.sleep(0.1)
+    await maintenance.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 async def _until(answers: Callable[[], Awaitable[None]]) -> None:
