@@ -15,6 +15,7 @@ from contracts import balance, closing, groups, invoices, payments, usage
 from contracts.envelope import Envelope
 
 DAY_MS = 86_400_000
+RECORD_BYTES_MAX = 8 * 1024 * 1024  # between rooms: the closing postings of a group of some 60,000 accounts
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +65,8 @@ class Topic:
     def configs(self) -> dict[str, str]:
         """Broker settings of the topic; a state topic keeps the last record of every key for ever."""
         configs = {"retention.ms": str(self.retention_days * DAY_MS), "cleanup.policy": self.cleanup}
+        if not self.bare:
+            configs["max.message.bytes"] = str(RECORD_BYTES_MAX)
         if self.cleanup == "compact":
             configs |= {"retention.ms": "-1", "min.compaction.lag.ms": str(14 * DAY_MS)}
         if self.log_append_time:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
+from pydantic_core import to_json
+
 from contracts.balance import (
     DeleteMethod,
     GrantGoodwill,
@@ -26,6 +28,7 @@ from services.balance.wallets import Wallet
 from services.kernel.cards import redacted, refuse_card_number
 from services.kernel.currency import currency
 from services.kernel.errors import InvalidInput, NotPermitted, Refused, TollbookError
+from services.kernel.ids import content_digest
 from services.kernel.money import PAYMENT_NANO_MAX, WALLET_NANO_MAX, format_nano, parse_amount
 from services.runtime import parking
 from services.runtime.parking import Parked
@@ -35,6 +38,12 @@ from services.runtime.work import Work
 WAIT_MAX = timedelta(seconds=60)  # the registry is seconds behind at most; after that the id is probably wrong
 
 UNKNOWN_ACCOUNT = "unknown_account"
+
+_USED_AGAIN = Refused(
+    "this id was used for another command of the account; give each command an id of its own",
+    field="command_id",
+    code="idempotency_conflict",
+)
 
 PROCESSORS = ("sandbox",)  # those that take requests and have a topic for their results
 
@@ -54,10 +63,13 @@ async def commands(work: Work, records: list[Record], *, tell: Tell) -> None:
     funded: set[str] = set()
     for _, command in asked:
         key = (command.account_id, command.command_id)
-        if key in done:
-            continue
-        done.add(key)
+        content = content_digest(to_json(command.data()))
         wallet = wallets[command.account_id]
+        if key in done:
+            if done[key] != content:
+                _refuse(work, wallet, command, _USED_AGAIN)
+            continue
+        done[key] = content
         refused: TollbookError | None = None
         try:
             _refuse_card_numbers(command)
@@ -66,15 +78,8 @@ async def commands(work: Work, records: list[Record], *, tell: Tell) -> None:
                 funded.add(wallet.account_id)
         except TollbookError as error:
             refused = error
-            wallet.tell(
-                work,
-                "command_refused",
-                command_id=command.command_id,
-                reason=error.code,
-                field=error.field,
-                message=error.message,
-            )
-        log.append(_logged(work, command, refused))
+            _refuse(work, wallet, command, error)
+        log.append(_logged(work, command, content, refused))
     if log:
         await store.append_commands(work, log)
     await book.write(work)
@@ -264,10 +269,22 @@ def _within_bounds(nano: int, nano_max: int, field: str) -> int:
     return nano
 
 
-def _logged(work: Work, command: Command, refused: TollbookError | None) -> dict[str, Any]:
+def _refuse(work: Work, wallet: Wallet, command: Command, error: TollbookError) -> None:
+    wallet.tell(
+        work,
+        "command_refused",
+        command_id=command.command_id,
+        reason=error.code,
+        field=error.field,
+        message=error.message,
+    )
+
+
+def _logged(work: Work, command: Command, content: bytes, refused: TollbookError | None) -> dict[str, Any]:
     return {
         "account_id": command.account_id,
         "command_id": command.command_id,
+        "content": content,
         "kind": command.kind,
         "actor": without_card_numbers(command.actor),
         "role": command.role,

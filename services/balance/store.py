@@ -271,12 +271,12 @@ async def append_results(work: Work, rows: Sequence[Mapping[str, Any]]) -> None:
 # ---- commands ------------------------------------------------------------------------------------------------------
 
 
-async def carried_out(work: Work, commands: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
-    """Which of these (account, command) had an answer before. The wallets are locked."""
+async def carried_out(work: Work, commands: Iterable[tuple[str, str]]) -> dict[tuple[str, str], bytes]:
+    """The content of those of these (account, command) that had an answer before. The wallets are locked."""
     columns = tables.command.c
     wanted = unnest("wanted", account_id=Text(), command_id=Text())
     key = tuple_(columns.account_id, columns.command_id)
-    statement = select(columns.account_id, columns.command_id).where(
+    statement = select(columns.account_id, columns.command_id, columns.content).where(
         key.in_(select(wanted.c.account_id, wanted.c.command_id))
     )
     ordered = sorted(set(commands))
@@ -284,7 +284,8 @@ async def carried_out(work: Work, commands: Iterable[tuple[str, str]]) -> set[tu
         "wanted_account_id": [account_id for account_id, _ in ordered],
         "wanted_command_id": [command_id for _, command_id in ordered],
     }
-    return {(row.account_id, row.command_id) for row in (await work.execute(statement, parameters)).all()}
+    rows = (await work.execute(statement, parameters)).all()
+    return {(row.account_id, row.command_id): row.content for row in rows}
 
 
 async def append_commands(work: Work, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -29,13 +29,13 @@ from faststream import AckPolicy
 from faststream.kafka import KafkaBroker
 from faststream.kafka.message import KafkaAckableMessage
 
-from contracts.topics import Topic
+from contracts.topics import RECORD_BYTES_MAX, Topic
 from services.kernel.errors import Unavailable
 from services.runtime.settings import Settings
 
 log = logging.getLogger(__name__)
 
-FETCH_BYTES_MAX = 8 * 1024 * 1024
+FETCH_BYTES_MAX = RECORD_BYTES_MAX
 
 LINGER_FROM = 100  # records: fewer are no stream, and somebody may be waiting for them
 LINGER_S = 0.04
@@ -189,7 +189,7 @@ async def open_producer(settings: Settings, client: str) -> AIOKafkaProducer:
         compression_type="zstd",
         linger_ms=5,
         max_batch_size=900_000,
-        max_request_size=1_048_576,
+        max_request_size=RECORD_BYTES_MAX,
         request_timeout_ms=30_000,
         metadata_max_age_ms=settings.metadata_max_age_ms,
     )

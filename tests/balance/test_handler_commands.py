@@ -238,3 +238,13 @@ async def test_a_command_for_an_account_that_never_comes_is_quarantined_and_can_
         await connection.execute("update balance.parked set state = 'replaying' where state = 'quarantined'")
     await town.settle()
     assert await town.balance("nobody") == "5"
+
+
+async def test_the_same_command_id_with_other_content_is_refused_and_moves_nothing(town: Town) -> None:
+    town.command("grant_goodwill", "desk", command_id="once", amount="5", currency="USD")
+    await town.settle()
+    town.command("grant_goodwill", "desk", command_id="once", amount="5", currency="USD")
+    town.command("grant_goodwill", "desk", command_id="once", amount="50", currency="USD")
+    await town.settle()
+    assert await refusals(town) == [("idempotency_conflict", "command_id")]
+    assert await town.balance("desk") == "5"

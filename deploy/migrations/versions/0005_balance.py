@@ -217,6 +217,7 @@ COMMAND = f"""
 create table balance.command (
   account_id {NAME} not null,
   command_id {NAME} not null,
+  content bytea not null check (octet_length(content) = 16),
   kind text not null,
   actor text not null,
   role text not null,
