@@ -1,0 +1,797 @@
+"""The whole chain on real servers: all rooms as processes, a registry made by commands, prices, usage, a closed period,
+and everything that the reference model needs to judge what came of it.
+
+    async with running(servers, folder, seed=7) as chain:
+        chain.start_rooms()
+        await chain.found()                       # registry, prices, opening balances
+        await chain.publish(chain.factory.mix(500))
+        await chain.idle()
+        await chain.name_period(chain.period)
+        assert await chain.judged() == []
+
+Everything random follows from the seed but the schedule of the machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import re
+import subprocess
+import uuid
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+
+from contracts.topics import TOPICS, USAGE_EVENTS
+from services.cli import idle, verify
+from services.invoices import api as invoices
+from services.kernel.errors import Unavailable
+from services.kernel.money import parse_amount
+from services.runtime import parking
+from services.runtime.broker import Offsets, ensure_topics
+from services.runtime.database import open_engine, transaction
+from services.runtime.settings import ROOMS, Settings
+from services.runtime.tables import runtime_tables
+from services.usage import api as usage
+from services.usage.books import PriceRow
+from services.usage.price_files import PriceFile
+from tests.support import model
+from tests.support.model import Attempt, Charge, RawRecord, RestingAccount, nano
+from tests.support.processes import Processes, until
+from tests.support.servers import Database, TestedServers
+from tests.support.usage_factory import UNPRICED_NUMBER, UsageFactory, UsageInput, example_prices
+
+REFUSED_PREFIX = "refuse-"  # events whose id begins so are refused by the database alone
+GRACE = timedelta(hours=49)  # a little more than a period rests after its end
+PARIS = "Europe/Paris"
+TOKENS = ("tok_ok", "tok_declined", "tok_twice", "tok_late_5s", "tok_silent", "tok_error")
+IDLE_S_MAX = 90.0  # the machine may be busy with other tests
+
+
+@dataclass(frozen=True)
+class Person:
+    """One account of the cast, as it is created."""
+
+    account_id: str
+    organization_id: str
+    plan: str
+    group_id: str | None  # None: a trial, or its own, which is called like the account
+    opening: str | None = None
+    recharge: Mapping[str, str] | None = None
+    token: str | None = None
+    level_2: bool = False
+
+
+CAST = (
+    Person("frontdesk", "lakeside", "payg", None, "100.00", {"threshold": "95", "recharge": "20"}, "tok_ok", True),
+    Person("night", "lakeside", "payg", None, "40.00", {"threshold": "38", "recharge": "150"}, "tok_twice"),
+    Person("kiosk", "lakeside", "payg", None, "12.00", {"threshold": "11", "recharge": "20"}, "tok_declined", True),
+    Person("late", "lakeside", "payg", "late-payers", "15.00", {"threshold": "14", "recharge": "10"}, "tok_late_5s", True),
+    Person("silent", "lakeside", "payg", None, "15.00", {"threshold": "14", "recharge": "10"}, "tok_silent", True),
+    Person("faulty", "lakeside", "payg", None, "15.00", {"threshold": "14", "recharge": "10"}, "tok_error", True),
+    Person("poor", "lakeside", "payg", None, "0.10"),
+    Person("try", "lakeside", "trial", None),
+    Person("east", "northwind", "invoiced", "northwind"),
+    Person("west", "northwind", "invoiced", "northwind"),
+    Person("alone", "northwind", "invoiced", None),
+)  # fmt: skip
+
+
+@dataclass
+class Fault:
+    """A process that is to kill itself at a step."""
+
+    room: str
+    step: str  # as `TOLLBOOK_CRASH` takes it: name, or name:passage
+
+
+@dataclass
+class Chain:
+    """One installation with everything that a test does to it and knows of it."""
+
+    database: Database
+    settings: Settings
+    processes: Processes
+    seed: int
+    topic_prefix: str
+    producer: Any
+    owner: asyncpg.Pool[Any]
+    random: random.Random
+    now: datetime
+    facts: dict[str, Any] = field(default_factory=dict)
+    openings: list[tuple[str, int]] = field(default_factory=list)
+    goodwill: list[tuple[str, int]] = field(default_factory=list)
+    methods: dict[str, tuple[Mapping[str, Any], bool]] = field(default_factory=dict)  # preferences, level 2
+    commands: list[tuple[str, str]] = field(default_factory=list)  # (room, command id)
+    replays: dict[model.Position, tuple[datetime, ...]] = field(default_factory=dict)
+    facts_at_replay: dict[str, Any] | None = None
+    discards: set[model.Position] = field(default_factory=set)
+    armed: set[str] = field(default_factory=set)
+    factory: UsageFactory = field(init=False)
+
+    # ---- processes ---------------------------------------------------------------------------------------------------
+
+    def start_rooms(self, rooms: Iterable[str] = ROOMS, *, copies: int = 1) -> None:
+        """Start so many copies of each room."""
+        for room in rooms:
+            for copy in range(1, copies + 1):
+                self.start(room, copy)
+
+    def start(self, room: str, copy: int = 1, *, crash: str | None = None) -> None:
+        name = f"{room}{copy}"
+        (self.armed.discard if crash is None else self.armed.add)(name)
+        self.processes.start(name, f"services.{room}", crash=crash)
+
+    def kill(self, room: str, copy: int = 1) -> None:
+        """SIGKILL from outside."""
+        self.processes.kill(f"{room}{copy}")
+
+    def check_alive(self) -> None:
+        """Every process that was started, but for those that are to kill themselves, still runs."""
+        for name, process in self.processes.running.items():
+            if name not in self.armed and process.poll() is not None:
+                raise AssertionError(f"{name} ended by {process.returncode}\n{self.processes.tail(name)}")
+
+    async def crashed(self, fault: Fault, *, copy: int = 1, wait_s: float = 60.0) -> None:
+        """Wait until the process has killed itself at the step; the log of crashes proves it."""
+        name = f"{fault.room}{copy}"
+        process = self.processes.running[name]
+        try:
+            await asyncio.to_thread(process.wait, wait_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{name} never came to {fault.step}\n{self.processes.tail(name)}") from None
+        del self.processes.running[name]
+        step = fault.step.partition(":")[0]
+        assert process.returncode == -9, f"{name} ended by {process.returncode}\n{self.processes.tail(name)}"
+        assert step in self.processes.crashed_at(), f"{name} died elsewhere than at {step}"
+
+    # ---- what goes in ------------------------------------------------------------------------------------------------
+
+    async def send(self, topic: str, key: bytes | None, value: bytes | None) -> Any:
+        """One record; the returned future ends with the acknowledgement."""
+        if key is None and value is None:
+            key = b"nobody"  # the client refuses to send nothing at all
+        return await self.producer.send(self.topic_prefix + topic, value, key=key)
+
+    async def command(self, kind: str, organization_id: str, **fields: Any) -> None:
+        """A command to the registry, by the operator."""
+        command_id = f"c{len(self.commands)}"
+        command = {"kind": kind, "command_id": command_id, "actor": "ops", "role": "operator"}
+        command |= {"organization_id": organization_id, **fields}
+        # one key, so that commands of several organizations come in the order in which they were given
+        await self.send("groups.commands", b"one", json.dumps(command).encode())
+        self.commands.append(("groups", command_id))
+
+    async def wallet_command(self, kind: str, account_id: str, **fields: Any) -> None:
+        """A command to a wallet, by the operator; sent twice, as a program does that saw no answer."""
+        command_id = f"c{len(self.commands)}"
+        command = {"kind": kind, "command_id": command_id, "actor": "ops", "role": "operator", "account_id": account_id}
+        for _ in range(2):
+            await self.send("balance.commands", account_id.encode(), json.dumps(command | fields).encode())
+        self.commands.append(("balance", command_id))
+
+    async def found(self) -> None:
+        """The registry of the cast, the prices, the opening balances; waits until every room knows them."""
+        await self.command("create_organization", "lakeside", name="Lakeside")
+        await self.command("create_organization", "northwind", name="Northwind")
+        await self.command(
+            "create_billing_entity", "lakeside", billing_entity_id="tollbook", name="Tollbook Inc.", address="1 Main St",
+            number_prefix="TB-",
+        )  # fmt: skip
+        groups = [
+            {"group_id": "northwind", "zone": PARIS, "currency": "USD", "tax_rate": "0.20"},
+            {"group_id": "late-payers", "zone": "UTC", "currency": "USD", "tax_rate": "0.075"},
+        ]
+        for group, organization_id in zip(groups, ("northwind", "lakeside"), strict=True):
+            await self.command(
+                "create_group",
+                organization_id,
+                name=group["group_id"],
+                billing_information={"company": "Some"},
+                **group,
+            )
+        await self.command(
+            "approve_sharing", "northwind", group_id="northwind", yearly_spend="120000", threshold="100000",
+            credit_check_passed=True,
+        )  # fmt: skip
+        self.facts = {
+            "publishers": [
+                {
+                    "publisher_id": "switch",
+                    "organization_ids": ["lakeside", "northwind"],
+                    "sources": ["pbx/1", "pbx/2"],
+                },
+                {"publisher_id": "carrier", "organization_ids": ["northwind"], "sources": ["trunk/a"]},
+            ],
+            "accounts": [],
+            "billing_groups": groups,
+            "resources": [],
+            "prices": [],
+        }
+        for publisher in self.facts["publishers"]:
+            await self.command("create_publisher", publisher["organization_ids"][0], **publisher)
+        for person in CAST:
+            await self.join(person, self.opened_at)
+        await self.price(example_prices(self.factory_boundary - timedelta(days=60)))
+        await self.known()
+        self.factory = UsageFactory(
+            self.seed,
+            [
+                account
+                for account in self.facts["accounts"]
+                if account["account_id"] in {each.account_id for each in CAST}
+            ],
+            self.facts["publishers"],
+            self.now,
+            euro=True,
+            refused_prefix=REFUSED_PREFIX,
+        )
+
+    async def join(self, person: Person, opened_at: str) -> None:
+        """Create an account, its opening balance, method and preferences."""
+        named = {"group_id": person.group_id} if person.group_id else {}
+        limit = {"credit_limit": "1000"} if person.plan == "invoiced" else {}
+        await self.command(
+            "create_account", person.organization_id, account_id=person.account_id, name=person.account_id,
+            plan=person.plan, opened_at=opened_at, **named, **limit,
+        )  # fmt: skip
+        if person.level_2:
+            await self.command("grant_level_2", person.organization_id, account_id=person.account_id)
+        group_id = None if person.plan == "trial" else person.group_id or person.account_id
+        if group_id == person.account_id:
+            self.facts["billing_groups"].append(
+                {"group_id": group_id, "zone": "UTC", "currency": "USD", "tax_rate": "0"}
+            )
+        self.facts["accounts"].append(
+            {
+                "account_id": person.account_id,
+                "organization_id": person.organization_id,
+                "currency": "USD",
+                "plans": [{"from": opened_at, "to": None, "plan": person.plan}],
+                "groups": [{"from": opened_at, "to": None, "group_id": group_id}] if group_id else [],
+            }
+        )
+        if person.opening:
+            await self.wallet_command("open_balance", person.account_id, amount=person.opening, currency="USD")
+            self.openings.append((person.account_id, nano(person.opening)))
+        if person.token:
+            await self.wallet_command("save_method", person.account_id, processor="sandbox", token=person.token)
+        if person.recharge:
+            wish = {"enabled": True, "mode": "up_to_sum", **person.recharge}
+            await self.wallet_command("set_preferences", person.account_id, currency="USD", **wish)
+            self.methods[person.account_id] = (wish, person.level_2)
+
+    async def grant(self, account_id: str, amount: str) -> None:
+        await self.wallet_command("grant_goodwill", account_id, amount=amount, currency="USD")
+        self.goodwill.append((account_id, nano(amount)))
+
+    async def price(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Import versions of default books, in the order of their rows, and remember them for the model."""
+        books: dict[tuple[str, datetime, str], list[PriceRow]] = defaultdict(list)
+        for row in rows:
+            books[row["book"], row["effective_from"], row["currency"]].append(
+                PriceRow(
+                    row["product"], f"+{row['prefix']}", parse_amount(row["per_minute"]),
+                    parse_amount(row.get("connection_fee", "0")), row["minimum_s"], row["increment_s"],
+                )
+            )  # fmt: skip
+        known = list(dict.fromkeys(row["book"] for row in [*self.facts["prices"], *rows]))
+        async with self.engine("usage") as engine:
+            for (book, effective_from, currency), prices in books.items():
+                await usage.import_prices(engine, book, PriceFile(currency, tuple(prices), ()), effective_from)
+            await usage.set_default_books(engine, known)
+        self.facts = self.facts | {"prices": [*self.facts["prices"], *rows]}
+
+    async def known(self) -> None:
+        """Until the registry has carried out every command, and every room has heard of it."""
+
+        async def decided() -> bool:
+            self.check_alive()
+            done = {row[0] for row in await self.rows("select command_id from groups.command")}
+            return all(command_id in done for room, command_id in self.commands if room == "groups")
+
+        await until(decided, "the registry carries out every command")
+        refused = await self.rows("select content, answer from groups.command where not accepted")
+        assert not refused, f"refused: {[tuple(row) for row in refused]}"
+        await self.idle()
+
+    async def publish(self, inputs: Iterable[UsageInput]) -> None:
+        """Usage, in its order, acknowledged when this returns."""
+        futures = [await self.send(item.topic, item.key, item.value) for item in inputs]
+        await asyncio.gather(*futures)
+
+    async def publish_aborted(self, inputs: Sequence[UsageInput]) -> None:
+        """Usage in a transaction that is aborted: nobody may ever see it, but its offsets and a marker are taken."""
+        producer = AIOKafkaProducer(
+            bootstrap_servers=self.settings.kafka_bootstrap, transactional_id=f"{self.topic_prefix}{uuid.uuid4().hex}"
+        )
+        await producer.start()
+        try:
+            await producer.begin_transaction()
+            for item in inputs:
+                await producer.send(self.topic_prefix + item.topic, item.value, key=item.key)
+            await producer.flush()
+            await producer.abort_transaction()
+        finally:
+            await producer.stop()
+
+    # ---- closing -----------------------------------------------------------------------------------------------------
+
+    @property
+    def factory_boundary(self) -> datetime:
+        """The boundary around which usage is made: the start of this month, UTC."""
+        return self.now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+
+    @property
+    def opened_at(self) -> str:
+        """When the accounts were opened."""
+        return _text(self.factory_boundary - timedelta(days=20))
+
+    @property
+    def period(self) -> str:
+        """The period that ends there."""
+        return (self.factory_boundary - timedelta(days=1)).strftime("%Y-%m")
+
+    def period_before(self, months: int) -> str:
+        """A period that ended so many months before that one: nobody used anything in it, its cut is still a cut."""
+        index = self.factory_boundary.year * 12 + self.factory_boundary.month - 2 - months
+        return f"{index // 12:04d}-{index % 12 + 1:02d}"
+
+    async def move_clock_past_grace(self) -> None:
+        """In the first two days of a month the grace still runs."""
+        ahead = self.factory_boundary + GRACE - self.now
+        if ahead > timedelta(0):
+            await self.move_clock(ahead)
+
+    async def move_clock(self, forward: timedelta) -> None:
+        await self.rows("select runtime.clock_move($1)", forward)
+
+    async def name_period(self, period: str) -> None:
+        """An operator closes a period by name."""
+        async with self.engine("invoices") as engine:
+            await invoices.request_close(engine, period, "ops")
+
+    async def cuts(self) -> dict[datetime, dict[model.Lane, int]]:
+        """The vector of every cut that was taken, by boundary."""
+        vectors: dict[datetime, dict[model.Lane, int]] = {
+            row["boundary"]: {} for row in await self.rows("select boundary from usage.cut where taken_at is not null")
+        }
+        for row in await self.rows(
+            "select boundary, topic, partition, position from usage.cut_position join usage.cut using (cutoff_id)"
+        ):
+            vectors[row["boundary"]][row["topic"], row["partition"]] = row["position"]
+        return vectors
+
+    async def passed(self, period: str) -> None:
+        """Until every cut of a period has passed the lanes: its end in each zone of the groups."""
+        ends = {model.month_end(period, group["zone"]) for group in self.facts["billing_groups"]}
+
+        async def done() -> bool:
+            self.check_alive()
+            return ends <= {
+                row[0] for row in await self.rows("select boundary from usage.cut where passed_at is not null")
+            }
+
+        await until(done, f"the cuts of {period} pass the lanes", IDLE_S_MAX)
+
+    async def finished(self) -> None:
+        """Until no cut waits for anything any more."""
+
+        async def done() -> bool:
+            self.check_alive()
+            return not await self.rows("select 1 from invoices.cutoff where finished_at is null")
+
+        try:
+            await until(done, "every cut is closed", IDLE_S_MAX)
+        except AssertionError as late:
+            raise AssertionError(f"seed {self.seed}: {late}\n{await self._what_waits()}") from None
+
+    async def _what_waits(self) -> str:
+        lines = []
+        async with self.engine("invoices") as engine:
+            for cut in await invoices.cuts(engine):
+                lines.append(f"{cut.boundary}: {cut.waiting_for or cut.held}, finished {cut.finished_at}")
+        async with self.engine("usage") as engine:
+            lines += [str(holder) for state in await usage.cuts(engine) for holder in state.holders]
+        refused = await self.rows("select group_id, period, refused from invoices.invoice where refused is not null")
+        return "\n".join(lines + [str(tuple(row)) for row in refused])
+
+    async def decide_quarantine(self) -> None:
+        """A person decides about what stands below every cut: prices what had none and replays it, discards the rest."""
+        cuts = await self.cuts()
+        held = [t for t in cuts if t > self.factory_boundary - timedelta(days=2)]
+        rows = await self.rows(
+            'select id, topic, partition, "offset", reason from usage.parked where state = $1 order by id',
+            "quarantined",
+        )
+        passed = {
+            row["id"]: [t for t in held if row["offset"] >= cuts[t].get((row["topic"], row["partition"]), 0)]
+            for row in rows
+        }
+        below = [row for row in rows if len(passed[row["id"]]) < len(held)]
+        # what is replayed must have passed no cut at all, else the model would have to know when its group passed it
+        unpriced = [row for row in below if row["reason"] == model.NO_PRICE and not passed[row["id"]]]
+        given_up = [row for row in below if row not in unpriced]
+        lists = [row for row in self.facts["prices"] if row["book"] == "list"]
+        if unpriced:
+            new = {"product": "voice.outbound", "prefix": UNPRICED_NUMBER[1:4], "per_minute": "1.2500"}
+            await self.price([{**row, "version": 2} for row in lists] + [{**lists[0], **new, "version": 2}])
+            self.facts_at_replay = self.facts
+        for decision, chosen in (
+            ("replaying", unpriced),
+            ("discarding", given_up),
+        ):
+            async with self.engine("usage") as engine, transaction(engine) as connection:
+                ids = [row["id"] for row in chosen]
+                await parking.ask(connection, runtime_tables("usage"), decision, "ops", ids=ids)  # type: ignore[arg-type]
+        self.replays |= {_place(row): () for row in unpriced}
+        self.discards |= {_place(row) for row in given_up}
+
+    # ---- waiting -----------------------------------------------------------------------------------------------------
+
+    async def idle(self, timeout_s: float = IDLE_S_MAX) -> None:
+        """Until everything that went in is processed in every room, the sandbox has answered, and nothing is due."""
+
+        async def answered() -> bool:
+            self.check_alive()
+            await self._no_lane_stopped()
+            due = "select 1 from payments.due union all select 1 from balance.due where due_at <= runtime.clock_now()"
+            return not await self.rows(due)
+
+        async with idle.watching(self.settings) as watch:
+            for _ in range(2):  # an answer that was due in between makes new work
+                try:
+                    await watch.wait(timeout_s=timeout_s, meanwhile=self.check_alive)
+                except Unavailable as error:
+                    await self._no_lane_stopped()
+                    raise AssertionError(f"seed {self.seed}: {error}") from None
+                await until(answered, "the sandbox answers", timeout_s)
+
+    async def _no_lane_stopped(self) -> None:
+        for room in ROOMS:
+            stopped = await self.rows(f"select name, stopped from {room}.lane where stopped is not null")
+            assert not stopped, f"seed {self.seed}: {room} stopped {[tuple(row) for row in stopped]}"
+
+    # ---- what came out -----------------------------------------------------------------------------------------------
+
+    async def rows(self, statement: str, *arguments: Any) -> list[Any]:
+        """Rows as the owner sees them."""
+        async with self.owner.acquire() as connection:
+            return list(await connection.fetch(statement, *arguments))
+
+    @asynccontextmanager
+    async def engine(self, room: str) -> AsyncIterator[Any]:
+        """An engine with the role of a room."""
+        engine = open_engine(self.database.room(room), application="test.chain", pool_size=1)
+        try:
+            yield engine
+        finally:
+            await engine.dispose()
+
+    async def records(self, family: str) -> list[RawRecord]:
+        """Every committed record of a topic or family of topics, as the broker holds it."""
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=self.settings.kafka_bootstrap, isolation_level="read_committed", enable_auto_commit=False
+        )
+        await consumer.start()
+        try:
+            offsets = Offsets(self.settings)
+            await offsets.start()
+            try:
+                counts = await offsets.partitions(TOPICS)
+            finally:
+                await offsets.stop()
+            names = [name for name in counts if name == family or (family.endswith(".") and name.startswith(family))]
+            places = [TopicPartition(self.topic_prefix + name, part) for name in names for part in range(counts[name])]
+            if not places:
+                return []
+            consumer.assign(places)
+            await consumer.seek_to_beginning(*places)
+            ends = await consumer.end_offsets(places)
+            found: list[RawRecord] = []
+            while any([await consumer.position(place) < ends[place] for place in places]):
+                for place, batch in (await consumer.getmany(timeout_ms=200)).items():
+                    topic = place.topic.removeprefix(self.topic_prefix)
+                    found += [RawRecord(topic, r.partition, r.offset, r.timestamp, r.key, r.value) for r in batch]
+            return sorted(found, key=lambda record: record.position)
+        finally:
+            await consumer.stop()
+
+    async def published_charges(self) -> list[dict[str, Any]]:
+        """Every charge on `usage.charges`, once per link and seq; repeats must say the same, seqs must have no gap."""
+        seen: dict[tuple[str, int, int], dict[str, Any]] = {}
+        for record in await self.records("usage.charges"):
+            envelope = json.loads(record.value or b"")
+            key = (envelope["link"], record.partition, envelope["seq"])
+            assert seen.setdefault(key, envelope) == envelope, f"{key} was published with two contents"
+        lengths: dict[tuple[str, int], int] = defaultdict(int)
+        for link, partition, seq in seen:
+            lengths[link, partition] = max(lengths[link, partition], seq)
+        assert sum(lengths.values()) == len(seen), "the seqs of a link have a gap"
+        return [envelope["data"] for envelope in seen.values()]
+
+    async def observed_classes(self, records: Iterable[RawRecord]) -> dict[model.Position, str]:
+        """The class of every record as usage's tables have it: parked, or accepted under its identity, or a duplicate."""
+        states = {1: model.RATED, 2: model.RATED_UNGROUPED, 3: model.NOT_BILLABLE}
+        accepted: dict[bytes, tuple[int, int, str]] = {}
+        for row in await self.rows('select digest, state, partition, "offset" from usage.identity'):
+            assert row["digest"].bytes not in accepted, "an identity was accepted in two generations"
+            accepted[row["digest"].bytes] = row["partition"], row["offset"], states[row["state"]]
+        parked = {
+            _place(row): row["reason"]
+            for row in await self.rows(
+                'select topic, partition, "offset", reason from usage.parked where state <> $1', "replayed"
+            )
+        }
+        lanes = {
+            (row["topic"], row["partition"]): row["position"]
+            for row in await self.rows("select topic, partition, position from usage.lane where input = 'events'")
+        }
+        observed: dict[model.Position, str] = {}
+        for record in records:
+            if record.offset >= lanes.get((record.topic, record.partition), 0):
+                continue  # not read: the model calls it unaccounted for
+            if record.position in parked:
+                observed[record.position] = parked[record.position]
+                continue
+            try:
+                leg = model.read_leg(record.value)
+            except model.Unacceptable:
+                continue  # neither parked nor readable: lost
+            found = accepted.get(model.identity_of(record.publisher, leg.source, leg.event_id))
+            if found is None:
+                continue
+            here = found[:2] == (record.partition, record.offset)
+            observed[record.position] = found[2] if here else model.DUPLICATE
+        return observed
+
+    async def judged(self) -> list[str]:
+        """Everything that differs between what the model computes from the records in Kafka and what the rooms did."""
+        records = await self.records(USAGE_EVENTS.name)
+        cuts = await self.cuts()
+        judgement = model.judge(
+            [(self.facts, records)],
+            cuts=cuts,
+            replays=self.replays,
+            discards=self.discards,
+            facts_at_replay=self.facts_at_replay,
+            store_refuses=lambda leg: leg.event_id.startswith(REFUSED_PREFIX),
+        )
+        problems = judgement.check_classes(await self.observed_classes(records))
+        charges, differences = judgement.resolve(await self.published_charges())
+        problems += differences
+        stored = {str(row["charge_id"]): row["amount_nano"] for row in await self.rows("select * from usage.charge")}
+        wanted = {charge_id: charge.amount_nano for charge_id, charge in charges.items()}
+        problems += [f"charge {i}: stored {stored.get(i)}, expected {wanted.get(i)}" for i in _differ(stored, wanted)]
+        problems += await self._check_money(charges)
+        problems += await self._check_recharges()
+        problems += await self._check_held(records, cuts)
+        return problems
+
+    async def audited(self) -> list[str]:
+        """What the auditor finds wrong."""
+        report = await verify.run(self.settings)
+        return [f"{check.name}: {difference}" for check in report.checks for difference in check.differences]
+
+    async def _check_money(self, charges: Mapping[str, Charge]) -> list[str]:
+        problems = []
+        bundles = model.make_invoices(charges.values(), self.facts)
+        state = {
+            (row["group_id"], row["period"]): row
+            for row in await self.rows(
+                "select i.*, coalesce(t.charges, 0) as charges, coalesce(t.exact_nano, 0) as exact_nano, t.xor"
+                " from invoices.invoice i left join invoices.tally t using (invoice_id)"
+            )
+        }
+        closed = []
+        for key in sorted(bundles.keys() | state.keys()):
+            row, invoice = state.get(key), bundles.get(key)
+            if invoice is None or row is None:
+                if row is None or row["charges"]:
+                    problems.append(f"invoice {key}: {row}, expected {invoice}")
+                continue
+            have = [row["charges"], int(row["exact_nano"]), row["xor"]]
+            want = [invoice.charges, invoice.exact_nano, invoice.xor]
+            if row["state"] == "closed":
+                closed.append(invoice)
+                have += [int(row[name]) for name in ("net_nano", "tax_nano", "total_nano", "due_nano")]
+                want += [invoice.net_nano, invoice.tax_nano, invoice.total_nano, invoice.due_nano]
+            if have != want:
+                problems.append(f"invoice {key}: {have}, expected {want}")
+        finished = [t for t in await self.cuts() if t > self.factory_boundary - timedelta(days=2)]
+        if finished and not await self.rows("select 1 from invoices.cutoff where finished_at is null"):
+            zones = {group["group_id"]: group["zone"] for group in self.facts["billing_groups"]}
+            for group_id, period in bundles:
+                must = model.month_end(period, zones[group_id]) in finished
+                if must != (state[group_id, period]["state"] == "closed"):
+                    problems.append(f"invoice {group_id} {period}: is {state[group_id, period]['state']}")
+        payments = [
+            (row["account_id"], row["nano"])
+            for row in await self.rows(
+                "select account_id, nano from balance.ledger_entry where kind = 'payment' and split_part(ledger, ':', 1) = 'wallet'"
+            )
+        ]
+        ledger = model.make_ledger(
+            charges.values(), openings=self.openings, goodwill=self.goodwill, payments=payments, closed=closed
+        )
+        for row in await self.rows("select account_id, wallet_nano, unbilled_nano from balance.wallet"):
+            account_id = row["account_id"]
+            have = [row["wallet_nano"], -row["unbilled_nano"]]
+            want = [ledger.wallet(account_id), ledger.unbilled(account_id)]
+            if have != want:
+                problems.append(f"wallet {account_id}: {have}, expected {want}")
+        owed: dict[str, int] = defaultdict(int)
+        members = {a["account_id"]: a["groups"][0]["group_id"] for a in self.facts["accounts"] if a["groups"]}
+        for row in await self.rows("select account_id, receivable_nano from balance.wallet"):
+            owed[members.get(row["account_id"], "")] -= row["receivable_nano"]
+        for group_id in sorted(owed):
+            if group_id and owed[group_id] != ledger.receivable(group_id):
+                problems.append(f"receivable {group_id}: {owed[group_id]}, expected {ledger.receivable(group_id)}")
+        kinds: dict[str, int] = defaultdict(int)
+        for name, amount in ledger.balances.items():
+            kinds[name.partition(":")[0]] += amount
+        have_kinds = {
+            row["kind"]: int(row["nano"])
+            for row in await self.rows(
+                "select split_part(ledger, ':', 1) as kind, sum(nano) as nano from balance.ledger_entry group by 1"
+            )
+        }
+        for kind in sorted(kinds.keys() | have_kinds.keys()):
+            if kinds.get(kind, 0) != have_kinds.get(kind, 0):
+                problems.append(f"ledger {kind}: {have_kinds.get(kind, 0)}, expected {kinds.get(kind, 0)}")
+        return problems
+
+    async def _check_recharges(self) -> list[str]:
+        now = (await self.rows("select runtime.clock_now()"))[0][0]
+        attempts = [
+            Attempt(
+                str(row["attempt_id"]), row["account_id"], row["amount_nano"], row["requested_at"], row["state"],
+                row["kind"], row["ended_at"],
+            )
+            for row in await self.rows("select * from balance.attempt")
+        ]  # fmt: skip
+        credited = [
+            (row["ref"], row["nano"])
+            for row in await self.rows(
+                "select ref, nano from balance.ledger_entry where kind = 'payment' and split_part(ledger, ':', 1) = 'wallet'"
+            )
+        ]
+        resting = []
+        problems = []
+        for row in await self.rows("select * from balance.wallet where account_id = any($1)", list(self.methods)):
+            wish, level_2 = self.methods[row["account_id"]]
+            funds = row["wallet_nano"] + row["credit_limit_nano"] + row["unbilled_nano"] + row["receivable_nano"]
+            resting.append(
+                RestingAccount(
+                    row["account_id"], row["created_at"], funds, wish, row["plan"], row["method_token"] is not None,
+                    row["paused"], row["retry_at"], level_2,
+                )
+            )  # fmt: skip
+            flying = next(
+                (
+                    (attempt.amount_nano, attempt.requested_at)
+                    for attempt in attempts
+                    if attempt.account_id == row["account_id"] and attempt.state in model.IN_FLIGHT
+                ),
+                None,
+            )
+            must = model.must_be_suspended(funds, flying, now, is_suspended=row["suspended"])
+            if must != row["suspended"]:
+                problems.append(f"account {row['account_id']}: funds {funds}, suspended {row['suspended']}")
+        return problems + model.check_recharge_invariants(attempts, resting, credited, now)
+
+    async def _check_held(
+        self, records: Sequence[RawRecord], cuts: Mapping[datetime, Mapping[model.Lane, int]]
+    ) -> list[str]:
+        """Groups held at each cut, judged from the records as they stood before anybody decided about them."""
+        before = self.facts
+        if self.facts_at_replay is not None:
+            before = before | {"prices": [row for row in before["prices"] if row.get("version", 1) == 1]}
+        judgement = model.judge(
+            [(before, records)], cuts=cuts, store_refuses=lambda leg: leg.event_id.startswith(REFUSED_PREFIX)
+        )
+        problems = []
+        for boundary, vector in cuts.items():
+            held = {
+                row["group_id"]
+                for row in await self.rows(
+                    "select group_id from usage.held_group join usage.cut using (cutoff_id) where boundary = $1",
+                    boundary,
+                )
+            }
+            must, may = judgement.held_groups(boundary, vector, before)
+            may |= self._readable_groups(records, vector)
+            if not must <= held <= may:
+                problems.append(f"cut {boundary}: held {sorted(held)}, must {sorted(must)}, may {sorted(may)}")
+        return problems
+
+    def _readable_groups(self, records: Iterable[RawRecord], vector: model.Vector) -> set[str]:
+        """Payer groups of accounts that can be read in events which are no valid ones: those may be held as well."""
+        payers = {a["account_id"]: a["groups"][0]["group_id"] for a in self.facts["accounts"] if a["groups"]}
+        found = set()
+        for record in records:
+            if record.offset >= vector.get((record.topic, record.partition), 0):
+                continue
+            try:
+                model.read_leg(record.value)
+            except model.Unacceptable:
+                read = re.search(rb'"account_id": *"([^"]+)"', record.value or b"")
+                found.add(payers.get(read[1].decode("utf-8", "replace"), "") if read else "")
+        return found
+
+
+def _differ(have: Mapping[str, Any], want: Mapping[str, Any]) -> list[str]:
+    return sorted(key for key in have.keys() | want.keys() if have.get(key) != want.get(key))
+
+
+def _names_the_seed(seed: int) -> Callable[[Any, BaseException | None, Any], None]:
+    def note(_: Any, error: BaseException | None, __: Any) -> None:
+        if error is not None:
+            error.add_note(
+                f"The seed of this run is {seed}: TOLLBOOK_TEST_SEED={seed} repeats its inputs and schedule."
+            )
+
+    return note
+
+
+def _place(row: Mapping[str, Any]) -> model.Position:
+    return row["topic"], row["partition"], row["offset"]
+
+
+def _text(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@asynccontextmanager
+async def running(
+    servers: TestedServers, folder: Path, *, seed: int, tick_ms: int = 200, session_ms: int = 2000
+) -> AsyncIterator[Chain]:
+    """A fresh database and fresh topics; every process that was started is ended at the end. A failure names the seed."""
+    async with AsyncExitStack() as stack:
+        stack.push(_names_the_seed(seed))
+        database = await stack.enter_async_context(servers.fresh_database())
+        kafka, valkey = await servers.kafka(), await servers.valkey()
+        prefix = f"t{uuid.uuid4().hex[:12]}."
+        environment = database.environment(
+            TOLLBOOK_KAFKA=kafka, TOLLBOOK_VALKEY=valkey, TOLLBOOK_TOPIC_PREFIX=prefix, TOLLBOOK_TICK_MS=str(tick_ms),
+            TOLLBOOK_SESSION_MS=str(session_ms), TOLLBOOK_LOG_LEVEL="WARNING",
+        )  # fmt: skip
+        settings = Settings(
+            kafka=kafka, valkey=valkey, topic_prefix=prefix, tick_ms=tick_ms, session_ms=session_ms,
+            postgres=environment["TOLLBOOK_POSTGRES"], owner_password=environment["TOLLBOOK_OWNER_PASSWORD"],
+            room_password=environment["TOLLBOOK_ROOM_PASSWORD"],
+        )  # fmt: skip
+        server = database.server
+        owner = await asyncpg.create_pool(
+            host=server.host, port=server.port, user=server.owner_user, password=server.owner_password,
+            database=database.name, min_size=0, max_size=3,
+        )  # fmt: skip
+        stack.push_async_callback(owner.close)
+        async with owner.acquire() as connection:
+            # what only the database refuses
+            await connection.execute(
+                f"alter table usage.charge add constraint refused check (event_id not like '{REFUSED_PREFIX}%')"
+            )
+        topics = {topic.name: topic for topic in TOPICS if not topic.is_family and not topic.name.startswith("test.")}
+        topics |= {USAGE_EVENTS.of(publisher): USAGE_EVENTS for publisher in ("switch", "carrier")}
+        await ensure_topics(settings, topics)
+        producer = AIOKafkaProducer(
+            bootstrap_servers=kafka, acks="all", enable_idempotence=True, linger_ms=5, max_request_size=2_000_000
+        )
+        await producer.start()
+        stack.push_async_callback(producer.stop)
+        processes = Processes(environment, folder)
+        stack.callback(processes.stop)
+        yield Chain(
+            database=database, settings=settings, processes=processes, seed=seed, topic_prefix=prefix,
+            producer=producer, owner=owner, random=random.Random(seed), now=datetime.now(UTC),
+        )  # fmt: skip

@@ -1,0 +1,214 @@
+"""The auditor: passes after a real run of the whole chain, and finds every corruption that is planted."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.cli import verify
+from tests.support.chain import Chain, running
+from tests.support.servers import TestedServers
+
+SEED = 20
+
+
+@pytest.fixture(scope="module")
+async def closed(servers: TestedServers, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Chain]:
+    """A month of usage, closed, with held groups, replays, discards, late records; the rooms are stopped."""
+    folder: Path = tmp_path_factory.mktemp("verify")
+    async with running(servers, folder, seed=SEED) as chain:
+        chain.start_rooms()
+        await chain.found()
+        await chain.publish(chain.factory.mix(700))
+        await chain.publish_aborted(chain.factory.inputs[:20])
+        await chain.move_clock_past_grace()
+        await chain.name_period(chain.period_before(1))
+        await chain.passed(chain.period_before(1))
+        await chain.name_period(chain.period)
+        await chain.publish(chain.factory.mix(200))
+        await chain.passed(chain.period)
+        await chain.decide_quarantine()
+        await chain.finished()
+        await chain.publish(chain.factory.mix(200))
+        await chain.idle()
+        chain.processes.stop()
+        yield chain
+
+
+async def test_a_run_of_the_whole_chain_is_what_the_model_says(closed: Chain) -> None:
+    assert await closed.judged() == []
+
+
+async def test_the_auditor_passes_after_a_real_run(closed: Chain) -> None:
+    report = await verify.run(closed.settings)
+    assert [check for check in report.checks if not check.ok] == []
+    assert report.ok
+    assert [check.name[0] for check in report.checks] == list("123456")
+    assert all(check.looked_at != "nothing" for check in report.checks)
+    assert report.facts["at rest"] == "yes"
+    assert report.facts["stopped lanes"] == "none"
+    assert report.facts["cuts that wait"] == "none"
+    assert "movable" in report.facts["clock"]
+    assert "no_price" in report.facts["undecided records"]
+
+
+async def test_one_period_can_be_audited_by_itself(closed: Chain) -> None:
+    report = await verify.run(closed.settings, closed.period)
+    assert report.ok
+    assert report.facts["cuts"] == "2"  # its end in each of the two zones
+
+
+CORRUPTIONS = {
+    "an identity is gone": (1, "usage.identity", "delete from {table} where ctid in (select ctid from {table} limit 1)"),
+    "a parked record is gone": (1, "usage.parked", "delete from {table} where id = (select min(id) from {table})"),
+    "a link was not received to its end": (
+        2,
+        "invoices.link_in",
+        "update {table} set received_to = received_to - 1 where topic = 'usage.charges'",
+    ),
+    "more was given out than was sent": (
+        2,
+        "balance.link_out",
+        "update {table} set last_seq = last_seq + 1 where topic = 'balance.postings'",
+    ),
+    "a charge is gone": (
+        3,
+        "usage.charge",
+        "delete from {table} where charge_id = (select charge_id from {table} where group_id is not null limit 1)",
+    ),
+    "a charge stands on another invoice": (
+        3,
+        "usage.charge",
+        "update {table} set group_id = 'night' where charge_id ="
+        " (select charge_id from {table} where group_id = 'northwind' limit 1)",
+    ),
+    "a charge costs a nano more": (
+        3,
+        "usage.charge",
+        "update {table} set amount_nano = amount_nano + 1 where charge_id ="
+        " (select charge_id from {table} where group_id is not null limit 1)",
+    ),
+    "a line of an invoice was edited": (
+        4,
+        "invoices.line",
+        "update {table} set exact_nano = exact_nano + 1 where invoice_id ="
+        " (select invoice_id from invoices.invoice where state = 'closed' limit 1)",
+    ),
+    "the total of an invoice was edited": (
+        4,
+        "invoices.invoice",
+        "update {table} set tax_nano = tax_nano + 10000000, total_nano = total_nano + 10000000 where number ="
+        " (select min(number) from {table})",
+    ),
+    "a document was edited": (
+        4,
+        "invoices.document",
+        "update {table} set body = replace(body, '\"charges\":', '\"charges\":1')"
+        " where invoice_id = (select invoice_id from {table} limit 1)",
+    ),
+    "a document was edited, and its hash": (
+        4,
+        "invoices.document",
+        "with edited as (select invoice_id, replace(body, 'Tollbook Inc.', 'Somebody Inc.') as body from {table})"
+        " update {table} d set body = e.body, sha256 = encode(sha256(convert_to(e.body, 'UTF8')), 'hex')"
+        " from edited e where e.invoice_id = d.invoice_id",
+    ),
+    "a number was left out": (4, "invoices.number_series", "update {table} set last_number = last_number + 1"),
+    "an entry of the ledger is gone": (
+        5,
+        "balance.entry",
+        "delete from {table} where ctid = (select ctid from {table} where ledger = 'opening' limit 1)",
+    ),
+    "a closing is gone": (
+        5,
+        "balance.entry",
+        "delete from {table} where transaction_id = (select id from balance.transaction where kind = 'closing' limit 1)",
+    ),
+    "charges of a batch are gone": (
+        5,
+        "balance.charged",
+        "delete from {table} where ctid = (select ctid from {table} limit 1)",
+    ),
+    "a wallet was edited": (5, "balance.wallet", "update {table} set wallet_nano = wallet_nano + 1 where plan = 'payg'"),
+    "a payment is credited to an attempt that was declined": (
+        5,
+        "balance.attempt",
+        "update {table} set state = 'declined' where attempt_id = (select attempt_id from {table} where state = 'settled' limit 1)",
+    ),
+    "evidence was edited": (
+        6,
+        "invoices.cutoff_evidence",
+        "update {table} set body = replace(body, '\"rated\":', '\"rated\":1')",
+    ),
+    "evidence was edited, and its hash": (
+        4,
+        "invoices.cutoff_evidence",
+        "with edited as (select cutoff_id, group_id, replace(body, '\"rated\":', '\"rated\":1') as body from {table})"
+        " update {table} d set body = e.body, sha256 = encode(sha256(convert_to(e.body, 'UTF8')), 'hex')"
+        " from edited e where (e.cutoff_id, e.group_id) = (d.cutoff_id, d.group_id)",
+    ),
+    "a cut was moved": (
+        6,
+        "usage.cut_position",
+        'update {table} set position = position + 1 where cutoff_id = (select cutoff_id from usage.cut limit 1)',
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+async def test_the_auditor_finds(closed: Chain, corruption: str) -> None:
+    number, table, statement = CORRUPTIONS[corruption]
+    async with corrupted(closed, table, statement.format(table=table)):
+        report = await verify.run(closed.settings)
+        assert not report.ok
+        failed = [check.name[0] for check in report.checks if not check.ok]
+        assert str(number) in failed, f"failed: {failed}"
+    if number == 6:
+        assert (await verify.run(closed.settings)).ok, "what was put back is whole again"
+
+
+async def test_the_auditor_says_what_waits(closed: Chain) -> None:
+    """A cut that is asked for while the rooms stand still is no failure, but it is shown."""
+    async with corrupted(closed, "invoices.cutoff", "update invoices.cutoff set finished_at = null"):
+        report = await verify.run(closed.settings)
+        assert report.ok
+        assert report.facts["cuts that wait"] != "none"
+
+
+@asynccontextmanager
+async def corrupted(chain: Chain, table: str, statement: str) -> AsyncIterator[None]:
+    """Change a table behind everybody's back, and put it back as it was."""
+    async with chain.owner.acquire() as owner:
+        await owner.execute(f"alter table {table} disable trigger user")
+        await owner.execute(f"create temporary table kept as table {table}")
+        try:
+            done = await owner.execute(statement)
+            assert not done.endswith(" 0"), f"{statement} changed nothing"
+            yield
+        finally:
+            await put_back(owner, table)
+            await owner.execute("drop table kept")
+            await owner.execute(f"alter table {table} enable trigger user")
+
+
+async def put_back(owner: Any, table: str) -> None:
+    """Rows are put back in place where there is a key, since others may refer to them; else taken away and added."""
+    columns = await owner.fetch(
+        "select quote_ident(a.attname) as name, coalesce(a.attnum = any(i.indkey), false) as is_key"
+        " from pg_attribute a left join pg_index i on i.indrelid = a.attrelid and i.indisprimary"
+        " where a.attrelid = $1::text::regclass and a.attnum > 0 and not a.attisdropped and a.attidentity = ''",
+        table,
+    )
+    key = " and ".join(f"x.{row['name']} = k.{row['name']}" for row in columns if row["is_key"])
+    others = [row["name"] for row in columns if not row["is_key"]]
+    if key:
+        changes = ", ".join(f"{name} = k.{name}" for name in others)
+        await owner.execute(f"update {table} x set {changes} from kept k where {key} and x::text <> k::text")
+    else:
+        await owner.execute(f"delete from {table} x where not (x::text = any(select k::text from kept k))")
+    missing = "not (k::text = any(select x::text from {0} x))"
+    await owner.execute(f"insert into {table} select * from kept k where {missing.format(table)}")
