@@ -40,6 +40,8 @@ async def closed(servers: TestedServers, tmp_path_factory: pytest.TempPathFactor
 
 
 async def test_a_run_of_the_whole_chain_is_what_the_model_says(closed: Chain) -> None:
+    assert closed.replays
+    assert closed.discards
     assert await closed.judged() == []
 
 
@@ -53,7 +55,7 @@ async def test_the_auditor_passes_after_a_real_run(closed: Chain) -> None:
     assert report.facts["stopped lanes"] == "none"
     assert report.facts["cuts that wait"] == "none"
     assert "movable" in report.facts["clock"]
-    assert "no_price" in report.facts["undecided records"]
+    assert "invalid_event" in report.facts["undecided records"]
 
 
 async def test_one_period_can_be_audited_by_itself(closed: Chain) -> None:

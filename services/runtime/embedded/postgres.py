@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 from services.kernel.errors import InvalidInput
 from services.runtime.embedded.ports import HOST, is_open
