@@ -371,7 +371,7 @@ class Chain:
             vectors[row["boundary"]][row["topic"], row["partition"]] = row["position"]
         return vectors
 
-    async def passed(self, period: str) -> None:
+    async def passed(self, period: str, within_s: float = IDLE_S_MAX) -> None:
         """Until every cut of a period has passed the lanes: its end in each zone of the groups."""
         ends = {model.month_end(period, group["zone"]) for group in self.facts["billing_groups"]}
 
@@ -381,7 +381,7 @@ class Chain:
                 row[0] for row in await self.rows("select boundary from usage.cut where passed_at is not null")
             }
 
-        await until(done, f"the cuts of {period} pass the lanes", IDLE_S_MAX)
+        await until(done, f"the cuts of {period} pass the lanes", within_s)
 
     async def finished(self) -> None:
         """Until no cut waits for anything any more."""

@@ -243,7 +243,7 @@ class ContainerServers(TestedServers):
         container = DockerContainer("apache/kafka:4.3.1").with_bind_ports(9092, port)
         for key, value in _KAFKA.items():
             container.with_env(f"KAFKA_{key}", value)
-        return container.with_env("KAFKA_ADVERTISED_LISTENERS", f"PLAINTEXT://{HOST}:{port}")
+        return container.with_env("KAFKA_ADVERTISED_LISTENERS", f"CLIENT://{HOST}:{port},BROKER://localhost:9094")
 
     def _answers(self, name: embedded.Name) -> Callable[[], Awaitable[None]]:
         async def postgres() -> None:
@@ -272,9 +272,11 @@ class ContainerServers(TestedServers):
 _KAFKA = {
     "NODE_ID": "1",
     "PROCESS_ROLES": "broker,controller",
-    "LISTENERS": "PLAINTEXT://:9092,CONTROLLER://:9093",
+    "LISTENERS": "CLIENT://:9092,CONTROLLER://:9093,BROKER://localhost:9094",
     "CONTROLLER_LISTENER_NAMES": "CONTROLLER",
-    "LISTENER_SECURITY_PROTOCOL_MAP": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
+    # For transactions the broker connects to itself, and the clients' port is not to be found inside the container.
+    "INTER_BROKER_LISTENER_NAME": "BROKER",
+    "LISTENER_SECURITY_PROTOCOL_MAP": "CONTROLLER:PLAINTEXT,CLIENT:PLAINTEXT,BROKER:PLAINTEXT",
     "CONTROLLER_QUORUM_VOTERS": "1@localhost:9093",
     "AUTO_CREATE_TOPICS_ENABLE": "false",
     "OFFSETS_TOPIC_NUM_PARTITIONS": "4",

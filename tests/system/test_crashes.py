@@ -139,7 +139,7 @@ async def cuts(chain: Chain) -> None:
     """Older and older periods are named, each when the one before has passed: nobody used anything in them."""
     for months in range(1, 1000):
         await chain.name_period(chain.period_before(months))
-        await chain.passed(chain.period_before(months))
+        await chain.passed(chain.period_before(months), 2 * KILL_S_MAX)  # every step of it may be a death
         await asyncio.sleep(CUT_S)
 
 

@@ -23,7 +23,7 @@ from tests.support.chain import TOKENS, Chain, Person, running
 from tests.support.servers import TestedServers
 
 given = os.environ.get("TOLLBOOK_TEST_SEED")
-SEEDS = [int(given)] if given else list(range(1, 21))
+SEEDS = [int(given)] if given else list(range(1, int(os.environ.get("TOLLBOOK_TEST_SEEDS", "20")) + 1))
 
 COPIES = 2
 STORM_S = 14.0  # of faults before the cut, and half of it after
