@@ -9,7 +9,7 @@ STAMP := $(VENV)/installed
 UV ?= $(shell command -v uv || echo $(BIN)/uv)
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
-.PHONY: install test test-faults demo bench check lock clean
+.PHONY: install test test-faults test-containers demo bench check lock clean
 
 install: $(STAMP)
 
@@ -41,6 +41,10 @@ test: check
 
 test-faults: install
 	$(BIN)/python -m pytest -q -m faults
+
+# The same tests on the official images; needs Docker.
+test-containers: install
+	TOLLBOOK_TEST_SERVERS=containers $(BIN)/python -m pytest -q -m "not faults"
 
 demo: install
 	$(BIN)/tollbook demo
