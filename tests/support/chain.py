@@ -120,11 +120,10 @@ class Chain:
 
     # ---- processes ---------------------------------------------------------------------------------------------------
 
-    def start_rooms(self, rooms: Iterable[str] = ROOMS, *, copies: int = 1) -> None:
-        """Start so many copies of each room."""
-        for room in rooms:
-            for copy in range(1, copies + 1):
-                self.start(room, copy)
+    def start_rooms(self, copy: int = 1) -> None:
+        """Start a copy of every room."""
+        for room in ROOMS:
+            self.start(room, copy)
 
     def start(self, room: str, copy: int = 1, *, crash: str | None = None) -> None:
         name = f"{room}{copy}"
@@ -299,7 +298,7 @@ class Chain:
             done = {row[0] for row in await self.rows("select command_id from groups.command")}
             return all(command_id in done for room, command_id in self.commands if room == "groups")
 
-        await until(decided, "the registry carries out every command")
+        await until(decided, "the registry carries out every command", IDLE_S_MAX)
         refused = await self.rows("select content, answer from groups.command where not accepted")
         assert not refused, f"refused: {[tuple(row) for row in refused]}"
         await self.idle()
@@ -335,6 +334,11 @@ class Chain:
     def opened_at(self) -> str:
         """When the accounts were opened."""
         return _text(self.factory_boundary - timedelta(days=20))
+
+    @property
+    def newly_opened_at(self) -> str:
+        """When accounts open that are created on the way: not before a boundary that may be cut by then."""
+        return _text(self.factory_boundary)
 
     @property
     def period(self) -> str:
@@ -455,6 +459,16 @@ class Chain:
                     await self._no_lane_stopped()
                     raise AssertionError(f"seed {self.seed}: {error}") from None
                 await until(answered, "the sandbox answers", timeout_s)
+
+    async def rest(self) -> None:
+        """Idle, and the operator has replayed the commands that gave up waiting for the registry while it was away."""
+        await self.idle()
+        async with self.engine("balance") as engine, transaction(engine) as connection:
+            late = await parking.ask(
+                connection, runtime_tables("balance"), "replaying", "ops", reason=model.UNKNOWN_ACCOUNT
+            )
+        if late:
+            await self.idle()
 
     async def _no_lane_stopped(self) -> None:
         for room in ROOMS:

@@ -130,7 +130,7 @@ async def traffic(chain: Chain) -> None:
         number = len(chain.facts["accounts"])
         wish = {"threshold": "12", "recharge": "10"}
         token = TOKENS[number % len(TOKENS)]
-        await chain.join(Person(f"wave{number}", "lakeside", "payg", None, "12.00", wish, token), chain.opened_at)
+        await chain.join(Person(f"wave{number}", "lakeside", "payg", None, "12.00", wish, token), chain.newly_opened_at)
         await chain.grant("try", "0.01")
         await asyncio.sleep(WAVE_S)
 
