@@ -15,7 +15,9 @@ from contracts import balance, closing, groups, invoices, payments, usage
 from contracts.envelope import Envelope
 
 DAY_MS = 86_400_000
-RECORD_BYTES_MAX = 8 * 1024 * 1024  # between rooms: the closing postings of a group of some 60,000 accounts
+RECORD_BYTES_MAX = 8 * 1024 * 1024  # between rooms: the closing postings of a group of 40,000 accounts, however long
+BARE_RECORD_BYTES_MAX = 1024 * 1024  # what a broker takes where nothing is said
+AROUND_BYTES_MAX = 64 * 1024  # the envelope, and what Kafka puts around a record
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,11 +64,16 @@ class Topic:
         return topic.removeprefix(self.name)
 
     @property
+    def record_bytes_max(self) -> int:
+        """The largest record that the broker takes, with all that stands around its data."""
+        return BARE_RECORD_BYTES_MAX if self.bare else RECORD_BYTES_MAX
+
+    @property
     def configs(self) -> dict[str, str]:
         """Broker settings of the topic; a state topic keeps the last record of every key for ever."""
         configs = {"retention.ms": str(self.retention_days * DAY_MS), "cleanup.policy": self.cleanup}
         if not self.bare:
-            configs["max.message.bytes"] = str(RECORD_BYTES_MAX)
+            configs["max.message.bytes"] = str(self.record_bytes_max)
         if self.cleanup == "compact":
             configs |= {"retention.ms": "-1", "min.compaction.lag.ms": str(14 * DAY_MS)}
         if self.log_append_time:

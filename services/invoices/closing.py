@@ -21,6 +21,7 @@ from services.kernel.period import is_boundary, next_period, period_named, perio
 
 GRACE_DEFAULT = timedelta(hours=48)  # invoices appear in the first days of the month
 DUE_AFTER = timedelta(days=14)  # the terms of payment
+ACCOUNTS_MAX = 40_000  # of one invoice: it tells a posting of each, of at most 200 bytes, in a record of 8 MiB
 
 LinkKey = tuple[str, str, int]  # (link, topic, partition)
 
@@ -210,7 +211,7 @@ class NothingToBill:
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """Closing is refused and a person must look: the sums do not agree."""
+    """Closing is refused and a person must look: the sums do not agree, or no record can tell them."""
 
     reason: str
 
@@ -219,6 +220,8 @@ def decide(invoice: OpenInvoice) -> Bill | NothingToBill | Mismatch:
     """The amounts of an invoice, unless its sums disagree by a nano. Source: designs/closing, lines 14 and 15."""
     if (mismatch := mismatch_of(invoice)) is not None:
         return mismatch
+    if (accounts := len(_accounts(invoice))) > ACCOUNTS_MAX:
+        return Mismatch(f"{accounts} accounts stand on it; at most {ACCOUNTS_MAX} fit into the record that tells it")
     if not invoice.lines or invoice.group is None:
         return NothingToBill()
     return amounts(invoice.lines, invoice.group)

@@ -18,7 +18,8 @@ from pydantic_core import to_json
 from sqlalchemy import Integer, LargeBinary, Text, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from contracts.topics import Topic
+from contracts.topics import AROUND_BYTES_MAX, Topic
+from services.kernel.errors import InvalidInput
 from services.runtime.database import unnest
 from services.runtime.links import Link, take_seqs
 from services.runtime.tables import RuntimeTables
@@ -57,6 +58,18 @@ class Outgoing:
     data: bytes
 
 
+class RecordTooLarge(InvalidInput):
+    """What would be published fits into no record. In the outbox it would keep all that comes after it from leaving."""
+
+    code = "record_too_large"
+
+    def __init__(self, topic: str, key: str, size: int, size_max: int) -> None:
+        super().__init__(
+            f"what follows from it for {topic}, key {key[:64]}, has {size} bytes and at most {size_max} fit into a"
+            " record; ask for less at once, or make what it changes smaller first"
+        )
+
+
 class Outbox:
     """Collects what one transaction publishes and writes it at its end."""
 
@@ -66,9 +79,15 @@ class Outbox:
         self._outgoing: list[Outgoing] = []
 
     def add(self, topic: Topic, key: str, id: str, data: Any, member: str | None = None) -> None:
-        """Publish ``data`` (a JSON-ready value, or bytes already encoded) with the commit of this transaction."""
+        """Publish ``data`` (a JSON-ready value, or bytes already encoded) with the commit of this transaction.
+
+        Raises `RecordTooLarge` for what no broker would take, so that the relay never meets it.
+        """
         name = topic.of(member) if member is not None else topic.name
         encoded = data if isinstance(data, bytes) else to_json(data)
+        size_max = topic.record_bytes_max - AROUND_BYTES_MAX
+        if len(encoded) + 4 * len(key) > size_max:  # a character has at most four bytes
+            raise RecordTooLarge(name, key, len(encoded), size_max)
         self._outgoing.append(Outgoing(topic, name, key, id, encoded))
 
     def __len__(self) -> int:

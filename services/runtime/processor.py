@@ -31,7 +31,7 @@ from services.runtime.lanes import (
     transaction_instant,
 )
 from services.runtime.links import Link, LinkLost, accept, load_received, save_received
-from services.runtime.outbox import Outbox
+from services.runtime.outbox import Outbox, RecordTooLarge
 from services.runtime.records import Record
 from services.runtime.room import Input, Room, Tick
 from services.runtime.tables import RuntimeTables, runtime_tables
@@ -339,6 +339,8 @@ def _decoded(record: Record) -> Record:
 
 
 def _refusal(error: BaseException) -> Refusal:
+    if isinstance(error, RecordTooLarge):
+        return Refusal(error.code, error.message)
     if is_data_error(error):
         return Refusal("refused_by_store", f"the database refuses this record (SQLSTATE {sqlstate(error)})")
     return Refusal(

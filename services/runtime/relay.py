@@ -120,8 +120,7 @@ class Relay:
                 batch.close()
                 futures.append(await self._producer.send_batch(batch, name, partition=partition))
                 batch = self._producer.create_batch()
-                if batch.append(key=key, value=value, timestamp=None) is None:
-                    raise ValueError(f"a record of {len(value)} bytes for {topic} is larger than a producer batch")
+                batch.append(key=key, value=value, timestamp=None)  # the first is taken whatever its size
         batch.close()
         futures.append(await self._producer.send_batch(batch, name, partition=partition))
         return futures

@@ -58,7 +58,10 @@ class Work:
         return await self.connection.execute(statement, parameters)
 
     def publish(self, topic: Topic, key: str, id: str, data: Any, *, member: str | None = None) -> None:
-        """Publish with the commit. ``id`` is the message's id: the same message always has the same."""
+        """Publish with the commit. ``id`` is the message's id: the same message always has the same.
+
+        Raises `outbox.RecordTooLarge`; a record from outside that causes it is quarantined with that reason.
+        """
         self.outbox.add(topic, key, id, data, member)
 
     def quarantine(self, record: Record, reason: str, message: str, *, field: str | None = None, **about: Any) -> None:

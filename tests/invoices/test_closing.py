@@ -8,11 +8,15 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
+from pydantic_core import to_json
 
 from contracts.closing import Covered, Mark
+from contracts.invoices import ClosingPosting
+from contracts.topics import AROUND_BYTES_MAX, INVOICES_EVENTS
 from services.invoices import documents
 from services.invoices.accumulation import InvoiceKey, Tally, fold_charges, fold_postings
 from services.invoices.closing import (
+    ACCOUNTS_MAX,
     Coverage,
     Mismatch,
     NothingToBill,
@@ -200,6 +204,15 @@ def test_the_refusal_names_both_sums():
     invoice = open_invoice(*NORTHWIND)
     decision = decide(replace(invoice, paid=invoice.paid[1:]))
     assert decision == Mismatch("charges sum to 0.5954, the postings of balance to 0.2324")
+
+
+def test_a_group_of_more_accounts_than_a_record_can_tell_is_refused_and_any_smaller_one_fits():
+    decision = decide(open_invoice(*(charge(f"a{number}", "0.01") for number in range(ACCOUNTS_MAX + 1))))
+    assert decision == Mismatch("40001 accounts stand on it; at most 40000 fit into the record that tells it")
+    longest = ClosingPosting(
+        account_id="a" * 64, **dict.fromkeys(("wallet", "unbilled", "receivable"), "-999999999999.123456789")
+    )
+    assert ACCOUNTS_MAX * (len(to_json(longest.data())) + 1) <= INVOICES_EVENTS.record_bytes_max - AROUND_BYTES_MAX
 
 
 # ---- the documents ---------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import insert, select, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from contracts.topics import AROUND_BYTES_MAX
 from services.runtime import parking
 from services.runtime.database import transaction
 from services.runtime.lanes import lanes_of, stop_lane
@@ -115,6 +116,18 @@ async def test_every_record_the_database_refuses_is_found_among_its_neighbours(r
     assert {row.reason for row in parked} == {"refused_by_store"}
     assert {(row.partition, row.offset) for row in parked} == {(number % 2, number // 2) for number in bad}
     assert all(b"bad" in row.value for row in parked)
+
+
+async def test_what_would_publish_more_than_a_record_holds_is_quarantined_and_its_neighbours_go_on(rooms):
+    for value in (b"a", b"x" * copier.COPIES.record_bytes_max, b"b"):
+        rooms.log.write(SOURCE, value=value, partition=0)
+    await rooms.pump()
+    assert set(await values(rooms, copier.RECEIVED, "invoices")) == {"a", "b"}
+    assert set(await values(rooms)) == {"a", "b"}
+    [row] = await rooms.query("payments", text('select reason, message, "offset" from payments.parked'))
+    assert (row.reason, row.offset) == ("record_too_large", 1)
+    assert "test.copies" in row.message
+    assert str(copier.COPIES.record_bytes_max - AROUND_BYTES_MAX) in row.message
 
 
 async def test_a_database_that_is_not_migrated_yet_is_waited_for_and_no_record_is_blamed(database, rooms):

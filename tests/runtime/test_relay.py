@@ -1,0 +1,87 @@
+"""The relay on real servers: it sends whatever the outbox took, and comes back from every error of its producer."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from contracts.topics import AROUND_BYTES_MAX
+from services.runtime.broker import ensure_topics, open_producer
+from services.runtime.database import open_engine, transaction
+from services.runtime.lanes import internal_lane, transaction_instant
+from services.runtime.outbox import Outbox
+from services.runtime.relay import Relay
+from services.runtime.settings import Settings
+from services.runtime.tables import runtime_tables
+from tests.support import copier
+
+
+class Publisher:
+    """A room that only publishes, and its relay."""
+
+    def __init__(self, database, kafka, prefix):
+        self.settings = Settings(kafka=kafka, topic_prefix=prefix)
+        self.tables = runtime_tables("payments")
+        self.engine = open_engine(database.room("payments"), application="test.relay", pool_size=3)
+        self.topic = copier.COPIES
+
+    async def publish(self, values):
+        """One transaction; each value is (key, text)."""
+        async with transaction(self.engine) as connection:
+            await internal_lane(connection, self.tables, "test")
+            now, epoch = await transaction_instant(connection, self.tables)
+            outbox = Outbox("payments", lambda name: self.topic.partitions)
+            for key, value in values:
+                outbox.add(self.topic, key, key, value)
+            await outbox.flush(connection, self.tables, "test", now, epoch)
+
+    @asynccontextmanager
+    async def relaying(self):
+        producer = await open_producer(self.settings, "test")
+        relay = Relay("payments", self.engine, self.tables, producer, self.settings.topic_prefix)
+        running = asyncio.create_task(relay.run())
+        try:
+            yield relay
+        finally:
+            running.cancel()
+            with suppress(asyncio.CancelledError):
+                await running
+            await producer.stop()
+
+    async def received(self, count, within_s=30.0):
+        """The first records of the topic as they stand there."""
+        consumer = AIOKafkaConsumer(bootstrap_servers=self.settings.kafka_bootstrap, auto_offset_reset="earliest")
+        await consumer.start()
+        try:
+            name = self.settings.topic_prefix + self.topic.name
+            consumer.assign([TopicPartition(name, number) for number in range(self.topic.partitions)])
+            records = []
+            async with asyncio.timeout(within_s):
+                while len(records) < count:
+                    for found in (await consumer.getmany(timeout_ms=200)).values():
+                        records += found
+            return records
+        finally:
+            await consumer.stop()
+
+
+@pytest.fixture
+async def publisher(database, kafka, topic_prefix):
+    made = Publisher(database, kafka, topic_prefix)
+    await ensure_topics(made.settings, {made.topic.name: made.topic})
+    yield made
+    await made.engine.dispose()
+
+
+async def test_the_largest_record_that_the_outbox_takes_is_sent_with_its_neighbours(publisher):
+    size = publisher.topic.record_bytes_max - AROUND_BYTES_MAX - 4 * len("large")
+    noise = random.Random(7).randbytes(size)  # no compression makes it smaller
+    await publisher.publish([("before", 1), ("large", noise), ("after", 2)])
+    async with publisher.relaying():
+        records = await publisher.received(3)
+    assert {record.key for record in records} == {b"before", b"large", b"after"}
+    assert max(len(record.value) for record in records) > size
