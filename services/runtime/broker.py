@@ -22,6 +22,7 @@ from aiokafka.errors import (
     KafkaConnectionError,
     KafkaError,
     NoOffsetForPartitionError,
+    ProducerClosed,
     TopicAlreadyExistsError,
     for_code,
 )
@@ -195,12 +196,25 @@ async def open_producer(settings: Settings, client: str) -> AIOKafkaProducer:
     )
     try:
         await producer.start()
-    except KafkaConnectionError as error:
+    except BaseException as error:
         await producer.stop()
+        if not isinstance(error, KafkaConnectionError):
+            raise
         raise Unavailable(
             f"no Kafka broker answers at {settings.kafka_bootstrap}; check TOLLBOOK_KAFKA", field="kafka"
         ) from error
     return producer
+
+
+async def abandon(producer: AIOKafkaProducer) -> None:
+    """Close a producer without waiting for what is not acknowledged: the outbox has it still.
+
+    Its own `stop` waits for that, for ever when the broker is away or refuses it again and again.
+    """
+    producer._message_accumulator.fail_all(ProducerClosed())
+    producer._sender.sender_task.cancel()
+    await producer.client.close()  # what is under way ends now instead of at its timeout
+    await producer.stop()
 
 
 async def ensure_topics(settings: Settings, topics: dict[str, Topic]) -> None:

@@ -3,20 +3,24 @@
 One is active per room at a time (a session advisory lock), so one per topic partition. It sends from the oldest row that
 still stands; a crash between acknowledgement and delete sends the same records again, with the same id, link and seq.
 A zombie that has lost its lock can only repeat contiguous runs, never make a gap. Source: designs/closing, line 2.
+After any failure connection, lock and producer are given up and made anew: a producer of which the broker once refused a
+batch has lost count of its sequence numbers, and would be refused for ever.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+from aiokafka import AIOKafkaProducer
 from sqlalchemy import delete, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from services.runtime import faults
+from services.runtime.broker import abandon
 from services.runtime.outbox import unpack
 from services.runtime.tables import RuntimeTables
 
@@ -24,12 +28,13 @@ log = logging.getLogger(__name__)
 
 CHUNKS_PER_ROUND = 64
 POLL_S = 0.1  # what another copy wrote is found this late at most
+RETRY_S_FIRST = 0.1
 RETRY_S_MAX = 5.0
 TAKE_OVER_S = 0.5  # how soon a second copy takes over from a dead relay
 
 
 class Relay:
-    """``producer`` is a started AIOKafkaProducer; ``prefix`` stands before our topic names on the broker.
+    """``opened`` makes a started producer; ``prefix`` stands before our topic names on the broker.
 
     ``made`` is called with a topic that this process has not sent to yet: a topic of a family (one per publisher or
     processor) may not be there, and a producer would wait for it for ever.
@@ -40,14 +45,14 @@ class Relay:
         room: str,
         engine: AsyncEngine,
         tables: RuntimeTables,
-        producer: Any,
+        opened: Callable[[], Awaitable[AIOKafkaProducer]],
         prefix: str,
         made: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
         self._room = room
         self._engine = engine
         self._tables = tables
-        self._producer = producer
+        self._opened = opened
         self._prefix = prefix
         self._made = made
         self._known: set[str] = set()
@@ -60,31 +65,44 @@ class Relay:
 
     async def run(self) -> None:
         """Until cancelled: become the active relay, send, and start over after any failure."""
-        wait = 0.1
+        wait = RETRY_S_FIRST
         while True:
             try:
-                async with self._engine.connect() as connection:
-                    await connection.execution_options(isolation_level="AUTOCOMMIT")
-                    await self._become_active(connection)
-                    wait = 0.1
+                async with self._alone() as connection, self._producing() as producer:
                     while True:
-                        await self._round(connection)
+                        await self._round(connection, producer)
+                        wait = RETRY_S_FIRST
             except asyncio.CancelledError:
                 raise
             except Exception as error:
-                log.warning("relay of %s starts over: %s", self._room, type(error).__name__, exc_info=error)
+                log.warning("relay of %s starts over: %s", self._room, _reasons(error), exc_info=error)
                 await asyncio.sleep(wait)
                 wait = min(RETRY_S_MAX, wait * 2)
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[AsyncConnection]:
+        """A connection that holds the relay's lock."""
+        lock = select(func.pg_try_advisory_lock(func.hashtext(f"tollbook.relay.{self._tables.schema}")))
+        async with self._engine.connect() as connection:
+            try:
+                await connection.execution_options(isolation_level="AUTOCOMMIT")
+                while not (await connection.execute(lock)).scalar_one():  # noqa: ASYNC110 - another process frees it
+                    await asyncio.sleep(TAKE_OVER_S)
+                self.active = True
+                yield connection
             finally:
                 self.active = False
+                await connection.invalidate()  # the lock is the session's: back in the pool it would keep everybody out
 
-    async def _become_active(self, connection: AsyncConnection) -> None:
-        lock = select(func.pg_try_advisory_lock(func.hashtext(f"tollbook.relay.{self._tables.schema}")))
-        while not (await connection.execute(lock)).scalar_one():  # noqa: ASYNC110 - another process frees it
-            await asyncio.sleep(TAKE_OVER_S)
-        self.active = True
+    @asynccontextmanager
+    async def _producing(self) -> AsyncIterator[AIOKafkaProducer]:
+        producer = await self._opened()
+        try:
+            yield producer
+        finally:
+            await abandon(producer)
 
-    async def _round(self, connection: AsyncConnection) -> None:
+    async def _round(self, connection: AsyncConnection, producer: AIOKafkaProducer) -> None:
         self._wake.clear()
         outbox = self._tables.outbox
         rows = (
@@ -99,31 +117,38 @@ class Relay:
                 await asyncio.wait_for(self._wake.wait(), POLL_S)
             return
         faults.step(f"{self._room}.relay.read")
-        acknowledgements = []
-        for topic, partition, records in _merge(rows):
-            acknowledgements += await self._send(topic, partition, records)
-        faults.step(f"{self._room}.relay.sent")
-        await asyncio.gather(*acknowledgements)
+        async with asyncio.TaskGroup() as sending:
+            for topic, partition, records in _merge(rows):
+                sending.create_task(self._send(producer, topic, partition, records))
         faults.step(f"{self._room}.relay.acknowledged")
         await connection.execute(delete(outbox).where(outbox.c.id.in_([row.id for row in rows])))
         faults.step(f"{self._room}.relay.deleted")
 
-    async def _send(self, topic: str, partition: int, records: list[tuple[bytes, bytes]]) -> list[Any]:
-        futures = []
+    async def _send(
+        self, producer: AIOKafkaProducer, topic: str, partition: int, records: list[tuple[bytes, bytes]]
+    ) -> None:
+        """All records of a partition, one batch after the other.
+
+        A batch waits for the acknowledgement of the one before it: the broker takes the first that it sees of a producer,
+        whatever its sequence number, so a refused batch followed by an accepted one would be a gap.
+        """
         name = self._prefix + topic
         if self._made is not None and topic not in self._known:
             await self._made(topic)
             self._known.add(topic)
-        batch = self._producer.create_batch()
+        batch = producer.create_batch()
         for key, value in records:
             if batch.append(key=key, value=value, timestamp=None) is None:
-                batch.close()
-                futures.append(await self._producer.send_batch(batch, name, partition=partition))
-                batch = self._producer.create_batch()
+                await self._acknowledged(producer, batch, name, partition)
+                batch = producer.create_batch()
                 batch.append(key=key, value=value, timestamp=None)  # the first is taken whatever its size
+        await self._acknowledged(producer, batch, name, partition)
+
+    async def _acknowledged(self, producer: AIOKafkaProducer, batch: Any, name: str, partition: int) -> None:
         batch.close()
-        futures.append(await self._producer.send_batch(batch, name, partition=partition))
-        return futures
+        acknowledgement = await producer.send_batch(batch, name, partition=partition)
+        faults.step(f"{self._room}.relay.sent")
+        await acknowledgement
 
 
 def _merge(rows: Any) -> list[tuple[str, int, list[tuple[bytes, bytes]]]]:
@@ -132,3 +157,10 @@ def _merge(rows: Any) -> list[tuple[str, int, list[tuple[bytes, bytes]]]]:
     for row in rows:
         merged.setdefault((row.topic, row.partition), []).extend(unpack(row.chunk))
     return [(topic, partition, records) for (topic, partition), records in merged.items()]
+
+
+def _reasons(error: Exception) -> str:
+    """The names of what went wrong, of several partitions at once where it is so."""
+    if isinstance(error, ExceptionGroup):
+        return ", ".join(sorted({type(each).__name__ for each in error.exceptions}))
+    return type(error).__name__

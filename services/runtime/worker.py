@@ -13,6 +13,7 @@ import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from aiokafka import TopicPartition
@@ -225,7 +226,6 @@ class Worker:
         self._partitions: dict[str, int] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._stop = asyncio.Event()
-        self._producer: Any = None
         self.relay: Relay | None = None
 
     # ---- surroundings ----------------------------------------------------------------------------------------------
@@ -251,9 +251,9 @@ class Worker:
         self._partitions = await self.offsets.partitions(TOPICS)
         async with transaction(self.engine) as connection:
             await connection.execute(text("select runtime.clock_now()"))
-        self._producer = await open_producer(self.settings, self.room.name)
+        opened = partial(open_producer, self.settings, self.room.name)
         self.relay = Relay(
-            self.room.name, self.engine, self.processor.tables, self._producer, self.settings.topic_prefix, self._make
+            self.room.name, self.engine, self.processor.tables, opened, self.settings.topic_prefix, self._make
         )
         self.processor.committed = self.relay.wake
         if self.room.started is not None:
@@ -278,8 +278,6 @@ class Worker:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._producer is not None:
-            await self._producer.stop()
         await self.offsets.stop()
         if self.room.stopped is not None:
             await self.room.stopped()

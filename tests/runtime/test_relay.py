@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from contracts.topics import AROUND_BYTES_MAX
 from services.runtime.broker import ensure_topics, open_producer
@@ -18,6 +22,13 @@ from services.runtime.relay import Relay
 from services.runtime.settings import Settings
 from services.runtime.tables import runtime_tables
 from tests.support import copier
+from tests.support.processes import until
+
+NOISE = random.Random(7)  # its bytes are made no smaller by any compression
+
+
+def seq_of(record):
+    return int(re.search(rb'"seq":([0-9]+)', record.value)[1])
 
 
 class Publisher:
@@ -41,8 +52,8 @@ class Publisher:
 
     @asynccontextmanager
     async def relaying(self):
-        producer = await open_producer(self.settings, "test")
-        relay = Relay("payments", self.engine, self.tables, producer, self.settings.topic_prefix)
+        opened = partial(open_producer, self.settings, "test")
+        relay = Relay("payments", self.engine, self.tables, opened, self.settings.topic_prefix)
         running = asyncio.create_task(relay.run())
         try:
             yield relay
@@ -50,7 +61,15 @@ class Publisher:
             running.cancel()
             with suppress(asyncio.CancelledError):
                 await running
-            await producer.stop()
+
+    async def limit(self, bytes_max):
+        """Let the broker take only batches up to this size from now on."""
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.settings.kafka_bootstrap)
+        await admin.start()
+        name = self.settings.topic_prefix + self.topic.name
+        configs = self.topic.configs | {"max.message.bytes": str(bytes_max)}
+        await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, name, configs)])
+        await admin.close()
 
     async def received(self, count, within_s=30.0):
         """The first records of the topic as they stand there."""
@@ -79,9 +98,37 @@ async def publisher(database, kafka, topic_prefix):
 
 async def test_the_largest_record_that_the_outbox_takes_is_sent_with_its_neighbours(publisher):
     size = publisher.topic.record_bytes_max - AROUND_BYTES_MAX - 4 * len("large")
-    noise = random.Random(7).randbytes(size)  # no compression makes it smaller
-    await publisher.publish([("before", 1), ("large", noise), ("after", 2)])
+    await publisher.publish([("before", 1), ("large", NOISE.randbytes(size)), ("after", 2)])
     async with publisher.relaying():
         records = await publisher.received(3)
     assert {record.key for record in records} == {b"before", b"large", b"after"}
     assert max(len(record.value) for record in records) > size
+
+
+async def starts_over(caplog, times):
+    async def often_enough():
+        return sum("starts over" in record.message for record in caplog.records) >= times
+
+    await until(often_enough, f"the relay has started over {times} times")
+
+
+async def test_after_a_batch_was_refused_the_relay_goes_on_by_itself(publisher, caplog):
+    await publisher.publish([("k", "first")])
+    async with publisher.relaying():
+        await publisher.received(1)
+        await publisher.limit(1_000)
+        await publisher.publish([("k", NOISE.randbytes(2_000))])
+        await starts_over(caplog, 2)
+        await publisher.limit(publisher.topic.record_bytes_max)
+        records = await publisher.received(2)
+    assert [seq_of(record) for record in records] == [1, 2]
+
+
+async def test_no_batch_overtakes_one_that_was_refused(publisher, caplog):
+    await publisher.limit(200_000)
+    await publisher.publish([("k", NOISE.randbytes(850_000)), ("k", NOISE.randbytes(100_000))])  # two batches
+    async with publisher.relaying():
+        await starts_over(caplog, 2)
+        await publisher.limit(publisher.topic.record_bytes_max)
+        records = await publisher.received(2)
+    assert [seq_of(record) for record in records] == [1, 2]
