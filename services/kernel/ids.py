@@ -16,12 +16,12 @@ def _hash16(*parts: bytes) -> bytes:
     return blake2b(b"".join(parts), digest_size=16).digest()
 
 
-def _uuid8(raw: bytes) -> UUID:
-    """A version 8 UUID of 16 hash bytes (RFC 9562: version and variant bits are overwritten)."""
-    number = int.from_bytes(raw, "big")
-    number = number & ~(0xF << 76) | 0x8 << 76
-    number = number & ~(0x3 << 62) | 0x2 << 62
-    return UUID(int=number)
+def _uuid8(raw: bytes) -> bytes:
+    """The bytes of a version 8 UUID of 16 hash bytes (RFC 9562: version and variant bits are overwritten)."""
+    made = bytearray(raw)
+    made[6] = made[6] & 0x0F | 0x80
+    made[8] = made[8] & 0x3F | 0x80
+    return bytes(made)
 
 
 def identity_digest(publisher: str, source: str, event_id: str) -> bytes:
@@ -44,6 +44,15 @@ def charge_id(digest: bytes, revision: int = 0) -> UUID:
     >>> charge_id(bytes(16)).version
     8
     """
+    return UUID(bytes=charge_id_bytes(digest, revision))
+
+
+def charge_id_bytes(digest: bytes, revision: int = 0) -> bytes:
+    """The 16 bytes of `charge_id`, for who makes thousands of them a second.
+
+    >>> charge_id_bytes(bytes(16)) == charge_id(bytes(16)).bytes
+    True
+    """
     return _uuid8(_hash16(digest, revision.to_bytes(4, "big")))
 
 
@@ -59,7 +68,7 @@ def attempt_id(account_id: str, trigger_version: int) -> UUID:
 
 def cutoff_id(boundary: datetime) -> UUID:
     """The cut of one boundary instant (an aware UTC datetime)."""
-    return _uuid8(_hash16(b"cutoff", boundary.isoformat().encode()))
+    return UUID(bytes=_uuid8(_hash16(b"cutoff", boundary.isoformat().encode())))
 
 
 def derived_id(*parts: str) -> UUID:
@@ -68,4 +77,4 @@ def derived_id(*parts: str) -> UUID:
     >>> derived_id("invoice", "g1", "2026-10") == derived_id("invoice", "g1", "2026-10")
     True
     """
-    return _uuid8(_hash16("\0".join(parts).encode()))
+    return UUID(bytes=_uuid8(_hash16("\0".join(parts).encode())))

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from typing import Any
 
 from asyncpg.pgproto.pgproto import UUID as DriverUUID
-from pydantic_core import to_json
+from msgspec import Struct
+from msgspec.json import encode
 
 from contracts.closing import Covered, Cutoff
 from contracts.groups import AccountTimeline, Publisher, ResourceTimeline
 from contracts.topics import USAGE_CHARGES, USAGE_EVENTS
 from contracts.usage import Charge
 from services.kernel.errors import Corrupt
-from services.kernel.ids import charge_id, identity_digest
+from services.kernel.ids import charge_id_bytes, identity_digest
 from services.kernel.money import format_nano
 from services.runtime.records import Record
 from services.runtime.work import Work
@@ -34,10 +34,10 @@ from services.usage.registry import Account, Payer, Source
 RATED, RATED_UNGROUPED, NOT_BILLABLE = 1, 2, 3  # states of an identity
 CLASS_OF_STATE = {RATED: "rated", RATED_UNGROUPED: "rated_ungrouped", NOT_BILLABLE: "not_billable"}
 DUPLICATE = "duplicate"
+PARKED = ("quarantined", "waiting")
 
 
-@dataclass(slots=True)
-class Usage:
+class Usage(Struct):
     """An admitted event: readable, sent by one who may, for an account that was open."""
 
     record: Record
@@ -47,8 +47,7 @@ class Usage:
     digest: bytes
 
 
-@dataclass(slots=True)
-class Acceptable:
+class Acceptable(Struct):
     """What the event becomes if nobody has its identity yet. ``rated`` is None for one that costs nothing."""
 
     usage: Usage
@@ -60,8 +59,7 @@ class Acceptable:
     bill_to: str | None = None
 
 
-@dataclass(slots=True)
-class Rejected:
+class Rejected(Struct):
     """Why the event is quarantined if nobody has its identity yet."""
 
     usage: Usage
@@ -70,8 +68,7 @@ class Rejected:
     field: str | None = None
 
 
-@dataclass(slots=True)
-class Waiting:
+class Waiting(Struct):
     """The event skips a cut that has not passed yet."""
 
     usage: Usage
@@ -124,7 +121,7 @@ class UsageEvents:
         if again:  # not inserted and not there: an identity is never deleted, so this cannot be
             raise Corrupt("an identity is neither new nor known", code="identity_lost")
 
-        charges = [first[digest] for digest in accepted if first[digest].rated is not None]
+        charges = [each for digest, each in first.items() if digest in accepted and each.rated is not None]
         if charges:
             await self._charge(work, charges)
         await self._count(work, records)
@@ -141,7 +138,7 @@ class UsageEvents:
             return None
         name = USAGE_EVENTS.member(record.topic)
         publisher = registry.publishers.get(name)
-        account = registry.accounts.get(event.data["account_id"])
+        account = registry.accounts.get(event.leg.account_id)
         problem: tuple[str, str, str | None] | None = None
         if publisher is None:
             problem = "not_permitted", f"the publisher {name} is not registered", None
@@ -172,7 +169,7 @@ class UsageEvents:
             return Rejected(usage, "unknown_account", "had no plan when the call ended", "data.account_id")
         payer = account.payer_at(ended_at) if plan != "trial" else None
         currency = payer.currency if payer is not None else account.currency
-        outcome = rate(event.leg(), account.chain(payer, self.memory.prices), currency)
+        outcome = rate(event.leg, ended_at, account.chain(payer, self.memory.prices), currency)
         match outcome:
             case Rated():
                 pass
@@ -225,7 +222,6 @@ class UsageEvents:
 
     async def _charge(self, work: Work, charges: list[Acceptable]) -> None:
         """Store and publish the charges of a batch, in the order of their records."""
-        charges.sort(key=_place)
         await self._open_days(work, {each.usage.event.ended_at.date() for each in charges})
         rows = []
         for each in charges:
@@ -240,13 +236,11 @@ class UsageEvents:
         if rated is None:
             raise Corrupt("a charge without a price", code="charge_unpriced")
         event, account, record, price = usage.event, usage.account, usage.record, rated.price
-        leg = event.data
-        id = DriverUUID(charge_id(usage.digest).bytes)
+        leg = event.leg
+        id = DriverUUID(charge_id_bytes(usage.digest))
         text = str(id)
         group_id = each.payer.group_id if each.payer is not None else None
         cost_center_id = self.memory.registry.cost_center(account, leg, event.ended_at)
-        call_leg_id = leg.get("call_leg_id")
-        duration_s = leg["duration_s"]
         charge: Charge = {
             "charge_id": text,
             "revision": 0,
@@ -259,14 +253,14 @@ class UsageEvents:
             "bill_to": each.bill_to,
             "cost_center_id": cost_center_id,
             "assignment_version": account.version,
-            "event_time": leg["ended_at"],
+            "event_time": leg.ended_at,
             "publisher": usage.publisher.publisher_id,
             "source": event.source,
             "event_id": event.event_id,
-            "call_leg_id": call_leg_id,
+            "call_leg_id": leg.call_leg_id,
             "product": price.product,
             "quantity": rated.billed_s,
-            "duration_s": duration_s,
+            "duration_s": leg.duration_s,
             "amount": format_nano(rated.amount_nano),
             "currency": price.currency,
             "book_id": price.book_id,
@@ -284,14 +278,14 @@ class UsageEvents:
             record.offset,
             record.partition,
             account.version,
-            duration_s,
-            leg["billable_s"],
+            leg.duration_s,
+            leg.billable_s,
             rated.billed_s,
             price.version,
             usage.publisher.publisher_id,
             event.source,
             event.event_id,
-            call_leg_id,
+            leg.call_leg_id,
             account.account_id,
             account.organization_id,
             each.plan,
@@ -299,14 +293,14 @@ class UsageEvents:
             each.period,
             each.bill_to,
             cost_center_id,
-            leg["caller"],
-            leg["called"],
+            leg.caller,
+            leg.called,
             price.product,
             price.currency,
             price.book_id,
             price.prefix,
         )
-        return row, text, to_json(charge)
+        return row, text, encode(charge)
 
     async def _open_days(self, work: Work, days: set[date]) -> None:
         """Partitions for event days that came up for the first time; certain only when this batch is committed."""
@@ -317,13 +311,12 @@ class UsageEvents:
 
     async def _count(self, work: Work, records: Sequence[Record]) -> None:
         """Count what was classified here; what was parked is counted where it is told (`rejections`)."""
-        for replayed in (False, True):
-            counts: Counter[store.ClassKey] = Counter()
-            for record in records:
-                if record.replayed is replayed and record.verdict not in ("quarantined", "waiting"):
-                    count_record(self.memory, counts, record)
-            if counts:
-                await store.add_class_counts(work.connection, counts, replayed=replayed)
+        counts: dict[bool, Counter[store.ClassKey]] = {False: Counter(), True: Counter()}
+        for record in records:
+            if record.verdict not in PARKED:
+                count_record(self.memory, counts[record.replayed], record)
+        for replayed, counted in counts.items():
+            await store.add_class_counts(work.connection, counted, replayed=replayed)
 
 
 def count_record(memory: Memory, counts: Counter[store.ClassKey], record: Record) -> None:
@@ -352,11 +345,6 @@ def _outside(usage: Usage) -> Rejected | None:
 
 def _digest_of(item: tuple[bytes, Acceptable]) -> bytes:
     return item[0]
-
-
-def _place(each: Acceptable) -> tuple[str, int, int]:
-    record = each.usage.record
-    return record.topic, record.partition, record.offset
 
 
 # ---- registry and closing ------------------------------------------------------------------------------------------

@@ -5,9 +5,10 @@ Pure. Amounts are nanos (10^-9 of the currency unit), times are whole seconds. S
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Literal, Protocol
+
+from msgspec import Struct
 
 from services.kernel.money import CHARGE_NANO_MAX, divide_half_even, format_nano
 from services.usage.books import Chain, Direction, Price, product_of
@@ -15,19 +16,16 @@ from services.usage.books import Chain, Direction, Price, product_of
 SECONDS_PER_MINUTE = 60
 
 
-@dataclass(frozen=True, slots=True)
-class Leg:
-    """What rating needs of a usage event. ``called`` is E.164; for an inbound leg it is the customer's own number."""
+class Leg(Protocol):
+    """What rating needs of a voice leg. ``called`` is E.164; for an inbound leg it is the customer's own number."""
 
     direction: Direction
     called: str
-    ended_at: datetime
     answered: bool
     billable_s: int
 
 
-@dataclass(frozen=True, slots=True)
-class Rated:
+class Rated(Struct, frozen=True):
     """The leg costs ``amount_nano`` for ``billed_s`` seconds at ``price``."""
 
     price: Price
@@ -35,15 +33,13 @@ class Rated:
     amount_nano: int
 
 
-@dataclass(frozen=True, slots=True)
-class NotBillable:
+class NotBillable(Struct, frozen=True):
     """The leg costs nothing, whatever the prices are: it was not answered, or lasted 0 seconds."""
 
     reason: Literal["unanswered", "zero_seconds"]
 
 
-@dataclass(frozen=True, slots=True)
-class NoPrice:
+class NoPrice(Struct, frozen=True):
     """No book has a price; never a charge of zero. ``missing_book`` is named by the account but not loaded."""
 
     product: str
@@ -57,16 +53,14 @@ class NoPrice:
         return f"no price book has a {self.product} price for {self.number}; add a prefix, then replay"
 
 
-@dataclass(frozen=True, slots=True)
-class WrongCurrency:
+class WrongCurrency(Struct, frozen=True):
     """The price that matched is in another currency than the account's group; nothing is converted."""
 
     price: Price
     expected: str
 
 
-@dataclass(frozen=True, slots=True)
-class TooLarge:
+class TooLarge(Struct, frozen=True):
     """The charge would be more than one charge may be (10^6 units): the price or the leg is wrong."""
 
     price: Price
@@ -101,8 +95,8 @@ def amount_nano(billed_s: int, price: Price) -> int:
     return divide_half_even(exact, SECONDS_PER_MINUTE)
 
 
-def rate(leg: Leg, books: Chain, currency: str) -> Outcome:
-    """What a leg costs by an account's books; the first book with a match wins.
+def rate(leg: Leg, ended_at: datetime, books: Chain, currency: str) -> Outcome:
+    """What a leg that ended at an instant costs by an account's books; the first book with a match wins.
 
     Outbound legs are priced by the called number, inbound ones by the customer's own, which is the called number too.
     Legs that cost nothing are told apart before any price is looked up.
@@ -113,7 +107,7 @@ def rate(leg: Leg, books: Chain, currency: str) -> Outcome:
         return _ZERO_SECONDS
     product = product_of(leg.direction, leg.called)
     for book in books:
-        price = book.find(product, leg.called, leg.ended_at)
+        price = book.find(product, leg.called, ended_at)
         if price is not None:
             break
         if not book.exists:  # the next book must not answer for one that is to be loaded: its price would be wrong

@@ -19,9 +19,9 @@ from contracts.groups import (
     ResourceTimeline,
 )
 from contracts.topics import GROUPS_ACCOUNTS, GROUPS_ASSIGNMENTS, GROUPS_PUBLISHERS
-from contracts.usage import VoiceLeg
 from services.kernel.period import Period, period_of
 from services.usage.books import Chain, PriceBooks
+from services.usage.events import Leg
 
 REGISTRY_TOPICS = (GROUPS_ACCOUNTS, GROUPS_ASSIGNMENTS, GROUPS_PUBLISHERS)
 """All of the registry that rating and stamping depend on; what else it says (addresses, tax) is for invoices."""
@@ -169,17 +169,17 @@ class Registry:
         for account in self.accounts.values():
             account.forget_books()
 
-    def cost_center(self, account: Account, leg: VoiceLeg, event_time: datetime) -> str | None:
+    def cost_center(self, account: Account, leg: Leg, event_time: datetime) -> str | None:
         """The per-call override if it is one of the account's organization, else the outbound profile's (outbound) or the
         called number's (inbound), else None: ungrouped."""
-        override = leg.get("cost_center_id")
+        override = leg.cost_center_id
         if override is not None and override in self._cost_centers.get(account.organization_id, ()):
             return override
-        if leg["direction"] == "outbound":
-            profile = leg.get("outbound_profile")
+        if leg.direction == "outbound":
+            profile = leg.outbound_profile
             resource = self._profiles.get((account.account_id, profile)) if profile is not None else None
         else:
-            resource = self._numbers.get((account.account_id, leg["called"]))
+            resource = self._numbers.get((account.account_id, leg.called))
         return _at(resource.cost_centers, event_time) if resource is not None else None
 
 

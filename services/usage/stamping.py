@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
 
+from msgspec import Struct
+
 from services.kernel.period import Period, next_period
 
 Lane = tuple[str, int]  # topic, partition
@@ -40,8 +42,7 @@ class Cut:
         return self.is_passed and self.held.get(group_id, True)
 
 
-@dataclass(frozen=True, slots=True)
-class BillTo:
+class BillTo(Struct, frozen=True):
     """The period on whose invoice a charge stands. ``waits``: not before every cut that it skips has passed its group."""
 
     period: str

@@ -16,11 +16,13 @@ from sqlalchemy import (
     Boolean,
     Date,
     Integer,
+    Select,
     SmallInteger,
     Text,
     Uuid,
     and_,
     bindparam,
+    case,
     cast,
     delete,
     func,
@@ -33,7 +35,6 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB, Insert, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.sql.dml import ReturningInsert
 
 from services.runtime.database import copy_rows, unnest
 from services.usage.books import PriceRow
@@ -246,12 +247,16 @@ async def known_identities(
 
 
 @cache
-def _insert_identities() -> ReturningInsert[Any]:
+def _insert_identities() -> Select[Any]:
     new = unnest("new", digest=Uuid(), content=Uuid(), state=SmallInteger(), part=Integer(), at=BigInteger())
     generation = bindparam("generation", type_=Integer())
     source = select(generation, new.c.digest, new.c.content, new.c.state, new.c.part, new.c["at"])
     columns = ["generation", "digest", "content", "state", "partition", "offset"]
-    return insert(IDENTITY).from_select(columns, source).on_conflict_do_nothing().returning(IDENTITY.c.digest)
+    statement = insert(IDENTITY).from_select(columns, source).on_conflict_do_nothing().returning(IDENTITY.c.digest)
+    accepted = statement.cte("accepted")
+    digests = func.coalesce(func.array_agg(accepted.c.digest), cast([], ARRAY(Uuid())))
+    # the digests cross the wire only when some were known already, which is rare
+    return select(case((func.count() < bindparam("rows", type_=BigInteger()), digests))).select_from(accepted)
 
 
 async def insert_identities(
@@ -259,18 +264,20 @@ async def insert_identities(
 ) -> set[bytes]:
     """Accept (digest, content, state, partition, offset), sorted by digest; returns the digests that were new."""
     digests, contents, states, partitions, offsets = zip(*rows, strict=True)
-    result = await connection.execute(
+    accepted = await connection.execute(
         _insert_identities(),
         {
             "generation": generation,
-            "new_digest": [DriverUUID(digest) for digest in digests],
-            "new_content": [DriverUUID(content) for content in contents],
-            "new_state": list(states),
-            "new_part": list(partitions),
-            "new_at": list(offsets),
+            "rows": len(rows),
+            "new_digest": list(map(DriverUUID, digests)),
+            "new_content": list(map(DriverUUID, contents)),
+            "new_state": states,
+            "new_part": partitions,
+            "new_at": offsets,
         },
     )
-    return {digest.bytes for digest in result.scalars()}
+    some = accepted.scalar_one()
+    return set(digests) if some is None else {digest.bytes for digest in some}
 
 
 async def existing_generations(connection: AsyncConnection) -> list[int]:

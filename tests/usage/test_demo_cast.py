@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,9 +12,10 @@ import pytest
 from contracts.topics import USAGE_EVENTS
 from services.kernel.money import format_nano
 from services.usage.books import TOLL_FREE, BookVersion, PriceBooks
+from services.usage.events import Event, decode
 from services.usage.importing import FORMATS, ImportReport, LegEvent, read_profile
 from services.usage.price_files import read_price_file
-from services.usage.rating import Leg, NoPrice, NotBillable, Outcome, Rated, explain, rate
+from services.usage.rating import NoPrice, NotBillable, Outcome, Rated, explain, rate
 
 DEMO = Path(__file__).parents[2] / "deploy" / "demo"
 T = datetime(2026, 11, 1, tzinfo=UTC)
@@ -21,7 +23,7 @@ MONTH_BEFORE = datetime(2026, 10, 1, tzinfo=UTC)
 SHIFT_DAYS = (T - datetime(2018, 12, 1, tzinfo=UTC)).days
 WHOLESALE = {"east", "west", "offshore"}
 
-Charges = list[tuple[LegEvent, Leg, Outcome]]
+Charges = list[tuple[LegEvent, Event, Outcome]]
 
 
 def version(book_id: str, number: int, file: str) -> BookVersion:
@@ -47,17 +49,10 @@ def imported() -> tuple[list[LegEvent], ImportReport]:
 def rated_with(books: PriceBooks) -> Charges:
     charges: Charges = []
     for leg_event in imported()[0]:
-        data = leg_event.event["data"]
-        leg = Leg(
-            data["direction"],
-            data["called"],
-            datetime.fromisoformat(data["ended_at"]),
-            data["answered"],
-            data["billable_s"],
-        )
+        call = decode(json.dumps(leg_event.event).encode())
         model = "wholesale" if leg_event.account_id in WHOLESALE else None
         chain = books.chain(pricing_model=model, default=("list", "inbound"))
-        charges.append((leg_event, leg, rate(leg, chain, "USD")))
+        charges.append((leg_event, call, rate(call.leg, call.ended_at, chain, "USD")))
     return charges
 
 
@@ -96,17 +91,20 @@ def test_a_wall_clock_of_the_switch_is_the_instant_its_uniqueid_names() -> None:
 
 
 def test_250_charges_result(charges: Charges) -> None:
-    billed = [(leg, outcome) for _, leg, outcome in charges if isinstance(outcome, Rated)]
-    outbound = [leg for leg, _ in billed if leg.direction == "outbound"]
-    inbound = [leg for leg, _ in billed if leg.direction == "inbound"]
+    billed = [(call, outcome) for _, call, outcome in charges if isinstance(outcome, Rated)]
+    outbound = [call for call, _ in billed if call.leg.direction == "outbound"]
+    inbound = [call for call, _ in billed if call.leg.direction == "inbound"]
     assert (len(billed), len(outbound), len(inbound)) == (250, 106, 144)
-    assert Counter("India" if leg.called.startswith("+91") else "US" for leg in outbound) == {"US": 101, "India": 5}
-    assert len({leg.called for leg in outbound}) == 60
+    assert Counter("India" if call.leg.called.startswith("+91") else "US" for call in outbound) == {
+        "US": 101,
+        "India": 5,
+    }
+    assert len({call.leg.called for call in outbound}) == 60
     assert all(isinstance(outcome, Rated | NotBillable) for _, _, outcome in charges)
 
 
 def test_the_numbers_of_ours_carry_the_rows_they_should(charges: Charges) -> None:
-    rows = Counter(leg.called for _, leg, _ in charges if leg.direction == "inbound")
+    rows = Counter(call.leg.called for _, call, _ in charges if call.leg.direction == "inbound")
     assert len(rows) == 8
     assert (rows["+12484329407"], rows["+18778874413"]) == (181, 12)
 
@@ -132,9 +130,9 @@ def test_each_account_has_its_charges(
     charges: Charges, account: str, before: tuple[int, str], after: tuple[int, str]
 ) -> None:
     sums: dict[bool, list[int]] = defaultdict(list)
-    for leg_event, leg, outcome in charges:
+    for leg_event, call, outcome in charges:
         if leg_event.account_id == account and isinstance(outcome, Rated):
-            sums[leg.ended_at < T].append(outcome.amount_nano)
+            sums[call.ended_at < T].append(outcome.amount_nano)
     assert (len(sums[True]), format_nano(sum(sums[True]))) == before
     assert (len(sums[False]), format_nano(sum(sums[False]))) == after
 
@@ -155,30 +153,30 @@ def test_without_book_version_2_three_toll_free_records_have_no_price(charges: C
     assert len(waiting) == 3
     assert set(waiting) == set(toll_free)
     assert format_nano(sum(toll_free.values())) == "0.3498"
-    held = {event.account_id for event, leg, outcome in first if isinstance(outcome, NoPrice) and leg.ended_at < T}
+    held = {event.account_id for event, call, outcome in first if isinstance(outcome, NoPrice) and call.ended_at < T}
     assert held == {"support"}
 
 
 def test_the_account_that_is_not_registered_has_twelve_records_seven_answered(charges: Charges) -> None:
-    of_field = [leg for event, leg, _ in charges if event.account_id == "field"]
-    assert (len(of_field), sum(leg.answered for leg in of_field)) == (12, 7)
+    of_field = [call for event, call, _ in charges if event.account_id == "field"]
+    assert (len(of_field), sum(call.leg.answered for call in of_field)) == (12, 7)
 
 
 def test_offshores_calls_to_india_before_t_cost_0_0820(charges: Charges) -> None:
     india = [
-        (leg, outcome)
-        for event, leg, outcome in charges
+        (call, outcome)
+        for event, call, outcome in charges
         if event.account_id == "offshore"
         and isinstance(outcome, Rated)
         and outcome.price.prefix == "+91"
-        and leg.ended_at < T
+        and call.ended_at < T
     ]
     assert format_nano(sum(outcome.amount_nano for _, outcome in india)) == "0.082"
-    answered_s = [leg.billable_s for leg, _ in sorted(india, key=lambda pair: pair[0].ended_at)]
+    answered_s = [call.leg.billable_s for call, _ in sorted(india, key=lambda pair: pair[0].ended_at)]
     assert answered_s == [25, 23]
-    for leg, outcome in india:
+    for call, outcome in india:
         assert outcome.billed_s == 60
-        assert explain(outcome.price, leg.billable_s)[-2:] == (
+        assert explain(outcome.price, call.leg.billable_s)[-2:] == (
             "0.04 + connection fee 0.001 = 0.041",
             "rounded half-even to 9 decimals: 0.041 USD",
         )

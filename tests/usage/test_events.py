@@ -8,10 +8,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.usage.events import EventRefused, canonical, decode, readable
+from services.usage import events
+from services.usage.events import Event, EventRefused, canonical, decode, readable
 from tests.support.usage_registry import leg
 
 ENDED = datetime(2026, 10, 31, 23, 50, tzinfo=UTC)
@@ -35,7 +36,7 @@ def without(name: str, *, in_data: bool = False) -> bytes:
 def test_a_good_event_is_read() -> None:
     event = decode(encoded())
     assert (event.event_id, event.source, event.ended_at) == ("e1", "pbx/detroit", ENDED)
-    assert event.leg().billable_s == 95
+    assert event.leg.billable_s == 95
 
 
 @pytest.mark.parametrize(
@@ -175,6 +176,66 @@ def test_the_canonical_form_does_not_change() -> None:
         b'{"account_id":"sales","answered":true,"billable_s":95,"called":"+12485550101","caller":"+13135550100",'
         b'"direction":"outbound","duration_s":100,"ended_at":"2026-10-31T23:50:00Z","started_at":"2026-10-31T23:48:20Z"}'
     )
+
+
+PIECES = (
+    "", "x", "A.b-c", "a b", "\x7f", "\x1f", 'a"b', "é", "None", "null", "+12485550101", "+0123", "+123456789012345", "12",
+    "2026-10-31T23:50:00Z", "2026-10-31T23:50:00.1Z", "2026-W01-1T00:00:00Z", "2026-02-30T00:00:00Z", "inbound", "1.0",
+    "application/json",
+)  # fmt: skip
+ITEMS = (
+    st.sampled_from(PIECES) | st.text(max_size=4) | st.none() | st.booleans() | st.integers(-2, 700_000) | st.floats()
+)
+LEG_NAMES = (*GOOD["data"], "call_leg_id", "cost_center_id", "outbound_profile", "other")
+EVENT_NAMES = (*(name for name in GOOD if name != "data"), "time", "datacontenttype", "subject", "other")
+
+
+@settings(max_examples=1000)
+@given(
+    in_data=st.dictionaries(st.sampled_from(LEG_NAMES), ITEMS, max_size=3),
+    around=st.dictionaries(st.sampled_from(EVENT_NAMES), ITEMS, max_size=2),
+    left_out=st.sampled_from((None, *LEG_NAMES)),
+    said_twice=st.sampled_from((b"", b'"id": "e1", ', b'"id" : "e2", ', b'"data"\n:{}, ')),
+    separators=st.sampled_from(((", ", ": "), (",", ":"))),
+)
+def test_what_is_recognised_as_plain_is_what_the_contract_accepts(
+    in_data: dict[str, Any],
+    around: dict[str, Any],
+    left_out: str | None,
+    said_twice: bytes,
+    separators: tuple[str, str],
+) -> None:
+    data = {name: item for name, item in (GOOD["data"] | in_data).items() if name != left_out}
+    text = json.dumps(GOOD | around | {"data": data}, separators=separators, ensure_ascii=False)
+    value = text.encode("utf-8", "replace").replace(b"{", b"{" + said_twice, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        recognised = decoded(value)
+        patch.setattr(events, "_plain", lambda _: None)
+        assert recognised == decoded(value)
+
+
+def decoded(value: bytes) -> Event | None:
+    try:
+        return decode(value)
+    except EventRefused:
+        return None
+
+
+def test_ordinary_events_are_recognised_as_plain_without_pydantic(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "_validate", None)
+    decode(encoded())
+    decode(encoded(time="2026-10-31T23:50:00Z", datacontenttype="application/json"))
+    decode(json.dumps(GOOD, separators=(",", ":")).encode())
+    decode(with_data(caller=None, call_leg_id="7", cost_center_id="x", outbound_profile="p"))
+
+
+@pytest.mark.parametrize("code", [*range(0x20), 0x7F])
+def test_no_control_character_slips_through_as_plain(code: int) -> None:
+    for name in (b"id", b"source"):
+        with pytest.raises(EventRefused):
+            decode(encoded().replace(b'"%b": "' % name, b'"%b": "%c' % (name, code)))
+    with pytest.raises(EventRefused):
+        decode(with_data(call_leg_id="xyz").replace(b"xyz", b"%c" % code))
 
 
 @given(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 
@@ -22,7 +23,6 @@ from services.usage.books import (
     PriceRow,
 )
 from services.usage.rating import (
-    Leg,
     NoPrice,
     NotBillable,
     Rated,
@@ -36,6 +36,14 @@ from services.usage.rating import (
 
 NOW = datetime(2026, 10, 15, 12, tzinfo=UTC)
 START = datetime(2026, 10, 1, tzinfo=UTC)
+
+
+@dataclass
+class Leg:
+    direction: Direction
+    called: str
+    answered: bool
+    billable_s: int
 
 
 def row(
@@ -53,11 +61,11 @@ def chain(*versions: BookVersion) -> Chain:
 
 
 def leg(called: str, seconds: int, *, direction: Direction = "outbound", answered: bool = True) -> Leg:
-    return Leg(direction, called, NOW, answered, seconds)
+    return Leg(direction, called, answered, seconds)
 
 
 def rated(leg: Leg, books: Chain) -> Rated:
-    outcome = rate(leg, books, "USD")
+    outcome = rate(leg, NOW, books, "USD")
     assert isinstance(outcome, Rated), outcome
     return outcome
 
@@ -123,40 +131,40 @@ def test_inbound_is_priced_by_the_own_number_and_toll_free_is_a_product_of_its_o
     toll_free = row("+1877", "0.0220", product=TOLL_FREE, minimum_s=1, increment_s=1)
     without, with_it = chain(book("inbound", inbound)), chain(book("inbound", inbound, toll_free))
     assert cost(leg("+12484329407", 60, direction="inbound"), without) == "0.0085"
-    assert rate(leg("+18778874413", 60, direction="inbound"), without, "USD") == NoPrice(TOLL_FREE, "+18778874413")
+    assert rate(leg("+18778874413", 60, direction="inbound"), NOW, without, "USD") == NoPrice(TOLL_FREE, "+18778874413")
     assert cost(leg("+18778874413", 60, direction="inbound"), with_it) == "0.022"
-    assert isinstance(rate(leg("+18778874413", 60), with_it, "USD"), NoPrice), "outbound has no price here"
+    assert isinstance(rate(leg("+18778874413", 60), NOW, with_it, "USD"), NoPrice), "outbound has no price here"
 
 
 def test_no_match_is_no_price_and_an_explicit_zero_is_a_price() -> None:
     books = chain(book("list", row("+1", "0")))
     assert cost(leg("+12485252160", 60), books) == "0"
-    outcome = rate(leg("+442071838750", 60), books, "USD")
+    outcome = rate(leg("+442071838750", 60), NOW, books, "USD")
     assert isinstance(outcome, NoPrice)
     assert "+442071838750" in outcome.message
 
 
 def test_unanswered_and_zero_seconds_cost_nothing_before_any_price_is_looked_up() -> None:
-    assert rate(leg("+99", 0, answered=False), (), "USD") == NotBillable("unanswered")
-    assert rate(leg("+99", 13, answered=False), (), "USD") == NotBillable("unanswered")
-    assert rate(leg("+99", 0), (), "USD") == NotBillable("zero_seconds")
+    assert rate(leg("+99", 0, answered=False), NOW, (), "USD") == NotBillable("unanswered")
+    assert rate(leg("+99", 13, answered=False), NOW, (), "USD") == NotBillable("unanswered")
+    assert rate(leg("+99", 0), NOW, (), "USD") == NotBillable("zero_seconds")
 
 
 def test_a_book_that_is_named_but_not_loaded_is_no_reason_to_take_the_next_ones_price() -> None:
     books = PriceBooks([book("list", row("+1", "0.0140"))]).chain(pricing_model="wholesale", default=("list",))
-    outcome = rate(leg("+12485252160", 60), books, "USD")
+    outcome = rate(leg("+12485252160", 60), NOW, books, "USD")
     assert outcome == NoPrice(OUTBOUND, "+12485252160", missing_book="wholesale")
     assert "wholesale" in outcome.message
 
 
 def test_another_currency_is_never_converted() -> None:
-    outcome = rate(leg("+12485252160", 60), chain(book("list", row("+1", "0.01"), currency="EUR")), "USD")
+    outcome = rate(leg("+12485252160", 60), NOW, chain(book("list", row("+1", "0.01"), currency="EUR")), "USD")
     assert isinstance(outcome, WrongCurrency)
     assert (outcome.price.currency, outcome.expected) == ("EUR", "USD")
 
 
 def test_a_charge_above_a_million_units_is_not_made() -> None:
-    assert isinstance(rate(leg("+1248", 600), chain(book("list", row("+1", "999999"))), "USD"), TooLarge)
+    assert isinstance(rate(leg("+1248", 600), NOW, chain(book("list", row("+1", "999999"))), "USD"), TooLarge)
 
 
 def test_the_price_effective_at_event_time_holds() -> None:
@@ -165,7 +173,7 @@ def test_the_price_effective_at_event_time_holds() -> None:
     books = PriceBooks([second, first]).chain(default=("list",))
 
     def version_at(at: datetime) -> int | None:
-        outcome = rate(Leg("outbound", "+1248", at, True, 60), books, "USD")
+        outcome = rate(Leg("outbound", "+1248", True, 60), at, books, "USD")
         return outcome.price.version if isinstance(outcome, Rated) else None
 
     second_before = timedelta(seconds=1)
