@@ -34,7 +34,7 @@ class RuntimeTables:
     link_out / link_in: last dense seq given out, highest seq applied.
     outbox: chunks of encoded records on their way to Kafka.
     parked: raw records out of the stream: quarantined, waiting, or being replayed.
-    due: timers that decide money.
+    due: timers that decide money; `failures` in a row put one off, and a new time for it starts them anew.
     """
 
     schema: str
@@ -132,6 +132,7 @@ def runtime_tables(schema: str) -> RuntimeTables:
             Column("kind", Text, primary_key=True),
             Column("key", Text, primary_key=True),
             Column("due_at", Instant, nullable=False),
+            Column("failures", Integer, nullable=False, server_default=text("0")),
             Index("due_next", "due_at"),
         ),
     )

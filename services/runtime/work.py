@@ -96,7 +96,7 @@ class Work:
             ["kind", "key", "due_at"], select(literal(kind, Text()), new.c.key, new.c.due_at)
         )
         statement = statement.on_conflict_do_update(
-            index_elements=["kind", "key"], set_={"due_at": statement.excluded.due_at}
+            index_elements=["kind", "key"], set_={"due_at": statement.excluded.due_at, "failures": 0}
         )
         keys = sorted(due)
         await self.execute(statement, {"new_key": keys, "new_due_at": [due[key] for key in keys]})
@@ -105,6 +105,15 @@ class Work:
         """Forget timers; those that do not exist are no error."""
         columns = self.tables.due.c
         await self.execute(delete(self.tables.due).where(columns.kind == kind, columns.key.in_(sorted(keys))))
+
+    async def timers_fired(self, kind: str, due: dict[str, datetime]) -> None:
+        """Forget timers that fired; one that was set anew meanwhile, to another time, stays."""
+        columns = self.tables.due.c
+        fired = unnest("fired", key=Text(), due_at=DateTime(timezone=True))
+        statement = delete(self.tables.due).where(
+            columns.kind == kind, columns.key == fired.c.key, columns.due_at == fired.c.due_at
+        )
+        await self.execute(statement, {"fired_key": list(due), "fired_due_at": list(due.values())})
 
     async def finish(self) -> None:
         """Write what was parked and published; the last writes before the lanes advance."""
