@@ -560,8 +560,7 @@ class Auditor:
                 continue
             told = {(lane["topic"], lane["partition"]): lane for lane in each.document.get("lanes", ())}
             found.expect(f"{name} ends", {lane: told[lane]["to_offset"] for lane in told}, cut.positions)
-            begins = {lane: cut.begins.get(lane, 0) for lane in told}
-            found.expect(f"{name} begins", {lane: told[lane]["from_offset"] for lane in told}, begins)
+            found.expect(f"{name} begins", {lane: told[lane]["from_offset"] for lane in told}, cut.begins)
             found.expect(f"{name} held", set(each.document.get("held", ())) - set(cut.held), set())
             if each.group_id is not None:
                 base = whole.get(each.cutoff_id)

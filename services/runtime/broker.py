@@ -41,7 +41,7 @@ FETCH_BYTES_MAX = RECORD_BYTES_MAX
 LINGER_FROM = 100  # records: fewer are no stream, and somebody may be waiting for them
 LINGER_S = 0.04
 REPLICAS = 3  # where the cluster has that many brokers; then two must have a record before it is acknowledged
-END_OFFSETS_S_MAX = 5.0  # the cut holds every lane while it reads; longer than this it lets go and tries again
+OFFSETS_S_MAX = 5.0  # the cut holds every lane while it reads; longer than this it lets go and tries again
 
 Records = tuple["ConsumerRecord[bytes, bytes]", ...]
 
@@ -292,18 +292,29 @@ class Offsets:
         found = await self._admin.describe_topics(names)
         return {each["topic"].removeprefix(prefix): len(each["partitions"]) for each in found}
 
+    async def begins(self, topic: Topic) -> dict[tuple[str, int], int]:
+        """The start of the log of every partition of a topic or family: what is below was deleted."""
+        return await self._each(topic, lambda consumer, partitions: consumer.beginning_offsets(partitions))
+
     async def ends(self, topic: Topic) -> dict[tuple[str, int], int]:
         """The high watermark of every partition of a topic or family, transactions still open included."""
+        return await self._each(topic, lambda consumer, partitions: consumer.end_offsets(partitions))
+
+    async def _each(
+        self,
+        topic: Topic,
+        ask: Callable[[AIOKafkaConsumer, list[TopicPartition]], Awaitable[dict[TopicPartition, int]]],
+    ) -> dict[tuple[str, int], int]:
         if self._consumer is None:
             raise Unavailable("the offsets client is not started")
         prefix = self._settings.topic_prefix
-        async with asyncio.timeout(END_OFFSETS_S_MAX):
+        async with asyncio.timeout(OFFSETS_S_MAX):
             counts = await self.partitions([topic])
             partitions = [
                 TopicPartition(prefix + name, number) for name, count in counts.items() for number in range(count)
             ]
-            ends = await self._consumer.end_offsets(partitions) if partitions else {}
-        return {(tp.topic.removeprefix(prefix), tp.partition): offset for tp, offset in ends.items()}
+            found = await ask(self._consumer, partitions) if partitions else {}
+        return {(tp.topic.removeprefix(prefix), tp.partition): offset for tp, offset in found.items()}
 
 
 async def _start(client: Any, settings: Settings) -> None:

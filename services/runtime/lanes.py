@@ -46,6 +46,7 @@ class Lane:
     name: str
     topic: str
     partition: int
+    first: int
     position: int
     stopped: str | None
 
@@ -53,14 +54,21 @@ class Lane:
 async def give_birth(
     connection: AsyncConnection, tables: RuntimeTables, input_name: str, lanes: Iterable[tuple[str, str, int, int]]
 ) -> None:
-    """Create the rows (name, topic, partition, first position) that are missing; never changes one that exists.
+    """Create the rows (name, topic, partition, start of the log) that are missing; never changes one that exists.
 
     Under FOR SHARE of the parent row, so that no lane is born while a cut holds it FOR UPDATE.
     """
     await connection.execute(select(tables.lanes.c.id).with_for_update(read=True))
     rows = [
-        {"name": name, "input": input_name, "topic": topic, "partition": partition, "position": position}
-        for name, topic, partition, position in lanes
+        {
+            "name": name,
+            "input": input_name,
+            "topic": topic,
+            "partition": partition,
+            "first": first,
+            "position": first,
+        }
+        for name, topic, partition, first in lanes
     ]
     if rows:
         await connection.execute(insert(tables.lane).on_conflict_do_nothing(), rows)
@@ -129,7 +137,7 @@ async def lanes_of(
     """Every Kafka lane of an input in order; locked FOR UPDATE for the cut."""
     columns = tables.lane.c
     statement = (
-        select(columns.name, columns.topic, columns.partition, columns.position, columns.stopped)
+        select(columns.name, columns.topic, columns.partition, columns.first, columns.position, columns.stopped)
         .where(columns.input == input_name)
         .order_by(columns.name)
     )

@@ -30,7 +30,8 @@ class RuntimeTables:
     """The mechanism's tables in one schema.
 
     lanes: one parent row; a new lane is born under FOR SHARE, the cut takes it FOR UPDATE.
-    lane: an input consumed in order under one row lock; for a Kafka lane `position` is *the* position of the consumer.
+    lane: an input consumed in order under one row lock; for a Kafka lane `position` is *the* position of the consumer,
+        `first` the one it was born with.
     link_out / link_in: last dense seq given out, highest seq applied.
     outbox: chunks of encoded records on their way to Kafka.
     parked: raw records out of the stream: quarantined, waiting, or being replayed.
@@ -68,6 +69,7 @@ def runtime_tables(schema: str) -> RuntimeTables:
             Column("input", Text),
             Column("topic", Text),
             Column("partition", Integer),
+            Column("first", BigInteger, nullable=False, server_default=text("0")),
             Column("position", BigInteger),
             Column("stopped", Text),
             Column("updated_at", Instant, nullable=False, server_default=func.now()),

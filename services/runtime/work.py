@@ -29,6 +29,10 @@ class Surroundings(Protocol):
         """How many partitions a topic has."""
         ...
 
+    async def begin_offsets(self, topic: Topic) -> dict[tuple[str, int], int]:
+        """The start of the log of every partition of a topic or family, metadata refreshed."""
+        ...
+
     async def end_offsets(self, topic: Topic) -> dict[tuple[str, int], int]:
         """The high watermark of every partition of a topic or family, metadata refreshed, read uncommitted."""
         ...

@@ -234,6 +234,9 @@ class Worker:
         """Partitions of a topic, as read at start; a topic that appeared since has its declared number."""
         return self._partitions.get(topic) or topic_of(topic).partitions
 
+    async def begin_offsets(self, topic: Topic) -> dict[tuple[str, int], int]:
+        return await self.offsets.begins(topic)
+
     async def end_offsets(self, topic: Topic) -> dict[tuple[str, int], int]:
         return await self.offsets.ends(topic)
 

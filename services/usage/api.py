@@ -19,11 +19,12 @@ from services.kernel.errors import InvalidInput, NotFound
 from services.kernel.ids import evidence_hash, identity_digest
 from services.runtime import parking
 from services.runtime.database import transaction
+from services.runtime.lanes import lanes_of
 from services.runtime.links import LinkMark, marks
 from services.runtime.parking import ParkedRow
 from services.usage import store
 from services.usage.books import Price
-from services.usage.closing import Holder, holders
+from services.usage.closing import EVENTS, Holder, begins_of, holders
 from services.usage.events import EventRefused, decode
 from services.usage.handler import CLASS_OF_STATE, DUPLICATE
 from services.usage.memory import Memory
@@ -246,10 +247,10 @@ async def cuts(engine: AsyncEngine) -> list[CutState]:
         await memory.refresh(connection, await store.read_state(connection))
         rows = [*await store.taken_cuts(connection), *await store.cuts_to_take(connection)]
         waiting = await store.records_that_may_hold(connection)
+        born = await lanes_of(connection, RUNTIME, EVENTS)
     states = []
     for row in rows:
         cut = memory.cuts.at(row.boundary)
-        before = memory.cuts.before(cut) if cut is not None else None
         found = [
             holder
             for holder in (holders(memory.registry, cut, waiting) if cut is not None else ())
@@ -262,7 +263,7 @@ async def cuts(engine: AsyncEngine) -> list[CutState]:
                 row.taken_at,
                 row.passed_at,
                 dict(cut.positions) if cut is not None else {},
-                dict(before.positions) if before is not None else {},
+                begins_of(cut, memory.cuts.before(cut), born) if cut is not None else {},
                 dict(cut.held) if cut is not None else {},
                 tuple(found),
             )

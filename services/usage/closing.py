@@ -21,6 +21,7 @@ from services.kernel.errors import Corrupt
 from services.kernel.ids import derived_id
 from services.kernel.period import is_boundary
 from services.runtime import faults, parking
+from services.runtime.lanes import Lane as RuntimeLane
 from services.runtime.lanes import give_birth, internal_lane, lanes_of, lock_parent
 from services.runtime.links import has_reached, marks
 from services.runtime.records import lane_name
@@ -33,7 +34,7 @@ from services.usage.stamping import Cut, Lane
 EVENTS = "events"
 CORRECTIONS_LANE = "corrections"
 _REGISTRY = frozenset(topic.name for topic in REGISTRY_TOPICS)
-END_OFFSETS_WAIT_S = 5  # every lane is locked meanwhile
+OFFSETS_WAIT_S = 5  # every lane is locked meanwhile
 QUARANTINE_HOLDS = timedelta(hours=72)  # after the pass of the lanes
 
 
@@ -92,13 +93,15 @@ async def take_cut(work: Work) -> None:
         return
     cutoff_id: UUID = named[0].cutoff_id
     await lock_parent(work.connection, work.tables)
-    seen = await _end_offsets(work)
-    missing = [(lane_name(EVENTS, topic, partition), topic, partition, 0) for topic, partition in sorted(seen)]
+    async with asyncio.timeout(OFFSETS_WAIT_S):
+        begins = await work.surroundings.begin_offsets(USAGE_EVENTS)
+    missing = [(lane_name(EVENTS, *lane), *lane, begins[lane]) for lane in sorted(begins)]
     await give_birth(work.connection, work.tables, EVENTS, missing)
     lanes = await lanes_of(work.connection, work.tables, EVENTS, lock=True)
     await store.lock_state(work.connection)
     faults.step("usage.cut.locked")
-    ends = await _end_offsets(work)
+    async with asyncio.timeout(OFFSETS_WAIT_S):
+        ends = await work.surroundings.end_offsets(USAGE_EVENTS)
     faults.step("usage.cut.read")
     for lane in lanes:
         if ends.get((lane.topic, lane.partition), -1) < lane.position:
@@ -112,9 +115,11 @@ async def take_cut(work: Work) -> None:
     work.after_commit.append(partial(faults.step, "usage.cut.committed"))
 
 
-async def _end_offsets(work: Work) -> dict[Lane, int]:
-    async with asyncio.timeout(END_OFFSETS_WAIT_S):
-        return await work.surroundings.end_offsets(USAGE_EVENTS)
+def begins_of(cut: Cut, before: Cut | None, born: Iterable[RuntimeLane]) -> dict[Lane, int]:
+    """Where the records of a cut begin: at the cut before it, else at the log's start when the lane was born."""
+    first = {(lane.topic, lane.partition): lane.first for lane in born}
+    ends = before.positions if before is not None else {}
+    return {lane: ends.get(lane, first[lane]) for lane in cut.positions}
 
 
 # ---- the pass ------------------------------------------------------------------------------------------------------
@@ -210,13 +215,13 @@ class Passing:
         for topic, partition, _, name, number in counted:
             per_lane[topic, partition][name] = number
             totals[name] += number
-        before = self._memory.cuts.before(cut)
-        begins = before.positions if before is not None else {}
+        born = await lanes_of(work.connection, work.tables, EVENTS)
+        begins = begins_of(cut, self._memory.cuts.before(cut), born)
         lanes = tuple(
             LaneCount(
                 topic=topic,
                 partition=partition,
-                from_offset=begins.get((topic, partition), 0),
+                from_offset=begins[topic, partition],
                 to_offset=cut.positions[topic, partition],
                 counts=per_lane[topic, partition],
             )

@@ -50,6 +50,9 @@ class Log:
     def partitions(self, topic: str) -> int:
         return min(self._partitions, topic_of(topic).partitions)
 
+    async def begin_offsets(self, topic: Topic) -> dict[tuple[str, int], int]:
+        return dict.fromkeys(await self.end_offsets(topic), 0)
+
     async def end_offsets(self, topic: Topic) -> dict[tuple[str, int], int]:
         names = {name for name, _ in self.records if topic_of(name) is topic} | (
             {topic.name} if not topic.is_family else set()
