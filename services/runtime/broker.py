@@ -292,6 +292,17 @@ class Offsets:
         found = await self._admin.describe_topics(names)
         return {each["topic"].removeprefix(prefix): len(each["partitions"]) for each in found}
 
+    async def count(self, name: str) -> int:
+        """Partitions of one topic, by name without prefix; one that was just created is waited for."""
+        if self._admin is None:
+            raise Unavailable("the offsets client is not started")
+        async with asyncio.timeout(OFFSETS_S_MAX):
+            while True:
+                (found,) = await self._admin.describe_topics([self._settings.topic_prefix + name])
+                if not found["error_code"]:
+                    return len(found["partitions"])
+                await asyncio.sleep(0.05)
+
     async def begins(self, topic: Topic) -> dict[tuple[str, int], int]:
         """The start of the log of every partition of a topic or family: what is below was deleted."""
         return await self._each(topic, lambda consumer, partitions: consumer.beginning_offsets(partitions))

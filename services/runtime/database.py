@@ -12,6 +12,8 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.types import TypeEngine
 
+from services.kernel.errors import Unavailable
+
 POOL_SIZE = 8  # batches, timers, ticks, relay and heartbeat of one process, with room to spare
 
 RETRYABLE_CLASSES = frozenset(
@@ -84,7 +86,7 @@ def is_retryable(error: BaseException) -> bool:
         return True
     if isinstance(error, DBAPIError):
         return error.connection_invalidated
-    return isinstance(error, OSError | TimeoutError | asyncpg.InterfaceError)
+    return isinstance(error, OSError | TimeoutError | asyncpg.InterfaceError | Unavailable)
 
 
 def unnest(name: str, /, **columns: TypeEngine[Any]) -> TableValuedAlias:

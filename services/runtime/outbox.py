@@ -71,19 +71,23 @@ class RecordTooLarge(InvalidInput):
 
 
 class Outbox:
-    """Collects what one transaction publishes and writes it at its end."""
+    """Collects what one transaction publishes and writes it at its end. ``members`` are its topics of families."""
 
     def __init__(self, room: str, partitions: Callable[[str], int]) -> None:
         self._room = room
         self._partitions = partitions
         self._outgoing: list[Outgoing] = []
+        self.members: set[str] = set()
 
     def add(self, topic: Topic, key: str, id: str, data: Any, member: str | None = None) -> None:
         """Publish ``data`` (a JSON-ready value, or bytes already encoded) with the commit of this transaction.
 
         Raises `RecordTooLarge` for what no broker would take, so that the relay never meets it.
         """
-        name = topic.of(member) if member is not None else topic.name
+        name = topic.name
+        if member is not None:
+            name = topic.of(member)
+            self.members.add(name)
         encoded = data if isinstance(data, bytes) else to_json(data)
         size_max = topic.record_bytes_max - AROUND_BYTES_MAX
         if len(encoded) + 4 * len(key) > size_max:  # a character has at most four bytes

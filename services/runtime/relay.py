@@ -36,8 +36,8 @@ TAKE_OVER_S = 0.5  # how soon a second copy takes over from a dead relay
 class Relay:
     """``opened`` makes a started producer; ``prefix`` stands before our topic names on the broker.
 
-    ``made`` is called with a topic that this process has not sent to yet: a topic of a family (one per publisher or
-    processor) may not be there, and a producer would wait for it for ever.
+    ``made`` is called with each topic before it is sent to: one of a family (one per publisher or processor) may not be
+    there, and a producer would wait for it for ever.
     """
 
     def __init__(
@@ -55,7 +55,6 @@ class Relay:
         self._opened = opened
         self._prefix = prefix
         self._made = made
-        self._known: set[str] = set()
         self._wake = asyncio.Event()
         self.active = False
 
@@ -133,9 +132,8 @@ class Relay:
         whatever its sequence number, so a refused batch followed by an accepted one would be a gap.
         """
         name = self._prefix + topic
-        if self._made is not None and topic not in self._known:
+        if self._made is not None:
             await self._made(topic)
-            self._known.add(topic)
         batch = producer.create_batch()
         for key, value in records:
             if batch.append(key=key, value=value, timestamp=None) is None:

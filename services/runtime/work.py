@@ -25,6 +25,10 @@ from services.runtime.tables import RuntimeTables
 class Surroundings(Protocol):
     """What a worker knows of the world outside its database."""
 
+    async def make(self, topic: str) -> None:
+        """Make sure that a topic of a family is there, and that its partitions are known."""
+        ...
+
     def partitions(self, topic: str) -> int:
         """How many partitions a topic has."""
         ...
@@ -123,4 +127,6 @@ class Work:
         """Write what was parked and published; the last writes before the lanes advance."""
         if self.parked:
             await parking.park(self.connection, self.tables, self.parked, self.now)
+        for topic in sorted(self.outbox.members):
+            await self.surroundings.make(topic)
         await self.outbox.flush(self.connection, self.tables, self.lane, self.now, self.epoch)

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from aiokafka import TopicPartition
-from aiokafka.errors import IllegalStateError
+from aiokafka.errors import IllegalStateError, KafkaError
 from sqlalchemy import text
 
 from contracts.topics import TOPICS, Topic, topic_of
@@ -231,20 +231,27 @@ class Worker:
     # ---- surroundings ----------------------------------------------------------------------------------------------
 
     def partitions(self, topic: str) -> int:
-        """Partitions of a topic, as read at start; a topic that appeared since has its declared number."""
+        """Partitions of a topic as they were read once: in a process a key keeps its partition."""
         return self._partitions.get(topic) or topic_of(topic).partitions
+
+    async def make(self, topic: str) -> None:
+        """Create a topic of a family that is not there, and ask how many partitions it has; the first time only.
+
+        Whoever was first, a publisher or an operator, may have given it any number.
+        """
+        if topic in self._partitions or not topic_of(topic).is_family:
+            return
+        try:
+            await ensure_topics(self.settings, {topic: topic_of(topic)})
+            self._partitions[topic] = await self.offsets.count(topic)
+        except (KafkaError, TimeoutError) as error:
+            raise Unavailable(f"Kafka does not tell of the topic {topic}", field="kafka") from error
 
     async def begin_offsets(self, topic: Topic) -> dict[tuple[str, int], int]:
         return await self.offsets.begins(topic)
 
     async def end_offsets(self, topic: Topic) -> dict[tuple[str, int], int]:
         return await self.offsets.ends(topic)
-
-    async def _make(self, topic: str) -> None:
-        """Create a topic of a family on the first record for it; the others exist since the start."""
-        declared = topic_of(topic)
-        if declared.is_family:
-            await ensure_topics(self.settings, {topic: declared})
 
     # ---- life ------------------------------------------------------------------------------------------------------
 
@@ -256,7 +263,7 @@ class Worker:
             await connection.execute(text("select runtime.clock_now()"))
         opened = partial(open_producer, self.settings, self.room.name)
         self.relay = Relay(
-            self.room.name, self.engine, self.processor.tables, opened, self.settings.topic_prefix, self._make
+            self.room.name, self.engine, self.processor.tables, opened, self.settings.topic_prefix, self.make
         )
         self.processor.committed = self.relay.wake
         if self.room.started is not None:
@@ -311,7 +318,7 @@ class Worker:
             except asyncio.CancelledError:
                 raise
             except Exception as error:
-                level = logging.WARNING if is_retryable(error) or isinstance(error, Unavailable) else logging.ERROR
+                level = logging.WARNING if is_retryable(error) else logging.ERROR
                 log.log(level, "%s %s failed: %s", self.room.name, what, type(error).__name__, exc_info=error)
                 wait = min(5.0, max(seconds, 0.2) * 2)
             await asyncio.sleep(wait)

@@ -47,6 +47,9 @@ class Log:
         self._partitions = partitions
         self.records: dict[tuple[str, int], list[Logged]] = defaultdict(list)
 
+    async def make(self, topic: str) -> None:
+        """Every topic is there."""
+
     def partitions(self, topic: str) -> int:
         return min(self._partitions, topic_of(topic).partitions)
 
