@@ -12,7 +12,6 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from functools import partial
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
@@ -38,6 +37,10 @@ log = logging.getLogger(__name__)
 
 FETCH_BYTES_MAX = RECORD_BYTES_MAX
 
+IDLE_MS = 1000  # an input that has nothing to do waits this long at a time: the first record ends the wait
+FETCH_WAIT_MS = 500  # the broker holds a fetch that finds nothing this long; it answers at once when a record comes
+METADATA_MAX_AGE_MS = 60_000  # a topic of a fixed name: moves are told at once, added partitions are seen this late
+
 LINGER_FROM = 100  # records: fewer are no stream, and somebody may be waiting for them
 LINGER_S = 0.04
 REPLICAS = 3  # where the cluster has that many brokers; then two must have a record before it is acknowledged
@@ -57,8 +60,10 @@ class HandedConsumer(AIOKafkaConsumer):  # type: ignore[misc]
     polled_at = 0.0
 
     async def getmany(self, *partitions: TopicPartition, timeout_ms: int = 0, max_records: int | None = None) -> Any:
+        # FastStream's own timeout is slept once more after every empty poll, and nothing would end that sleep.
+        wait_ms = max(timeout_ms, IDLE_MS)
         try:
-            records = await super().getmany(*partitions, timeout_ms=timeout_ms, max_records=max_records)
+            records = await super().getmany(*partitions, timeout_ms=wait_ms, max_records=max_records)
             if max_records is not None:
                 await self._linger(records, max_records)
         except NoOffsetForPartitionError:
@@ -104,7 +109,7 @@ def build_broker(settings: Settings, room: str) -> KafkaBroker:
     return KafkaBroker(
         settings.kafka_bootstrap,
         client_id=f"tollbook-{room}",
-        metadata_max_age_ms=settings.metadata_max_age_ms,
+        metadata_max_age_ms=METADATA_MAX_AGE_MS,
         consumer_only=True,
         allow_auto_create_topics=False,
         apply_types=False,
@@ -154,7 +159,7 @@ def subscribe(
         isolation_level="read_committed",
         max_records=max_records,
         batch_timeout_ms=settings.batch_wait_ms,
-        fetch_max_wait_ms=settings.batch_wait_ms,
+        fetch_max_wait_ms=FETCH_WAIT_MS,
         fetch_max_bytes=FETCH_BYTES_MAX,
         max_partition_fetch_bytes=FETCH_BYTES_MAX,
         partition_assignment_strategy=[StickyPartitionAssignor],
@@ -171,12 +176,24 @@ def subscribe(
     return subscriber
 
 
-async def start_broker(broker: KafkaBroker) -> None:
-    """Connect, make every consumer a `HandedConsumer`, and start consuming."""
+async def start_broker(broker: KafkaBroker, settings: Settings) -> None:
+    """Connect, make every consumer a `HandedConsumer`, and start consuming.
+
+    Only those of a family look out for new topics; for all others that would be one request a second for nothing.
+    """
     await broker.connect()
     config = broker.config.broker_config
-    builder: Any = config.builder
-    config.builder = partial(HandedConsumer, **builder.keywords)
+    given: Any = config.builder
+    subscribers: Any = broker.subscribers
+    families = {each.group_id for each in subscribers if each.pattern}
+
+    def build(**options: Any) -> HandedConsumer:
+        options = given.keywords | options
+        if options["group_id"] in families:
+            options["metadata_max_age_ms"] = settings.metadata_max_age_ms
+        return HandedConsumer(**options)
+
+    config.builder = build
     await broker.start()
 
 
@@ -192,7 +209,7 @@ async def open_producer(settings: Settings, client: str) -> AIOKafkaProducer:
         max_batch_size=900_000,
         max_request_size=RECORD_BYTES_MAX,
         request_timeout_ms=30_000,
-        metadata_max_age_ms=settings.metadata_max_age_ms,
+        metadata_max_age_ms=METADATA_MAX_AGE_MS,
     )
     try:
         await producer.start()
@@ -264,7 +281,7 @@ class Offsets:
             client_id="tollbook-offsets",
             isolation_level="read_uncommitted",
             enable_auto_commit=False,
-            metadata_max_age_ms=self._settings.metadata_max_age_ms,
+            metadata_max_age_ms=METADATA_MAX_AGE_MS,
         )
         await _start(self._consumer, self._settings)
 

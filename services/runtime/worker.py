@@ -268,7 +268,7 @@ class Worker:
         self.processor.committed = self.relay.wake
         if self.room.started is not None:
             await self.room.started(self.processor)
-        await start_broker(self.broker)
+        await start_broker(self.broker, self.settings)
         self._spawn(self.relay.run())
         self._spawn(self._every(self.settings.tick_ms / 1000, self._pass_markers, "markers"))
         self._spawn(self._every(self.settings.tick_ms / 1000, self._timers, "timers"))
