@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from services.kernel.errors import AmountError
 
@@ -47,6 +48,7 @@ def parse_amount(text: object, *, field: str = "amount", signed: bool = False) -
     return -nano if sign else nano
 
 
+@lru_cache(maxsize=65_536)  # the same few prices and amounts are written again and again
 def format_nano(nano: int, *, decimals_min: int = 0) -> str:
     """The shortest decimal string of these nanos with at least ``decimals_min`` decimals; exact.
 

@@ -72,7 +72,7 @@ class Leg(Struct, forbid_unknown_fields=True, gc=False):
     call_leg_id: _Text | None = None
 
 
-class Event(Struct):
+class Event(Struct, gc=False):
     """One valid usage event. ``content`` is the hash of what it says; two copies of one event have the same."""
 
     source: str
@@ -117,7 +117,7 @@ def decode(value: bytes | None) -> Event:
 # ---- the plain form, which nearly all events have ------------------------------------------------------------------
 
 
-class _PlainEvent(Struct, forbid_unknown_fields=True):
+class _PlainEvent(Struct, forbid_unknown_fields=True, gc=False):
     specversion: Literal["1.0"]
     id: _Text
     source: _Text

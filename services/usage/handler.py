@@ -14,7 +14,7 @@ from typing import Any
 
 from asyncpg.pgproto.pgproto import UUID as DriverUUID
 from msgspec import Struct
-from msgspec.json import encode
+from msgspec.json import Encoder
 
 from contracts.closing import Covered, Cutoff
 from contracts.groups import AccountTimeline, Publisher, ResourceTimeline
@@ -36,8 +36,10 @@ CLASS_OF_STATE = {RATED: "rated", RATED_UNGROUPED: "rated_ungrouped", NOT_BILLAB
 DUPLICATE = "duplicate"
 PARKED = ("quarantined", "waiting")
 
+_encode = Encoder().encode
 
-class Usage(Struct):
+
+class Usage(Struct, gc=False):
     """An admitted event: readable, sent by one who may, for an account that was open."""
 
     record: Record
@@ -47,7 +49,7 @@ class Usage(Struct):
     digest: bytes
 
 
-class Acceptable(Struct):
+class Acceptable(Struct, gc=False):
     """What the event becomes if nobody has its identity yet. ``rated`` is None for one that costs nothing."""
 
     usage: Usage
@@ -59,7 +61,7 @@ class Acceptable(Struct):
     bill_to: str | None = None
 
 
-class Rejected(Struct):
+class Rejected(Struct, gc=False):
     """Why the event is quarantined if nobody has its identity yet."""
 
     usage: Usage
@@ -68,7 +70,7 @@ class Rejected(Struct):
     field: str | None = None
 
 
-class Waiting(Struct):
+class Waiting(Struct, gc=False):
     """The event skips a cut that has not passed yet."""
 
     usage: Usage
@@ -300,7 +302,7 @@ class UsageEvents:
             price.book_id,
             price.prefix,
         )
-        return row, text, encode(charge)
+        return row, text, _encode(charge)
 
     async def _open_days(self, work: Work, days: set[date]) -> None:
         """Partitions for event days that came up for the first time; certain only when this batch is committed."""

@@ -25,7 +25,7 @@ class Leg(Protocol):
     billable_s: int
 
 
-class Rated(Struct, frozen=True):
+class Rated(Struct, frozen=True, gc=False):
     """The leg costs ``amount_nano`` for ``billed_s`` seconds at ``price``."""
 
     price: Price
@@ -33,13 +33,13 @@ class Rated(Struct, frozen=True):
     amount_nano: int
 
 
-class NotBillable(Struct, frozen=True):
+class NotBillable(Struct, frozen=True, gc=False):
     """The leg costs nothing, whatever the prices are: it was not answered, or lasted 0 seconds."""
 
     reason: Literal["unanswered", "zero_seconds"]
 
 
-class NoPrice(Struct, frozen=True):
+class NoPrice(Struct, frozen=True, gc=False):
     """No book has a price; never a charge of zero. ``missing_book`` is named by the account but not loaded."""
 
     product: str
@@ -53,14 +53,14 @@ class NoPrice(Struct, frozen=True):
         return f"no price book has a {self.product} price for {self.number}; add a prefix, then replay"
 
 
-class WrongCurrency(Struct, frozen=True):
+class WrongCurrency(Struct, frozen=True, gc=False):
     """The price that matched is in another currency than the account's group; nothing is converted."""
 
     price: Price
     expected: str
 
 
-class TooLarge(Struct, frozen=True):
+class TooLarge(Struct, frozen=True, gc=False):
     """The charge would be more than one charge may be (10^6 units): the price or the leg is wrong."""
 
     price: Price

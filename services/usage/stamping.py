@@ -42,7 +42,7 @@ class Cut:
         return self.is_passed and self.held.get(group_id, True)
 
 
-class BillTo(Struct, frozen=True):
+class BillTo(Struct, frozen=True, gc=False):
     """The period on whose invoice a charge stands. ``waits``: not before every cut that it skips has passed its group."""
 
     period: str
