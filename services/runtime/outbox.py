@@ -1,4 +1,4 @@
-"""The outbox: what a transaction publishes is written with it, in chunks of encoded records, and sent by the relay.
+"""The outbox: what a transaction publishes is written with it, as finished Kafka batches, and sent by the relay.
 
 Only this module and the relay speak to Kafka outward. Source: architecture, section 4; designs/closing, lines 1 and 2.
 """
@@ -6,28 +6,24 @@ Only this module and the relay speak to Kafka outward. Source: architecture, sec
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import lru_cache
-from struct import Struct
+from itertools import count
 from typing import Any
 
 from aiokafka.partitioner import murmur2
+from msgspec import Struct
 from pydantic_core import to_json
 from sqlalchemy import Integer, LargeBinary, Text, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from contracts.topics import AROUND_BYTES_MAX, Topic
 from services.kernel.errors import InvalidInput
+from services.runtime import batches
 from services.runtime.database import unnest
 from services.runtime.links import Link, take_seqs
 from services.runtime.tables import RuntimeTables
-
-CHUNK_RECORDS_MAX = 500  # keeps a row below TOAST's worst sizes and a crash's repeat small
-CHUNK_BYTES_MAX = 512 * 1024  # below the broker's batch limit of 1 MiB
-
-_LENGTHS = Struct(">ii")
 
 
 @lru_cache(maxsize=200_000)
@@ -47,8 +43,7 @@ def instant_text(instant: datetime) -> str:
     return instant.isoformat().replace("+00:00", "Z")
 
 
-@dataclass(slots=True)
-class Outgoing:
+class Outgoing(Struct, gc=False):
     """One record to publish; ``data`` is encoded JSON."""
 
     topic: Topic
@@ -104,7 +99,7 @@ class Outbox:
     async def flush(
         self, connection: AsyncConnection, tables: RuntimeTables, lane: str, now: datetime, epoch: int
     ) -> None:
-        """Give out the seqs, wrap, and store the chunks: two statements, however many records."""
+        """Give out the seqs, wrap, and store the batches: two statements, however many records."""
         if not self._outgoing:
             return
         grouped: dict[tuple[str, int], list[Outgoing]] = defaultdict(list)
@@ -121,27 +116,20 @@ class Outbox:
         tail = f'","link":"{link}","seq":'.encode()
         middle = f',"epoch":{epoch},"trace":null,"data":'.encode()
         time = instant_text(now).encode()
+        timestamp_ms = int(now.timestamp() * 1000)
         rows: list[tuple[str, int, int, bytes]] = []
         for name, partition in sorted(grouped):
             items = grouped[name, partition]
             topic = items[0].topic
-            seq = first.get((link, name, partition), 0)
-            head = f'","type":"{topic.type}","version":{topic.version},"time":"'.encode() + time + tail
-            chunk: list[bytes] = []
-            size = count = 0
-            for item in items:
-                value = item.data
-                if not topic.bare:
-                    value = b'{"id":"%b%b%d%b%b}' % (item.id.encode(), head, seq, middle, value)
-                    seq += 1
-                key = item.key.encode()
-                if count == CHUNK_RECORDS_MAX or (count and size + len(value) > CHUNK_BYTES_MAX):
-                    rows.append((name, partition, count, b"".join(chunk)))
-                    chunk, size, count = [], 0, 0
-                chunk += (_LENGTHS.pack(len(key), len(value)), key, value)
-                size += len(value)
-                count += 1
-            rows.append((name, partition, count, b"".join(chunk)))
+            records: Iterator[tuple[bytes, bytes]] = ((item.key.encode(), item.data) for item in items)
+            if not topic.bare:
+                seqs = count(first[link, name, partition])
+                head = f'","type":"{topic.type}","version":{topic.version},"time":"'.encode() + time + tail
+                records = (
+                    (item.key.encode(), b'{"id":"%b%b%d%b%b}' % (item.id.encode(), head, seq, middle, item.data))
+                    for item, seq in zip(items, seqs, strict=False)
+                )
+            rows += [(name, partition, *batch) for batch in batches.build(records, timestamp_ms)]
         new = unnest("new", topic=Text(), partition=Integer(), records=Integer(), chunk=LargeBinary())
         statement = insert(tables.outbox).from_select(
             ["topic", "partition", "records", "chunk"],
@@ -157,19 +145,3 @@ class Outbox:
                 "new_chunk": list(chunks),
             },
         )
-
-
-def unpack(chunk: bytes) -> list[tuple[bytes, bytes]]:
-    """The (key, value) records of a chunk.
-
-    >>> unpack(_LENGTHS.pack(1, 2) + b"k" + b"{}")
-    [(b'k', b'{}')]
-    """
-    records: list[tuple[bytes, bytes]] = []
-    at = 0
-    while at < len(chunk):
-        key_length, value_length = _LENGTHS.unpack_from(chunk, at)
-        at += _LENGTHS.size
-        records.append((chunk[at : at + key_length], chunk[at + key_length : at + key_length + value_length]))
-        at += key_length + value_length
-    return records

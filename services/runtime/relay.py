@@ -20,8 +20,8 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from services.runtime import faults
+from services.runtime.batches import FinishedBatch
 from services.runtime.broker import abandon
-from services.runtime.outbox import unpack
 from services.runtime.tables import RuntimeTables
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class Relay:
         outbox = self._tables.outbox
         rows = (
             await connection.execute(
-                select(outbox.c.id, outbox.c.topic, outbox.c.partition, outbox.c.chunk)
+                select(outbox.c.id, outbox.c.topic, outbox.c.partition, outbox.c.records, outbox.c.chunk)
                 .order_by(outbox.c.id)
                 .limit(CHUNKS_PER_ROUND)
             )
@@ -117,16 +117,14 @@ class Relay:
             return
         faults.step(f"{self._room}.relay.read")
         async with asyncio.TaskGroup() as sending:
-            for topic, partition, records in _merge(rows):
-                sending.create_task(self._send(producer, topic, partition, records))
+            for (topic, partition), batches in _by_partition(rows).items():
+                sending.create_task(self._send(producer, topic, partition, batches))
         faults.step(f"{self._room}.relay.acknowledged")
         await connection.execute(delete(outbox).where(outbox.c.id.in_([row.id for row in rows])))
         faults.step(f"{self._room}.relay.deleted")
 
-    async def _send(
-        self, producer: AIOKafkaProducer, topic: str, partition: int, records: list[tuple[bytes, bytes]]
-    ) -> None:
-        """All records of a partition, one batch after the other.
+    async def _send(self, producer: AIOKafkaProducer, topic: str, partition: int, batches: list[FinishedBatch]) -> None:
+        """All batches of a partition, one after the other.
 
         A batch waits for the acknowledgement of the one before it: the broker takes the first that it sees of a producer,
         whatever its sequence number, so a refused batch followed by an accepted one would be a gap.
@@ -134,27 +132,18 @@ class Relay:
         name = self._prefix + topic
         if self._made is not None:
             await self._made(topic)
-        batch = producer.create_batch()
-        for key, value in records:
-            if batch.append(key=key, value=value, timestamp=None) is None:
-                await self._acknowledged(producer, batch, name, partition)
-                batch = producer.create_batch()
-                batch.append(key=key, value=value, timestamp=None)  # the first is taken whatever its size
-        await self._acknowledged(producer, batch, name, partition)
-
-    async def _acknowledged(self, producer: AIOKafkaProducer, batch: Any, name: str, partition: int) -> None:
-        batch.close()
-        acknowledgement = await producer.send_batch(batch, name, partition=partition)
-        faults.step(f"{self._room}.relay.sent")
-        await acknowledgement
+        for batch in batches:
+            acknowledgement = await producer.send_batch(batch, name, partition=partition)
+            faults.step(f"{self._room}.relay.sent")
+            await acknowledgement
 
 
-def _merge(rows: Any) -> list[tuple[str, int, list[tuple[bytes, bytes]]]]:
-    """Records of one topic partition together, in the order of the rows."""
-    merged: dict[tuple[str, int], list[tuple[bytes, bytes]]] = {}
+def _by_partition(rows: Any) -> dict[tuple[str, int], list[FinishedBatch]]:
+    """The batches of each topic partition, in the order of the rows."""
+    batches: dict[tuple[str, int], list[FinishedBatch]] = {}
     for row in rows:
-        merged.setdefault((row.topic, row.partition), []).extend(unpack(row.chunk))
-    return [(topic, partition, records) for (topic, partition), records in merged.items()]
+        batches.setdefault((row.topic, row.partition), []).append(FinishedBatch(row.chunk, row.records))
+    return batches
 
 
 def _reasons(error: Exception) -> str:

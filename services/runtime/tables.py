@@ -33,7 +33,7 @@ class RuntimeTables:
     lane: an input consumed in order under one row lock; for a Kafka lane `position` is *the* position of the consumer,
         `first` the one it was born with.
     link_out / link_in: last dense seq given out, highest seq applied.
-    outbox: chunks of encoded records on their way to Kafka.
+    outbox: finished Kafka batches on their way; `chunk` is one batch of `records` records.
     parked: raw records out of the stream: quarantined, waiting, or being replayed.
     due: timers that decide money; `failures` in a row put one off, and a new time for it starts them anew.
     """

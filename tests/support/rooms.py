@@ -21,9 +21,10 @@ from typing import Any
 from sqlalchemy import delete, select
 
 from contracts.topics import Topic, topic_of
+from services.runtime.batches import records_in
 from services.runtime.database import open_engine, transaction
 from services.runtime.lanes import give_birth, lanes_of
-from services.runtime.outbox import partition_of, unpack
+from services.runtime.outbox import partition_of
 from services.runtime.processor import Processor
 from services.runtime.records import Record, lane_name
 from services.runtime.room import Input, Room
@@ -137,7 +138,7 @@ class Rooms:
             rows = (await connection.execute(select(outbox).order_by(outbox.c.id))).all()
             count = 0
             for row in rows:
-                for key, value in unpack(row.chunk):
+                for key, value in records_in(row.chunk):
                     self.log.records[row.topic, row.partition].append(
                         Logged(int(datetime.now(UTC).timestamp() * 1000), key, value)
                     )
