@@ -73,11 +73,12 @@ class RefuseFast:
         loop = asyncio.get_running_loop()
         rebuild_at = loop.time()
         while True:
-            wait = rebuild_at - loop.time()
-            try:
-                changes = await asyncio.wait_for(self._changes.get(), wait) if wait > 0 else None
-            except TimeoutError:
-                changes = None
+            changes: Changes | None = None
+            if loop.time() < rebuild_at:
+                with contextlib.suppress(TimeoutError):
+                    # wait_for, in Python 3.11, forgets a cancellation that meets a change
+                    async with asyncio.timeout_at(rebuild_at):
+                        changes = await self._changes.get()
             try:
                 if changes is not None:
                     await self._apply(changes)

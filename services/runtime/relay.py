@@ -113,7 +113,9 @@ class Relay:
         ).all()
         if not rows:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), POLL_S)
+                # wait_for, in Python 3.11, forgets a cancellation that meets the wake
+                async with asyncio.timeout(POLL_S):
+                    await self._wake.wait()
             return
         faults.step(f"{self._room}.relay.read")
         async with asyncio.TaskGroup() as sending:

@@ -107,3 +107,16 @@ async def test_a_missing_setting_is_no_error_either() -> None:
     kept.tell({"sales": True})
     await asyncio.sleep(0.1)
     await kept.stop()
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_a_set_that_is_told_something_just_when_it_is_to_end_ends(turns: int) -> None:
+    """However many turns of the loop lie between the two: a process that keeps the set on never stops."""
+    kept = RefuseFast(lambda: NO_VALKEY)
+    await kept.start(lambda: asyncio.sleep(0, []))
+    await asyncio.sleep(0.2)  # it waits for changes
+    kept.tell({"sales": True})
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await kept.stop()

@@ -54,13 +54,13 @@ class Publisher:
     async def relaying(self):
         opened = partial(open_producer, self.settings, "test")
         relay = Relay("payments", self.engine, self.tables, opened, self.settings.topic_prefix)
-        running = asyncio.create_task(relay.run())
+        self.running = asyncio.create_task(relay.run())
         try:
             yield relay
         finally:
-            running.cancel()
+            self.running.cancel()
             with suppress(asyncio.CancelledError):
-                await running
+                await self.running
 
     async def limit(self, bytes_max):
         """Let the broker take only batches up to this size from now on."""
@@ -132,3 +132,16 @@ async def test_no_batch_overtakes_one_that_was_refused(publisher, caplog):
         await publisher.limit(publisher.topic.record_bytes_max)
         records = await publisher.received(2)
     assert [seq_of(record) for record in records] == [1, 2]
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_a_relay_that_is_woken_just_when_it_is_to_end_ends(publisher, turns):
+    """However many turns of the loop lie between the two: a process whose relay goes on never stops."""
+    async with publisher.relaying() as relay:
+        await until(lambda: asyncio.sleep(0, relay.active), "the relay is active")
+        await asyncio.sleep(0.3)  # it waits for rows
+        relay.wake()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        publisher.running.cancel()
+        assert await asyncio.wait([publisher.running], timeout=5) == ({publisher.running}, set())
