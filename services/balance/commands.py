@@ -1,7 +1,8 @@
 """Commands to wallets: decoded, carried out once by (account, command id), answered on `balance.events`.
 
 What cannot be read is quarantined with the field that is wrong. A command for an account that the registry has not told
-yet waits for it, in order, for at most `WAIT_MAX`; then it is quarantined as `unknown_account`, to be replayed.
+yet waits for it. After `WAIT_MAX` it is shown in quarantine as `unknown_account`; when the account appears, it runs by
+itself all the same. Those that come after it wait too, so an account's commands keep their order.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from services.runtime.parking import Parked
 from services.runtime.records import Record
 from services.runtime.work import Work
 
-WAIT_MAX = timedelta(seconds=60)  # the registry is seconds behind at most; after that the id is probably wrong
+WAIT_MAX = timedelta(seconds=60)  # the registry is seconds behind as a rule; after that a person should look at the id
 
 UNKNOWN_ACCOUNT = "unknown_account"
 
@@ -116,7 +117,7 @@ async def _without_those_that_wait(work: Work, asked: Sequence[tuple[Record, Com
             work.quarantine(
                 record,
                 UNKNOWN_ACCOUNT,
-                f"the registry knows no account {account_id}; create it, then replay this command",
+                f"the registry knows no account {account_id}; this runs when it is created; discard it if the id is wrong",
                 field="account_id",
                 account_id=account_id,
             )
@@ -128,10 +129,11 @@ async def _without_those_that_wait(work: Work, asked: Sequence[tuple[Record, Com
 
 
 async def look_at_waiting(work: Work) -> None:
-    """Tick: let commands run whose account is known by now, and those that have waited long enough."""
+    """Tick: let commands run whose account is known by now, and quarantine those that have waited long."""
     ids = await store.waiting_to_run(work, work.now - WAIT_MAX)
     if ids:
-        await parking.ask(work.connection, work.tables, "replaying", "balance", ids=ids, states=("waiting",))
+        states = ("waiting", "quarantined")
+        await parking.ask(work.connection, work.tables, "replaying", "balance", ids=ids, states=states)
 
 
 async def forget_card_numbers(work: Work, parked: Sequence[Parked]) -> None:

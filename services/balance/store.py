@@ -14,6 +14,7 @@ from sqlalchemy import (
     Row,
     Text,
     Uuid,
+    and_,
     bindparam,
     func,
     insert,
@@ -27,10 +28,12 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from services.balance import tables
+from services.runtime import parking
 from services.runtime.database import copy_rows, unnest
 from services.runtime.work import Work
 
 _NAMES = ARRAY(Text)
+_FOR_AN_ACCOUNT = ("waiting", "unknown_account")  # why a command is parked that an account can free
 
 
 def _any_of(column: Any, name: str) -> Any:
@@ -294,27 +297,33 @@ async def append_commands(work: Work, rows: Sequence[Mapping[str, Any]]) -> None
 
 
 async def accounts_waiting(work: Work, account_ids: Iterable[str]) -> set[str]:
-    """Which of these accounts have an earlier command that waits."""
+    """Which of these accounts have an earlier command that waits for them, in quarantine or not."""
     parked = work.tables.parked.c
     account_id = parked.about["account_id"].astext
     statement = select(account_id).where(
-        parked.state.in_(["waiting", "replaying"]),
-        parked.reason == "waiting",
+        parked.state.in_(["waiting", "quarantined", "replaying"]),
+        parked.reason.in_(_FOR_AN_ACCOUNT),
         account_id == func.any(bindparam("ids", type_=_NAMES)),
     )
     return set((await work.execute(statement, {"ids": sorted(set(account_ids))})).scalars())
 
 
 async def waiting_to_run(work: Work, waiting_since: datetime) -> list[int]:
-    """Parked commands that wait for an account which is known by now, or that have waited since before an instant."""
+    """The oldest parked commands whose account is known by now, or that have waited for it since before an instant."""
     parked = work.tables.parked.c
     known = select(literal(1)).where(
         _wallet.account_id == parked.about["account_id"].astext, _wallet.registry_version > 0
     )
+    too_long = and_(parked.state == "waiting", parked.parked_at < waiting_since)
     statement = (
         select(parked.id)
-        .where(parked.state == "waiting", or_(known.exists(), parked.parked_at < waiting_since))
+        .where(
+            parked.state.in_(["waiting", "quarantined"]),
+            parked.reason.in_(_FOR_AN_ACCOUNT),
+            or_(known.exists(), too_long),
+        )
         .order_by(parked.id)
+        .limit(parking.REPLAY_RECORDS_MAX)
     )
     return list((await work.execute(statement)).scalars())
 
