@@ -114,7 +114,8 @@ async def take_asked(connection: AsyncConnection, tables: RuntimeTables) -> list
             lane=REPLAY_LANE,
             headers=tuple((name, bytes.fromhex(value)) for name, value in row.headers),
             parked_id=row.id,
-            was_waiting=row.reason == "waiting",
+            parked_reason=row.reason,
+            asked_by=row.decided_by,
         )
         taken.append((record, row.state, _as_row(row), row.input))
     return taken

@@ -29,7 +29,8 @@ class Record:
     message: Any = None
     headers: tuple[tuple[str, bytes], ...] = ()
     parked_id: int | None = None
-    was_waiting: bool = False
+    parked_reason: str | None = None
+    asked_by: str | None = None
     verdict: str | None = field(default=None)
 
     @property
@@ -40,3 +41,8 @@ class Record:
     @property
     def replayed(self) -> bool:
         return self.parked_id is not None
+
+    @property
+    def was_waiting(self) -> bool:
+        """It was parked as a good record that might not run yet."""
+        return self.parked_reason == "waiting"

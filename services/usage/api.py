@@ -22,7 +22,7 @@ from services.runtime.database import transaction
 from services.runtime.lanes import lanes_of
 from services.runtime.links import LinkMark, marks
 from services.runtime.parking import ParkedRow
-from services.usage import store
+from services.usage import retrying, store
 from services.usage.books import Price
 from services.usage.closing import EVENTS, Holder, begins_of, holders
 from services.usage.events import EventRefused, decode
@@ -53,7 +53,8 @@ async def import_prices(
 ) -> int:
     """Add a version to a book, and the book to the default ones if asked to; returns the version.
 
-    It rates what is rated or replayed from now on; charges that exist are not changed. A book keeps its currency.
+    It rates what is rated or replayed from now on; charges that exist are not changed. A book keeps its currency. Records
+    that had no price are retried.
     """
     async with transaction(engine) as connection:
         await store.lock_state(connection)
@@ -71,6 +72,7 @@ async def import_prices(
             if book_id not in order:
                 await store.clear_book_order(connection, "default", "")
                 await store.insert_book_order(connection, "default", "", [*order, book_id])
+        await retrying.prices_changed(connection)
     return version
 
 
@@ -95,6 +97,7 @@ async def _order_books(engine: AsyncEngine, scope: str, subject: str, book_ids: 
         await store.clear_book_order(connection, scope, subject)
         if book_ids:
             await store.insert_book_order(connection, scope, subject, book_ids)
+        await retrying.prices_changed(connection)
 
 
 async def books(engine: AsyncEngine) -> list[BookListing]:

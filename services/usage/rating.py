@@ -49,8 +49,8 @@ class NoPrice(Struct, frozen=True, gc=False):
     @property
     def message(self) -> str:
         if self.missing_book is not None:
-            return f"the price book {self.missing_book} is not loaded; load it, then replay"
-        return f"no price book has a {self.product} price for {self.number}; add a prefix, then replay"
+            return f"the price book {self.missing_book} is not loaded; load it, and the record is retried"
+        return f"no price book has a {self.product} price for {self.number}; add a prefix, and the record is retried"
 
 
 class WrongCurrency(Struct, frozen=True, gc=False):

@@ -23,6 +23,7 @@ from services.usage import store
 from services.usage.events import readable, storable
 from services.usage.handler import UsageEvents, count_record
 from services.usage.registry import Registry
+from services.usage.retrying import is_no_news
 
 Action = Literal["quarantined", "replayed", "discarded"]
 
@@ -58,7 +59,7 @@ class Rejections:
                 await store.add_class_counts(work.connection, counts, replayed=replayed)
         for item in parked:
             item.about = what_is_known(memory.registry, item.record)
-            if item.state == "quarantined":
+            if item.state == "quarantined" and not is_no_news(item):
                 tell(work, "quarantined", item.record, item.about, item.reason, item.field, item.message)
 
     async def discarded(self, work: Work, rows: Sequence[ParkedRow]) -> None:

@@ -188,7 +188,7 @@ async def test_all_of_a_partition_that_is_born_after_the_cut_is_late(closing: Cl
     assert closing.bills["late"] == both(LAST, THIS)
 
 
-async def test_a_quarantined_record_holds_its_group_until_it_is_replayed(closing: Closing) -> None:
+async def test_a_quarantined_record_holds_its_group_until_its_price_appears(closing: Closing) -> None:
     closing.event("e1", called="+447700900123")
     closing.event("e2", account_id="main")
     await closing.close()
@@ -199,7 +199,6 @@ async def test_a_quarantined_record_holds_its_group_until_it_is_replayed(closing
     assert (holder.group_id, holder.reason, holder.state, holder.offset) == ("g-sales", "no_price", "quarantined", 0)
     prices = read_price_file(b"product,prefix,price_per_minute,currency\nvoice.outbound,44,0.01,USD\n")
     await api.import_prices(closing.engine, "more", prices, LONG_AGO, is_default=True)
-    await api.replay(closing.engine, "ann", ids=[holder.parked_id])
     await closing.run()
     assert closing.bills == {"e1": both(LAST), "e2": both(LAST)}
     whole, group = closing.covered()
@@ -218,7 +217,7 @@ async def test_a_discarded_record_holds_nobody_any_more(closing: Closing) -> Non
     assert closing.bills == {}
 
 
-async def test_a_held_group_passes_72_hours_after_the_lanes_and_a_later_replay_is_late(closing: Closing) -> None:
+async def test_a_held_group_passes_72_hours_after_the_lanes_and_a_later_retry_is_late(closing: Closing) -> None:
     closing.event("e1", called="+447700900123")
     await closing.close()
     await closing.move_clock(hours=71, minutes=59)
@@ -230,7 +229,6 @@ async def test_a_held_group_passes_72_hours_after_the_lanes_and_a_later_replay_i
     assert (await api.cuts(closing.engine))[0].holders == ()
     prices = read_price_file(b"product,prefix,price_per_minute,currency\nvoice.outbound,44,0.01,USD\n")
     await api.import_prices(closing.engine, "more", prices, LONG_AGO, is_default=True)
-    assert await api.replay(closing.engine, "ann", reason="no_price") == 1
     await closing.run()
     assert closing.bills == {"e1": both(LAST, THIS)}
 

@@ -332,13 +332,14 @@ async def test_a_replay_after_the_cause_is_gone_counts_the_record_where_it_belon
     ]  # fmt: skip
 
 
-async def test_a_price_that_comes_later_rates_the_replayed_record_with_its_date(usage: Usage) -> None:
+async def test_a_price_that_comes_later_rates_the_record_with_its_date(usage: Usage) -> None:
     await usage.take(leg("e1", NOW, called="+447700900123"))
     assert usage.rejections[0]["reason"] == "no_price"
     prices = read_price_file(b"product,prefix,price_per_minute,currency\nvoice.outbound,44,0.01,USD\n")
-    await api.import_prices(usage.engine, "more", prices, NOW - timedelta(days=2), is_default=True)
-    (row,) = await api.parked(usage.engine)
-    await api.replay(usage.engine, "ann", ids=[row.id])
+    await api.import_prices(usage.engine, "more", prices, NOW - timedelta(days=2))
+    await usage.rooms.pump()
+    assert await usage.classes() == {"quarantined": 1}  # nobody is rated by that book yet
+    await api.set_default_books(usage.engine, ["list", "more"])
     await usage.rooms.pump()
     assert (usage.charges[0]["amount"], usage.charges[0]["book_id"]) == ("0.02", "more")
     assert [r["action"] for r in usage.rejections] == ["quarantined", "replayed"]
