@@ -71,11 +71,13 @@ class Topic:
     @property
     def configs(self) -> dict[str, str]:
         """Broker settings of the topic; a state topic keeps the last record of every key for ever."""
-        configs = {"retention.ms": str(self.retention_days * DAY_MS), "cleanup.policy": self.cleanup}
+        configs: dict[str, str] = {"cleanup.policy": self.cleanup}
+        if self.cleanup == "delete":
+            configs |= {"retention.ms": str(self.retention_days * DAY_MS), "retention.bytes": "-1"}
+        else:
+            configs["min.compaction.lag.ms"] = str(14 * DAY_MS)
         if not self.bare:
             configs["max.message.bytes"] = str(self.record_bytes_max)
-        if self.cleanup == "compact":
-            configs |= {"retention.ms": "-1", "min.compaction.lag.ms": str(14 * DAY_MS)}
         if self.log_append_time:
             configs["message.timestamp.type"] = "LogAppendTime"
         return configs

@@ -16,6 +16,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.errors import (
     KafkaConnectionError,
@@ -23,6 +24,7 @@ from aiokafka.errors import (
     NoOffsetForPartitionError,
     ProducerClosed,
     TopicAlreadyExistsError,
+    TopicAuthorizationFailedError,
     for_code,
 )
 from faststream import AckPolicy
@@ -32,6 +34,7 @@ from faststream.kafka.message import KafkaAckableMessage
 from contracts.topics import RECORD_BYTES_MAX, Topic
 from services.kernel.errors import Unavailable
 from services.runtime.settings import Settings
+from services.runtime.topic_settings import REPLICAS, Existing, wanted
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +46,6 @@ METADATA_MAX_AGE_MS = 60_000  # a topic of a fixed name: moves are told at once,
 
 LINGER_FROM = 100  # records: fewer are no stream, and somebody may be waiting for them
 LINGER_S = 0.04
-REPLICAS = 3  # where the cluster has that many brokers; then two must have a record before it is acknowledged
 OFFSETS_S_MAX = 5.0  # the cut holds every lane while it reads; longer than this it lets go and tries again
 
 Records = tuple["ConsumerRecord[bytes, bytes]", ...]
@@ -242,13 +244,12 @@ async def ensure_topics(settings: Settings, topics: dict[str, Topic]) -> None:
         existing = set(await admin.list_topics())
         brokers = len((await admin.describe_cluster())["brokers"])
         copies = min(REPLICAS, brokers)
-        safe = {"min.insync.replicas": "2", "unclean.leader.election.enable": "false"} if copies == REPLICAS else {}
         new = [
             NewTopic(
                 name=settings.topic_prefix + name,
                 num_partitions=topic.partitions,
                 replication_factor=copies,
-                topic_configs=topic.configs | safe,
+                topic_configs=wanted(topic, copies),
             )
             for name, topic in sorted(topics.items())
             if settings.topic_prefix + name not in existing
@@ -298,27 +299,46 @@ class Offsets:
         if self._admin is None:
             raise Unavailable("the offsets client is not started")
         prefix = self._settings.topic_prefix
-        wanted = list(topics)
+        sought = list(topics)
         names = [
             full
             for full in await self._admin.list_topics()
-            if full.startswith(prefix) and any(topic.holds(full.removeprefix(prefix)) for topic in wanted)
+            if full.startswith(prefix) and any(topic.holds(full.removeprefix(prefix)) for topic in sought)
         ]
         if not names:
             return {}
         found = await self._admin.describe_topics(names)
         return {each["topic"].removeprefix(prefix): len(each["partitions"]) for each in found}
 
-    async def count(self, name: str) -> int:
-        """Partitions of one topic, by name without prefix; one that was just created is waited for."""
+    async def existing(self, names: Iterable[str]) -> dict[str, Existing]:
+        """These topics (without prefix) as the broker has them now; one that it does not know yet is left out."""
         if self._admin is None:
             raise Unavailable("the offsets client is not started")
-        async with asyncio.timeout(OFFSETS_S_MAX):
-            while True:
-                (found,) = await self._admin.describe_topics([self._settings.topic_prefix + name])
-                if not found["error_code"]:
-                    return len(found["partitions"])
-                await asyncio.sleep(0.05)
+        prefix = self._settings.topic_prefix
+        full = [prefix + name for name in names]
+        if not full:
+            return {}
+        resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in full]
+        configs: dict[str, dict[str, str] | None] = {}
+        for answer in await self._admin.describe_configs(resources):
+            for resource in answer.to_object()["resources"]:
+                if not resource["error_code"]:
+                    entries = resource["config_entries"]
+                    configs[resource["resource_name"]] = {
+                        each["config_names"]: each["config_value"] for each in entries
+                    }
+                elif for_code(resource["error_code"]) is TopicAuthorizationFailedError:
+                    configs[resource["resource_name"]] = None
+        return {
+            each["topic"].removeprefix(prefix): Existing(
+                each["topic"],
+                len(each["partitions"]),
+                min((len(partition["replicas"]) for partition in each["partitions"]), default=0),
+                configs[each["topic"]],
+            )
+            for each in await self._admin.describe_topics(full)
+            if not each["error_code"] and each["topic"] in configs
+        }
 
     async def begins(self, topic: Topic) -> dict[tuple[str, int], int]:
         """The start of the log of every partition of a topic or family: what is below was deleted."""

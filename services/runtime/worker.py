@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from functools import partial
 from typing import Any
 
@@ -21,8 +21,9 @@ from aiokafka.errors import IllegalStateError, KafkaError
 from sqlalchemy import text
 
 from contracts.topics import TOPICS, Topic, topic_of
-from services.kernel.errors import Unavailable
+from services.kernel.errors import Refused, Unavailable
 from services.runtime.broker import (
+    OFFSETS_S_MAX,
     Offsets,
     Records,
     build_broker,
@@ -38,10 +39,12 @@ from services.runtime.records import Record, lane_name
 from services.runtime.relay import Relay
 from services.runtime.room import Input, Room, Tick
 from services.runtime.settings import Settings
+from services.runtime.topic_settings import differences
 
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 2.0
+TOPICS_S_MAX = 60.0  # a topic that was just created is not known to every broker at once
 STALL_S = 30.0  # a consume loop that has not polled for this long is not alive
 
 
@@ -88,6 +91,7 @@ class InputRunner:
         starts = await consumer.beginning_offsets(partitions)
         ends = await consumer.end_offsets(partitions)
         worker = self._worker
+        await worker.look_at(tp.topic.removeprefix(self._prefix) for tp in partitions)
         async with transaction(worker.engine) as connection:
             born = [
                 (self._lane(tp), tp.topic.removeprefix(self._prefix), tp.partition, starts[tp]) for tp in partitions
@@ -232,20 +236,60 @@ class Worker:
 
     def partitions(self, topic: str) -> int:
         """Partitions of a topic as they were read once: in a process a key keeps its partition."""
-        return self._partitions.get(topic) or topic_of(topic).partitions
+        return self._partitions[topic]
 
     async def make(self, topic: str) -> None:
         """Create a topic of a family that is not there, and ask how many partitions it has; the first time only.
 
         Whoever was first, a publisher or an operator, may have given it any number.
         """
-        if topic in self._partitions or not topic_of(topic).is_family:
+        if topic in self._partitions:
             return
         try:
-            await ensure_topics(self.settings, {topic: topic_of(topic)})
-            self._partitions[topic] = await self.offsets.count(topic)
+            async with asyncio.timeout(OFFSETS_S_MAX):
+                await ensure_topics(self.settings, {topic: topic_of(topic)})
+                while topic not in self._partitions:  # it may be known a moment later
+                    await self.look_at([topic])
+                    await asyncio.sleep(0.05)
         except (KafkaError, TimeoutError) as error:
-            raise Unavailable(f"Kafka does not tell of the topic {topic}", field="kafka") from error
+            raise Unavailable(f"Kafka does not tell of the topic {topic}; check its brokers", field="kafka") from error
+
+    async def _make_ours(self) -> None:
+        """Create what is missing of our topics; go on when all are there and looked at."""
+        ours = {topic.name: topic for topic in TOPICS if not topic.is_family}
+        await ensure_topics(self.settings, ours)
+        try:
+            async with asyncio.timeout(TOPICS_S_MAX):
+                while not ours.keys() <= self._partitions.keys():
+                    await self.look_at(await self.offsets.partitions(TOPICS))
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            missing = ", ".join(sorted(ours.keys() - self._partitions.keys()))
+            raise Unavailable(
+                f"Kafka does not tell of the topics {missing}; check its brokers", field="kafka"
+            ) from None
+
+    async def look_at(self, topics: Iterable[str]) -> None:
+        """Learn partitions and settings of topics that this process does not know yet; the partitions are kept.
+
+        Each setting that differs is told with the command that mends it: `Refused` for a topic of ours; one of a publisher
+        or processor is another's to mend, and keeps nobody waiting.
+        """
+        existing = await self.offsets.existing(sorted(set(topics) - self._partitions.keys()))
+        ours: list[str] = []
+        for name, found in sorted(existing.items()):
+            if found.configs is None:
+                log.warning("the settings of topic %s cannot be read without the right DESCRIBE_CONFIGS", found.name)
+            for each in differences(topic_of(name), found):
+                sentence = each.sentence(self.settings.kafka_bootstrap)
+                if topic_of(name).is_family:
+                    log.error(sentence)
+                else:
+                    ours.append(sentence)
+        if ours:
+            raise Refused("\n".join(ours), code="topic_settings")
+        for name, found in existing.items():
+            self._partitions.setdefault(name, found.partitions)
 
     async def begin_offsets(self, topic: Topic) -> dict[tuple[str, int], int]:
         return await self.offsets.begins(topic)
@@ -256,9 +300,8 @@ class Worker:
     # ---- life ------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        await ensure_topics(self.settings, {topic.name: topic for topic in TOPICS if not topic.is_family})
         await self.offsets.start()
-        self._partitions = await self.offsets.partitions(TOPICS)
+        await self._make_ours()
         async with transaction(self.engine) as connection:
             await connection.execute(text("select runtime.clock_now()"))
         opened = partial(open_producer, self.settings, self.room.name)
