@@ -36,6 +36,17 @@ class LaneCount(Message):
     counts: dict[str, int]
 
 
+class SilentSource(Message):
+    """A source that was seen in the month before the one that is cut, and not in it."""
+
+    publisher_id: Id
+    source: Text
+
+
+SILENT_SOURCES_MAX = 1_000
+"""So many silent sources are named; a thousand with the longest names are 1.3 MB."""
+
+
 class Covered(Message):
     """`closing.progress`: all that a room had to do for a cut is done; for the whole cut, or for one held group."""
 
@@ -47,3 +58,7 @@ class Covered(Message):
     lanes: tuple[LaneCount, ...] = ()
     held: tuple[Id, ...] = ()
     counts: dict[str, int] = {}
+    silent_sources: Annotated[tuple[SilentSource, ...], Field(max_length=SILENT_SOURCES_MAX)] = ()
+    silent_sources_count: Annotated[
+        int, Field(ge=0, description=f"How many there are; at most {SILENT_SOURCES_MAX} are named")
+    ] = 0

@@ -113,6 +113,7 @@ async def status(
 
     async with room("invoices") as engine:
         rows = await api.status(engine, period, group_id=group)
+        cuts = await api.cuts(engine)
     columns = {
         "group_id": "group",
         "state": "state",
@@ -121,6 +122,12 @@ async def status(
         "boundary": "ends",
     }
     show_rows(rows, columns, output, empty="no payer group yet")
+    if output is Format.json:
+        return
+    boundaries = {row.boundary for row in rows}
+    silent = {source for cut in cuts if cut.boundary in boundaries for source in cut.coverage.silent_sources}
+    if silent:
+        console.print(f"used in the month before and not in {period}: {', '.join(sorted(silent))}", markup=False)
 
 
 @app.command()

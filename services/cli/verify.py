@@ -596,13 +596,20 @@ class Auditor:
             clock = (await connection.execute(text("select movable, ahead from runtime.clock"))).one()
         ahead = f", {clock.ahead} ahead" if clock.ahead else ""
         facts["clock"] = f"movable{ahead}: not a production database" if clock.movable else "cannot be moved"
+        cuts = await invoices.cuts(self._engines["invoices"])
         waiting = [
             f"{each.boundary.isoformat()} for {each.waiting_for or ', '.join(n for n, w in each.held.items() if w) or 'invoices'}"
-            for each in await invoices.cuts(self._engines["invoices"])
+            for each in cuts
             if each.finished_at is None
+        ]
+        silent = [
+            f"{each.boundary.isoformat()}: {', '.join(sources)}"
+            for each in cuts
+            if self._ends(each.boundary) and (sources := each.coverage.silent_sources)
         ]
         facts["cuts"] = str(sum(each.group_id is None for each in evidence))
         facts["cuts that wait"] = "; ".join(waiting) or "none"
+        facts["silent sources"] = "; ".join(silent) or "none"
         return facts
 
 

@@ -144,6 +144,16 @@ class Coverage:
         return frozenset(usage.held) if usage is not None else frozenset()
 
     @property
+    def silent_sources(self) -> tuple[str, ...]:
+        """Publisher and source of what was seen in the month before and not in this one; last, how many more there are."""
+        usage = self.whole.get("usage")
+        if usage is None:
+            return ()
+        named = tuple(f"{each.publisher_id} {each.source}" for each in usage.silent_sources)
+        more = usage.silent_sources_count - len(named)
+        return (*named, f"and {more} more") if more else named
+
+    @property
     def links(self) -> frozenset[LinkKey]:
         """Every link whose ``received_to`` matters."""
         said = (*self.whole.values(), *self.groups.values())

@@ -259,7 +259,7 @@ def cutoff_evidence(
     group_id: str | None = None,
     whole_sha256: str | None = None,
 ) -> Document:
-    """What the rooms said of a cut: from and to offset per lane, counts per class, marks, held groups.
+    """What the rooms said of a cut: from and to offset per lane, counts per class, marks, held groups, silent sources.
 
     A held group has evidence of its own, which names that of the whole cut by its hash.
     """
@@ -284,6 +284,8 @@ def cutoff_evidence(
         "counts": counts or dict(usage.counts),
         "marks": {covered.room: _marks(covered) for covered in said},
         "held": sorted(usage.held),
+        "silent_sources": [each.data() for each in usage.silent_sources],
+        "silent_sources_count": usage.silent_sources_count,
     }
 
 

@@ -15,11 +15,11 @@ from datetime import datetime, timedelta
 from functools import partial
 from uuid import UUID
 
-from contracts.closing import Covered, LaneCount, Mark
+from contracts.closing import SILENT_SOURCES_MAX, Covered, LaneCount, Mark, SilentSource
 from contracts.topics import CLOSING_PROGRESS, USAGE_CHARGES, USAGE_EVENTS
 from services.kernel.errors import Corrupt
 from services.kernel.ids import derived_id
-from services.kernel.period import is_boundary
+from services.kernel.period import is_boundary, period_of
 from services.runtime import faults, parking
 from services.runtime.lanes import Lane as RuntimeLane
 from services.runtime.lanes import give_birth, internal_lane, lanes_of, lock_parent
@@ -35,6 +35,7 @@ EVENTS = "events"
 CORRECTIONS_LANE = "corrections"
 _REGISTRY = frozenset(topic.name for topic in REGISTRY_TOPICS)
 OFFSETS_WAIT_S = 5  # every lane is locked meanwhile
+ZONES_APART = timedelta(days=1)  # more than a month of any zone ends before or after that of UTC
 QUARANTINE_HOLDS = timedelta(hours=72)  # after the pass of the lanes
 
 
@@ -120,6 +121,35 @@ def begins_of(cut: Cut, before: Cut | None, born: Iterable[RuntimeLane]) -> dict
     first = {(lane.topic, lane.partition): lane.first for lane in born}
     ends = before.positions if before is not None else {}
     return {lane: ends.get(lane, first[lane]) for lane in cut.positions}
+
+
+def months_around(boundary: datetime) -> tuple[str, str]:
+    """The month that ends at a boundary, in whatever zone, and the one before it.
+
+    >>> from datetime import UTC
+    >>> months_around(datetime(2026, 11, 1, 12, tzinfo=UTC)), months_around(datetime(2026, 12, 31, 10, tzinfo=UTC))
+    (('2026-10', '2026-09'), ('2026-12', '2026-11'))
+    """
+    ending = period_of(boundary - ZONES_APART)
+    return ending.name, period_of(ending.start - timedelta(days=1)).name
+
+
+def silent_sources(seen: Iterable[store.Seen], boundary: datetime) -> list[SilentSource]:
+    """The sources that were seen in the month before the one that ends at a boundary, and not in it. They hold nothing.
+
+    >>> from datetime import UTC
+    >>> seen = [("2026-09", "lakeside", "pbx/1"), ("2026-09", "lakeside", "pbx/2"), ("2026-10", "lakeside", "pbx/1")]
+    >>> silent_sources(seen, datetime(2026, 11, 1, tzinfo=UTC))
+    [SilentSource(publisher_id='lakeside', source='pbx/2')]
+    """
+    this, before = months_around(boundary)
+    of: dict[str, set[tuple[str, str]]] = {this: set(), before: set()}
+    for month, publisher_id, source in seen:
+        if month in of:
+            of[month].add((publisher_id, source))
+    return [
+        SilentSource(publisher_id=publisher_id, source=source) for publisher_id, source in sorted(of[before] - of[this])
+    ]
 
 
 # ---- the pass ------------------------------------------------------------------------------------------------------
@@ -208,7 +238,8 @@ class Passing:
         await self._tell(work, each.cut, each.group_id, [])
 
     async def _tell(self, work: Work, cut: Cut, group_id: str | None, held: Sequence[str]) -> None:
-        """Publish that the cut, or one group of it, is covered: counts per lane, held groups, the last seq of every link."""
+        """Publish that the cut, or one group of it, is covered: counts per lane, held groups, the last seq of every link, and
+        of the whole cut the silent sources."""
         counted = await store.class_counts(work.connection, cut.number)
         per_lane: dict[Lane, dict[str, int]] = defaultdict(dict)
         totals: dict[str, int] = defaultdict(int)
@@ -227,6 +258,10 @@ class Passing:
             )
             for topic, partition in sorted(cut.positions)
         )
+        silent: list[SilentSource] = []
+        if group_id is None:
+            seen = await store.sources_seen(work.connection, months_around(cut.boundary))
+            silent = silent_sources(seen, cut.boundary)
         links = await marks(work.connection, work.tables, [USAGE_CHARGES.name])
         covered = Covered(
             cutoff_id=cut.cutoff_id,
@@ -240,6 +275,8 @@ class Passing:
             lanes=lanes,
             held=tuple(held),
             counts=dict(sorted(totals.items())),
+            silent_sources=tuple(silent[:SILENT_SOURCES_MAX]),
+            silent_sources_count=len(silent),
         )
         id = derived_id("covered", "usage", str(cut.cutoff_id), group_id or "")
         work.publish(CLOSING_PROGRESS, str(cut.cutoff_id), str(id), covered.data())

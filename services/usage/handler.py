@@ -7,7 +7,7 @@ Source: domain, section 3; designs/identity; designs/closing, lines 7 and 8.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from functools import partial
 from typing import Any
@@ -35,6 +35,7 @@ RATED, RATED_UNGROUPED, NOT_BILLABLE = 1, 2, 3  # states of an identity
 CLASS_OF_STATE = {RATED: "rated", RATED_UNGROUPED: "rated_ungrouped", NOT_BILLABLE: "not_billable"}
 DUPLICATE = "duplicate"
 PARKED = ("quarantined", "waiting")
+OUT_OF_TIME = ("too_old", "in_future")
 
 _encode = Encoder().encode
 
@@ -126,6 +127,7 @@ class UsageEvents:
         charges = [each for digest, each in first.items() if digest in accepted and each.rated is not None]
         if charges:
             await self._charge(work, charges)
+        await self._note_sources(work, first, others)
         await self._count(work, records)
 
     # ---- the steps ---------------------------------------------------------------------------------------------------
@@ -310,6 +312,22 @@ class UsageEvents:
         if new:
             await store.open_charge_days(work.connection, new)
             work.after_commit.append(partial(self.memory.charge_days.update, new))
+
+    async def _note_sources(
+        self, work: Work, first: Mapping[bytes, Acceptable], others: Sequence[Acceptable | Rejected | Waiting]
+    ) -> None:
+        """Sources that were seen in a month for the first time; certain only when this batch is committed.
+
+        Whatever became of their events, but for one out of time: it could name any month.
+        """
+        came = [each.usage for each in first.values()]
+        came += [each.usage for each in others if not (isinstance(each, Rejected) and each.reason in OUT_OF_TIME)]
+        new = {
+            (usage.event.leg.ended_at[:7], usage.publisher.publisher_id, usage.event.source) for usage in came
+        } - self.memory.sources_seen
+        if new:
+            await store.note_sources(work.connection, new)
+            work.after_commit.append(partial(self.memory.sources_seen.update, new))
 
     async def _count(self, work: Work, records: Sequence[Record]) -> None:
         """Count what was classified here; what was parked is counted where it is told (`rejections`)."""

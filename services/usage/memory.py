@@ -33,6 +33,7 @@ class Memory:
         self.cuts = Cuts()
         self.generation = 0
         self.charge_days: set[date] = set()  # event days whose partition exists for certain
+        self.sources_seen: set[store.Seen] = set()  # noted for certain
         self._book_versions: dict[tuple[str, int], BookVersion] = {}
         self._registry_version = NO_VERSION
         self._books_version = NO_VERSION

@@ -51,6 +51,7 @@ from services.usage.tables import (
     HELD_GROUP,
     IDENTITY,
     RUNTIME,
+    SOURCE_SEEN,
     STATE,
     TIMELINE,
     WAIVED,
@@ -67,6 +68,7 @@ OPEN_STATES = (
 Found = Any  # a row, its columns by name
 Rows = Sequence[Found]
 ClassKey = tuple[str, int, int, str]  # topic, partition, segment, class
+Seen = tuple[str, str, str]  # month, publisher, source
 
 
 # ---- what a worker keeps in memory ---------------------------------------------------------------------------------
@@ -373,6 +375,26 @@ async def class_counts(connection: AsyncConnection, segment: int | None = None) 
     if segment is not None:
         statement = statement.where(columns.segment == segment)
     return (await connection.execute(statement)).all()
+
+
+# ---- sources -------------------------------------------------------------------------------------------------------
+
+
+async def note_sources(connection: AsyncConnection, seen: Iterable[Seen]) -> None:
+    """Remember that these sources were seen in these months. Sorted, so that two workers never wait in a circle."""
+    new = unnest("new", month=Text(), publisher=Text(), source=Text())
+    columns = [column.name for column in SOURCE_SEEN.columns]
+    statement = insert(SOURCE_SEEN).from_select(columns, select(*new.c)).on_conflict_do_nothing()
+    months, publishers, sources = zip(*sorted(seen), strict=True)
+    await connection.execute(
+        statement, {"new_month": list(months), "new_publisher": list(publishers), "new_source": list(sources)}
+    )
+
+
+async def sources_seen(connection: AsyncConnection, months: Iterable[str]) -> list[Seen]:
+    """(month, publisher, source) of what was seen in these months."""
+    statement = select(SOURCE_SEEN).where(SOURCE_SEEN.c.month.in_(sorted(months)))
+    return [(row.month, row.publisher, row.source) for row in (await connection.execute(statement)).all()]
 
 
 # ---- cuts ----------------------------------------------------------------------------------------------------------

@@ -122,6 +122,15 @@ CLASS_COUNT = Table(
     Column("count", BigInteger, nullable=False),
 )
 
+# Of which sources an event of a month (UTC, by event time) was ever admitted.
+SOURCE_SEEN = Table(
+    "source_seen",
+    METADATA,
+    Column("month", Text, primary_key=True),
+    Column("publisher", Text, primary_key=True),
+    Column("source", Text, primary_key=True),
+)
+
 # A cut is named (groups or invoices speak of it), taken (positions stand), passed (all lanes are beyond them).
 CUT = Table(
     "cut",

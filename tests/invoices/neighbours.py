@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from contracts.closing import Covered, LaneCount, Mark
+from contracts.closing import Covered, LaneCount, Mark, SilentSource
 from contracts.groups import AccountTimeline, BillingEntity, BillingGroup, BillingInformation
 from contracts.topics import (
     BALANCE_POSTINGS,
@@ -190,6 +190,7 @@ class Neighbours:
         group_id: str | None = None,
         held: tuple[str, ...] = (),
         ahead: int = 0,
+        silent: tuple[str, ...] = (),
     ) -> None:
         """A room says that a cut is covered; ``ahead`` puts its marks above what it has published."""
         lanes = (
@@ -214,12 +215,14 @@ class Neighbours:
             lanes=lanes,
             held=held,
             counts={"rated": 2, "duplicate": 1},
+            silent_sources=tuple(SilentSource(publisher_id="switch", source=each) for each in silent),
+            silent_sources_count=len(silent),
         )
         self.publish(f"{room}:tick.{room}", CLOSING_PROGRESS, str(told.cutoff_id), told.data())
 
-    def all_covered(self, boundary: datetime, *, held: tuple[str, ...] = ()) -> None:
+    def all_covered(self, boundary: datetime, *, held: tuple[str, ...] = (), silent: tuple[str, ...] = ()) -> None:
         self.covered("groups", boundary)
-        self.covered("usage", boundary, held=held)
+        self.covered("usage", boundary, held=held, silent=silent)
         self.covered("balance", boundary)
 
     async def move_to(self, instant: datetime) -> None:

@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 from pydantic_core import to_json
 
-from contracts.closing import Covered, Mark
+from contracts.closing import Covered, Mark, SilentSource
 from contracts.invoices import ClosingPosting
 from contracts.topics import AROUND_BYTES_MAX, INVOICES_EVENTS
 from services.invoices import documents
@@ -144,6 +144,20 @@ def test_a_held_group_waits_for_usage_and_balance_to_cover_it_too():
 def test_of_a_repeated_statement_the_first_holds():
     said = [covered("groups", 5), covered("usage", 80), covered("balance", 20), covered("usage", 99)]
     assert Coverage.of(said).waits_for(RECEIVED) is None
+
+
+def test_silent_sources_hold_nothing_and_stand_in_the_evidence():
+    named = (SilentSource(publisher_id="switch", source="pbx/1"), SilentSource(publisher_id="switch", source="pbx/2"))
+    usage = covered("usage", 80).model_copy(update={"silent_sources": named, "silent_sources_count": 5})
+    coverage = Coverage.of([covered("groups", 5), usage, covered("balance", 20)])
+    assert coverage.waits_for(RECEIVED) is None
+    assert coverage.silent_sources == ("switch pbx/1", "switch pbx/2", "and 3 more")
+    told = documents.cutoff_evidence(UUID(int=1), BOUNDARY, coverage)
+    assert told["silent_sources"] == [
+        {"publisher_id": "switch", "source": "pbx/1"},
+        {"publisher_id": "switch", "source": "pbx/2"},
+    ]
+    assert told["silent_sources_count"] == 5
 
 
 # ---- the close -------------------------------------------------------------------------------------------------------

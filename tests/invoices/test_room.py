@@ -277,7 +277,7 @@ async def test_a_held_group_waits_for_its_own_coverage_while_the_others_close(ar
     around.charge("desk", "0.5660", group_id="support", plan="payg")
     boundary = await cut_the_month(around)
     name = period_of_charge(around, boundary)
-    around.all_covered(boundary, held=("support",))
+    around.all_covered(boundary, held=("support",), silent=("pbx/2",))
     await around.settle()
     assert [each["group_id"] for each in around.log.data("invoices.events")] == ["northwind"]
     found = {each.group_id: (each.state, each.waiting_for) for each in await api.status(engine(around), name)}
@@ -295,6 +295,7 @@ async def test_a_held_group_waits_for_its_own_coverage_while_the_others_close(ar
     evidence = (await api.audit(engine(around))).evidence[cutoff_id(boundary)]
     assert evidence["support"]["whole_sha256"] == sha256_of(canonical(evidence[""]))
     assert evidence[""]["held"] == ["support"]
+    assert evidence[""]["silent_sources"] == [{"publisher_id": "switch", "source": "pbx/2"}]
     assert evidence[""]["counts"] == {"rated": 2, "duplicate": 1}
     (cut,) = await api.cuts(engine(around))
     assert cut.finished_at is not None

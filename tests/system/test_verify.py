@@ -181,6 +181,17 @@ async def test_the_auditor_says_what_waits(closed: Chain) -> None:
         assert report.facts["cuts that wait"] != "none"
 
 
+async def test_the_auditor_names_silent_sources(closed: Chain) -> None:
+    assert (await verify.run(closed.settings)).facts["silent sources"] == "none"
+    silent = '"silent_sources":[{"publisher_id":"switch","source":"pbx/1"}],"silent_sources_count":3'
+    statement = (
+        'update invoices.covered set told = replace(told, \'"silent_sources":[],"silent_sources_count":0\', '
+        f"'{silent}') where room = 'usage' and group_id = ''"
+    )
+    async with corrupted(closed, "invoices.covered", statement):
+        assert "switch pbx/1, and 2 more" in (await verify.run(closed.settings)).facts["silent sources"]
+
+
 @asynccontextmanager
 async def corrupted(chain: Chain, table: str, statement: str) -> AsyncIterator[None]:
     """Change a table behind everybody's back, and put it back as it was."""

@@ -9,19 +9,22 @@ from typing import Any
 
 import pytest
 from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from contracts.topics import Topic
 from services.kernel.ids import cutoff_id
-from services.kernel.period import Period, next_period, period_of
+from services.kernel.period import Period, next_period, period_named, period_of
+from services.runtime.database import transaction
 from services.runtime.parking import ParkedRow
 from services.runtime.records import Record
 from services.runtime.room import Tick
-from services.usage import api
+from services.usage import api, store
+from services.usage.closing import months_around
 from services.usage.consumer import build
 from services.usage.price_files import read_price_file
 from tests.support.rooms import Log, Rooms
 from tests.support.servers import Database
-from tests.support.usage_registry import LONG_AGO, TOPIC, Sender, leg
+from tests.support.usage_registry import LONG_AGO, SOURCE, TOPIC, Sender, leg
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 THIS = period_of(NOW)  # its start is the boundary of the period before
@@ -364,6 +367,79 @@ async def test_no_batch_runs_beside_the_cut(closing: Closing, database: Database
     await closing.run()
     assert sum(bill == both(LAST) for bill in closing.bills.values()) == end
     assert sum(bill == both(LAST, THIS) for bill in closing.bills.values()) == 80
+
+
+async def test_a_source_that_fell_silent_is_told_of_the_whole_cut_and_holds_nobody(closing: Closing) -> None:
+    closing.send.publisher(sources=("pbx/on", "pbx/off", "pbx/new", "pbx/odd"))
+    await closing.run()
+    month_before = LAST.start - timedelta(days=1)  # its events come as late as may be
+    for source in ("pbx/on", "pbx/off", "pbx/odd"):
+        event = leg(f"before {source}", month_before, source=source)
+        closing.send.leg(event, at=month_before + timedelta(hours=1))
+    closing.event("on", source="pbx/on", called="+447700900123")  # in quarantine for want of a price, but seen
+    closing.event("new", source="pbx/new")
+    too_late = BOUNDARY + timedelta(days=90)  # what is too old may name any month, so it shows nothing
+    closing.send.leg(leg("odd", BEFORE, source="pbx/odd"), at=too_late)
+    await closing.close()
+    parked = {each.reason: each.id for each in await closing.parked("quarantined")}
+    assert parked.keys() == {"no_price", "too_old"}
+    await api.discard(closing.engine, "ann", ids=list(parked.values()))
+    await closing.run()
+    whole, group = closing.covered()
+    assert [each["source"] for each in whole["silent_sources"]] == ["pbx/odd", "pbx/off"]
+    assert (whole["silent_sources_count"], whole["held"]) == (2, ["g-sales"])
+    assert (group["group_id"], group["silent_sources_count"]) == ("g-sales", 0)
+
+
+async def test_a_source_is_noted_once_a_month_and_not_by_a_batch_that_failed(
+    closing: Closing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    note, count = store.note_sources, store.add_class_counts
+
+    async def noting(connection: AsyncConnection, seen: set[store.Seen]) -> None:
+        asked.extend(month for month, _, _ in seen)
+        await note(connection, seen)
+
+    async def failing(connection: AsyncConnection, counts: Any, *, replayed: bool) -> None:
+        if len(asked) == 1:
+            raise ConnectionError("the database went away after the source was noted")
+        await count(connection, counts, replayed=replayed)
+
+    monkeypatch.setattr(store, "note_sources", noting)
+    monkeypatch.setattr(store, "add_class_counts", failing)
+    for number in range(3):
+        closing.event(f"e{number}")
+        await closing.run()
+    closing.event("new month", AFTER)
+    await closing.run()
+    names = {(month, "lakeside", SOURCE) for month in (LAST.name, THIS.name)}
+    assert asked == [LAST.name, LAST.name, THIS.name]
+    async with transaction(closing.engine) as connection:
+        assert set(await store.sources_seen(connection, [LAST.name, THIS.name])) == names
+
+
+async def test_two_workers_note_the_same_sources(closing: Closing, database: Database) -> None:
+    seen = [(month, "lakeside", source) for month in ("2026-09", "2026-10") for source in ("pbx/1", "pbx/2")]
+    async with transaction(closing.engine) as one:
+        await store.note_sources(one, seen)
+
+        async def other() -> None:
+            async with transaction(closing.engine) as two:
+                await store.note_sources(two, seen[::-1])
+
+        waiting = asyncio.create_task(other())
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+    await waiting
+    async with transaction(closing.engine) as connection:
+        assert sorted(await store.sources_seen(connection, ["2026-10"])) == seen[2:]
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Pacific/Kiritimati", "Etc/GMT+12", "Asia/Tokyo", "America/Detroit"])
+def test_a_boundary_of_any_zone_ends_the_same_month(zone: str) -> None:
+    for name, before in (("2026-10", "2026-09"), ("2027-01", "2026-12"), ("2028-02", "2028-01")):
+        assert months_around(period_named(name, zone).end) == (name, before)
 
 
 async def test_a_cut_that_cannot_read_the_offsets_leaves_nothing_behind(
