@@ -88,16 +88,19 @@ class InputRunner:
     async def _seek(self, assigned: set[TopicPartition]) -> None:
         consumer = self.subscriber.consumer
         partitions = sorted(assigned)
-        starts = await consumer.beginning_offsets(partitions)
-        ends = await consumer.end_offsets(partitions)
         worker = self._worker
         await worker.look_at(tp.topic.removeprefix(self._prefix) for tp in partitions)
+        # The copy that had a partition before may go on with it for a moment: a position is compared with a start that was
+        # read before it and an end that was read after it, or what is only newer would look lost.
+        starts = await consumer.beginning_offsets(partitions)
         async with transaction(worker.engine) as connection:
             born = [
                 (self._lane(tp), tp.topic.removeprefix(self._prefix), tp.partition, starts[tp]) for tp in partitions
             ]
             await give_birth(connection, worker.processor.tables, self._source.name, born)
             lanes = {lane.name: lane for lane in await lanes_of(connection, worker.processor.tables, self._source.name)}
+        ends = await consumer.end_offsets(partitions)
+        async with transaction(worker.engine) as connection:
             for tp in partitions:
                 lane = lanes[self._lane(tp)]
                 reason = lane.stopped

@@ -6,13 +6,13 @@ import asyncio
 from contextlib import suppress
 
 import pytest
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.errors import NoOffsetForPartitionError, TopicAuthorizationFailedError
 from sqlalchemy import select
 
-from services.runtime.broker import LINGER_FROM, HandedConsumer
+from services.runtime.broker import LINGER_FROM, HandedConsumer, ensure_topics
 from services.runtime.database import transaction
-from services.runtime.lanes import give_birth, lanes_of, lock_lanes
+from services.runtime.lanes import advance_lanes, give_birth, lanes_of, lock_lanes, lock_parent
 from services.runtime.room import Input, Room
 from services.runtime.settings import load
 from services.runtime.worker import Worker
@@ -67,6 +67,44 @@ async def test_a_batch_that_is_cancelled_at_the_stop_stays_unread(database, monk
             assert lane.position == 0
             assert (await connection.execute(select(tables.parked.c.id))).all() == []
     finally:
+        runner.subscriber.consumer = None
+        await worker.engine.dispose()
+
+
+async def test_a_position_that_another_copy_moves_while_partitions_are_assigned_is_no_truncated_log(
+    database, kafka, topic_prefix, monkeypatch
+):
+    for name, value in database.environment(TOLLBOOK_KAFKA=kafka, TOLLBOOK_TOPIC_PREFIX=topic_prefix).items():
+        monkeypatch.setenv(name, value)
+    settings = load()
+    await ensure_topics(settings, {copier.SOURCE.name: copier.SOURCE})
+    worker = Worker(copier.copier(), settings)
+    runner, tables = worker.runners[0], worker.processor.tables
+    partition = TopicPartition(f"{topic_prefix}{copier.SOURCE.name}", 0)
+    consumer = runner.subscriber.consumer = HandedConsumer(bootstrap_servers=kafka, enable_auto_commit=False)
+    producer = AIOKafkaProducer(bootstrap_servers=kafka, acks="all")
+    await consumer.start()
+    await producer.start()
+    await worker.offsets.start()
+    try:
+        consumer.assign([partition])
+        await runner.assigned({partition})
+        async with transaction(worker.engine) as other_copy:
+            await lock_parent(other_copy, tables)  # so that the assignment waits for PostgreSQL
+            assigning = asyncio.create_task(runner.assigned({partition}))
+            await asyncio.sleep(1)
+            await producer.send_and_wait(partition.topic, b"1", partition=0)
+            await advance_lanes(other_copy, tables, {f"source/{copier.SOURCE.name}/0": 1})
+        await assigning
+        async with transaction(worker.engine) as connection:
+            (lane,) = await lanes_of(connection, tables, "source")
+        assert (lane.position, lane.stopped) == (1, None)
+        assert runner.health()["stopped"] == {}
+        assert await consumer.position(partition) == 1
+    finally:
+        await consumer.stop()
+        await producer.stop()
+        await worker.offsets.stop()
         runner.subscriber.consumer = None
         await worker.engine.dispose()
 
