@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from contracts import balance, closing, groups, invoices, payments, usage
-from contracts.envelope import Envelope
+from contracts.envelope import Envelope, narrowed
 
 DAY_MS = 86_400_000
 RECORD_BYTES_MAX = 8 * 1024 * 1024  # between rooms: the closing postings of a group of 40,000 accounts, however long
@@ -42,6 +42,11 @@ class Topic:
     def __post_init__(self) -> None:
         shape: Any = self.model if self.bare else Envelope[self.model]  # type: ignore[name-defined]
         object.__setattr__(self, "adapter", TypeAdapter(shape))
+
+    @lru_cache  # noqa: B019 - as many as there are inputs
+    def reading(self, *fields: str) -> TypeAdapter[Any]:
+        """The adapter of a consumer that needs only these fields of the data: it takes a third of the time."""
+        return TypeAdapter(narrowed(self.model, fields))
 
     @property
     def is_family(self) -> bool:

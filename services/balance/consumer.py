@@ -44,7 +44,13 @@ def room(refuse_fast: RefuseFast) -> Room:
                 partial(commands.commands, tell=tell),
                 parked=commands.forget_card_numbers,
             ),
-            Input("charges", (USAGE_CHARGES,), partial(handler.charges, tell=tell), max_records=CHARGES_MAX),
+            Input(
+                "charges",
+                (USAGE_CHARGES,),
+                partial(handler.charges, tell=tell),
+                max_records=CHARGES_MAX,
+                reads=handler.READ,
+            ),
             Input(
                 "results", (PAYMENTS_RESULTS,), partial(results.results, tell=tell), parked=commands.forget_card_numbers
             ),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
 from pydantic_core import to_json
@@ -38,40 +39,47 @@ class Folded:
         self.organization_id = organization_id
         self.currency = currency
         self.charges = 0
-        self.revenue: dict[str, int] = {}
-        self.posted: dict[Posted, list[int]] = {}  # [charges, nanos]
+        self.revenue: dict[str, int] = defaultdict(int)
+        self.posted: dict[Posted, list[int]] = defaultdict(lambda: [0, 0])  # [charges, nanos]
+
+
+_ALIKE = ("account_id", "organization_id", "currency", "product", "group_id", "bill_to", "plan")
+_alike = itemgetter(*_ALIKE)
+
+READ = (*_ALIKE, "amount")
+"""The fields of a charge that are read here."""
 
 
 def fold(records: list[Record]) -> tuple[dict[str, Folded], dict[str, list[int]]]:
     """Sums per account, and [from, to] of the seqs per link. Raises `Corrupt` for an account charged in two currencies."""
-    accounts: dict[str, Folded] = {}
+    alike: dict[tuple[Any, ...], list[int]] = {}  # charges that differ in their amounts only
     links: dict[tuple[str, str, int], list[int]] = {}
     for record in records:
         message: dict[str, Any] = record.message
         charge = message["data"]
-        link = (message["link"], record.topic, record.partition)
-        span = links.get(link)
+        sums = alike.get(key := _alike(charge))
+        if sums is None:
+            alike[key] = [1, _nano(charge["amount"])]
+        else:
+            sums[0] += 1
+            sums[1] += _nano(charge["amount"])
+        span = links.get(link := (message["link"], record.topic, record.partition))
         if span is None:
             links[link] = [message["seq"], message["seq"]]
         else:
             span[1] = message["seq"]
-        account_id = charge["account_id"]
+    accounts: dict[str, Folded] = {}
+    for (account_id, organization_id, currency, product, group_id, bill_to, plan), (count, nano) in alike.items():
         folded = accounts.get(account_id)
         if folded is None:
-            folded = accounts[account_id] = Folded(charge["organization_id"], charge["currency"])
-        elif folded.currency != charge["currency"]:
-            raise Corrupt(f"account {account_id} is charged in {folded.currency} and {charge['currency']}")
-        nano = _nano(charge["amount"])
-        product = charge["product"]
-        folded.charges += 1
-        folded.revenue[product] = folded.revenue.get(product, 0) + nano
-        posted: Posted = (charge["group_id"], charge["bill_to"], charge["plan"] == "invoiced")
-        sums = folded.posted.get(posted)
-        if sums is None:
-            folded.posted[posted] = [1, nano]
-        else:
-            sums[0] += 1
-            sums[1] += nano
+            folded = accounts[account_id] = Folded(organization_id, currency)
+        elif folded.currency != currency:
+            raise Corrupt(f"account {account_id} is charged in {folded.currency} and {currency}")
+        folded.charges += count
+        folded.revenue[product] += nano
+        posted = folded.posted[group_id, bill_to, plan == "invoiced"]
+        posted[0] += count
+        posted[1] += nano
     return accounts, {f"{link}|{topic}/{partition}": span for (link, topic, partition), span in links.items()}
 
 

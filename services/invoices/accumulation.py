@@ -12,7 +12,7 @@ from contracts.balance import Posting
 from contracts.usage import Charge
 from services.invoices.rounding import LineKey, LineSum
 from services.kernel.errors import Corrupt
-from services.kernel.ids import derived_id, evidence_hash
+from services.kernel.ids import derived_id, evidence_hash_of
 from services.kernel.money import parse_amount
 
 
@@ -67,13 +67,20 @@ class FoldedCharges:
     tallies: dict[InvoiceKey, Tally]
 
 
+READ = (
+    "charge_id", "account_id", "plan", "group_id", "bill_to", "period", "cost_center_id", "product", "quantity",
+    "amount", "currency", "unit_price",
+)  # fmt: skip
+"""The fields of a charge that are read here."""
+
+
 def fold_charges(charges: Iterable[Charge]) -> FoldedCharges:
     """The sums per line, and beside them per invoice, of the charges that have a payer group.
 
     ``Corrupt`` when a charge has a group and no period or invoice to stand on.
     """
-    lines: dict[InvoiceKey, dict[tuple[str, str, str | None, str, bool, str], list[int]]] = {}
-    tallies: dict[InvoiceKey, list[int]] = {}
+    lines: dict[tuple[tuple[str, str], str, str, str | None, str, bool, str], list[int]] = {}
+    tallies: dict[tuple[str, str], list[int]] = {}
     for charge in charges:
         group_id = charge["group_id"]
         if group_id is None:
@@ -81,16 +88,16 @@ def fold_charges(charges: Iterable[Charge]) -> FoldedCharges:
         bill_to, period = charge["bill_to"], charge["period"]
         if bill_to is None or period is None:
             raise Corrupt(f"charge {charge['charge_id']} has payer group {group_id} but no period", field="bill_to")
-        invoice = InvoiceKey(group_id, bill_to)
+        invoice = (group_id, bill_to)
         line = (
-            charge["account_id"], charge["product"], charge["cost_center_id"], period, charge["plan"] != "invoiced",
-            charge["currency"],
+            invoice, charge["account_id"], charge["product"], charge["cost_center_id"], period,
+            charge["plan"] != "invoiced", charge["currency"],
         )  # fmt: skip
         nano = _nano(charge["amount"])
         price = _nano(charge["unit_price"])
-        sums = lines.setdefault(invoice, {}).get(line)
+        sums = lines.get(line)
         if sums is None:
-            lines[invoice][line] = [1, charge["quantity"], nano, price, price]
+            lines[line] = [1, charge["quantity"], nano, price, price]
         else:
             sums[0] += 1
             sums[1] += charge["quantity"]
@@ -99,19 +106,20 @@ def fold_charges(charges: Iterable[Charge]) -> FoldedCharges:
                 sums[3] = price
             elif price > sums[4]:
                 sums[4] = price
-        tally = tallies.setdefault(invoice, [0, 0, 0])
-        tally[0] += 1
-        tally[1] += nano
-        tally[2] ^= evidence_hash(UUID(charge["charge_id"]))
+        tally = tallies.get(invoice)
+        if tally is None:
+            tallies[invoice] = [1, nano, evidence_hash_of(charge["charge_id"])]
+        else:
+            tally[0] += 1
+            tally[1] += nano
+            tally[2] ^= evidence_hash_of(charge["charge_id"])
+    folded: dict[tuple[str, str], list[LineSum]] = {invoice: [] for invoice in tallies}
+    for (invoice, account_id, product, cost_center_id, period, prepaid, currency), sums in lines.items():
+        key = LineKey(account_id, product, cost_center_id or "", period, prepaid, currency)
+        folded[invoice].append(LineSum(key, *sums))
     return FoldedCharges(
-        {
-            invoice: tuple(
-                LineSum(LineKey(account, product, center or "", period, prepaid, currency), *sums)
-                for (account, product, center, period, prepaid, currency), sums in by_line.items()
-            )
-            for invoice, by_line in lines.items()
-        },
-        {invoice: Tally(*tally) for invoice, tally in tallies.items()},
+        {InvoiceKey(*invoice): tuple(of_invoice) for invoice, of_invoice in folded.items()},
+        {InvoiceKey(*invoice): Tally(*tally) for invoice, tally in tallies.items()},
     )
 
 

@@ -10,6 +10,7 @@ from contracts.topics import (
     USAGE_CHARGES,
 )
 from services.invoices import handler, store
+from services.invoices.accumulation import READ
 from services.invoices.closing import GRACE_DEFAULT
 from services.runtime.database import transaction
 from services.runtime.processor import Processor
@@ -26,7 +27,7 @@ def build(settings: Settings) -> Room:
     return Room(
         name="invoices",
         inputs=(
-            Input("charges", (USAGE_CHARGES,), handler.charges, max_records=CHARGES_MAX),
+            Input("charges", (USAGE_CHARGES,), handler.charges, max_records=CHARGES_MAX, reads=READ),
             Input("postings", (BALANCE_POSTINGS,), handler.postings),
             Input("groups", (GROUPS_BILLING_GROUPS, GROUPS_ACCOUNTS), handler.registry),
             Input("progress", (CLOSING_PROGRESS,), handler.progress),

@@ -17,7 +17,6 @@ from pydantic import ValidationError
 from sqlalchemy import func, not_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from contracts.topics import topic_of
 from services.kernel.errors import Corrupt
 from services.runtime import faults, parking
 from services.runtime.database import is_data_error, is_of_statement, is_retryable, sqlstate, transaction
@@ -139,7 +138,8 @@ class Processor:
             moved: dict[Link, int] = {}
             if not source.bare:
                 todo = [record for record in todo if record.value is not None]
-                links = {(r.message["link"], r.topic, r.partition) for r in map(_decoded, todo)}
+                _decode(source, todo)
+                links = {(record.message["link"], record.topic, record.partition) for record in todo}
                 received = await load_received(connection, self.tables, links) if links else {}
                 todo, moved, skipped = accept(todo, received, locked.epoch)
                 if skipped:
@@ -388,13 +388,16 @@ def halve(records: list[Record], ranges: Ranges) -> tuple[tuple[list[Record], Ra
     return (left, left_ranges), (right, right_ranges)
 
 
-def _decoded(record: Record) -> Record:
-    if record.message is None:
-        try:
-            record.message = topic_of(record.topic).adapter.validate_json(record.value or b"")
-        except ValidationError as error:
-            raise LinkLost(record.lane, f"unreadable record at {_where(record)}: {error.errors()[0]['loc']}") from None
-    return record
+def _decode(source: Input, records: list[Record]) -> None:
+    """Decode what was not decoded at an earlier try. `LinkLost` for a record that cannot be read."""
+    validators = {name: source.adapter(name).validator for name in {record.topic for record in records}}
+    for record in records:
+        if record.message is None:
+            try:
+                record.message = validators[record.topic].validate_json(record.value or b"")
+            except ValidationError as error:
+                where = error.errors()[0]["loc"]
+                raise LinkLost(record.lane, f"unreadable record at {_where(record)}: {where}") from None
 
 
 def _refusal(error: BaseException) -> Refusal:

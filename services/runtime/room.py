@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from contracts.topics import Topic
+from pydantic import TypeAdapter
+
+from contracts.topics import Topic, topic_of
 from services.runtime.parking import Parked, ParkedRow
 from services.runtime.records import Record
 from services.runtime.work import Work
@@ -25,7 +27,7 @@ class Input:
 
     Records between rooms arrive decoded and exactly once, in order per link. Records from outside arrive raw: their room
     decodes them and quarantines what it refuses. ``parked`` is told every record quarantined in the same transaction,
-    ``discarded`` every one a person gave up.
+    ``discarded`` every one a person gave up. ``reads`` names the fields of the data that are needed, where it is worth it.
     """
 
     name: str
@@ -34,10 +36,16 @@ class Input:
     parked: Callable[[Work, Sequence[Parked]], Awaitable[None]] | None = None
     discarded: Callable[[Work, Sequence[ParkedRow]], Awaitable[None]] | None = None
     max_records: int = BATCH_RECORDS_MAX
+    reads: tuple[str, ...] = ()
 
     @property
     def bare(self) -> bool:
         return self.topics[0].bare
+
+    def adapter(self, topic: str) -> TypeAdapter[Any]:
+        """What decodes the records of a topic between rooms."""
+        declared = topic_of(topic)
+        return declared.reading(*self.reads) if self.reads else declared.adapter
 
 
 @dataclass(frozen=True)
