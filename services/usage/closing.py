@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -152,6 +152,10 @@ def silent_sources(seen: Iterable[store.Seen], boundary: datetime) -> list[Silen
     ]
 
 
+def _waits(holder: Holder) -> bool:
+    return holder.waits
+
+
 # ---- the pass ------------------------------------------------------------------------------------------------------
 
 
@@ -169,6 +173,7 @@ class Passing:
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
+        self._witnesses: tuple[int, ...] = ()  # of each held group one record that held it when all were looked at
 
     async def run(self, work: Work) -> None:
         """One look; what waited for a cut that passes now is asked to run again."""
@@ -181,8 +186,11 @@ class Passing:
             # A look without locks first: groups that stay held must not stop the batches every second. What it reads may
             # be newer than the versions it was read for; then the next batch finds other versions and reads it again.
             await memory.refresh(work.connection, await store.read_state(work.connection))
+            if await self._is_as_it_was(work, held):
+                return
             parked = await store.records_that_may_hold(work.connection)
             if not self._free(work.now, held, parked):
+                self._witnesses = self._one_of_each(held, parked)
                 return
         await internal_lane(work.connection, work.tables, CORRECTIONS_LANE)
         await internal_lane(work.connection, work.tables, parking.REPLAY_LANE)
@@ -214,13 +222,39 @@ class Passing:
         """The held groups whose records are all settled, or in quarantine 72 hours after the lanes passed. A waiting
         record runs by itself, so it holds for as long as it waits."""
         free: list[GroupPass] = []
-        for row in held:
-            cut = self._cut(row.boundary)
-            mine = [holder for holder in holders(self._memory.registry, cut, parked) if holder.group_id == row.group_id]
+        for row, cut, mine in self._holding(held, parked):
             is_over = now >= row.passed_at + QUARANTINE_HOLDS and not any(holder.waits for holder in mine)
             if not mine or is_over:
                 free.append(GroupPass(cut, row.group_id, tuple(holder.parked_id for holder in mine)))
         return free
+
+    def _holding(
+        self, held: Sequence[store.Found], parked: Sequence[store.Found]
+    ) -> Iterator[tuple[store.Found, Cut, list[Holder]]]:
+        """Each held group with its cut and what of these records holds it there."""
+        of_cut: dict[UUID, dict[str, list[Holder]]] = {}
+        for row in held:
+            cut = self._cut(row.boundary)
+            if cut.cutoff_id not in of_cut:
+                of_group = of_cut[cut.cutoff_id] = {}
+                for holder in holders(self._memory.registry, cut, parked):
+                    of_group.setdefault(holder.group_id, []).append(holder)
+            yield row, cut, of_cut[cut.cutoff_id].get(row.group_id, [])
+
+    async def _is_as_it_was(self, work: Work, held: Sequence[store.Found]) -> bool:
+        """Whether every held group is still held by the one record that was remembered of it.
+
+        More records could only hold more, so the whole quarantine is read again only when one of these is settled.
+        """
+        if not self._witnesses:
+            return False
+        standing = await store.records_that_may_hold(work.connection, ids=self._witnesses)
+        return not self._free(work.now, held, standing)
+
+    def _one_of_each(self, held: Sequence[store.Found], parked: Sequence[store.Found]) -> tuple[int, ...]:
+        """Of each held group one record that holds it: one that waits, where there is one, for that is never over."""
+        ids = (max(mine, key=_waits).parked_id for _, _, mine in self._holding(held, parked) if mine)
+        return tuple(sorted(set(ids)))
 
     async def _pass_lanes(self, work: Work, cut: Cut, parked: Sequence[store.Found]) -> None:
         held = sorted({holder.group_id for holder in holders(self._memory.registry, cut, parked)})

@@ -480,9 +480,9 @@ async def waive(connection: AsyncConnection, cutoff_id: UUID, parked_ids: Sequen
     await connection.execute(insert(WAIVED).on_conflict_do_nothing(), rows)
 
 
-async def records_that_may_hold(connection: AsyncConnection) -> Rows:
-    """Parked records that nothing is decided and done about, whose account could be read, but for those that their
-    publisher had no right to send: nobody may hold another's invoice."""
+async def records_that_may_hold(connection: AsyncConnection, ids: Sequence[int] | None = None) -> Rows:
+    """Parked records (of these ids) that nothing is decided and done about, whose account could be read, but for those
+    that their publisher had no right to send: nobody may hold another's invoice."""
     columns = RUNTIME.parked.c
     statement = (
         select(
@@ -506,6 +506,8 @@ async def records_that_may_hold(connection: AsyncConnection) -> Rows:
         )
         .order_by(columns.id)
     )
+    if ids is not None:
+        statement = statement.where(columns.id == func.any(literal(list(ids), ARRAY(BigInteger()))))
     return (await connection.execute(statement)).all()
 
 

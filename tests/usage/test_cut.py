@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -208,6 +208,45 @@ async def test_a_quarantined_record_holds_its_group_until_its_price_appears(clos
     assert (group["group_id"], group["counts"]) == ("g-sales", {"rated": 2})
     assert sum(m["last_seq"] for m in group["marks"]) == 2 > sum(m["last_seq"] for m in whole["marks"])
     assert (await api.cuts(closing.engine))[0].held == {"g-sales": True}
+
+
+async def test_the_quarantine_is_read_again_only_when_what_held_a_group_is_settled(
+    closing: Closing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[Sequence[int] | None] = []
+    read = store.records_that_may_hold
+
+    async def looking(connection: AsyncConnection, ids: Sequence[int] | None = None) -> store.Rows:
+        looks.append(ids)
+        return await read(connection, ids)
+
+    monkeypatch.setattr(store, "records_that_may_hold", looking)
+    for number in range(3):
+        closing.event(f"e{number}", called="+447700900123")
+    closing.event("other", account_id="main", called="+447700900123")
+    await closing.close()
+    first, *rest, other = [row.id for row in await closing.parked("quarantined")]
+    await closing.tick("pass")
+    looks.clear()
+    for _ in range(3):
+        await closing.tick("pass")
+    assert looks == [(first, other)] * 3
+    await api.discard(closing.engine, "ann", ids=[first])
+    await closing.run()
+    assert [each["group_id"] for each in closing.covered()] == [None]  # the others still hold it
+    looks.clear()
+    await closing.tick("pass")
+    assert looks == [(rest[0], other)]
+    await api.discard(closing.engine, "ann", ids=rest)
+    await closing.run()
+    assert [each["group_id"] for each in closing.covered()] == [None, "g-sales"]
+    await closing.tick("pass")
+    looks.clear()
+    await closing.tick("pass")
+    assert looks == [(rest[0], other)]  # one of a group that has passed costs nothing and is left there
+    await closing.move_clock(hours=73)
+    await closing.run()
+    assert [each["group_id"] for each in closing.covered()] == [None, "g-sales", "g-main"]
 
 
 async def test_a_discarded_record_holds_nobody_any_more(closing: Closing) -> None:
