@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import getpass
 import os
+import uuid
 from typing import Annotated, Any
 
 import typer
+from sqlalchemy import select
 
 from services.cli import wire
 from services.cli.commands import TO_WALLETS, build
 from services.cli.output import Format, console, show_json
 from services.cli.reading import room
+from services.kernel.errors import Refused
+from services.runtime.database import transaction
+from services.runtime.tables import runtime_tables
 
 Actor = Annotated[
     str, typer.Option(envvar="TOLLBOOK_ACTOR", help="who asks, for the log; else the user of this terminal")
@@ -34,8 +39,12 @@ async def ask(output: Format, *, actor: str = "", **fields: Any) -> None:
     build(fields)  # what is wrong in itself is said at once, whether a server runs or not
     answer = await _before(fields)
     if answer is None:
-        async with wire.opened() as opened:
-            answer = await opened.carry_out(**fields)
+        fields["command_id"] = fields.get("command_id") or str(uuid.uuid4())
+        try:
+            async with wire.opened() as opened:
+                answer = await opened.carry_out(timeout_s=wire.ANSWER_S_MAX, **fields)
+        except wire.NoAnswer as silent:
+            raise await _why(fields) or silent from None
     if output is Format.json:
         show_json(answer)
     else:
@@ -44,6 +53,37 @@ async def ask(output: Format, *, actor: str = "", **fields: Any) -> None:
             console.print(f"note: {warning}", markup=False)
     if not answer.accepted:
         raise typer.Exit(1)
+
+
+async def _why(fields: dict[str, Any]) -> Refused | None:
+    """Why a command has no answer, where its room keeps it apart: it waits for its account, or stands in quarantine."""
+    topic, key, command = build(fields)
+    name = topic.name.partition(".")[0]
+    columns = runtime_tables(name).parked.c
+    statement = (
+        select(columns.id, columns.reason, columns.message, columns.value)
+        .where(columns.state.in_(["waiting", "quarantined", "replaying"]), columns.key == key.encode())
+        .order_by(columns.id.desc())
+    )
+    async with room(name) as engine, transaction(engine) as connection:
+        parked = (await connection.execute(statement)).all()
+    identifier = f'"{command.command_id}"'.encode()
+    for row in parked:
+        if identifier not in (row.value or b""):
+            continue
+        see = f"see `tollbook quarantine list --room {name} --all`"
+        if row.reason in ("waiting", "unknown_account"):
+            return Refused(
+                f"command {command.command_id} waits for the account {key}, which {name} has not heard of: it is carried out "
+                f"when the account is created; if the id is wrong, discard record {row.id}; {see}",
+                field="account_id",
+                code="waiting",
+            )
+        return Refused(
+            f"command {command.command_id} stands in quarantine as record {row.id} ({row.reason}): {row.message}; {see}",
+            code="quarantined",
+        )
+    return None
 
 
 async def _before(fields: dict[str, Any]) -> wire.Answer | None:

@@ -26,6 +26,10 @@ ANSWER_S_MAX = 30.0  # a room that runs answers in well under a second; a first 
 Heard = Callable[[str, dict[str, Any]], None]
 
 
+class NoAnswer(Unavailable):
+    """A command was taken by Kafka, and its room has not said what became of it."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """What became of a command. A refusal names the reason and, where one is to blame, the field."""
@@ -152,7 +156,7 @@ class Wire:
                 one for one, answer in zip(built, waiting, strict=True) if not answer.done() or answer.cancelled()
             )
             room = silent[0].name.partition(".")[0]
-            raise Unavailable(
+            raise NoAnswer(
                 f"no answer within {timeout_s:.0f} s; the command {silent[2].command_id} is kept and carried out when the "
                 f"room runs: start it by `tollbook up` or `tollbook run {room}`",
                 field=room,

@@ -6,9 +6,42 @@ from pathlib import Path
 
 import pytest
 
+from services.cli import wire
 from tests.cli.conftest import Tollbook
 from tests.support.processes import Processes
 from tests.support.servers import Database
+
+
+async def test_a_command_that_waits_for_its_account_says_so(
+    tollbook: Tollbook,
+    database: Database,
+    kafka: str,
+    topic_prefix: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    environment = database.environment(TOLLBOOK_KAFKA=kafka, TOLLBOOK_TOPIC_PREFIX=topic_prefix)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(wire, "ANSWER_S_MAX", 2.0)
+    command = ("account", "open-balance", "nobody", "1.00", "--currency", "USD", "--command-id", "c-1")
+    nobody_runs = await tollbook(*command)
+    assert (nobody_runs.code, "no answer within 2 s" in nobody_runs.err) == (1, True)
+    rooms = Processes(environment, tmp_path)
+    rooms.start("balance", "services.balance")
+    try:
+        for _ in range(15):
+            waiting = await tollbook(*command)
+            if "no answer" not in waiting.err:
+                break
+    finally:
+        rooms.stop()
+    assert waiting.code == 1, rooms.tail("balance")
+    said = " ".join(waiting.err.split())
+    assert "account_id: command c-1 waits for the account nobody" in said
+    assert "`tollbook quarantine list --room balance --all`" in said
+    listed = (await tollbook("quarantine", "list", "--room", "balance", "--all", "--output", "json")).json
+    assert any(f"discard record {row['id']};" in said for row in listed)
 
 
 async def test_an_answer_comes_back_and_a_refusal_is_exit_1_with_reason_and_field(
