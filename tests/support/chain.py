@@ -795,7 +795,7 @@ async def running(
             await connection.execute(
                 f"alter table usage.charge add constraint refused check (event_id not like '{REFUSED_PREFIX}%')"
             )
-        topics = {topic.name: topic for topic in TOPICS if not topic.is_family and not topic.name.startswith("test.")}
+        topics = {topic.name: topic for topic in TOPICS if not topic.is_family}
         topics |= {USAGE_EVENTS.of(publisher): USAGE_EVENTS for publisher in ("switch", "carrier")}
         await ensure_topics(settings, topics)
         producer = AIOKafkaProducer(
