@@ -15,7 +15,6 @@ import yaml
 from contracts.topics import TOPICS, Topic
 
 HERE = Path(__file__).parent
-REFERENCE = "#/components/schemas/{model}"
 
 
 def schema_of(topic: Topic) -> dict[str, Any]:

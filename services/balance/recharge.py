@@ -13,7 +13,6 @@ from typing import Literal, Protocol
 
 from services.kernel.currency import Currency, currency
 from services.kernel.errors import InvalidInput
-from services.kernel.errors import Refused as RefusedInput
 from services.kernel.money import PAYMENT_NANO_MAX, ceil_minor, floor_minor, format_nano
 
 WINDOW = timedelta(hours=24)
@@ -25,10 +24,10 @@ DECLINES_MAX = 3
 ERROR_RETRY = timedelta(minutes=15)  # the processor failed, nothing was charged: evaluated again
 
 Mode = Literal["up_to_sum", "target", "fixed"]
-State = Literal["requested", "unknown", "settled", "declined", "cancelled", "abandoned"]
+State = Literal["requested", "unknown", "settled", "declined", "cancelled"]
 
 IN_FLIGHT: frozenset[str] = frozenset({"requested", "unknown"})
-COUNTED: frozenset[str] = frozenset({"requested", "unknown", "settled", "abandoned"})
+COUNTED: frozenset[str] = frozenset({"requested", "unknown", "settled"})
 
 
 class Attempt(Protocol):
@@ -203,22 +202,6 @@ def next_utc_day(now: datetime) -> datetime:
     """The next 00:00Z."""
     day = now.astimezone(UTC).date() + timedelta(days=1)
     return datetime(day.year, day.month, day.day, tzinfo=UTC)
-
-
-def check_top_up(amount_nano: int, *, left_nano: int | None, row: Currency) -> None:
-    """Refuse a manual payment below the minimum or above what is left today (``None``: level 2, no limit).
-
-    Names the limit in the refusal.
-    """
-    if amount_nano < row.payment_min_nano:
-        raise RefusedInput(
-            f"the minimum payment is {format_nano(row.payment_min_nano, decimals_min=row.exponent)} {row.code}",
-            field="amount",
-            code="below_minimum",
-        )
-    if left_nano is not None and amount_nano > left_nano:
-        left = format_nano(max(0, floor_minor(left_nano, row.exponent)), decimals_min=row.exponent)
-        raise RefusedInput(f"{left} {row.code} are left of today's top-up limit", field="amount", code="top_up_limit")
 
 
 @dataclass(frozen=True, slots=True)
