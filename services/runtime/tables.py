@@ -89,7 +89,6 @@ def runtime_tables(schema: str) -> RuntimeTables:
             Column("topic", Text, primary_key=True),
             Column("partition", Integer, primary_key=True),
             Column("received_to", BigInteger, nullable=False),
-            Column("skipped", BigInteger, nullable=False, server_default=text("0")),
         ),
         outbox=Table(
             "outbox",
