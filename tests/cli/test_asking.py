@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,30 +13,31 @@ from tests.support.processes import Processes
 from tests.support.servers import Database
 
 
-async def test_a_command_that_waits_for_its_account_says_so(
-    tollbook: Tollbook,
-    database: Database,
-    kafka: str,
-    topic_prefix: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def rooms(
+    database: Database, kafka: str, topic_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Processes]:
+    """Rooms that a test may start, on the servers that its commands talk to."""
     environment = database.environment(TOLLBOOK_KAFKA=kafka, TOLLBOOK_TOPIC_PREFIX=topic_prefix)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
+    processes = Processes(environment, tmp_path)
+    yield processes
+    processes.stop()
+
+
+async def test_a_command_that_waits_for_its_account_says_so(
+    tollbook: Tollbook, rooms: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(wire, "ANSWER_S_MAX", 2.0)
     command = ("account", "open-balance", "nobody", "1.00", "--currency", "USD", "--command-id", "c-1")
     nobody_runs = await tollbook(*command)
     assert (nobody_runs.code, "no answer within 2 s" in nobody_runs.err) == (1, True)
-    rooms = Processes(environment, tmp_path)
     rooms.start("balance", "services.balance")
-    try:
-        for _ in range(15):
-            waiting = await tollbook(*command)
-            if "no answer" not in waiting.err:
-                break
-    finally:
-        rooms.stop()
+    for _ in range(15):
+        waiting = await tollbook(*command)
+        if "no answer" not in waiting.err:
+            break
     assert waiting.code == 1, rooms.tail("balance")
     said = " ".join(waiting.err.split())
     assert "account_id: command c-1 waits for the account nobody" in said
@@ -45,37 +47,23 @@ async def test_a_command_that_waits_for_its_account_says_so(
 
 
 async def test_an_answer_comes_back_and_a_refusal_is_exit_1_with_reason_and_field(
-    tollbook: Tollbook,
-    database: Database,
-    kafka: str,
-    topic_prefix: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tollbook: Tollbook, rooms: Processes
 ) -> None:
-    environment = database.environment(TOLLBOOK_KAFKA=kafka, TOLLBOOK_TOPIC_PREFIX=topic_prefix)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    rooms = Processes(environment, tmp_path)
     rooms.start("groups", "services.groups")
-    try:
-        accepted = await tollbook("org", "create", "lakeside", "--name", "Lakeside Dental", "--output", "json")
-        assert accepted.code == 0, rooms.tail("groups")
-        assert set(accepted.json) == {"command_id", "accepted", "message", "reason", "field", "objects", "warnings"}
-        assert (accepted.json["accepted"], accepted.json["reason"]) == (True, None)
-        again = await tollbook("org", "create", "lakeside", "--name", "Lakeside Dental")
-        assert again.code == 1
-        assert again.out.startswith("refused (already_exists): organization_id: ")
-        entity = await tollbook(
-            "org", "entity", "seller", "--organization", "lakeside", "--name", "S", "--address", "A"
-        )
-        assert entity.code == 0
-        account = await tollbook("account", "create", "sales", "--organization", "lakeside", "--plan", "payg")
-        assert account.out == "account sales created; payer group sales\n"
-        listed = (await tollbook("account", "list", "--output", "json")).json
-        assert [(row["account_id"], row["plan"], row["group_id"], row["wallet"]) for row in listed] == [
-            ("sales", "payg", "sales", None)
-        ]
-        shown = (await tollbook("account", "show", "sales", "--output", "json")).json
-        assert set(shown) == {"account", "plans", "groups", "balance"}
-    finally:
-        rooms.stop()
+    accepted = await tollbook("org", "create", "lakeside", "--name", "Lakeside Dental", "--output", "json")
+    assert accepted.code == 0, rooms.tail("groups")
+    assert set(accepted.json) == {"command_id", "accepted", "message", "reason", "field", "objects", "warnings"}
+    assert (accepted.json["accepted"], accepted.json["reason"]) == (True, None)
+    again = await tollbook("org", "create", "lakeside", "--name", "Lakeside Dental")
+    assert again.code == 1
+    assert again.out.startswith("refused (already_exists): organization_id: ")
+    entity = await tollbook("org", "entity", "seller", "--organization", "lakeside", "--name", "S", "--address", "A")
+    assert entity.code == 0
+    account = await tollbook("account", "create", "sales", "--organization", "lakeside", "--plan", "payg")
+    assert account.out == "account sales created; payer group sales\n"
+    listed = (await tollbook("account", "list", "--output", "json")).json
+    assert [(row["account_id"], row["plan"], row["group_id"], row["wallet"]) for row in listed] == [
+        ("sales", "payg", "sales", None)
+    ]
+    shown = (await tollbook("account", "show", "sales", "--output", "json")).json
+    assert set(shown) == {"account", "plans", "groups", "balance"}
