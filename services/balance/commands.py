@@ -23,10 +23,10 @@ from contracts.balance import (
 )
 from services.balance import ledger, recharge, store
 from services.balance.book import Book
-from services.balance.decoding import decode, without_card_numbers
+from services.balance.decoding import decode
 from services.balance.evaluation import Tell, evaluate, load
 from services.balance.wallets import Wallet
-from services.kernel.cards import redacted, refuse_card_number
+from services.kernel.cards import redacted, refuse_card_number, without_card_numbers
 from services.kernel.currency import currency
 from services.kernel.errors import InvalidInput, NotPermitted, Refused, TollbookError
 from services.kernel.ids import content_digest

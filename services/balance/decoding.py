@@ -7,7 +7,6 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from services.kernel.cards import redacted
 from services.kernel.errors import InvalidInput
 
 MESSAGE_BYTES_MAX = 65_536  # a command or a result is a few hundred bytes
@@ -36,15 +35,6 @@ def decode(adapter: TypeAdapter[Any], raw: bytes | None) -> Any:
         raise InvalidInput(first["msg"], field=field) from None
     json.loads(raw, object_pairs_hook=_once)
     return message
-
-
-def without_card_numbers(text: str) -> str:
-    """A text that may be kept.
-
-    >>> without_card_numbers("declined: 4242 4242 4242 4242")
-    'declined: **** **** **** ****'
-    """
-    return (redacted(text.encode()) or b"").decode()
 
 
 # Pydantic names the member of a union in the place of an error; a writer of commands knows no such member.

@@ -18,9 +18,10 @@ from contracts.payments import PaymentResult
 from contracts.topics import PAYMENTS_RESULTS
 from services.balance import ledger, recharge, store
 from services.balance.book import Book
-from services.balance.decoding import decode, without_card_numbers
+from services.balance.decoding import decode
 from services.balance.evaluation import Tell, evaluate, load_for_attempts
 from services.balance.wallets import Wallet
+from services.kernel.cards import without_card_numbers
 from services.kernel.errors import InvalidInput, NotFound, NotPermitted, TollbookError
 from services.kernel.money import parse_amount
 from services.runtime.records import Record

@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from services.kernel.period import instant_text
+
 PLAIN_WIDTH = 160  # of output that goes to a file or a pipe, where nobody knows the width of a screen
 
 
@@ -62,7 +64,7 @@ def plain(value: Any) -> Any:
 
 def instant(value: datetime | None) -> str:
     """UTC with Z; nothing for None."""
-    return "" if value is None else value.isoformat().replace("+00:00", "Z")
+    return "" if value is None else instant_text(value)
 
 
 def cell(value: Any) -> str:

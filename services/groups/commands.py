@@ -10,11 +10,12 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from contracts.groups import GroupsCommand, groups_command
+from contracts.words import ID_PATTERN
 from services.kernel.errors import InvalidInput
 
 TEXT_MAX = 500  # of what stands in a refusal: a field's name may come from outside
 
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
+_ID = re.compile(ID_PATTERN)
 
 
 def decode(value: bytes | None) -> GroupsCommand:

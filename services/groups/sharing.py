@@ -14,7 +14,7 @@ from services.groups.objects import Account, Organization, PayerGroup, SharingAp
 from services.groups.timeline import values_during
 from services.kernel.errors import InvalidInput, NotPermitted, Refused
 from services.kernel.money import WALLET_NANO_MAX, format_nano
-from services.kernel.period import is_boundary, next_period, period_of
+from services.kernel.period import instant_text, is_boundary, next_period, period_of
 
 DEFAULT_ZONE = "UTC"
 OPENED_AT_MIN = datetime(2000, 1, 1, tzinfo=UTC)  # older than any switch record; keeps calendar arithmetic in range
@@ -231,11 +231,13 @@ def opening(asked: datetime | None, now: datetime, zone: str, cuts: Sequence[dat
     if asked is None:
         return now
     if asked > now:
-        raise Refused(f"must not be in the future; now is {_text(now)}", field="opened_at", code="opened_in_future")
+        raise Refused(
+            f"must not be in the future; now is {instant_text(now)}", field="opened_at", code="opened_in_future"
+        )
     earliest = earliest_opening(zone, cuts)
     if asked < earliest:
         raise Refused(
-            f"must not be before {_text(earliest)}, the start of the oldest period not yet cut ({zone})",
+            f"must not be before {instant_text(earliest)}, the start of the oldest period not yet cut ({zone})",
             field="opened_at",
             code="opened_too_early",
         )
@@ -302,7 +304,3 @@ def move_start(period: str, now: datetime, from_zone: str, to_zone: str) -> date
 
 def _too_far(period: str, possible: str) -> str:
     return f", at most {MOVE_PERIODS_MAX} periods ahead" if period > possible else ""
-
-
-def _text(instant: datetime) -> str:
-    return instant.isoformat().replace("+00:00", "Z")

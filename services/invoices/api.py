@@ -22,11 +22,10 @@ from services.invoices.closing import (
     OpenInvoice,
     Terms,
     check_request,
-    instant_text,
 )
 from services.invoices.documents import Document, as_text, sha256_of
 from services.kernel.errors import InvalidInput, NotFound, Refused
-from services.kernel.period import period_named, period_of
+from services.kernel.period import instant_text, period_named, period_of
 from services.runtime.database import transaction
 
 GRACE_MAX = timedelta(days=30)  # a longer one would reach the next boundary

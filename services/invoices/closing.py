@@ -17,7 +17,7 @@ from services.invoices.rounding import Bill, LineSum, bill
 from services.kernel.currency import currency
 from services.kernel.errors import Refused
 from services.kernel.money import format_nano, parse_amount
-from services.kernel.period import is_boundary, next_period, period_named, period_of
+from services.kernel.period import instant_text, is_boundary, next_period, period_named, period_of
 
 GRACE_DEFAULT = timedelta(hours=48)  # invoices appear in the first days of the month
 DUE_AFTER = timedelta(days=14)  # the terms of payment
@@ -292,11 +292,6 @@ def number_text(prefix: str, number: int) -> str:
     'LS-000042'
     """
     return f"{prefix}{number:06d}"
-
-
-def instant_text(instant: datetime) -> str:
-    """UTC with Z, as it stands in documents and messages for people."""
-    return instant.isoformat().replace("+00:00", "Z")
 
 
 def _hours(span: timedelta) -> str:

@@ -16,11 +16,11 @@ from contracts.closing import Covered, Mark
 from contracts.groups import BillingGroup
 from contracts.invoices import ClosingPosting, InvoiceClosed
 from services.invoices.accumulation import InvoiceKey, Tally
-from services.invoices.closing import DUE_AFTER, Coverage, OpenInvoice, amounts, instant_text, marks_read
+from services.invoices.closing import DUE_AFTER, Coverage, OpenInvoice, amounts, marks_read
 from services.invoices.rounding import Bill, BilledLine, LineSum, bill
 from services.kernel.currency import currency
 from services.kernel.money import format_nano, parse_amount
-from services.kernel.period import period_named
+from services.kernel.period import instant_text, period_named
 
 SCHEMA = "tollbook.invoice.v1"
 EVIDENCE_SCHEMA = "tollbook.cutoff_evidence.v1"

@@ -17,6 +17,15 @@ YEAR_MIN, YEAR_MAX = 1900, 9998  # every month between has a start and an end th
 _NAME = re.compile(r"([0-9]{4})-(0[1-9]|1[0-2])", re.ASCII)
 
 
+def instant_text(instant: datetime) -> str:
+    """UTC with Z, as it stands on every wire, in documents and in messages for people.
+
+    >>> instant_text(datetime(2026, 10, 31, 23, 50, tzinfo=UTC))
+    '2026-10-31T23:50:00Z'
+    """
+    return instant.isoformat().replace("+00:00", "Z")
+
+
 def zone(name: str, *, field: str = "zone") -> ZoneInfo:
     """The IANA time zone of this name.
 

@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from contracts.topics import AROUND_BYTES_MAX, Topic
 from services.kernel.errors import InvalidInput
+from services.kernel.period import instant_text
 from services.runtime import batches
 from services.runtime.database import unnest
 from services.runtime.links import Link, take_seqs
@@ -31,16 +32,6 @@ def partition_of(key: str, partitions: int) -> int:
     """The partition of a key, as the Java client's default partitioner chooses it."""
     hashed: int = murmur2(key.encode())
     return (hashed & 0x7FFFFFFF) % partitions
-
-
-def instant_text(instant: datetime) -> str:
-    """UTC with Z, as it stands on every wire.
-
-    >>> from datetime import UTC
-    >>> instant_text(datetime(2026, 10, 31, 23, 50, tzinfo=UTC))
-    '2026-10-31T23:50:00Z'
-    """
-    return instant.isoformat().replace("+00:00", "Z")
 
 
 class Outgoing(Struct, gc=False):

@@ -15,7 +15,7 @@ from contracts.topics import USAGE_EVENTS, USAGE_REJECTIONS
 from contracts.usage import Rejection
 from contracts.words import ID_PATTERN
 from services.kernel.ids import derived_id
-from services.runtime.outbox import instant_text
+from services.kernel.period import instant_text
 from services.runtime.parking import Parked, ParkedRow
 from services.runtime.records import Record
 from services.runtime.work import Work

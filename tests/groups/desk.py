@@ -13,8 +13,7 @@ from contracts.closing import Covered
 from contracts.topics import CLOSING_CUTOFFS, CLOSING_PROGRESS, GROUPS_COMMANDS, GROUPS_EVENTS, topic_of
 from services.groups.consumer import build
 from services.kernel.ids import cutoff_id
-from services.kernel.period import next_period, period_of
-from services.runtime.outbox import instant_text
+from services.kernel.period import instant_text, next_period, period_of
 from tests.support.rooms import Log, Rooms
 
 BILLING = {"company": "Lakeside Hotel"}

@@ -23,10 +23,9 @@ from contracts.topics import (
 from services.groups import api, tables
 from services.groups.messages import STATE_TOPICS
 from services.kernel.errors import NotFound
-from services.kernel.period import period_of
+from services.kernel.period import instant_text, period_of
 from services.runtime import links, parking
 from services.runtime.database import sqlstate, transaction
-from services.runtime.outbox import instant_text
 from services.runtime.records import Record, lane_name
 from tests.groups.cast import LAKESIDE, LEVEL_2, NORTHWIND, cast
 from tests.groups.desk import APPROVED, BILLING, Desk, open_desk

@@ -19,8 +19,7 @@ from services.groups.messages import account_timeline
 from services.groups.registry import CARRY_OUT, Registry, carry_out
 from services.kernel.currency import CURRENCIES
 from services.kernel.errors import TollbookError
-from services.kernel.period import is_boundary
-from services.runtime.outbox import instant_text
+from services.kernel.period import instant_text, is_boundary
 
 START = datetime(2026, 10, 15, tzinfo=UTC)
 ORGANIZATIONS = {"strict": "strict", "open": "open"}

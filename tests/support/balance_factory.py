@@ -22,8 +22,9 @@ from services.balance import consumer as balance_room
 from services.balance import tables
 from services.balance.refuse_fast import RefuseFast
 from services.kernel.money import format_nano
+from services.kernel.period import instant_text
 from services.payments import consumer as payments_room
-from services.runtime.outbox import instant_text, partition_of
+from services.runtime.outbox import partition_of
 from services.runtime.room import Room
 from tests.support.rooms import Log, Rooms
 from tests.support.servers import Database

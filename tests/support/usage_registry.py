@@ -26,7 +26,8 @@ from contracts.topics import (
     Topic,
 )
 from services.kernel.ids import cutoff_id
-from services.runtime.outbox import instant_text, partition_of
+from services.kernel.period import instant_text
+from services.runtime.outbox import partition_of
 from tests.support.rooms import Log
 
 PUBLISHER = "lakeside"

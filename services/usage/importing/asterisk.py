@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, BinaryIO
 
 from contracts.usage import CALL_SECONDS_MAX, VOICE_LEG
+from contracts.words import ID_PATTERN
 from services.usage.importing.interface import ImportReport, LegEvent, RefusalCode, RefusedRow
 from services.usage.importing.profile import SwitchProfile, Trunk
 
@@ -34,7 +35,7 @@ DISPOSITIONS = frozenset({"ANSWERED", "NO ANSWER", "BUSY", "FAILED", "CONGESTION
 _UNIQUEID = re.compile(r"(?:.*-)?([0-9]{9,10})\.[0-9]+", re.ASCII)
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}", re.ASCII)
 _SECONDS = re.compile(r"[0-9]{1,9}", re.ASCII)
-_ACCOUNT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
+_ACCOUNT = re.compile(ID_PATTERN)
 _PRINTABLE = re.compile(r"[^\x00-\x1f\x7f]+")
 
 
