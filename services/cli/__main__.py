@@ -28,6 +28,7 @@ COMMANDS = {
     "charge": "services.cli.charge:app",
     "invoice": "services.cli.invoice:app",
     "quarantine": "services.cli.quarantine:app",
+    "lane": "services.cli.lane:app",
     "verify": "services.cli.verifying:verify",
     "clock": "services.cli.clock:app",
 }

@@ -31,6 +31,7 @@ from services.cli.reading import room
 from services.invoices import api as invoices
 from services.kernel.money import format_nano, parse_amount
 from services.kernel.period import period_named
+from services.runtime import resuming
 from services.runtime.database import transaction
 from services.runtime.settings import ROOMS, Settings
 from services.runtime.tables import runtime_tables
@@ -283,6 +284,7 @@ class Auditor:
     async def _classes(self, evidence: Iterable[_Evidence]) -> Check:
         found = _Findings("1 every usage record below a cut is in exactly one class")
         decided = await usage.decided_records(self._engines["usage"])
+        given_up = await self._given_up()
         told: dict[Lane, list[tuple[_Evidence, Mapping[str, Any]]]] = defaultdict(list)
         for each in evidence:
             found.seen["cuts"] += each.group_id is None
@@ -291,6 +293,8 @@ class Auditor:
         there = await self._log.ranges(told)
         for lane in sorted(told):
             start = min(statement["from_offset"] for _, statement in told[lane])
+            for lost in given_up[lane]:
+                start = lost.stop if start in lost else start
             end = max(statement["to_offset"] for _, statement in told[lane])
             if there[lane][0] > start:
                 found.differs(
@@ -300,17 +304,30 @@ class Auditor:
             if there[lane][1] < end:
                 found.differs(f"{lane[0]}/{lane[1]} ends at {there[lane][1]}, below the cut at {end}")
                 continue
-            classes = await self._classes_of(found, lane, start, end)
+            classes = await self._classes_of(found, lane, start, end, given_up[lane])
             for each, statement in told[lane]:
                 self._compare_classes(found, each, statement, classes, decided)
         return found.check()
 
-    async def _classes_of(self, found: _Findings, lane: Lane, start: int, end: int) -> dict[int, str]:
-        """The class of every record of a partition in [start, end) as it is now."""
+    async def _given_up(self) -> dict[Lane, list[range]]:
+        """The offsets of usage records that a person gave up by name, to let a lane go on."""
+        offsets: dict[Lane, list[range]] = defaultdict(list)
+        async with transaction(self._engines["usage"]) as connection:
+            for each in await resuming.resumed(connection, runtime_tables("usage")):
+                offsets[each.topic, each.partition].append(range(each.from_offset, each.to_offset))
+        return offsets
+
+    async def _classes_of(
+        self, found: _Findings, lane: Lane, start: int, end: int, given_up: Sequence[range]
+    ) -> dict[int, str]:
+        """The class of every record of a partition in [start, end) as it is now, but of those that were given up."""
         classes: dict[int, str] = {}
         async for _, piece in self._log.read({lane: (start, end)}):
             named = await usage.classify(self._engines["usage"], *lane, [(r.offset, r.value) for r in piece])
             for record in piece:
+                if any(record.offset in each for each in given_up):
+                    found.seen["records given up by a person"] += 1
+                    continue
                 found.seen["records"] += 1
                 name = named.get(record.offset)
                 if name is None:
@@ -572,7 +589,7 @@ class Auditor:
     async def _facts(self, evidence: Sequence[_Evidence], *, is_at_rest: bool) -> dict[str, str]:
         facts: dict[str, str] = {}
         facts["at rest"] = "yes" if is_at_rest else "no: something is under way, so open invoices were not compared"
-        stopped, open_records = [], []
+        stopped, resumed, open_records = [], [], []
         for name in ROOMS:
             tables = runtime_tables(name)
             async with transaction(self._engines[name]) as connection:
@@ -580,6 +597,7 @@ class Auditor:
                     select(tables.lane.c.name).where(tables.lane.c.stopped.is_not(None)).order_by(tables.lane.c.name)
                 )
                 stopped += [f"{name}: {lane}" for lane in (await connection.execute(lanes)).scalars()]
+                resumed += [f"{name}: {each.sentence}" for each in await resuming.resumed(connection, tables)]
                 columns = tables.parked.c
                 count = (
                     select(columns.reason, func.count())
@@ -591,6 +609,7 @@ class Auditor:
                     f"{name} {reason} {number}" for reason, number in (await connection.execute(count)).all()
                 ]
         facts["stopped lanes"] = ", ".join(stopped) or "none"
+        facts["lanes that a person let go on"] = "; ".join(resumed) or "none"
         facts["undecided records"] = ", ".join(open_records) or "none"
         async with transaction(self._engines["usage"]) as connection:
             clock = (await connection.execute(text("select movable, ahead from runtime.clock"))).one()

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
@@ -363,6 +363,29 @@ class Offsets:
             ]
             found = await ask(self._consumer, partitions) if partitions else {}
         return {(tp.topic.removeprefix(prefix), tp.partition): offset for tp, offset in found.items()}
+
+
+async def read_log(settings: Settings, name: str, partition: int, start: int, end: int) -> AsyncIterator[Any]:
+    """The committed records of [start, end) of a partition (topic without prefix), outside every consumer group."""
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=settings.kafka_bootstrap,
+        isolation_level="read_committed",
+        enable_auto_commit=False,
+        auto_offset_reset="none",
+        fetch_max_bytes=FETCH_BYTES_MAX,
+        max_partition_fetch_bytes=FETCH_BYTES_MAX,
+    )
+    await _start(consumer, settings)
+    try:
+        place = TopicPartition(settings.topic_prefix + name, partition)
+        consumer.assign([place])
+        consumer.seek(place, start)
+        while await consumer.position(place) < end:
+            for record in (await consumer.getmany(place, timeout_ms=500)).get(place, ()):
+                if record.offset < end:
+                    yield record
+    finally:
+        await consumer.stop()
 
 
 async def _start(client: Any, settings: Settings) -> None:

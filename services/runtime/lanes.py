@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import ARRAY, BigInteger, Text, bindparam, func, select, update
+from sqlalchemy import ARRAY, BigInteger, Select, Text, bindparam, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -135,15 +136,35 @@ async def lanes_of(
     connection: AsyncConnection, tables: RuntimeTables, input_name: str, *, lock: bool = False
 ) -> list[Lane]:
     """Every Kafka lane of an input in order; locked FOR UPDATE for the cut."""
-    columns = tables.lane.c
-    statement = (
-        select(columns.name, columns.topic, columns.partition, columns.first, columns.position, columns.stopped)
-        .where(columns.input == input_name)
-        .order_by(columns.name)
-    )
+    statement = _kafka_lanes(tables).where(tables.lane.c.input == input_name)
     if lock:
         statement = statement.with_for_update()
     return [Lane(*row) for row in (await connection.execute(statement)).all()]
+
+
+async def all_lanes(connection: AsyncConnection, tables: RuntimeTables) -> list[Lane]:
+    """Every Kafka lane of the room in order."""
+    return [Lane(*row) for row in (await connection.execute(_kafka_lanes(tables))).all()]
+
+
+async def lane_named(
+    connection: AsyncConnection, tables: RuntimeTables, name: str, *, lock: bool = False
+) -> Lane | None:
+    """One Kafka lane, if there is one of this name."""
+    statement = _kafka_lanes(tables).where(tables.lane.c.name == name)
+    if lock:
+        statement = statement.with_for_update()
+    row = (await connection.execute(statement)).one_or_none()
+    return None if row is None else Lane(*row)
+
+
+def _kafka_lanes(tables: RuntimeTables) -> Select[Any]:
+    columns = tables.lane.c
+    return (
+        select(columns.name, columns.topic, columns.partition, columns.first, columns.position, columns.stopped)
+        .where(columns.input.is_not(None))
+        .order_by(columns.name)
+    )
 
 
 async def lock_parent(connection: AsyncConnection, tables: RuntimeTables) -> None:

@@ -32,13 +32,17 @@ class LinkMark:
 
 
 class LinkLost(Corrupt):
-    """A gap between two records of a link: something that was published is not there any more."""
+    """A gap between two records of a link: something that was published is not there any more.
+
+    ``offset`` is that of the record after the gap; what came before it can be applied.
+    """
 
     code = "link_lost"
 
-    def __init__(self, lane: str, message: str) -> None:
+    def __init__(self, lane: str, offset: int, message: str) -> None:
         super().__init__(message)
         self.lane = lane
+        self.offset = offset
 
 
 def accept(
@@ -64,7 +68,8 @@ def accept(
         if seq <= have:
             continue
         if seq != have + 1:
-            raise LinkLost(record.lane, f"link {link[0]} on {link[1]}/{link[2]} jumps from {have} to {seq}")
+            jump = f"link {link[0]} on {link[1]}/{link[2]} jumps from {have} to {seq} at offset {record.offset}"
+            raise LinkLost(record.lane, record.offset, jump)
         moved[link] = seq
         fresh.append(record)
     return fresh, moved, skipped

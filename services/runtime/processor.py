@@ -79,19 +79,23 @@ class Processor:
         is isolated. Raises `Behind` when the caller must seek.
         """
         stopped: set[str] = set()
+        lost: list[LinkLost] = []
         wait = RETRY_S_FIRST
         while True:
             try:
-                await self._isolate(source, records, ranges)
-                return stopped
-            except (LinkLost, LaneStopped) as error:
-                if isinstance(error, LinkLost):
+                if ranges:
+                    await self._isolate(source, records, ranges)
+                    ranges = {}
+                for error in lost:
                     await self._stop(error)
+                return stopped
+            except LinkLost as error:  # what came before the gap is applied: the lane stands at it when it stops
+                lost.append(error)
                 stopped.add(error.lane)
-                records = [record for record in records if record.lane != error.lane]
-                ranges = {lane: span for lane, span in ranges.items() if lane != error.lane}
-                if not ranges:
-                    return stopped
+                records, ranges = _before(error.lane, error.offset, records, ranges)
+            except LaneStopped as error:
+                stopped.add(error.lane)
+                records, ranges = _before(error.lane, 0, records, ranges)
             except (Behind, asyncio.CancelledError):
                 raise
             except Exception as error:
@@ -388,6 +392,17 @@ def halve(records: list[Record], ranges: Ranges) -> tuple[tuple[list[Record], Ra
     return (left, left_ranges), (right, right_ranges)
 
 
+def _before(lane: str, offset: int, records: list[Record], ranges: Ranges) -> tuple[list[Record], Ranges]:
+    """The batch without what stands at or above this offset of a lane.
+
+    >>> _before("a", 4, [], {"a": (1, 6), "b": (7, 9)}), _before("a", 0, [], {"a": (1, 6), "b": (7, 9)})
+    (([], {'a': (1, 4), 'b': (7, 9)}), ([], {'b': (7, 9)}))
+    """
+    records = [record for record in records if record.lane != lane or record.offset < offset]
+    ends = {name: (first, min(end, offset) if name == lane else end) for name, (first, end) in ranges.items()}
+    return records, {name: (first, end) for name, (first, end) in ends.items() if first < end}
+
+
 def _decode(source: Input, records: list[Record]) -> None:
     """Decode what was not decoded at an earlier try. `LinkLost` for a record that cannot be read."""
     validators = {name: source.adapter(name).validator for name in {record.topic for record in records}}
@@ -396,8 +411,8 @@ def _decode(source: Input, records: list[Record]) -> None:
             try:
                 record.message = validators[record.topic].validate_json(record.value or b"")
             except ValidationError as error:
-                where = error.errors()[0]["loc"]
-                raise LinkLost(record.lane, f"unreadable record at {_where(record)}: {where}") from None
+                message = f"unreadable record at {_where(record)}: {error.errors()[0]['loc']}"
+                raise LinkLost(record.lane, record.offset, message) from None
 
 
 def _refusal(error: BaseException) -> Refusal:

@@ -36,6 +36,7 @@ class RuntimeTables:
     outbox: finished Kafka batches on their way; `chunk` is one batch of `records` records.
     parked: raw records out of the stream: quarantined, waiting, or being replayed.
     due: timers that decide money; `failures` in a row put one off, and a new time for it starts them anew.
+    resumed: lanes that a person let go on: who, why, and the offsets and seqs that were given up for it.
     """
 
     schema: str
@@ -47,6 +48,7 @@ class RuntimeTables:
     outbox: Table
     parked: Table
     due: Table
+    resumed: Table
 
 
 @cache
@@ -135,5 +137,20 @@ def runtime_tables(schema: str) -> RuntimeTables:
             Column("due_at", Instant, nullable=False),
             Column("failures", Integer, nullable=False, server_default=text("0")),
             Index("due_next", "due_at"),
+        ),
+        resumed=Table(
+            "resumed",
+            metadata,
+            Column("id", BigInteger, primary_key=True, autoincrement=True),
+            Column("lane", Text, nullable=False),
+            Column("topic", Text, nullable=False),
+            Column("partition", Integer, nullable=False),
+            Column("stopped", Text, nullable=False),
+            Column("from_offset", BigInteger, nullable=False),
+            Column("to_offset", BigInteger, nullable=False),
+            Column("links", JSONB, nullable=False),
+            Column("by", Text, nullable=False),
+            Column("reason", Text, nullable=False),
+            Column("at", Instant, nullable=False),
         ),
     )

@@ -121,6 +121,24 @@ class InputRunner:
                 consumer.seek(tp, max(starts[tp], min(position, ends[tp])))
                 consumer.pause(tp)
 
+    async def go_on(self) -> None:
+        """Read those stopped lanes again that a person resumed."""
+        if not self._stopped:
+            return
+        worker = self._worker
+        async with transaction(worker.engine) as connection:
+            lanes = await lanes_of(connection, worker.processor.tables, self._source.name)
+        still = {lane.name for lane in lanes if lane.stopped is not None}
+        resumed = {tp for tp in self._stopped if self._lane(tp) not in still}
+        for tp in resumed:
+            log.warning("%s goes on with %s", worker.room.name, self._lane(tp))
+            del self._stopped[tp]
+        consumer = self.subscriber.consumer
+        mine = resumed & consumer.assignment()
+        if mine:
+            await self.assigned(mine)
+            consumer.resume(*(mine & consumer.assignment() - self._stopped.keys()))
+
     def _stop(self, tp: TopicPartition, reason: str) -> None:
         log.critical("%s stops %s: %s", self._worker.room.name, self._lane(tp), reason)
         self._stopped[tp] = reason
@@ -371,6 +389,7 @@ class Worker:
 
     async def _pass_markers(self) -> None:
         for runner in self.runners:
+            await runner.go_on()
             await runner.pass_markers()
 
     async def _timers(self) -> bool:

@@ -9,8 +9,13 @@ from aiokafka import AIOKafkaProducer
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from services.kernel.errors import InvalidInput, Refused
+from services.runtime import resuming
 from services.runtime.broker import ensure_topics
+from services.runtime.database import transaction
+from services.runtime.resuming import LostSeqs
 from services.runtime.settings import Settings
+from services.runtime.tables import runtime_tables
 from tests.support import copier
 from tests.support.processes import Processes, until
 
@@ -75,6 +80,12 @@ class Chain:
             return counts == [self.committed, self.committed]
 
         await until(done, f"{self.committed} records copied and received")
+
+    async def plan(self, room, lane, *, offset=None, earliest=False):
+        """What it takes to let a lane go on."""
+        return await resuming.plan(
+            self.engine, runtime_tables(room), self.settings, lane, offset=offset, earliest=earliest
+        )
 
     async def check(self):
         """Every committed record exactly once in both tables, links dense and received to their end, outbox empty."""
@@ -240,6 +251,92 @@ async def test_records_lost_below_the_position_and_a_topic_made_anew_stop_the_la
         return len(found) == 2 and "truncated or made anew" in found[0].stopped and "lost range" in found[1].stopped
 
     await until(both_stopped, "the truncated and the overrun lane stopped")
+
+
+async def test_a_gap_that_a_person_gives_up_is_kept_and_running_workers_go_on(chain):
+    for name, *arguments in (COPY, SINK):
+        chain.processes.start(name, *arguments)
+    await chain.write(90)
+    await chain.settled()
+    chain.processes.stop("copy")
+    async with chain.engine.begin() as connection:  # as if a record of each link had been lost between the rooms
+        lost = text("update payments.link_out set last_seq = last_seq + 1 where partition = 0 returning link, last_seq")
+        gaps = {LostSeqs(row.link, row.last_seq, row.last_seq) for row in (await connection.execute(lost)).all()}
+    chain.processes.start(*COPY)
+    await chain.write(300)
+    lane = "copies/test.copies/0"
+    given_up = set()
+
+    async def goes_on():
+        stopped = text("select 1 from invoices.lane where stopped is not null")
+        if await chain.rows(stopped):
+            plan = await chain.plan("invoices", lane)
+            assert plan.links
+            assert plan.lane.position == plan.to_offset  # every offset is read, only seqs are missing
+            given_up.update(plan.links)
+            await resuming.resume(chain.engine, runtime_tables("invoices"), plan, by="ann", reason="a test")
+        return await chain.scalar(select(func.count()).select_from(copier.RECEIVED)) == 390
+
+    await until(goes_on, "everything but the gap received, by the workers that run")
+    assert given_up <= gaps
+    async with transaction(chain.engine) as connection:
+        kept = await resuming.resumed(connection, runtime_tables("invoices"))
+    assert {(each.lane, each.by, each.reason) for each in kept} == {(lane, "ann", "a test")}
+    assert {each for row in kept for each in row.links} == given_up
+    assert all("jumps from" in row.stopped for row in kept)
+
+
+async def test_lanes_go_on_where_a_person_says_and_nothing_is_applied_twice(chain):
+    for name, *arguments in (COPY, SINK):
+        chain.processes.start(name, *arguments)
+    await chain.write(200)
+    await chain.settled()
+    chain.processes.stop()
+    async with chain.engine.begin() as connection:
+        await connection.execute(text("update payments.lane set position = 100000 where partition = 1"))
+        await connection.execute(text("update payments.lane set position = 0 where partition = 2"))
+        await connection.execute(text("update invoices.lane set position = 100000 where partition = 1"))
+    await _delete_records(chain, partition=2)  # of the raw records those below 5
+    for name, *arguments in (COPY, SINK):
+        chain.processes.start(name, *arguments)
+
+    async def all_stopped():
+        count = "(select count(*) from {}.lane where stopped is not null)"
+        return await chain.scalar(text(f"select {count.format('payments')} + {count.format('invoices')}")) == 3
+
+    await until(all_stopped, "three lanes stopped")
+    with pytest.raises(Refused, match="topic was made anew"):
+        await chain.plan("payments", "source/test.source/1", earliest=True)
+    with pytest.raises(InvalidInput, match="holds offsets 5 to"):
+        await chain.plan("payments", "source/test.source/2", offset=3)
+    with pytest.raises(Refused, match="is not stopped"):
+        await chain.plan("payments", "source/test.source/0")
+
+    again = await chain.plan("invoices", "copies/test.copies/1", earliest=True)
+    assert (again.to_offset, again.gives_up) == (0, None)  # all of it was applied, and its seqs say so
+    await resuming.resume(chain.engine, runtime_tables("invoices"), again, by="ann", reason="made anew")
+    with pytest.raises(Refused, match="is not stopped"):
+        await resuming.resume(chain.engine, runtime_tables("invoices"), again, by="bob", reason="twice")
+
+    behind = await chain.plan("payments", "source/test.source/2", earliest=True)
+    assert behind.gives_up == "offsets 0 to 4"
+    before = await chain.scalar(select(func.count()).select_from(copier.COPIED))
+    await resuming.resume(chain.engine, runtime_tables("payments"), behind, by="ann", reason="gone")
+
+    async def read_again():  # the copier itself knows no repeats: what is above the lost range was moved back by hand
+        ends = await _ends(chain)
+        lanes = text("select partition, position from {}.lane where topic = 'test.source'".format("payments"))
+        positions = {row.partition: row.position for row in await chain.rows(lanes)}
+        return positions[2] == ends["test.source", 2]
+
+    await until(read_again, "the records that are there are read")
+    copied = await chain.scalar(select(func.count()).select_from(copier.COPIED))
+    assert copied - before == (await _ends(chain))["test.source", 2] - 5
+
+    async def received():
+        return await chain.scalar(select(func.count()).select_from(copier.RECEIVED)) == copied
+
+    await until(received, "what was copied is received, and nothing of before twice")
 
 
 async def _ends(chain):

@@ -18,6 +18,7 @@ from services.runtime.lanes import lanes_of, stop_lane
 from services.runtime.processor import Behind
 from services.runtime.records import Record, lane_name
 from services.runtime.room import Input, Room, Tick
+from services.runtime.tables import runtime_tables
 from tests.support import copier
 from tests.support.rooms import Log, Rooms
 
@@ -145,6 +146,26 @@ async def test_a_database_that_is_not_migrated_yet_is_waited_for_and_no_record_i
     await engine.dispose()
     assert set(await values(rooms)) == {"0", "1", "2", "3"}
     assert await rooms.query("payments", text("select id from payments.parked")) == []
+
+
+async def test_what_came_before_a_gap_is_applied_and_the_lane_stands_at_it(rooms):
+    for number in range(12):
+        rooms.log.write(SOURCE, value=b"%d" % number, partition=number % 2)
+    await rooms.pump(only=["payments"])
+    copies = rooms.log.records[copier.COPIES.name, 0]
+    assert len(copies) > 4
+    lost = copies.pop(3).json["data"]["value"]
+    before = {each.json["data"]["value"] for each in copies[:3]}
+    elsewhere = {each.json["data"]["value"] for each in rooms.log.records[copier.COPIES.name, 1]}
+    await rooms.feed(rooms.processors["invoices"], rooms.processors["invoices"].room.inputs[0])
+    assert set(await values(rooms, copier.RECEIVED, "invoices")) == before | elsewhere
+    assert lost not in before | elsewhere
+    async with transaction(rooms.processors["invoices"].engine) as connection:
+        lanes = {lane.partition: lane for lane in await lanes_of(connection, runtime_tables("invoices"), "copies")}
+    assert lanes[0].position == 3
+    assert lanes[0].stopped is not None
+    assert lanes[0].stopped.endswith("jumps from 3 to 5 at offset 3")
+    assert lanes[1].stopped is None
 
 
 async def test_a_bug_in_a_handler_parks_the_record_and_a_replay_after_the_fix_applies_it(database, tables):

@@ -492,7 +492,7 @@ class Chain:
             await engine.dispose()
 
     async def records(self, family: str) -> list[RawRecord]:
-        """Every committed record of a topic or family of topics, as the broker holds it."""
+        """Every committed record of a topic or family of topics, as the broker holds it; none that a person gave up."""
         consumer = AIOKafkaConsumer(
             bootstrap_servers=self.settings.kafka_bootstrap, isolation_level="read_committed", enable_auto_commit=False
         )
@@ -516,7 +516,9 @@ class Chain:
                 for place, batch in (await consumer.getmany(timeout_ms=200)).items():
                     topic = place.topic.removeprefix(self.topic_prefix)
                     found += [RawRecord(topic, r.partition, r.offset, r.timestamp, r.key, r.value) for r in batch]
-            return sorted(found, key=lambda record: record.position)
+            lost = await self.rows("select topic, partition, from_offset, to_offset from usage.resumed")
+            given_up = {(row[0], row[1], offset) for row in lost for offset in range(row[2], row[3])}
+            return sorted((each for each in found if each.position not in given_up), key=lambda each: each.position)
         finally:
             await consumer.stop()
 

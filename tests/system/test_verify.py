@@ -10,6 +10,10 @@ from typing import Any
 import pytest
 
 from services.cli import verify
+from services.runtime import resuming
+from services.runtime.database import transaction
+from services.runtime.lanes import stop_lane
+from services.runtime.tables import runtime_tables
 from tests.support.chain import Chain, running
 from tests.support.servers import TestedServers
 
@@ -25,6 +29,7 @@ async def closed(servers: TestedServers, tmp_path_factory: pytest.TempPathFactor
         await chain.found()
         await chain.publish(chain.factory.mix(700))
         await chain.publish_aborted(chain.factory.inputs[:20])
+        await give_up_a_record(chain)
         await chain.move_clock_past_grace()
         await chain.name_period(chain.period_before(1))
         await chain.passed(chain.period_before(1))
@@ -37,6 +42,22 @@ async def closed(servers: TestedServers, tmp_path_factory: pytest.TempPathFactor
         await chain.idle()
         chain.processes.stop()
         yield chain
+
+
+async def give_up_a_record(chain: Chain) -> None:
+    """A lane of usage stops, and goes on without a record by the word of a person."""
+    await chain.idle()
+    chain.processes.stop("usage1")
+    topic = chain.factory.inputs[0].topic
+    sent = await (await chain.send(topic, b"k", b"never read"))
+    lane = f"events/{topic}/{sent.partition}"
+    tables = runtime_tables("usage")
+    async with chain.engine("usage") as engine:
+        async with transaction(engine) as connection:
+            await stop_lane(connection, tables, lane, "a test")
+        plan = await resuming.plan(engine, tables, chain.settings, lane, offset=sent.offset + 1, earliest=False)
+        await resuming.resume(engine, tables, plan, by="ann", reason="nobody can read it")
+    chain.start("usage")
 
 
 async def test_a_run_of_the_whole_chain_is_what_the_model_says(closed: Chain) -> None:
@@ -53,6 +74,8 @@ async def test_the_auditor_passes_after_a_real_run(closed: Chain) -> None:
     assert all(check.looked_at != "nothing" for check in report.checks)
     assert report.facts["at rest"] == "yes"
     assert report.facts["stopped lanes"] == "none"
+    assert "by ann: nobody can read it" in report.facts["lanes that a person let go on"]
+    assert "1 records given up by a person" in report.checks[0].looked_at
     assert report.facts["cuts that wait"] == "none"
     assert "movable" in report.facts["clock"]
     assert "invalid_event" in report.facts["undecided records"]
