@@ -76,6 +76,15 @@ class ResourceTimeline(Message):
     cost_centers: tuple[CostCenterInterval, ...]
 
 
+class CostCenter(Message):
+    """`groups.cost_centers`: a label of an organization that splits its invoice lines, whether a resource has it or not."""
+
+    cost_center_id: Id
+    version: Annotated[int, Field(ge=1)]
+    organization_id: Id
+    name: Name
+
+
 class Publisher(Message):
     """`groups.publishers`: the organizations a publisher may bill, the sources it owns, its time tolerance."""
 

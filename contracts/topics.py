@@ -117,6 +117,10 @@ GROUPS_ASSIGNMENTS = Topic(
     "groups.assignments", "groups.assignment", groups.ResourceTimeline, "resource id",
     "The whole timeline of a number or outbound profile", ("groups",), ("usage",), cleanup="compact",
 )  # fmt: skip
+GROUPS_COST_CENTERS = Topic(
+    "groups.cost_centers", "groups.cost_center", groups.CostCenter, "cost center id",
+    "Every cost center of an organization", ("groups",), ("usage",), cleanup="compact",
+)  # fmt: skip
 GROUPS_PUBLISHERS = Topic(
     "groups.publishers", "groups.publisher", groups.Publisher, "publisher id",
     "Organizations and sources a publisher may bill", ("groups",), ("usage",), cleanup="compact",

@@ -8,6 +8,7 @@ from contracts.groups import (
     AccountTimeline,
     BillingGroup,
     CommandAnswer,
+    CostCenter,
     CostCenterInterval,
     GroupInterval,
     Plan,
@@ -19,11 +20,13 @@ from contracts.topics import (
     GROUPS_ACCOUNTS,
     GROUPS_ASSIGNMENTS,
     GROUPS_BILLING_GROUPS,
+    GROUPS_COST_CENTERS,
     GROUPS_EVENTS,
     GROUPS_PUBLISHERS,
     Topic,
 )
 from contracts.words import Message
+from services.groups import objects
 from services.groups.objects import Account, PayerGroup, Resource
 from services.groups.registry import Registry
 from services.kernel.errors import Corrupt
@@ -32,7 +35,7 @@ from services.kernel.money import format_nano
 from services.runtime.records import Record
 from services.runtime.work import Work
 
-STATE_TOPICS = (GROUPS_ACCOUNTS, GROUPS_ASSIGNMENTS, GROUPS_BILLING_GROUPS, GROUPS_PUBLISHERS)
+STATE_TOPICS = (GROUPS_ACCOUNTS, GROUPS_ASSIGNMENTS, GROUPS_BILLING_GROUPS, GROUPS_COST_CENTERS, GROUPS_PUBLISHERS)
 
 
 def tell(work: Work, registry: Registry) -> None:
@@ -43,6 +46,8 @@ def tell(work: Work, registry: Registry) -> None:
         _publish(work, GROUPS_BILLING_GROUPS, group.group_id, group.version, billing_group(group))
     for account in registry.of(Account):
         _publish(work, GROUPS_ACCOUNTS, account.account_id, account.version, account_timeline(registry, account))
+    for center in registry.of(objects.CostCenter):
+        _publish(work, GROUPS_COST_CENTERS, center.cost_center_id, 1, cost_center(center))
     for resource in registry.of(Resource):
         _publish(work, GROUPS_ASSIGNMENTS, resource.resource_id, resource.version, resource_timeline(resource))
 
@@ -103,6 +108,13 @@ def resource_timeline(resource: Resource) -> ResourceTimeline:
             CostCenterInterval(start=span.start, end=span.end, cost_center_id=span.value)
             for span in resource.cost_centers
         ),
+    )
+
+
+def cost_center(center: objects.CostCenter) -> CostCenter:
+    """A cost center; it is never changed, so there is one version of it."""
+    return CostCenter(
+        cost_center_id=center.cost_center_id, version=1, organization_id=center.organization_id, name=center.name
     )
 
 

@@ -17,7 +17,7 @@ from msgspec import Struct
 from msgspec.json import Encoder
 
 from contracts.closing import Covered, Cutoff
-from contracts.groups import AccountTimeline, Publisher, ResourceTimeline
+from contracts.groups import AccountTimeline, CostCenter, Publisher, ResourceTimeline
 from contracts.topics import USAGE_CHARGES, USAGE_EVENTS
 from contracts.usage import Charge
 from services.kernel.errors import Corrupt
@@ -374,12 +374,14 @@ async def registry(work: Work, records: list[Record]) -> None:
     """Project timelines; of several versions of one object the highest holds, however they come."""
     latest: dict[tuple[str, str], tuple[int, Any]] = {}
     for record in records:
-        timeline: AccountTimeline | ResourceTimeline | Publisher = record.message["data"]
+        timeline: AccountTimeline | ResourceTimeline | CostCenter | Publisher = record.message["data"]
         match timeline:
             case AccountTimeline():
                 key = ("account", timeline.account_id)
             case ResourceTimeline():
                 key = ("resource", timeline.resource_id)
+            case CostCenter():
+                key = ("cost_center", timeline.cost_center_id)
             case Publisher():
                 key = ("publisher", timeline.publisher_id)
         if key not in latest or latest[key][0] < timeline.version:

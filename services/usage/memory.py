@@ -15,7 +15,7 @@ from datetime import date
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from contracts.groups import AccountTimeline, Publisher, ResourceTimeline
+from contracts.groups import AccountTimeline, CostCenter, Publisher, ResourceTimeline
 from services.usage import store
 from services.usage.books import BookVersion, PriceBooks, PriceRow
 from services.usage.registry import Prices, Registry
@@ -73,6 +73,7 @@ class Memory:
             [AccountTimeline.model_validate_json(each) for each in documents["account"]],
             [ResourceTimeline.model_validate_json(each) for each in documents["resource"]],
             [Publisher.model_validate_json(each) for each in documents["publisher"]],
+            [CostCenter.model_validate_json(each) for each in documents["cost_center"]],
         )
         self._registry_version = version
 

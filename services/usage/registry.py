@@ -11,6 +11,7 @@ from datetime import datetime
 
 from contracts.groups import (
     AccountTimeline,
+    CostCenter,
     CostCenterInterval,
     GroupInterval,
     Plan,
@@ -18,12 +19,12 @@ from contracts.groups import (
     Publisher,
     ResourceTimeline,
 )
-from contracts.topics import GROUPS_ACCOUNTS, GROUPS_ASSIGNMENTS, GROUPS_PUBLISHERS
+from contracts.topics import GROUPS_ACCOUNTS, GROUPS_ASSIGNMENTS, GROUPS_COST_CENTERS, GROUPS_PUBLISHERS
 from services.kernel.period import Period, period_of
 from services.usage.books import Chain, PriceBooks
 from services.usage.events import Leg
 
-REGISTRY_TOPICS = (GROUPS_ACCOUNTS, GROUPS_ASSIGNMENTS, GROUPS_PUBLISHERS)
+REGISTRY_TOPICS = (GROUPS_ACCOUNTS, GROUPS_ASSIGNMENTS, GROUPS_COST_CENTERS, GROUPS_PUBLISHERS)
 """All of the registry that rating and stamping depend on; what else it says (addresses, tax) is for invoices."""
 
 
@@ -142,12 +143,15 @@ class Registry:
         accounts: Iterable[AccountTimeline],
         resources: Iterable[ResourceTimeline],
         publishers: Iterable[Publisher],
+        cost_centers: Iterable[CostCenter],
     ) -> None:
         """Take in timelines; each replaces what was known of its object."""
         for account in accounts:
             self.accounts[account.account_id] = Account(account)
         for publisher in publishers:
             self.publishers[publisher.publisher_id] = Source(publisher)
+        for center in cost_centers:
+            self._cost_centers.setdefault(center.organization_id, set()).add(center.cost_center_id)
         for resource in resources:
             self._forget(self._resources.get(resource.resource_id))
             self._resources[resource.resource_id] = resource

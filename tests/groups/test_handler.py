@@ -17,6 +17,7 @@ from contracts.topics import (
     GROUPS_ASSIGNMENTS,
     GROUPS_BILLING_GROUPS,
     GROUPS_COMMANDS,
+    GROUPS_COST_CENTERS,
     GROUPS_EVENTS,
     GROUPS_PUBLISHERS,
 )
@@ -543,6 +544,9 @@ async def test_numbers_and_profiles_are_assigned_to_cost_centers_from_now_on(des
     await desk.account("desk")
     for name in ("sales", "support"):
         await desk.done("create_cost_center", cost_center_id=name, name=name)
+    assert desk.state(GROUPS_COST_CENTERS.name, "sales") == {
+        "cost_center_id": "sales", "version": 1, "organization_id": "lakeside", "name": "sales",
+    }  # fmt: skip
     number = {"resource_id": "n1", "resource": "number", "number": "+12484329407", "account_id": "desk"}
     first = await desk.done("assign_resource", cost_center_id="sales", **number)
     second = await desk.done("assign_resource", cost_center_id="support", **number)

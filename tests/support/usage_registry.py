@@ -11,6 +11,7 @@ from typing import Any
 from contracts.closing import Covered, Cutoff, Mark
 from contracts.groups import (
     AccountTimeline,
+    CostCenter,
     CostCenterInterval,
     GroupInterval,
     PlanInterval,
@@ -22,6 +23,7 @@ from contracts.topics import (
     CLOSING_PROGRESS,
     GROUPS_ACCOUNTS,
     GROUPS_ASSIGNMENTS,
+    GROUPS_COST_CENTERS,
     GROUPS_PUBLISHERS,
     Topic,
 )
@@ -137,6 +139,10 @@ class Sender:
             cost_centers=(CostCenterInterval(start=LONG_AGO, end=None, cost_center_id=cost_center),),
         )
         self.send(GROUPS_ASSIGNMENTS, resource_id, timeline.data())
+
+    def cost_center(self, cost_center_id: str, organization: str = "lakeside") -> None:
+        center = CostCenter(cost_center_id=cost_center_id, version=1, organization_id=organization, name=cost_center_id)
+        self.send(GROUPS_COST_CENTERS, cost_center_id, center.data())
 
     # ---- closing ---------------------------------------------------------------------------------------------------
 

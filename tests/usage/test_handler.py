@@ -184,6 +184,8 @@ async def test_the_cost_center_is_the_override_else_that_of_the_profile_or_numbe
     usage.send.resource("dialer", "sales", "cc-profile")
     usage.send.resource("main-number", "sales", "cc-number", number="+13135550199")
     usage.send.resource("foreign", "other", "cc-foreign")
+    usage.send.cost_center("cc-new")  # no resource has it yet
+    usage.send.cost_center("cc-theirs", organization="northwind")
     await usage.rooms.pump()
     inbound = {"direction": "inbound", "called": "+13135550199"}
     await usage.take(
@@ -192,11 +194,13 @@ async def test_the_cost_center_is_the_override_else_that_of_the_profile_or_numbe
         leg("other profile", NOW, outbound_profile="foreign"),
         leg("number", NOW, **inbound),
         leg("override", NOW, cost_center_id="cc-number"),
+        leg("new override", NOW, cost_center_id="cc-new"),
+        leg("foreign override", NOW, cost_center_id="cc-theirs", outbound_profile="dialer"),
         leg("unknown override", NOW, cost_center_id="nobody", outbound_profile="dialer"),
     )
     assert {c["event_id"]: c["cost_center_id"] for c in usage.charges} == {
         "none": None, "profile": "cc-profile", "other profile": None, "number": "cc-number",
-        "override": "cc-number", "unknown override": "cc-profile",
+        "override": "cc-number", "new override": "cc-new", "foreign override": "cc-profile", "unknown override": "cc-profile",
     }  # fmt: skip
 
 
