@@ -119,7 +119,7 @@ def _revisions(connection: Connection, movable: bool) -> None:
     config = Config(str(MIGRATIONS / "alembic.ini"))
     config.attributes["connection"] = connection
     config.attributes["movable"] = movable
-    command.upgrade(config, "heads")
+    command.upgrade(config, "head")
 
 
 @asynccontextmanager

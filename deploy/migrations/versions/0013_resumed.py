@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from alembic import op
 
-revision = "0011_resumed"
-down_revision = "0010_source_seen"
+revision = "0013_resumed"
+down_revision = "0012_cost_centers"
 branch_labels = None
 depends_on = None
 
