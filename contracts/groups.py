@@ -17,6 +17,8 @@ Zone = Annotated[
     str, StringConstraints(min_length=1, max_length=64), Field(description="IANA time zone", examples=["UTC"])
 ]
 TaxRate = Annotated[str, StringConstraints(pattern=r"^(0(\.[0-9]{1,6})?|1(\.0{1,6})?)$"), Field(examples=["0.20"])]
+NumberPrefix = Annotated[str, StringConstraints(pattern=r"^[A-Z0-9-]{0,16}$")]
+Email = Annotated[str, StringConstraints(pattern=r"^[^@\s]+@[^@\s]+$", max_length=254)]
 
 
 # ---- timelines -----------------------------------------------------------------------------------------------------
@@ -103,14 +105,14 @@ class BillingEntity(Message):
     name: Name
     address: Text
     vat_id: Text | None
-    number_prefix: Annotated[str, StringConstraints(pattern=r"^[A-Z0-9-]{0,16}$")]
+    number_prefix: NumberPrefix
 
 
 class BillingInformation(Message):
     company: Name
     address: Text = ""
     vat_id: Text | None = None
-    emails: tuple[Annotated[str, StringConstraints(pattern=r"^[^@\s]+@[^@\s]+$", max_length=254)], ...] = ()
+    emails: tuple[Email, ...] = ()
     extra: Text = ""
 
 
@@ -162,7 +164,7 @@ class CreateBillingEntity(_Command):
     name: Name
     address: Text
     vat_id: Text | None = None
-    number_prefix: Annotated[str, StringConstraints(pattern=r"^[A-Z0-9-]{0,16}$")] = ""
+    number_prefix: NumberPrefix = ""
 
 
 class CreateGroup(_Command):

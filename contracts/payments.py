@@ -15,6 +15,7 @@ Token = Annotated[
     StringConstraints(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.:-]+$"),
     Field(description="A processor's token, never a card number"),
 ]
+ResultId = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f]+$")]
 
 
 class PaymentRequest(Message):
@@ -34,7 +35,7 @@ class PaymentRequest(Message):
 class PaymentResult(Message):
     """`payments.results.<processor>`: may come twice, late or out of order. ``result_id`` is unique per processor."""
 
-    result_id: Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f]+$")]
+    result_id: ResultId
     attempt_id: UUID
     processor: Id
     kind: Literal["settled", "failed"]

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from contracts.sentences import first_problem
 from services.kernel.errors import InvalidInput
 
 MESSAGE_BYTES_MAX = 65_536  # a command or a result is a few hundred bytes
@@ -26,13 +27,10 @@ def decode(adapter: TypeAdapter[Any], raw: bytes | None) -> Any:
     try:
         message = adapter.validate_json(raw)
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-        if first["type"] == "json_invalid":
-            raise InvalidInput("the record is not JSON in UTF-8", code="not_json") from None
-        field = ".".join(str(part) for part in first["loc"] if part not in _TAGS) or None
-        if first["type"].startswith("union_tag"):
-            raise InvalidInput(f"must be one of {', '.join(sorted(_TAGS))}", field="kind") from None
-        raise InvalidInput(first["msg"], field=field) from None
+        problem = first_problem(error, _TAGS)
+        if problem.type == "json_invalid":
+            raise InvalidInput(problem.sentence, code="not_json") from None
+        raise InvalidInput(problem.sentence, field=problem.field) from None
     json.loads(raw, object_pairs_hook=_once)
     return message
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import StringConstraints, ValidationError
+from pydantic import ValidationError
 
-from contracts import words
 from contracts.balance import balance_command
-from contracts.groups import TaxRate, groups_command
+from contracts.groups import groups_command
+from contracts.sentences import first_problem
 from contracts.topics import BALANCE_COMMANDS, GROUPS_COMMANDS, Topic
 from services.kernel.errors import InvalidInput
 
@@ -35,32 +35,5 @@ def build(fields: Mapping[str, Any]) -> tuple[Topic, str, Any]:
         command = groups_command.validate_python(given)
         return GROUPS_COMMANDS, command.organization_id, command
     except ValidationError as error:
-        problem = error.errors(include_url=False, include_input=False)[0]
-        place = [str(part) for part in problem["loc"] if part != given["kind"]]
-        raise InvalidInput(_sentence(problem), field=".".join(place) or None) from None
-
-
-def _pattern(kind: Any) -> str:
-    return next(str(each.pattern) for each in get_args(kind) if isinstance(each, StringConstraints))
-
-
-_MAY_HOLD = {
-    _pattern(words.Id): 'must begin with a letter or digit and hold at most 64 letters, digits, "_", "." and "-"',
-    _pattern(words.Amount): 'must be a decimal string such as "10.00"',
-    _pattern(words.SignedAmount): 'must be a decimal string such as "10.00" or "-2.50"',
-    _pattern(words.CurrencyCode): 'must be an ISO 4217 code such as "USD"',
-    _pattern(words.Month): 'must be a month such as "2026-10"',
-    _pattern(words.E164): 'must be a telephone number such as "+12485252160"',
-    _pattern(TaxRate): 'must be a rate from 0 to 1 such as "0.20"',
-}
-
-
-def _sentence(problem: Any) -> str:
-    details = problem.get("ctx", {})
-    if problem["type"] == "string_pattern_mismatch":
-        return _MAY_HOLD.get(details["pattern"], "holds characters that are not allowed here")
-    if problem["type"] == "literal_error":
-        return f"must be one of {details['expected']}"
-    if problem["type"] == "missing":
-        return "is missing"
-    return str(problem["msg"]).removeprefix("Value error, ")
+        problem = first_problem(error, {given["kind"]})
+        raise InvalidInput(problem.sentence, field=problem.field) from None

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from contracts.groups import GroupsCommand, groups_command
+from contracts.sentences import first_problem
 from contracts.words import ID_PATTERN
 from services.kernel.errors import InvalidInput
 
@@ -26,7 +27,7 @@ def decode(value: bytes | None) -> GroupsCommand:
     services.kernel.errors.InvalidInput: must be a JSON object
     >>> decode(b'{"kind": "create_organization", "name": "Lakeside"}')
     Traceback (most recent call last):
-    services.kernel.errors.InvalidInput: command_id: Field required
+    services.kernel.errors.InvalidInput: command_id: is missing; add it
     """
     if value is None:
         raise InvalidInput("the record has no value", code="tombstone")
@@ -41,14 +42,10 @@ def decode(value: bytes | None) -> GroupsCommand:
     try:
         command = groups_command.validate_json(value)
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        at = [str(part) for part in first["loc"]]
-        if at and at[0] == read.get("kind"):
-            del at[0]
-        field = _short(".".join(at)) or ("kind" if first["type"].startswith("union_tag") else None)
-        raise InvalidInput(
-            _short(first["msg"].removeprefix("Value error, ")), field=field, code="invalid_command"
-        ) from None
+        kind = read.get("kind")
+        problem = first_problem(error, {kind} if isinstance(kind, str) else ())
+        field = _short(problem.field) if problem.field else None
+        raise InvalidInput(_short(problem.sentence), field=field, code="invalid_command") from None
     for name, held in read.items():
         if "\x00" in _texts(held):
             raise InvalidInput("must not hold U+0000, which no text can store", field=name, code="invalid_command")

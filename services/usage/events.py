@@ -17,6 +17,7 @@ from msgspec.json import Decoder
 from pydantic import ValidationError
 from pydantic_core import to_json
 
+from contracts.sentences import first_problem
 from contracts.topics import USAGE_EVENTS
 from contracts.usage import CALL_SECONDS_MAX, EVENT_BYTES_MAX, VOICE_LEG, VoiceLeg
 from services.kernel.ids import content_digest
@@ -272,11 +273,10 @@ def _instant(text: str, field: str) -> datetime:
 
 
 def _refusal(error: ValidationError) -> EventRefused:
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    if first["type"] == "json_invalid":
-        return EventRefused("not_json", storable(f"the record is not JSON: {first['msg']}"))
-    field = ".".join(str(part) for part in first["loc"]) or None
-    return EventRefused("invalid_event", first["msg"], storable(field) if field else None)
+    problem = first_problem(error)
+    if problem.type == "json_invalid":
+        return EventRefused("not_json", storable(problem.sentence))
+    return EventRefused("invalid_event", problem.sentence, storable(problem.field) if problem.field else None)
 
 
 def _may_space_colons(value: bytes) -> bool:
