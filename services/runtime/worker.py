@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 2.0
 TOPICS_S_MAX = 60.0  # a topic that was just created is not known to every broker at once
+DATABASE_S_MAX = 30.0  # at the start: then whoever started us shall know
 STALL_S = 30.0  # a consume loop that has not polled for this long is not alive
 
 
@@ -323,15 +324,14 @@ class Worker:
     async def start(self) -> None:
         await self.offsets.start()
         await self._make_ours()
-        async with transaction(self.engine) as connection:
-            await connection.execute(text("select runtime.clock_now()"))
+        await self._answered(self._ask_the_clock)
         opened = partial(open_producer, self.settings, self.room.name)
         self.relay = Relay(
             self.room.name, self.engine, self.processor.tables, opened, self.settings.topic_prefix, self.make
         )
         self.processor.committed = self.relay.wake
         if self.room.started is not None:
-            await self.room.started(self.processor)
+            await self._answered(partial(self.room.started, self.processor))
         await start_broker(self.broker, self.settings)
         self._spawn(self.relay.run())
         self._spawn(self._every(self.settings.tick_ms / 1000, self._pass_markers, "markers"))
@@ -345,6 +345,27 @@ class Worker:
         gc.freeze()
         gc.set_threshold(50_000, 20, 50)
         log.info("%s runs as %s", self.room.name, self.name)
+
+    async def _ask_the_clock(self) -> None:
+        async with transaction(self.engine) as connection:
+            await connection.execute(text("select runtime.clock_now()"))
+
+    async def _answered(self, ask: Callable[[], Awaitable[None]]) -> None:
+        """What the start asks of PostgreSQL is asked again for a while: it may be starting as well, or cut us off just now."""
+        try:
+            async with asyncio.timeout(DATABASE_S_MAX):
+                while True:
+                    try:
+                        return await ask()
+                    except Exception as error:
+                        if not is_retryable(error):
+                            raise
+                        log.warning("%s waits for PostgreSQL: %s", self.room.name, type(error).__name__)
+                    await asyncio.sleep(0.2)
+        except TimeoutError:
+            raise Unavailable(
+                f"PostgreSQL does not answer for {DATABASE_S_MAX:.0f} s; check TOLLBOOK_POSTGRES", field="postgres"
+            ) from None
 
     async def stop(self) -> None:
         """Finish the batch in hand, then close; what is not sent stays in the outbox for the next copy."""

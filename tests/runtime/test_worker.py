@@ -10,6 +10,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPa
 from aiokafka.errors import NoOffsetForPartitionError, TopicAuthorizationFailedError
 from sqlalchemy import select
 
+from services.kernel.errors import Unavailable
 from services.runtime.broker import LINGER_FROM, HandedConsumer, ensure_topics
 from services.runtime.database import transaction
 from services.runtime.lanes import advance_lanes, give_birth, lanes_of, lock_lanes, lock_parent
@@ -107,6 +108,38 @@ async def test_a_position_that_another_copy_moves_while_partitions_are_assigned_
         await worker.offsets.stop()
         runner.subscriber.consumer = None
         await worker.engine.dispose()
+
+
+@pytest.fixture
+async def starting(database, kafka, topic_prefix, monkeypatch):
+    """A worker that starts while PostgreSQL lets nobody in."""
+    for name, value in database.environment(TOLLBOOK_KAFKA=kafka, TOLLBOOK_TOPIC_PREFIX=topic_prefix).items():
+        monkeypatch.setenv(name, value)
+    settings = load()
+    await ensure_topics(settings, {copier.SOURCE.name: copier.SOURCE})
+    worker = Worker(copier.copier(), settings)
+    async with database.connected() as owner:
+        await owner.execute(f"alter database {database.name} connection limit 0")
+        yield worker, owner
+    await worker.stop()
+
+
+async def test_a_worker_that_starts_before_postgresql_lets_it_in_waits(database, starting):
+    worker, owner = starting
+    start = asyncio.create_task(worker.start())
+    await asyncio.wait([start], timeout=3)
+    assert not start.done()
+    await owner.execute(f"alter database {database.name} connection limit -1")
+    async with asyncio.timeout(20):
+        await start
+    assert worker.health()["alive"]
+
+
+async def test_a_worker_that_postgresql_never_lets_in_says_so(starting, monkeypatch):
+    monkeypatch.setattr("services.runtime.worker.DATABASE_S_MAX", 1.0)
+    worker, _ = starting
+    with pytest.raises(Unavailable, match="check TOLLBOOK_POSTGRES"):
+        await worker.start()
 
 
 @pytest.mark.parametrize("error", [NoOffsetForPartitionError, TopicAuthorizationFailedError])
