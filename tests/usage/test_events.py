@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.usage import events
@@ -190,7 +190,7 @@ LEG_NAMES = (*GOOD["data"], "call_leg_id", "cost_center_id", "outbound_profile",
 EVENT_NAMES = (*(name for name in GOOD if name != "data"), "time", "datacontenttype", "subject", "other")
 
 
-@settings(max_examples=1000)
+@settings(max_examples=1000, suppress_health_check=[HealthCheck.too_slow])  # the first draw, on a busy machine
 @given(
     in_data=st.dictionaries(st.sampled_from(LEG_NAMES), ITEMS, max_size=3),
     around=st.dictionaries(st.sampled_from(EVENT_NAMES), ITEMS, max_size=2),
