@@ -719,7 +719,8 @@ def judge(
 
     ``phases``: the facts as they stood, and the records that were read while they stood so (often one phase).
     ``cuts``: the vector of each boundary as it was taken; a partition it does not name was born after it (C = 0).
-    ``replays``: each record released from quarantine, with the boundaries whose cut its group had passed when it ran.
+    ``replays``: each record released from quarantine, with the boundaries whose cut its group had passed when it ran. (It
+    passes by its offset as well: "a record keeps its (partition, offset) wherever it runs", designs/closing, line 8.)
     ``discards``: records given up by name. ``facts_at_replay``: the facts when replays ran (default: the last phase's).
     ``store_refuses``: says which valid legs the test made the database refuse.
     """
@@ -730,13 +731,9 @@ def judge(
         registry = Registry(facts)
         for record in records:
             replayed = record.position in replays
-            passed = (
-                frozenset(replays[record.position])
-                if replayed
-                else frozenset(
-                    t for t, c in cuts.items() if record.offset >= c.get((record.topic, record.partition), 0)
-                )
-            )
+            passed = frozenset(
+                t for t, c in cuts.items() if record.offset >= c.get((record.topic, record.partition), 0)
+            ) | frozenset(replays.get(record.position, ()))
             leg, charge, reasons = None, None, frozenset[str]()
             try:
                 leg = read_leg(record.value)

@@ -80,7 +80,7 @@ async def test_killed_at_every_step_the_chain_is_what_the_model_says(servers: Te
 
         await close(chain)
         await chain.publish(chain.factory.mix(100))
-        await chain.idle()
+        await chain.rest()
         chain.processes.stop()
         planned = Counter(
             step for plan in (ANY_TIME, OF_A_CUT, OF_A_CLOSE) for steps in plan.values() for step in steps
@@ -130,7 +130,9 @@ async def traffic(chain: Chain) -> None:
         number = len(chain.facts["accounts"])
         wish = {"threshold": "12", "recharge": "10"}
         token = TOKENS[number % len(TOKENS)]
-        await chain.join(Person(f"wave{number}", "lakeside", "payg", None, "12.00", wish, token), chain.newly_opened_at)
+        person = Person(f"wave{number}", "lakeside", "payg", None, "12.00", wish, token)
+        await chain.join(person, chain.newly_opened_at)
+        await chain.forbidden(person)
         await chain.grant("try", "0.01")
         await asyncio.sleep(WAVE_S)
 

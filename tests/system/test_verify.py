@@ -61,7 +61,7 @@ async def give_up_a_record(chain: Chain) -> None:
 
 
 async def test_a_run_of_the_whole_chain_is_what_the_model_says(closed: Chain) -> None:
-    assert closed.replays
+    assert await closed.retried()
     assert closed.discards
     assert await closed.judged() == []
 
