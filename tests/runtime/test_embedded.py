@@ -11,6 +11,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from hashlib import sha256
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -28,6 +29,7 @@ from services.runtime import embedded
 from services.runtime.embedded import jars
 from services.runtime.embedded import java as java_of_kafka
 from services.runtime.embedded.ports import HOST, is_free
+from services.runtime.embedded.servers import _usable
 
 
 @pytest.fixture
@@ -132,6 +134,11 @@ async def test_two_starters_at_once_start_each_server_once(data: Path) -> None:
     assert [code for code, _ in both] == [0, 0]
     assert both[0][1] == both[1][1]
     assert await query(embedded.running(data), "SELECT 1") == 1
+
+
+def test_starters_that_look_at_the_folder_at_once_do_not_disturb_each_other(data: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(lambda _: _usable(data), range(400))) == {data.resolve()}
 
 
 async def _python(*arguments: str) -> tuple[int | None, bytes]:

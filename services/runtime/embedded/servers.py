@@ -232,7 +232,7 @@ def _usable(data: Path) -> Path:
             (data / part).mkdir(parents=True, exist_ok=True)
         probe = data / ".probe"
         probe.write_bytes(b"")
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another starter probes the same file
     except OSError as error:
         raise InvalidInput(
             f"cannot write to the data folder {data}: {error.strerror}; name another one by TOLLBOOK_DATA",
