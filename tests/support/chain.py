@@ -354,7 +354,8 @@ class Chain:
         try:
             await producer.begin_transaction()
             for item in inputs:
-                await producer.send(self.topic_prefix + item.topic, item.value, key=item.key)
+                key = b"none" if item.value is None else item.key  # `send` takes no record that has neither
+                await producer.send(self.topic_prefix + item.topic, item.value, key=key)
             await producer.flush()
             await producer.abort_transaction()
         finally:
