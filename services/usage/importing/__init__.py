@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from services.usage.importing.asterisk import import_master_csv
+from services.usage.importing.asterisk import import_master_csv, import_realtime_csv
 from services.usage.importing.interface import Importer, ImportReport, LegEvent, RefusedRow
 from services.usage.importing.profile import SwitchProfile, read_profile
 
-FORMATS: Mapping[str, Importer] = MappingProxyType({"asterisk": import_master_csv})
+FORMATS: Mapping[str, Importer] = MappingProxyType(
+    {
+        "asterisk": import_master_csv,
+        "asterisk-realtime": import_realtime_csv,
+    }
+)
 
 __all__ = ["FORMATS", "ImportReport", "Importer", "LegEvent", "RefusedRow", "SwitchProfile", "read_profile"]

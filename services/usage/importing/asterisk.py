@@ -1,7 +1,9 @@
-"""Asterisk ``Master.csv``: one row a channel pair, without a header, in 16 to 21 columns.
+"""Asterisk's call records: one row a channel pair, whichever of its backends wrote them.
 
-The switch writes one line a row. Each row is judged by itself, except that an inbound row may need the number that the
-first row of its trunk channel was called on. Source: domain, section 3.
+``Master.csv`` of cdr_csv has no header and 16 to 21 columns; cdr_custom writes the columns that its mapping names; an
+export of the Realtime table ``cdr`` (cdr_odbc, cdr_adaptive_odbc, cdr_pgsql, cdr_mysql) has them by name in a header row.
+Each row is judged by itself, except that an inbound row may need the number that the first row of its trunk channel was
+called on. Source: domain, section 3.
 """
 
 from __future__ import annotations
@@ -9,19 +11,21 @@ from __future__ import annotations
 import csv
 import re
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, BinaryIO
+from typing import BinaryIO, Literal
 
-from contracts.usage import CALL_SECONDS_MAX, VOICE_LEG
-from contracts.words import ID_PATTERN
-from services.usage.importing.interface import ImportReport, LegEvent, RefusalCode, RefusedRow
+from services.kernel.errors import InvalidInput
+from services.usage.importing.clocks import candidates, local_candidates, span, wall_clock
+from services.usage.importing.dialect import Dialect
+from services.usage.importing.interface import ImportReport, LegEvent, RefusedRow
+from services.usage.importing.legs import Leg, account_id, billable_number, billed_within, event_id, own_number, seconds
+from services.usage.importing.parts import NAMED_COLUMNS, missing_columns
 from services.usage.importing.profile import SwitchProfile, Trunk
+from services.usage.importing.rows import Refused, fields_of, lines, text_of
 
-ROW_BYTES_MAX = 65_536  # a real row has a few hundred bytes; what is longer is skipped without being held
 CHANNELS_REMEMBERED_MAX = 65_536  # trunk channels whose called number is kept for later rows of the same call
-EVENT_ID_MAX = 256  # of the contract
 
 # The columns in the order of Asterisk's cdr_csv. The last five are written or not by its settings loguniqueid,
 # loguserfield and newcdrcolumns (the last three together).
@@ -32,19 +36,16 @@ COLUMNS = (
 COLUMNS_MIN, COLUMNS_MAX = len(COLUMNS), len(COLUMNS) + 5
 DISPOSITIONS = frozenset({"ANSWERED", "NO ANSWER", "BUSY", "FAILED", "CONGESTION"})
 
+# What a table holds whose disposition column is a number (cdr_odbc without dispositionstring, CDR(disposition,u)). The
+# documentation of the function counts otherwise than the program: a 4 with seconds to bill is therefore refused.
+DISPOSITION_NUMBERS = {
+    "0": "NO ANSWER", "1": "NO ANSWER", "2": "FAILED", "4": "BUSY", "8": "ANSWERED", "16": "CONGESTION",
+}  # fmt: skip
+
+HEADER_DELIMITERS = ",;\t|"
+NULLS = frozenset({"\\N", "NULL"})
+
 _UNIQUEID = re.compile(r"(?:.*-)?([0-9]{9,10})\.[0-9]+", re.ASCII)
-_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}", re.ASCII)
-_SECONDS = re.compile(r"[0-9]{1,9}", re.ASCII)
-_ACCOUNT = re.compile(ID_PATTERN)
-_PRINTABLE = re.compile(r"[^\x00-\x1f\x7f]+")
-
-
-class _Refused(Exception):
-    def __init__(self, code: RefusalCode, field: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.field = field
-        self.message = message
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +65,36 @@ class _Row:
     uniqueid: str  # empty where the switch does not log it
     linkedid: str
     sequence: str
+    named: bool = False  # its columns have names: what a database or a mapping may write is read
 
 
 def import_master_csv(
     records: BinaryIO, profile: SwitchProfile, report: ImportReport, *, shift_days: int = 0
 ) -> Iterator[LegEvent]:
-    """The usage events of a ``Master.csv``, in its order; the report accounts for every row."""
+    """The usage events of a ``Master.csv``, in its order; the report accounts for every row.
+
+    Where the profile names the columns (``asterisk.columns``) the file is one of cdr_custom.
+    """
+    return _events(_headless_rows(records, profile, report), profile, report, shift_days)
+
+
+def import_realtime_csv(
+    records: BinaryIO, profile: SwitchProfile, report: ImportReport, *, shift_days: int = 0
+) -> Iterator[LegEvent]:
+    """The usage events of an export of the table ``cdr`` with a header row; the report accounts for every other row."""
+    return _events(_rows_below_header(records, report), profile, report, shift_days)
+
+
+def _events(
+    rows: Iterable[tuple[int, _Row | Refused]], profile: SwitchProfile, report: ImportReport, shift_days: int
+) -> Iterator[LegEvent]:
     called_on = _CalledNumbers(profile)
     shift = timedelta(days=shift_days)
-    for line, raw, complete in _lines(records, report):
+    for line, row in rows:
         report.rows += 1
         try:
-            row = _row(raw, complete)
+            if isinstance(row, Refused):
+                raise row
             called_on.remember(row)
             sides = (profile.trunk(row.channel), profile.trunk(row.dstchannel))
             match sides:
@@ -83,17 +102,18 @@ def import_master_csv(
                     report.internal += 1
                     continue
                 case (Trunk(), None):
-                    event = _inbound(row, profile, called_on, shift)
+                    leg = _inbound(row, profile, called_on)
                 case (None, Trunk() as trunk) if row.lastapp != "ConfBridge":
                     dialled = _dialled(row, trunk)
                     if profile.is_internal(dialled):
                         report.internal += 1
                         continue
-                    event = _outbound(row, profile, trunk, dialled, shift)
+                    leg = _outbound(row, profile, trunk, dialled)
                 case _:
                     report.no_leg += 1
                     continue
-        except _Refused as refused:
+            event = leg.event(profile, shift)
+        except Refused as refused:
             report.refuse(RefusedRow(line, refused.field, refused.code, refused.message))
             continue
         report.published += 1
@@ -103,74 +123,53 @@ def import_master_csv(
 # --- from bytes to a row ----------------------------------------------------------------------------------------------
 
 
-def _lines(records: BinaryIO, report: ImportReport) -> Iterator[tuple[int, bytes, bool]]:
-    """(line number, bytes, whole) of every line that is not blank. Of a line that is too long only the beginning is
-    held. A quote that is not closed ends with its line, so it cannot swallow the rows behind it."""
-    number = 0
-    while raw := records.readline(ROW_BYTES_MAX):
-        number += 1
-        report.bytes_read += len(raw)
-        complete = raw.endswith(b"\n") or len(raw) < ROW_BYTES_MAX
-        rest = raw
-        while not complete and rest and not rest.endswith(b"\n"):
-            rest = records.readline(ROW_BYTES_MAX)
-            report.bytes_read += len(rest)
-        stripped = raw.rstrip(b"\r\n")
-        if stripped:
-            yield number, stripped, complete
+def _headless_rows(
+    records: BinaryIO, profile: SwitchProfile, report: ImportReport
+) -> Iterator[tuple[int, _Row | Refused]]:
+    mapping = profile.asterisk
+    columns = _Columns(mapping.columns, mapping.dialect) if mapping else None
+    for line, raw, complete in lines(records, report):
+        try:
+            row = _master_row(raw, complete) if columns is None else columns.row(raw, complete)
+        except Refused as refused:
+            yield line, refused
+            continue
+        yield line, row
 
 
-def _fields(text: str, *, strict: bool = True) -> list[str]:
-    return next(csv.reader((text,), strict=strict), [])
-
-
-_FIELD = re.compile(r'"(?:[^"]|"")*"(?=,|$)|(?!")[^,]*')
-
-
-def _misquoted(text: str) -> int:
-    """The index of the first field whose quotes are wrong: not closed, or followed by something else than a comma."""
-    index = at = 0
-    while (field := _FIELD.match(text, at)) is not None and field.end() < len(text):
-        index, at = index + 1, field.end() + 1
-    return index
+def _rows_below_header(records: BinaryIO, report: ImportReport) -> Iterator[tuple[int, _Row | Refused]]:
+    columns: _Columns | None = None
+    for line, raw, complete in lines(records, report):
+        if columns is None:
+            columns = _header(raw, complete)
+            continue
+        try:
+            row = columns.row(raw, complete)
+        except Refused as refused:
+            yield line, refused
+            continue
+        yield line, row
 
 
 def _column(index: int) -> str:
     return COLUMNS[index] if index < len(COLUMNS) else f"column {index + 1}"
 
 
-def _row(raw: bytes, complete: bool) -> _Row:
-    if not complete:
-        index = max(len(_fields(raw.decode("latin-1"), strict=False)) - 1, 0)
-        raise _Refused(
-            "too_long",
-            _column(index),
-            f"the row is longer than {ROW_BYTES_MAX} bytes in this field; a row of the switch never is",
-        )
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        before = _fields(raw[: error.start].decode("latin-1") + "x", strict=False)
-        raise _Refused(
-            "encoding", _column(len(before) - 1), "is not UTF-8; convert the file to UTF-8 and import it again"
-        ) from None
-    try:
-        fields = _fields(text)
-    except csv.Error as error:
-        raise _Refused(
-            "not_csv", _column(_misquoted(text)), f"is not CSV ({error}); check the quotes of the row"
-        ) from None
+def _master_row(raw: bytes, complete: bool) -> _Row:
+    fields = fields_of(text_of(raw, complete, _column), _column)
     count = len(fields)
     if count < COLUMNS_MIN:
-        raise _Refused(
-            "short_row", _column(count), f"is missing: the row has {count} of at least {COLUMNS_MIN} columns"
-        )
+        raise Refused("short_row", _column(count), f"is missing: the row has {count} of at least {COLUMNS_MIN} columns")
     if count > COLUMNS_MAX:
-        raise _Refused(
-            "long_row", _column(COLUMNS_MAX), f"the row has {count} columns, at most {COLUMNS_MAX} are known"
-        )
+        raise Refused("long_row", _column(COLUMNS_MAX), f"the row has {count} columns, at most {COLUMNS_MAX} are known")
     if fields[9].strip().lower() in ("start", "calldate") or fields[0].strip().lower() == "accountcode":
-        raise _Refused("header", _column(0), "is a header line; Master.csv has none: remove it")
+        raise Refused("header", _column(0), "is a header line; Master.csv has none: remove it")
+    if fields[13] in DISPOSITIONS and fields[14] not in DISPOSITIONS:
+        raise Refused(
+            "invalid",
+            "disposition",
+            "stands where cdr_custom writes it; name the columns of its mapping in the switch profile: asterisk.columns",
+        )
     uniqueid, linkedid, sequence = _settings_columns(fields[COLUMNS_MIN:])
     accountcode, src, dst, _, _, channel, dstchannel, lastapp, lastdata = fields[:9]
     start, _, end, duration, billsec, disposition = fields[9:15]
@@ -190,7 +189,86 @@ def _settings_columns(extra: list[str]) -> tuple[str, str, str]:
     return (extra[0] if extra else ""), linkedid, sequence
 
 
-# --- from a row to an event -------------------------------------------------------------------------------------------
+def _header(raw: bytes, complete: bool) -> _Columns:
+    """The columns that a header row names, whatever separates them."""
+    text = raw.decode("utf-8", "replace") if complete else ""
+    known = {*NAMED_COLUMNS, "start", "calldate"}
+    found: tuple[list[str], Dialect] | None = None
+    for delimiter in HEADER_DELIMITERS:
+        dialect = Dialect(delimiter)
+        try:
+            names = [name.strip().strip("`[]").lower() for name in dialect.split(text)]
+        except csv.Error:
+            continue
+        if found is None or len(known.intersection(names)) > len(known.intersection(found[0])):
+            found = names, dialect
+    if found is None or not known.intersection(found[0]):
+        raise InvalidInput(
+            "the first line names none of the columns of the table cdr; export it with a header row", field="header"
+        )
+    return _Columns(found[0], found[1])
+
+
+class _Columns:
+    """Where the columns stand in rows whose columns have names."""
+
+    def __init__(self, names: Sequence[str], dialect: Dialect) -> None:
+        if missing := missing_columns(names):
+            raise InvalidInput(f"has no such column; add {', '.join(missing)} to the export", field=missing[0])
+        self._names = tuple(names)
+        self._at: Mapping[str, int] = {name: names.index(name) for name in names}
+        self._dialect = dialect
+        # MySQL's INTO OUTFILE has a backslash before a quote, where the others double it.
+        self._backslashes = Dialect(dialect.delimiter, dialect.quote, "\\")
+        delimiter = re.escape(dialect.delimiter)
+        self._null = re.compile(rf"(?:(?<={delimiter})|^)\\N(?={delimiter}|$)")
+
+    def _name(self, index: int) -> str:
+        return self._names[index] if index < len(self._names) else f"column {index + 1}"
+
+    def row(self, raw: bytes, complete: bool) -> _Row:
+        fields = self._fields(self._null.sub("", text_of(raw, complete, self._name, self._dialect)))
+        values = {name: self._of(fields, name) for name in NAMED_COLUMNS}
+        start = self._of(fields, "start")
+        return _Row(
+            **values,
+            start=self._of(fields, "calldate") if _never(start) else start,
+            end=self._of(fields, "end"),
+            uniqueid=self._of(fields, "uniqueid"),
+            linkedid=self._of(fields, "linkedid"),
+            sequence=self._of(fields, "sequence"),
+            named=True,
+        )
+
+    def _of(self, fields: list[str], name: str) -> str:
+        at = self._at.get(name)
+        value = "" if at is None else fields[at]
+        return "" if value in NULLS else value
+
+    def _fields(self, text: str) -> list[str]:
+        count = len(self._names)
+        try:
+            fields = fields_of(text, self._name, self._dialect)
+        except Refused:
+            fields = self._backslashed(text)
+            if len(fields) != count:
+                raise
+        if len(fields) < count:
+            raise Refused(
+                "short_row", self._name(len(fields)), f"is missing: the row has {len(fields)} of {count} columns"
+            )
+        if len(fields) > count:
+            raise Refused("long_row", self._name(count), f"the row has {len(fields)} columns, {count} are named")
+        return fields
+
+    def _backslashed(self, text: str) -> list[str]:
+        try:
+            return self._backslashes.split(text)
+        except csv.Error:
+            return []
+
+
+# --- from a row to a leg ----------------------------------------------------------------------------------------------
 
 
 class _CalledNumbers:
@@ -228,138 +306,76 @@ def _dialled(row: _Row, trunk: Trunk) -> str:
     return row.dst
 
 
-def _inbound(row: _Row, profile: SwitchProfile, called_on: _CalledNumbers, shift: timedelta) -> LegEvent:
+def _inbound(row: _Row, profile: SwitchProfile, called_on: _CalledNumbers) -> Leg:
     called = profile.e164(row.dst)
     if called not in profile.numbers:
         called = profile.e164(called_on.first_of(row))
     # A number that is not in the profile is told by its trunk's code, which usage does not know as an account.
     account = profile.numbers.get(called, row.accountcode) if called else row.accountcode
-    return _event(row, profile, account, "inbound", called, shift)
+    return _leg(row, profile, account, "inbound", called)
 
 
-def _outbound(row: _Row, profile: SwitchProfile, trunk: Trunk, dialled: str, shift: timedelta) -> LegEvent:
+def _outbound(row: _Row, profile: SwitchProfile, trunk: Trunk, dialled: str) -> Leg:
     account = profile.account_of_code(row.accountcode)
-    return _event(row, profile, account, "outbound", profile.e164(dialled, trunk), shift)
+    return _leg(row, profile, account, "outbound", profile.e164(dialled, trunk))
 
 
-def _event(
-    row: _Row, profile: SwitchProfile, account: str, direction: str, called: str | None, shift: timedelta
-) -> LegEvent:
-    if row.disposition not in DISPOSITIONS:
-        raise _Refused("invalid", "disposition", f"must be one of {', '.join(sorted(DISPOSITIONS))}")
-    answered = row.disposition == "ANSWERED"
-    if called is None:
-        number = "lastdata" if direction == "outbound" and "@" in row.lastdata else "dst"
-        if answered:
-            raise _Refused("no_number", number, "is no telephone number; mend the prefixes in the switch profile")
-        raise _Refused("unanswered_no_number", number, "is no telephone number, and nobody answered: nothing to bill")
-    if _ACCOUNT.fullmatch(account) is None:
-        raise _Refused(
-            "invalid",
-            "accountcode",
-            "cannot be an account id (letters, digits, _ . - and at most 64 of them); map it in the switch profile",
-        )
-    duration_s = _seconds(row.duration, "duration")
-    billsec = _seconds(row.billsec, "billsec")
-    if billsec > duration_s:
-        raise _Refused("invalid", "billsec", f"is {billsec} s of a call of {duration_s} s; it must not be longer")
-    started_at, ended_at = _instants(row, profile, duration_s)
-    started, ended = _utc_text(started_at, shift), _utc_text(ended_at, shift)
-    caller = profile.e164(row.src) if direction == "inbound" else _own_number(row.src, profile)
-    data: dict[str, Any] = {
-        "account_id": account,
-        "direction": direction,
-        "caller": caller,
-        "called": called,
-        "started_at": started,
-        "ended_at": ended,
-        "answered": answered,
-        "duration_s": duration_s,
-        "billable_s": billsec if answered else 0,
-    }
-    event = {
-        "specversion": "1.0",
-        "id": _event_id(row),
-        "source": profile.source,
-        "type": VOICE_LEG,
-        "time": ended,
-        "datacontenttype": "application/json",
-        "data": data,
-    }
-    return LegEvent(account, event)
+def _leg(
+    row: _Row, profile: SwitchProfile, account: str, direction: Literal["inbound", "outbound"], called: str | None
+) -> Leg:
+    answered = _answered(row)
+    number = billable_number(called, answered, "lastdata" if direction == "outbound" and "@" in row.lastdata else "dst")
+    account = account_id(account, "accountcode")
+    duration_s = seconds(row.duration, "duration", fractions=row.named)
+    billsec = billed_within(seconds(row.billsec, "billsec", fractions=row.named), duration_s, "billsec")
+    starts, ends = _times(row, profile)
+    started_at, ended_at = span(starts, ends, duration_s, not_before=_created(row))
+    caller = profile.e164(row.src) if direction == "inbound" else own_number(row.src, profile)
+    start = starts[0].astimezone(profile.tz).strftime("%Y-%m-%d %H:%M:%S") if row.named else row.start
+    return Leg(
+        _event_id(row, start), account, direction, caller, number, started_at, ended_at, answered, duration_s, billsec
+    )
 
 
-def _own_number(src: str, profile: SwitchProfile) -> str | None:
-    """The caller of an outbound leg is mostly an extension, which is no number: then it is unknown."""
-    return None if profile.is_internal(src) else profile.e164(src)
+def _answered(row: _Row) -> bool:
+    disposition = row.disposition
+    if row.named:
+        disposition = DISPOSITION_NUMBERS.get(disposition, disposition.upper())
+        if row.disposition == "4" and row.billsec.strip("0.") != "":
+            raise Refused(
+                "invalid",
+                "disposition",
+                "is 4, which Asterisk writes for BUSY, yet there are seconds to bill; export the disposition as text",
+            )
+    if disposition not in DISPOSITIONS:
+        raise Refused("invalid", "disposition", f"must be one of {', '.join(sorted(DISPOSITIONS))}")
+    return disposition == "ANSWERED"
 
 
-def _event_id(row: _Row) -> str:
+def _never(text: str) -> bool:
+    """Whether a time stands for none, as tables write it."""
+    return text in ("", "0") or text.startswith(("0000-00-00", "1970-01-01", "1969-12-31"))
+
+
+def _times(row: _Row, profile: SwitchProfile) -> tuple[tuple[datetime, ...], tuple[datetime, ...] | None]:
+    """What start and end can mean; no end where the table has none."""
+    if row.named:
+        starts = candidates(row.start, profile, "start")
+        return starts, None if _never(row.end) else candidates(row.end, profile, "end")
+    return (
+        local_candidates(wall_clock(row.start, "start"), profile, "start"),
+        local_candidates(wall_clock(row.end, "end"), profile, "end"),
+    )
+
+
+def _created(row: _Row) -> datetime | None:
+    """The instant at which the channel came to be: ``uniqueid`` begins with it."""
+    known = _UNIQUEID.fullmatch(row.uniqueid)
+    return datetime.fromtimestamp(int(known[1]), UTC) if known else None
+
+
+def _event_id(row: _Row, start: str) -> str:
     """The same row has the same id in every file and with every shift. ``uniqueid`` alone repeats: one call has many rows."""
     call = row.uniqueid or row.linkedid
-    parts = (call, row.sequence) if call and row.sequence else (call, row.channel, row.dstchannel, row.start)
-    event_id = "|".join(parts)
-    if len(event_id) > EVENT_ID_MAX or _PRINTABLE.fullmatch(event_id) is None:
-        raise _Refused(
-            "invalid",
-            "uniqueid" if row.sequence else "channel",
-            f"makes no event id: at most {EVENT_ID_MAX} printable characters together with the rest of the id",
-        )
-    return event_id
-
-
-def _seconds(text: str, field: str) -> int:
-    if _SECONDS.fullmatch(text) is None or int(text) > CALL_SECONDS_MAX:
-        raise _Refused("invalid", field, f"must be whole seconds from 0 to {CALL_SECONDS_MAX}")
-    return int(text)
-
-
-def _local(text: str, field: str) -> datetime:
-    try:
-        if _TIME.fullmatch(text):
-            return datetime.fromisoformat(text)
-    except ValueError:
-        pass
-    raise _Refused("invalid", field, 'must be a time such as "2018-11-29 20:19:34"')
-
-
-def _candidates(local: datetime, profile: SwitchProfile, field: str) -> tuple[datetime, ...]:
-    """The instants that a wall clock of the switch's zone can mean: two in the hour that is set back."""
-    earlier = local.replace(tzinfo=profile.tz)
-    later = earlier.replace(fold=1)
-    if earlier.utcoffset() == later.utcoffset():
-        return (earlier.astimezone(UTC),)
-    candidates = tuple(sorted((earlier.astimezone(UTC), later.astimezone(UTC))))
-    if candidates[0].astimezone(profile.tz).replace(tzinfo=None) != local:
-        raise _Refused(
-            "invalid", field, f"does not exist in {profile.zone} (the clock was set forward); check the profile's zone"
-        )
-    return candidates
-
-
-def _instants(row: _Row, profile: SwitchProfile, duration_s: int) -> tuple[datetime, datetime]:
-    """Start and end in UTC. Where a clock that was set back leaves a choice, the pair that fits the duration is meant,
-    and of two such pairs the one that does not begin before the channel existed (``uniqueid`` begins with that instant).
-    """
-    starts = _candidates(_local(row.start, "start"), profile, "start")
-    ends = _candidates(_local(row.end, "end"), profile, "end")
-    if len(starts) == len(ends) == 1:
-        start, end = starts[0], ends[0]
-    else:
-        known = _UNIQUEID.fullmatch(row.uniqueid)
-        created = datetime.fromtimestamp(int(known[1]), UTC) if known else datetime.min.replace(tzinfo=UTC)
-        duration = timedelta(seconds=duration_s)
-        start, end = min(
-            ((start, end) for start in starts for end in ends),
-            key=lambda pair: (abs(pair[1] - pair[0] - duration), pair[0] < created, pair[0]),
-        )
-    if end < start:
-        raise _Refused("invalid", "end", "is before the start; check the switch's clock")
-    return start, end
-
-
-def _utc_text(instant: datetime, shift: timedelta) -> str:
-    try:
-        return (instant + shift).strftime("%Y-%m-%dT%H:%M:%SZ")
-    except OverflowError:
-        raise _Refused("invalid", "end", "is outside the calendar after the shift; shift by fewer days") from None
+    parts = (call, row.sequence) if call and row.sequence else (call, row.channel, row.dstchannel, start)
+    return event_id("|".join(parts), "uniqueid" if row.sequence else "channel")

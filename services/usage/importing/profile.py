@@ -15,12 +15,13 @@ from zoneinfo import ZoneInfo
 
 import phonenumbers
 from phonenumbers import NumberParseException, ValidationResult
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from contracts.usage import Attribute
 from contracts.words import E164, Id
 from services.kernel import period
 from services.kernel.errors import InvalidInput
+from services.usage.importing.parts import AsteriskColumns, Part
 
 PROFILE_BYTES_MAX = 4 * 2**20  # some ten thousand numbers
 NUMBERS_REMEMBERED_MAX = 65_536  # dialled numbers repeat; a remembered one costs a tenth of a parsed one
@@ -57,11 +58,7 @@ Pattern = Annotated[str, AfterValidator(_pattern)]
 DialPrefix = Annotated[str, Field(pattern=r"^[0-9]{1,15}$")]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=True)
-
-
-class Trunk(_Part):
+class Trunk(Part):
     """A channel that leads out of the switch, without the instance number: ``PJSIP/thinQ``."""
 
     channel: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+/[^\x00-\x20]+$", max_length=80)]
@@ -69,14 +66,14 @@ class Trunk(_Part):
     plus_missing: bool = Field(False, description="Numbers on this trunk are E.164 without their plus")
 
 
-class AccountCode(_Part):
+class AccountCode(Part):
     """Which account a code is: ``code`` is a regular expression that must match the whole accountcode."""
 
     code: Pattern
     account: Id
 
 
-class SwitchProfile(_Part):
+class SwitchProfile(Part):
     """A switch as an importer sees it. Of several codes that match, the first holds."""
 
     publisher: Id
@@ -88,6 +85,7 @@ class SwitchProfile(_Part):
     internal: tuple[Pattern, ...] = Field(strict=False, default=())
     accounts: tuple[AccountCode, ...] = Field(strict=False, default=())
     numbers: dict[E164, Id] = Field(default_factory=dict, description="Our numbers and the accounts they belong to")
+    asterisk: AsteriskColumns | None = Field(None, description="The mapping of cdr_custom, where that wrote the file")
 
     @cached_property
     def tz(self) -> ZoneInfo:
