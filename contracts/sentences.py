@@ -103,6 +103,10 @@ _OF_PATTERN = {
     _pattern(words.E164): 'must be a telephone number such as "+12485252160"',
     _pattern(words.InstantText): _INSTANT,
     _pattern(usage.Attribute): _NO_CONTROL,
+    _pattern(
+        usage.NumberOrShortCode
+    ): 'must be a telephone number such as "+12485252160", or a short code such as "72345"',
+    _pattern(usage.Network): 'must be the MCC, or MCC and MNC, of a network such as "310260"',
     _pattern(payments.Token): 'must hold only letters, digits, "_", ".", ":" and "-"',
     _pattern(payments.ResultId): _NO_CONTROL,
     _pattern(groups.TaxRate): 'must be a rate from 0 to 1 such as "0.20"',

@@ -10,17 +10,30 @@ from typing import Annotated, Literal, NotRequired
 from pydantic import ConfigDict, Field, StringConstraints, with_config
 from typing_extensions import TypedDict
 
-from contracts.words import E164, Amount, CurrencyCode, Id, Instant, InstantText, Message, Month, SignedAmount, Text
+from contracts.words import E164, Amount, CurrencyCode, Id, Instant, InstantText, Month, SignedAmount, Text
+from contracts.words import Message as Model
 
 VOICE_LEG = "tollbook.usage.voice.leg.v1"
+MESSAGE = "tollbook.usage.message.v1"
+DATA = "tollbook.usage.data.v1"
+RENTAL = "tollbook.usage.rental.v1"
+PRODUCT = "tollbook.usage.product.v1"
 EVENT_BYTES_MAX = 65_536  # an event is a few hundred bytes; larger ones are quarantined, not parsed
 CALL_SECONDS_MAX = 7 * 86_400  # a leg of more than a week is a broken clock, not a call
+SEGMENTS_MAX = 255  # a concatenated message counts its parts in one byte
+BYTES_MAX = 2**50  # a petabyte in one session is a broken counter
+QUANTITY_MAX = 10**15
+RESERVED_PRODUCTS = r"voice\.|message\.|number\.|data$"  # of the other kinds of events
 
 _STRICT = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
 _STRICT_OPEN = ConfigDict(strict=True, extra="allow", hide_input_in_errors=True)
 
 Attribute = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Seconds = Annotated[int, Field(ge=0, le=CALL_SECONDS_MAX)]
+NumberOrShortCode = Annotated[
+    str, StringConstraints(pattern=r"^(\+[1-9][0-9]{4,14}|[0-9]{3,8})$"), Field(examples=["+12485252160", "72345"])
+]
+Network = Annotated[str, StringConstraints(pattern=r"^[0-9]{3}([0-9]{2,3})?$"), Field(examples=["310260"])]
 
 
 @with_config(_STRICT)
@@ -41,19 +54,117 @@ class VoiceLeg(TypedDict):
     call_leg_id: NotRequired[Attribute | None]
 
 
+@with_config(_STRICT)
+class Message(TypedDict):
+    """One SMS or MMS. Event time is ``sent_at``. A later outcome comes as a higher revision of the same event."""
+
+    account_id: Id
+    direction: Literal["inbound", "outbound"]
+    channel: Literal["sms", "mms"]
+    sender: Annotated[Attribute | None, Field(description="A number, a short code or a name")]
+    recipient: NumberOrShortCode
+    segments: Annotated[int, Field(ge=1, le=SEGMENTS_MAX)]
+    outcome: Annotated[
+        Literal["accepted", "rejected", "delivered", "undelivered"],
+        Field(description="Of the carrier; rejected costs nothing, a book may say that only delivered costs"),
+    ]
+    sent_at: InstantText
+    outbound_profile: NotRequired[Id | None]
+    cost_center_id: NotRequired[Annotated[Id | None, Field(description="Per-message override")]]
+    message_id: NotRequired[Attribute | None]
+
+
+@with_config(_STRICT)
+class Data(TypedDict):
+    """One data session, or a part of one. Event time is ``ended_at``."""
+
+    account_id: Id
+    bytes: Annotated[int, Field(ge=0, le=BYTES_MAX)]
+    started_at: InstantText
+    ended_at: InstantText
+    network: NotRequired[
+        Annotated[Network | None, Field(description="MCC and MNC of the network; prices may differ by it")]
+    ]
+    subscriber: NotRequired[Annotated[E164 | None, Field(description="The number whose cost center it takes")]]
+    cost_center_id: NotRequired[Id | None]
+    session_id: NotRequired[Attribute | None]
+
+
+@with_config(_STRICT)
+class Rental(TypedDict):
+    """A number for the rest of a month, in advance. Event time is ``starts_at``, the first instant that is paid for."""
+
+    account_id: Id
+    number: E164
+    month: Month
+    days: Annotated[int, Field(ge=1, le=31, description="Started days, in the zone of the payer group")]
+    starts_at: InstantText
+    cost_center_id: NotRequired[Id | None]
+
+
+@with_config(_STRICT)
+class Product(TypedDict):
+    """Some quantity of anything else, in whole units: choose a small one. Event time is ``used_at``."""
+
+    account_id: Id
+    product: Annotated[
+        Id,
+        Field(description="A name of your own; voice., message., number. and data belong to the other kinds of events"),
+    ]
+    quantity: Annotated[int, Field(ge=0, le=QUANTITY_MAX)]
+    unit: Annotated[Id, Field(description="Must be the unit of the price", examples=["minute", "request"])]
+    used_at: InstantText
+    cost_center_id: NotRequired[Id | None]
+    reference: NotRequired[Attribute | None]
+
+
 @with_config(_STRICT_OPEN)
-class VoiceLegEvent(TypedDict):
+class _Event(TypedDict):
     """A CloudEvents 1.0 event in structured JSON; extension attributes are allowed and ignored."""
 
     specversion: Literal["1.0"]
     id: Attribute
     source: Attribute
-    type: Literal["tollbook.usage.voice.leg.v1"]
     time: NotRequired[InstantText | None]
     subject: NotRequired[Attribute | None]
     datacontenttype: NotRequired[Literal["application/json"] | None]
     dataschema: NotRequired[Attribute | None]
+
+
+@with_config(_STRICT_OPEN)
+class VoiceLegEvent(_Event):
+    type: Literal["tollbook.usage.voice.leg.v1"]
     data: VoiceLeg
+
+
+@with_config(_STRICT_OPEN)
+class MessageEvent(_Event):
+    type: Literal["tollbook.usage.message.v1"]
+    data: Message
+
+
+@with_config(_STRICT_OPEN)
+class DataEvent(_Event):
+    type: Literal["tollbook.usage.data.v1"]
+    data: Data
+
+
+@with_config(_STRICT_OPEN)
+class RentalEvent(_Event):
+    type: Literal["tollbook.usage.rental.v1"]
+    data: Rental
+
+
+@with_config(_STRICT_OPEN)
+class ProductEvent(_Event):
+    type: Literal["tollbook.usage.product.v1"]
+    data: Product
+
+
+UsageEvent = Annotated[
+    VoiceLegEvent | MessageEvent | DataEvent | RentalEvent | ProductEvent, Field(discriminator="type")
+]
+USAGE_EVENT_TYPES = (VOICE_LEG, MESSAGE, DATA, RENTAL, PRODUCT)
 
 
 @with_config(_STRICT)
@@ -75,22 +186,26 @@ class Charge(TypedDict):
     publisher: Id
     source: Attribute
     event_id: Attribute
-    call_leg_id: Attribute | None
+    call_leg_id: Annotated[Attribute | None, Field(description="The publisher's own id of the leg, message or session")]
     product: Annotated[str, Field(max_length=64, examples=["voice.outbound"])]
-    quantity: Annotated[int, Field(description="What is billed, in the product's unit (seconds for voice)")]
+    unit: Annotated[
+        Id, Field(description="second, segment, byte, day, or the unit of a product of the publisher's own")
+    ]
+    quantity: Annotated[int, Field(description="What is billed, in this unit")]
     duration_s: Annotated[int, Field(ge=0)]
     amount: SignedAmount
     currency: CurrencyCode
     book_id: Id
     book_version: Annotated[int, Field(ge=1)]
     matched: Annotated[str, Field(max_length=32, description="The prefix or product that matched")]
-    unit_price: Annotated[Amount, Field(description="Per minute for voice")]
+    unit_price: Annotated[Amount, Field(description="For `per` units: a minute of voice has 60 seconds")]
+    per: Annotated[int, Field(ge=1)]
     connection_fee: Amount
-    minimum_s: Annotated[int, Field(ge=0)]
-    increment_s: Annotated[int, Field(ge=1)]
+    minimum: Annotated[int, Field(ge=0)]
+    increment: Annotated[int, Field(ge=1)]
 
 
-class Rejection(Message):
+class Rejection(Model):
     """Told to the publisher for every quarantine, replay and discard."""
 
     publisher: Id

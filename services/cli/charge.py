@@ -37,7 +37,8 @@ async def list_(
     async with room("usage") as engine:
         rows = [in_words(row) for row in await api.charges(engine, account_id, limit=limit)]
     columns = {
-        "event_time": "ended", "product": "product", "called": "called", "quantity": "seconds", "amount": "amount",
+        "event_time": "ended", "product": "product", "destination": "to", "quantity": "quantity", "unit": "unit",
+        "amount": "amount",
         "currency": "currency", "group_id": "group", "bill_to": "billed", "charge_id": "charge",
     }  # fmt: skip
     show_rows(rows, columns, output, empty=f"no charge of an account {account_id}", right=("quantity", "amount"))
@@ -75,9 +76,11 @@ def explanation(charge: Mapping[str, Any], steps: tuple[str, ...]) -> list[str]:
         if charge["group_id"] is None
         else f"on the invoice of {charge['group_id']} for {charge['bill_to']}"
     )
+    to = f" to {charge['destination']}" if charge["destination"] else ""
+    lasted = f", {charge['duration_s']} s in all" if charge["unit"] == "second" else ""
     return [
         f"charge {charge['charge_id']}: {format_nano(charge['amount_nano'])} {charge['currency']} for {who}, {billed}",
-        f"{charge['product']} to {charge['called']}, ended {instant(charge['event_time'])}, {charge['duration_s']} s in all",
+        f"{charge['product']}{to}, ended {instant(charge['event_time'])}{lasted}",
         f"event {charge['event_id']} of {charge['source']}, published by {charge['publisher']}",
         *[f"{number}. {step}" for number, step in enumerate(steps, start=1)],
     ]

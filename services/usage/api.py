@@ -140,10 +140,11 @@ async def charge(engine: AsyncEngine, charge_id: UUID) -> ExplainedCharge:
     if matched is None:
         raise NotFound(f"the price of charge {charge_id} is gone", field="charge_id")
     price = Price(
-        row.book_id, row.book_version, row.currency, row.product, row.matched, matched.per_minute_nano,
-        matched.connection_fee_nano, matched.minimum_s, matched.increment_s,
+        row.book_id, row.book_version, row.currency, row.product, row.matched, matched.price_nano,
+        matched.connection_fee_nano, matched.minimum, matched.increment, matched.per, matched.unit,
+        matched.delivered_only,
     )  # fmt: skip
-    return ExplainedCharge(dict(row._mapping), explain(price, row.billable_s))
+    return ExplainedCharge(dict(row._mapping), explain(price, row.used, row.per))
 
 
 async def charges(engine: AsyncEngine, account_id: str, *, limit: int = 100) -> list[dict[str, Any]]:

@@ -16,7 +16,16 @@ from services.kernel.money import format_nano
 OUTBOUND = "voice.outbound"
 INBOUND = "voice.inbound"
 TOLL_FREE = "voice.toll_free"  # inbound on a number whose caller does not pay
-PRODUCTS = (OUTBOUND, INBOUND, TOLL_FREE)
+VOICE = (OUTBOUND, INBOUND, TOLL_FREE)
+MESSAGES = tuple(
+    f"message.{channel}.{direction}" for channel in ("sms", "mms") for direction in ("outbound", "inbound")
+)
+DATA = "data"
+RENTAL = "number.rental"
+SECOND, SEGMENT, BYTE, DAY = "second", "segment", "byte", "day"
+UNITS = dict.fromkeys(VOICE, SECOND) | dict.fromkeys(MESSAGES, SEGMENT) | {DATA: BYTE, RENTAL: DAY}
+"""The unit of every product that is not the publisher's own."""
+ANY = "*"  # the prefix of a price for every destination, and for what has none
 TOLL_FREE_PREFIXES = frozenset({"+1800", "+1833", "+1844", "+1855", "+1866", "+1877", "+1888"})
 
 Direction = Literal["inbound", "outbound"]
@@ -33,16 +42,32 @@ def product_of(direction: Direction, called: str) -> str:
     return TOLL_FREE if called[:5] in TOLL_FREE_PREFIXES else INBOUND
 
 
+def message_product(channel: str, direction: Direction) -> str:
+    """The product of a message.
+
+    >>> message_product("sms", "outbound")
+    'message.sms.outbound'
+    """
+    return f"message.{channel}.{direction}"
+
+
 @dataclass(frozen=True, slots=True)
 class PriceRow:
-    """What one prefix costs for one product. Prices are nanos; ``60/6`` is minimum 60, increment 6 seconds."""
+    """What one prefix costs for one product: nanos for ``per`` units, a fee an event, and which quantity is billed.
+
+    Voice has its price a minute, ``per`` 60 seconds; ``60/6`` is minimum 60, increment 6. Data of 0.01 a started megabyte
+    has ``per``, ``minimum`` and ``increment`` 1,000,000 bytes. A rental has its price a month, whatever ``per`` says.
+    """
 
     product: str
     prefix: str
-    per_minute_nano: int
+    price_nano: int
     connection_fee_nano: int = 0
-    minimum_s: int = 60
-    increment_s: int = 60
+    minimum: int = 60
+    increment: int = 60
+    per: int = 60
+    unit: str = SECOND
+    delivered_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,21 +90,24 @@ class Price:
     currency: str
     product: str
     prefix: str
-    per_minute_nano: int
+    price_nano: int
     connection_fee_nano: int
-    minimum_s: int
-    increment_s: int
+    minimum: int
+    increment: int
+    per: int = 60
+    unit: str = SECOND
+    delivered_only: bool = False
     unit_price: str = field(init=False)
     connection_fee: str = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "unit_price", format_nano(self.per_minute_nano))
+        object.__setattr__(self, "unit_price", format_nano(self.price_nano))
         object.__setattr__(self, "connection_fee", format_nano(self.connection_fee_nano))
 
 
 @dataclass(frozen=True, slots=True)
 class _Prefixes:
-    """The prefixes of one product: asked by length, longest first."""
+    """The prefixes of one product: asked by length, longest first. A price for any destination stands under ""."""
 
     lengths: tuple[int, ...]
     prices: Mapping[str, Price]
@@ -92,23 +120,17 @@ class _CompiledVersion:
         prices: dict[str, dict[str, Price]] = {}
         for row in version.rows:
             of_product = prices.setdefault(row.product, {})
-            if row.prefix in of_product:
+            key = "" if row.prefix == ANY else row.prefix
+            if key in of_product:
                 raise InvalidInput(
                     f"{row.product} {row.prefix} stands twice in {version.book_id} version {version.version};"
                     " keep one of the rows",
                     field="prefix",
                 )
-            of_product[row.prefix] = Price(
-                version.book_id,
-                version.version,
-                version.currency,
-                row.product,
-                row.prefix,
-                row.per_minute_nano,
-                row.connection_fee_nano,
-                row.minimum_s,
-                row.increment_s,
-            )
+            of_product[key] = Price(
+                version.book_id, version.version, version.currency, row.product, row.prefix, row.price_nano,
+                row.connection_fee_nano, row.minimum, row.increment, row.per, row.unit, row.delivered_only,
+            )  # fmt: skip
         self.version = version.version
         self.effective_from = version.effective_from
         self.products = {
@@ -129,7 +151,7 @@ class PriceBook:
         self.exists = bool(compiled)
         self._versions = tuple(compiled)
 
-    def find(self, product: str, number: str, at: datetime) -> Price | None:
+    def find(self, product: str, destination: str, at: datetime) -> Price | None:
         """The price of the longest prefix in the version that is effective at an instant, or None.
 
         Of several versions the one with the latest ``effective_from`` up to that instant holds; of two from the same
@@ -142,7 +164,7 @@ class PriceBook:
                     return None
                 prices = prefixes.prices
                 for length in prefixes.lengths:
-                    price = prices.get(number[:length])
+                    price = prices.get(destination[:length])
                     if price is not None:
                         return price
                 return None

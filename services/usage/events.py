@@ -8,32 +8,41 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from msgspec import Meta, MsgspecError, Struct, convert
+from msgspec import MsgspecError, Struct, convert
 from msgspec.json import Decoder
 from pydantic import ValidationError
 from pydantic_core import to_json
 
 from contracts.sentences import first_problem
 from contracts.topics import USAGE_EVENTS
-from contracts.usage import CALL_SECONDS_MAX, EVENT_BYTES_MAX, VOICE_LEG, VoiceLeg
+from contracts.usage import (
+    DATA,
+    EVENT_BYTES_MAX,
+    MESSAGE,
+    PRODUCT,
+    RENTAL,
+    RESERVED_PRODUCTS,
+    USAGE_EVENT_TYPES,
+    VOICE_LEG,
+)
 from services.kernel.ids import content_digest
-from services.usage.books import Direction
+from services.usage.uses import Data, Leg, Message, Product, Rental, Text, Use, UseRefused
 
-CLOCK_SLACK_S = 2  # a switch measures the length of a call and its two times each by itself, and rounds each
 ABOUT_CHARACTERS_MAX = 256
 
 _ATTRIBUTES = frozenset(
     {"specversion", "id", "source", "type", "time", "subject", "datacontenttype", "dataschema", "data"}
 )
-_CONTENT_FIELDS = (
-    "account_id", "answered", "billable_s", "call_leg_id", "called", "caller", "cost_center_id", "direction",
-    "duration_s", "ended_at", "outbound_profile", "started_at",
-)  # fmt: skip
-_CONTENT_HEAD = VOICE_LEG.encode() + b"\0"
+_USES: dict[str, type[Use]] = {VOICE_LEG: Leg, MESSAGE: Message, DATA: Data, RENTAL: Rental, PRODUCT: Product}
+_CONTENT_FIELDS = {kind: tuple(sorted(use.__struct_fields__)) for kind, use in _USES.items()}
+_INSTANTS = frozenset({"ended_at", "sent_at", "started_at", "starts_at", "used_at"})
+_RESERVED = re.compile(RESERVED_PRODUCTS)
+_VOICE_HEAD = VOICE_LEG.encode() + b"\0"
 _EXTENSION_NAME = re.compile(r"[a-z0-9]+", re.ASCII)
 _EXTENSION_INTEGER = 2**31
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
@@ -52,34 +61,13 @@ class EventRefused(Exception):
         self.field = field
 
 
-_Text = Annotated[str, Meta(min_length=1, max_length=256)]
-_Seconds = Annotated[int, Meta(ge=0, le=CALL_SECONDS_MAX)]
-
-
-class Leg(Struct, forbid_unknown_fields=True, gc=False):
-    """A voice leg as its event has it; what is absent and what is null are the same."""
-
-    account_id: str
-    direction: Direction
-    caller: str | None
-    called: str
-    started_at: str
-    ended_at: str
-    answered: bool
-    duration_s: _Seconds
-    billable_s: _Seconds
-    outbound_profile: str | None = None
-    cost_center_id: str | None = None
-    call_leg_id: _Text | None = None
-
-
 class Event(Struct, gc=False):
     """One valid usage event. ``content`` is the hash of what it says; two copies of one event have the same."""
 
     source: str
     event_id: str
-    leg: Leg
-    ended_at: datetime
+    use: Use
+    event_time: datetime
     content: bytes
 
 
@@ -87,32 +75,18 @@ def decode(value: bytes | None) -> Event:
     """The event in the bytes of a record, or `EventRefused`.
 
     CloudEvents 1.0 in structured JSON, of the contract's form, no name twice, real calendar dates, no character that
-    cannot be stored. A call ends after it starts, is billed for no longer than it lasts and only if answered, and lasts
-    what its two times say, give or take 2 seconds.
+    cannot be stored; and what it says was used is possible (`uses`).
     """
     if value is None:
         raise EventRefused("not_json", "the record has no value (a tombstone); publish the event as JSON")
     if len(value) > EVENT_BYTES_MAX:
         raise EventRefused("invalid_event", f"the event has {len(value)} bytes; at most {EVENT_BYTES_MAX} are allowed")
-    source, event_id, leg, content = _plain(value) or _judged(value)
-    started_at = _instant(leg.started_at, "data.started_at")
-    ended_at = _instant(leg.ended_at, "data.ended_at")
-    duration_s, billable_s = leg.duration_s, leg.billable_s
-    lasted_s = (ended_at - started_at).total_seconds()
-    if lasted_s < 0:
-        raise EventRefused("invalid_event", "must not be before data.started_at", "data.ended_at")
-    if billable_s > duration_s:
-        raise EventRefused("invalid_event", "must not be more than data.duration_s", "data.billable_s")
-    if billable_s and not leg.answered:
-        raise EventRefused("invalid_event", "must be 0 for a call that was not answered", "data.billable_s")
-    if not -CLOCK_SLACK_S <= lasted_s - duration_s <= CLOCK_SLACK_S:
-        raise EventRefused(
-            "invalid_event",
-            f"is {duration_s}, but from data.started_at to data.ended_at are {lasted_s:g} seconds; at most"
-            f" {CLOCK_SLACK_S} seconds of difference are allowed",
-            "data.duration_s",
-        )
-    return Event(source, event_id, leg, ended_at, content_digest(content))
+    source, event_id, use, content = _plain(value) or _judged(value)
+    try:
+        event_time = use.checked()
+    except UseRefused as refused:
+        raise EventRefused("invalid_event", refused.message, refused.field) from None
+    return Event(source, event_id, use, event_time, content_digest(content))
 
 
 # ---- the plain form, which nearly all events have ------------------------------------------------------------------
@@ -120,8 +94,8 @@ def decode(value: bytes | None) -> Event:
 
 class _PlainEvent(Struct, forbid_unknown_fields=True, gc=False):
     specversion: Literal["1.0"]
-    id: _Text
-    source: _Text
+    id: Text
+    source: Text
     type: Literal["tollbook.usage.voice.leg.v1"]
     data: Leg
     time: str | None = None
@@ -160,7 +134,7 @@ def _plain(value: bytes) -> tuple[str, str, Leg, bytes] | None:
         return None
     if time is not None and time != leg.ended_at and not _is_plain_time(time):
         return None
-    return event.source, event.id, leg, _CONTENT_HEAD + text.encode()
+    return event.source, event.id, leg, _VOICE_HEAD + text.encode()
 
 
 def _plain_content(leg: Leg) -> str:
@@ -190,13 +164,13 @@ def _is_plain_time(text: str) -> bool:
 # ---- every other form ----------------------------------------------------------------------------------------------
 
 
-def _judged(value: bytes) -> tuple[str, str, Leg, bytes]:
-    """Source, id, leg and canonical form of an event of the contract's form, or `EventRefused`."""
+def _judged(value: bytes) -> tuple[str, str, Use, bytes]:
+    """Source, id, use and canonical form of an event of the contract's form, or `EventRefused`."""
     try:
         event = _validate(value)
     except ValidationError as error:
         raise _refusal(error) from None
-    data: VoiceLeg = event["data"]
+    kind, data = event["type"], event["data"]
     keys = len(event) + len(data)  # as many as the text has names, or one of them may stand there twice
     has_escapes = b"\\" in value
     if has_escapes or value.count(b'":') != keys or _may_space_colons(value):
@@ -207,20 +181,22 @@ def _judged(value: bytes) -> tuple[str, str, Leg, bytes]:
         _check_controls(event)
     if len(event) > 5:
         _check_attributes(event)
-    return event["source"], event["id"], convert(data, Leg), canonical(data)
+    if kind == PRODUCT and _RESERVED.match(data["product"]) is not None:
+        raise EventRefused("invalid_event", "belongs to another type of event; choose another name", "data.product")
+    return event["source"], event["id"], convert(data, _USES[kind]), canonical(kind, data)
 
 
-def canonical(data: VoiceLeg) -> bytes:
+def canonical(kind: str, data: Mapping[str, Any]) -> bytes:
     """What an event says, in one form: the names sorted, absent and null the same, times without trailing zeros.
 
     The attributes around the data (time, subject, dataschema, extensions) say how it was sent, and do not count.
     """
-    content: dict[str, Any] = {name: value for name in _CONTENT_FIELDS if (value := data.get(name)) is not None}
-    for name in ("ended_at", "started_at"):
+    content: dict[str, Any] = {name: value for name in _CONTENT_FIELDS[kind] if (value := data.get(name)) is not None}
+    for name in _INSTANTS & content.keys():
         text: str = content[name]
         if "." in text:
             content[name] = text[:-1].rstrip("0").rstrip(".") + "Z"
-    return _CONTENT_HEAD + to_json(content)
+    return kind.encode() + b"\0" + to_json(content)
 
 
 def readable(value: bytes | None) -> dict[str, str]:
@@ -249,10 +225,12 @@ def readable(value: bytes | None) -> dict[str, str]:
     ):
         if isinstance(text, str) and text:
             about[name] = storable(text)[:ABOUT_CHARACTERS_MAX]
-    ended_at = data.get("ended_at")
-    if isinstance(ended_at, str) and ended_at.endswith("Z"):
-        with suppress(ValueError):
-            about["event_time"] = datetime.fromisoformat(ended_at).isoformat()
+    for name in ("ended_at", "sent_at", "starts_at", "used_at"):
+        event_time = data.get(name)
+        if isinstance(event_time, str) and event_time.endswith("Z"):
+            with suppress(ValueError):
+                about["event_time"] = datetime.fromisoformat(event_time).isoformat()
+                break
     return about
 
 
@@ -265,15 +243,8 @@ def storable(text: str) -> str:
     return text.replace("\0", "?").encode("utf-8", "replace").decode()
 
 
-def _instant(text: str, field: str) -> datetime:
-    try:
-        return datetime.fromisoformat(text)
-    except ValueError:
-        raise EventRefused("invalid_event", "is no date and time of the calendar", field) from None
-
-
 def _refusal(error: ValidationError) -> EventRefused:
-    problem = first_problem(error)
+    problem = first_problem(error, USAGE_EVENT_TYPES)
     if problem.type == "json_invalid":
         return EventRefused("not_json", storable(problem.sentence))
     return EventRefused("invalid_event", problem.sentence, storable(problem.field) if problem.field else None)
@@ -317,13 +288,17 @@ def _check_controls(event: dict[str, Any]) -> None:
     for name in ("id", "source", "subject", "dataschema"):
         if _CONTROL.search(event.get(name) or "") is not None:
             raise EventRefused("invalid_event", "holds a control character", name)
-    if _CONTROL.search(event["data"].get("call_leg_id") or "") is not None:
-        raise EventRefused("invalid_event", "holds a control character", "data.call_leg_id")
+    for name, item in event["data"].items():
+        if isinstance(item, str) and _CONTROL.search(item) is not None:
+            raise EventRefused("invalid_event", "holds a control character", f"data.{name}")
 
 
 def _check_attributes(event: dict[str, Any]) -> None:
     if event.get("time") is not None:
-        _instant(event["time"], "time")
+        try:
+            datetime.fromisoformat(event["time"])
+        except ValueError:
+            raise EventRefused("invalid_event", "is no date and time of the calendar", "time") from None
     schema = event.get("dataschema")
     if schema is not None and _URI.match(schema) is None:
         raise EventRefused("invalid_event", 'must be an absolute URI such as "https://…"', "dataschema")

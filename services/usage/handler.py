@@ -28,14 +28,32 @@ from services.runtime.work import Work
 from services.usage import store
 from services.usage.events import Event, EventRefused, decode
 from services.usage.memory import Memory
-from services.usage.rating import NoPrice, NotBillable, Rated, TooLarge, WrongCurrency, rate
+from services.usage.rating import NoPrice, NotBillable, Rated, TooLarge, WrongCurrency, WrongUnit, rate
 from services.usage.registry import Account, Payer, Source
+from services.usage.uses import Data, Leg, Message, Product, Rental
 
 RATED, RATED_UNGROUPED, NOT_BILLABLE = 1, 2, 3  # states of an identity
 CLASS_OF_STATE = {RATED: "rated", RATED_UNGROUPED: "rated_ungrouped", NOT_BILLABLE: "not_billable"}
 DUPLICATE = "duplicate"
 PARKED = ("quarantined", "waiting")
 OUT_OF_TIME = ("too_old", "in_future")
+DATED_BY = {
+    Leg: "data.ended_at",
+    Message: "data.sent_at",
+    Data: "data.ended_at",
+    Rental: "data.starts_at",
+    Product: "data.used_at",
+}
+PRICED_BY = {
+    Leg: "data.called",
+    Message: "data.recipient",
+    Data: "data.network",
+    Rental: "data.number",
+    Product: "data.product",
+}
+MEASURED_BY = {
+    Leg: "data.billable_s", Message: "data.segments", Data: "data.bytes", Rental: "data.days", Product: "data.quantity",
+}  # fmt: skip
 
 _encode = Encoder().encode
 
@@ -142,7 +160,7 @@ class UsageEvents:
             return None
         name = USAGE_EVENTS.member(record.topic)
         publisher = registry.publishers.get(name)
-        account = registry.accounts.get(event.leg.account_id)
+        account = registry.accounts.get(event.use.account_id)
         problem: tuple[str, str, str | None] | None = None
         if publisher is None:
             problem = "not_permitted", f"the publisher {name} is not registered", None
@@ -152,10 +170,10 @@ class UsageEvents:
             problem = "unknown_account", "is not registered; register the account, then replay", "data.account_id"
         elif account.organization_id not in publisher.organizations:
             problem = "not_permitted", "is of an organization that this publisher may not bill", "data.account_id"
-        elif event.ended_at < account.opened_at:
-            problem = "unknown_account", "was not opened yet when the call ended", "data.account_id"
-        elif account.closed_at is not None and event.ended_at >= account.closed_at:
-            problem = "account_closed", "was closed when the call ended", "data.account_id"
+        elif event.event_time < account.opened_at:
+            problem = "unknown_account", "was not opened yet at the time of the event", "data.account_id"
+        elif account.closed_at is not None and event.event_time >= account.closed_at:
+            problem = "account_closed", "was closed at the time of the event", "data.account_id"
         else:
             return Usage(record, event, account, publisher, identity_digest(name, event.source, event.event_id))
         reason, message, field = problem
@@ -165,35 +183,38 @@ class UsageEvents:
     def _rate(self, usage: Usage) -> Acceptable | Rejected | Waiting:
         """What an event becomes that nobody has seen: time, price, payer and invoice, in this order."""
         record, event, account = usage.record, usage.event, usage.account
-        ended_at = event.ended_at
+        event_time = event.event_time
         if outside := _outside(usage):
             return outside
-        plan = account.plan_at(ended_at)
+        plan = account.plan_at(event_time)
         if plan is None:
-            return Rejected(usage, "unknown_account", "had no plan when the call ended", "data.account_id")
-        payer = account.payer_at(ended_at) if plan != "trial" else None
+            return Rejected(usage, "unknown_account", "had no plan at the time of the event", "data.account_id")
+        payer = account.payer_at(event_time) if plan != "trial" else None
         currency = payer.currency if payer is not None else account.currency
-        outcome = rate(event.leg, ended_at, account.chain(payer, self.memory.prices), currency)
+        outcome = rate(event.use, event_time, account.chain(payer, self.memory.prices), currency)
         match outcome:
             case Rated():
                 pass
             case NotBillable():
                 return Acceptable(usage, NOT_BILLABLE)
             case NoPrice(message=message):
-                return Rejected(usage, "no_price", message, "data.called")
+                return Rejected(usage, "no_price", message, PRICED_BY.get(type(event.use)))
             case WrongCurrency(price=price):
                 message = (
                     f"the price of {price.prefix} in {price.book_id} is in {price.currency}, the account in {currency}"
                 )
                 return Rejected(usage, "wrong_currency", message, "data.account_id")
+            case WrongUnit(price=price):
+                message = f"the price of {price.product} in {price.book_id} is for {price.unit}; use that unit"
+                return Rejected(usage, "wrong_unit", message, "data.unit")
             case TooLarge(amount_nano=nano):
                 message = (
-                    f"the call would cost {format_nano(nano)}, more than one charge may be; mend the price or the call"
+                    f"it would cost {format_nano(nano)}, more than one charge may be; mend the price or the quantity"
                 )
-                return Rejected(usage, "invalid_event", message, "data.billable_s")
+                return Rejected(usage, "invalid_event", message, MEASURED_BY[type(event.use)])
         if payer is None:
             return Acceptable(usage, RATED_UNGROUPED, outcome, plan)
-        period = payer.period(ended_at)
+        period = payer.period(event_time)
         lane = (record.topic, record.partition)
         stamp = self.memory.cuts.bill_to(
             payer.group_id, payer.zone, period, lane, record.offset, replayed=record.replayed
@@ -226,7 +247,7 @@ class UsageEvents:
 
     async def _charge(self, work: Work, charges: list[Acceptable]) -> None:
         """Store and publish the charges of a batch, in the order of their records."""
-        await self._open_days(work, {each.usage.event.ended_at.date() for each in charges})
+        await self._open_days(work, {each.usage.event.event_time.date() for each in charges})
         rows = []
         for each in charges:
             row, id, data = self._charge_of(each)
@@ -240,11 +261,11 @@ class UsageEvents:
         if rated is None:
             raise Corrupt("a charge without a price", code="charge_unpriced")
         event, account, record, price = usage.event, usage.account, usage.record, rated.price
-        leg = event.leg
+        use = event.use
         id = DriverUUID(charge_id_bytes(usage.digest))
         text = str(id)
         group_id = each.payer.group_id if each.payer is not None else None
-        cost_center_id = self.memory.registry.cost_center(account, leg, event.ended_at)
+        cost_center_id = self.memory.registry.cost_center(account, use, event.event_time)
         charge: Charge = {
             "charge_id": text,
             "revision": 0,
@@ -257,39 +278,42 @@ class UsageEvents:
             "bill_to": each.bill_to,
             "cost_center_id": cost_center_id,
             "assignment_version": account.version,
-            "event_time": leg.ended_at,
+            "event_time": use.event_time,
             "publisher": usage.publisher.publisher_id,
             "source": event.source,
             "event_id": event.event_id,
-            "call_leg_id": leg.call_leg_id,
+            "call_leg_id": use.reference,
             "product": price.product,
-            "quantity": rated.billed_s,
-            "duration_s": leg.duration_s,
+            "unit": price.unit,
+            "quantity": rated.billed,
+            "duration_s": use.duration_s,
             "amount": format_nano(rated.amount_nano),
             "currency": price.currency,
             "book_id": price.book_id,
             "book_version": price.version,
             "matched": price.prefix,
             "unit_price": price.unit_price,
+            "per": rated.per,
             "connection_fee": price.connection_fee,
-            "minimum_s": price.minimum_s,
-            "increment_s": price.increment_s,
+            "minimum": price.minimum,
+            "increment": price.increment,
         }
         row = (
             id,
-            event.ended_at,
+            event.event_time,
             rated.amount_nano,
+            use.used,
+            rated.billed,
+            rated.per,
             record.offset,
             record.partition,
             account.version,
-            leg.duration_s,
-            leg.billable_s,
-            rated.billed_s,
+            use.duration_s,
             price.version,
             usage.publisher.publisher_id,
             event.source,
             event.event_id,
-            leg.call_leg_id,
+            use.reference,
             account.account_id,
             account.organization_id,
             each.plan,
@@ -297,9 +321,10 @@ class UsageEvents:
             each.period,
             each.bill_to,
             cost_center_id,
-            leg.caller,
-            leg.called,
+            use.origin,
+            use.destination,
             price.product,
+            price.unit,
             price.currency,
             price.book_id,
             price.prefix,
@@ -323,7 +348,7 @@ class UsageEvents:
         came = [each.usage for each in first.values()]
         came += [each.usage for each in others if not (isinstance(each, Rejected) and each.reason in OUT_OF_TIME)]
         new = {
-            (usage.event.leg.ended_at[:7], usage.publisher.publisher_id, usage.event.source) for usage in came
+            (usage.event.use.event_time[:7], usage.publisher.publisher_id, usage.event.source) for usage in came
         } - self.memory.sources_seen
         if new:
             await store.note_sources(work.connection, new)
@@ -353,13 +378,15 @@ def count_record(memory: Memory, counts: Counter[store.ClassKey], record: Record
 def _outside(usage: Usage) -> Rejected | None:
     """The time tolerance, against the broker's clock of the record."""
     publisher = usage.publisher
-    after_ms = usage.event.ended_at.timestamp() * 1000 - usage.record.timestamp_ms  # exact: both fit a float's 53 bits
+    after_ms = (
+        usage.event.event_time.timestamp() * 1000 - usage.record.timestamp_ms
+    )  # exact: both fit a float's 53 bits
     if after_ms < -publisher.late_ms:
         message = f"is more than {publisher.late_ms / 86_400_000:g} days before the event was published"
-        return Rejected(usage, "too_old", message, "data.ended_at")
+        return Rejected(usage, "too_old", message, DATED_BY[type(usage.event.use)])
     if after_ms > publisher.early_ms:
         message = f"is more than {publisher.early_ms / 60_000:g} minutes after the event was published"
-        return Rejected(usage, "in_future", message, "data.ended_at")
+        return Rejected(usage, "in_future", message, DATED_BY[type(usage.event.use)])
     return None
 
 

@@ -87,14 +87,10 @@ class Memory:
         for row in prices:
             rows[row.book_id, row.version].append(
                 PriceRow(
-                    row.product,
-                    row.prefix,
-                    row.per_minute_nano,
-                    row.connection_fee_nano,
-                    row.minimum_s,
-                    row.increment_s,
+                    row.product, row.prefix, row.price_nano, row.connection_fee_nano, row.minimum, row.increment,
+                    row.per, row.unit, row.delivered_only,
                 )
-            )
+            )  # fmt: skip
         for each in versions:
             book = BookVersion(each.book_id, each.version, each.currency, each.effective_from, ())
             self._book_versions[each.book_id, each.version] = replace(

@@ -1,8 +1,10 @@
 """Price files (CSV): one price a country, expanded to prefixes by number-plan data, or one price a prefix.
 
 A country file has the columns ``iso_country, price_per_minute, currency`` and may have ``country, description``; a prefix
-file has ``product, prefix, price_per_minute, currency``. Both may have ``minimum_s, increment_s, connection_fee``. A line
-that cannot be used is refused by name and the others go on. Pure: bytes in, rows out. Source: domain, section 3.
+file has ``product, prefix, price_per_minute, currency``. Both may have ``minimum_s, increment_s, connection_fee``. A file
+with ``price`` instead of ``price_per_minute`` prices every product: ``product, price, currency``, and may have ``prefix``
+(none is any), ``per, unit, minimum, increment, fee, bill_on``. A line that cannot be used is refused by name and the others
+go on. Pure: bytes in, rows out. Source: domain, section 3.
 """
 
 from __future__ import annotations
@@ -13,10 +15,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from contracts.usage import QUANTITY_MAX, RESERVED_PRODUCTS
+from contracts.words import ID_PATTERN
 from services.kernel.currency import currency as currency_row
 from services.kernel.errors import InvalidInput
 from services.kernel.money import format_nano, parse_amount
-from services.usage.books import OUTBOUND, PRODUCTS, PriceRow
+from services.usage.books import ANY, DATA, MESSAGES, OUTBOUND, RENTAL, SECOND, UNITS, VOICE, PriceRow
 from services.usage.number_plan import calling_code_of, number_blocks
 
 PRICE_FILE_BYTES_MAX = 16 * 2**20  # the longest prefix lists of carriers are a few megabytes
@@ -25,7 +29,13 @@ SECONDS_MAX = 3_600  # of a minimum or an increment: more than an hour is a mist
 _OPTIONAL = {"minimum_s", "increment_s", "connection_fee"}
 _COUNTRY_COLUMNS = {"iso_country", "price_per_minute", "currency"}
 _PREFIX_COLUMNS = {"product", "prefix", "price_per_minute", "currency"}
+_PRODUCT_COLUMNS = {"product", "price", "currency"}
+_PRODUCT_OPTIONAL = {"prefix", "per", "unit", "minimum", "increment", "fee", "bill_on"}
 _PREFIX = re.compile(r"\+?([1-9][0-9]{0,14})", re.ASCII)
+_NETWORK = re.compile(r"[0-9]{3,6}", re.ASCII)
+_QUANTITY = re.compile(r"[0-9]{1,16}", re.ASCII)
+_RESERVED = re.compile(RESERVED_PRODUCTS)
+_BILL_ON = {"": False, "accepted": False, "delivered": True}
 _SECONDS = re.compile(r"[0-9]{1,4}", re.ASCII)
 _COUNTRY = re.compile(r"[A-Z]{2}", re.ASCII)
 
@@ -59,17 +69,21 @@ class _Line:
 
 @dataclass(frozen=True, slots=True)
 class _Terms:
-    """The part of a price row that is the same in both kinds of file."""
+    """The part of a price row that is the same in all kinds of file."""
 
-    per_minute_nano: int
-    connection_fee_nano: int
-    minimum_s: int
-    increment_s: int
+    price_nano: int
+    fee_nano: int
+    minimum: int
+    increment: int
+    per: int = 60
+    unit: str = SECOND
+    delivered_only: bool = False
 
     def row(self, product: str, prefix: str) -> PriceRow:
         return PriceRow(
-            product, prefix, self.per_minute_nano, self.connection_fee_nano, self.minimum_s, self.increment_s
-        )
+            product, prefix, self.price_nano, self.fee_nano, self.minimum, self.increment, self.per, self.unit,
+            self.delivered_only,
+        )  # fmt: skip
 
 
 def read_price_file(data: bytes, *, minimum_s: int = 60, increment_s: int = 60) -> PriceFile:
@@ -78,18 +92,21 @@ def read_price_file(data: bytes, *, minimum_s: int = 60, increment_s: int = 60) 
     Raises `InvalidInput` where the file as a whole is no price list (size, encoding, header, not one usable line).
 
     >>> file = read_price_file(b"iso_country,price_per_minute,currency\\nKZ,0.251,USD\\nAN,0.2,USD\\n")
-    >>> [(row.prefix, row.per_minute_nano) for row in file.rows]
+    >>> [(row.prefix, row.price_nano) for row in file.rows]
     [('+77', 251000000)]
     >>> print(file.refused[0])
     line 3, iso_country: AN is in no number plan, so it has no prefixes; remove the line, or price its numbers by prefix
     """
     header, lines = _table(data)
+    by_product = "price" in header
     refused: list[RefusedPrice] = []
     usable: list[tuple[_Line, _Terms]] = []
     currency = ""
     for line in lines:
         try:
-            terms = _terms(line.fields, minimum_s, increment_s)
+            if "iso_country" not in header:
+                _check_product(line.fields.get("product", ""), by_product=by_product)
+            terms = _product_terms(line.fields) if by_product else _terms(line.fields, minimum_s, increment_s)
             code = currency_row(line.fields["currency"]).code
             if currency and code != currency:
                 raise InvalidInput(
@@ -129,15 +146,20 @@ def _table(data: bytes) -> tuple[list[str], list[_Line]]:
 
 def _check_header(header: list[str]) -> None:
     names = set(header)
-    required = _COUNTRY_COLUMNS if "iso_country" in names else _PREFIX_COLUMNS
+    by_product = "price" in names and "iso_country" not in names
+    required = _COUNTRY_COLUMNS if "iso_country" in names else _PRODUCT_COLUMNS if by_product else _PREFIX_COLUMNS
     missing = sorted(required - names)
     if missing:
         raise InvalidInput(
             f"the header lacks {', '.join(missing)}; a price file has iso_country or product and prefix, and"
-            " price_per_minute and currency",
+            " price_per_minute and currency, or product, price and currency",
             field="price file",
         )
-    known = required | _OPTIONAL | ({"country", "description"} if "iso_country" in names else set())
+    known = (
+        required
+        | (_PRODUCT_OPTIONAL if by_product else _OPTIONAL)
+        | ({"country", "description"} if "iso_country" in names else set())
+    )
     unknown = sorted(names - known)
     if unknown or len(names) != len(header):
         what = f"unknown column {unknown[0]!r}" if unknown else "a column twice"
@@ -160,6 +182,72 @@ def _terms(fields: dict[str, str], minimum_s: int, increment_s: int) -> _Terms:
     )
 
 
+def _product_terms(fields: dict[str, str]) -> _Terms:
+    """Of a line that prices any product. Where it does not say how much is billed: voice a minute in whole minutes, all else
+    the units used."""
+    for name in ("product", "price", "currency"):
+        if name not in fields:
+            raise InvalidInput("the line is short; give it as many fields as the header has", field=name)
+    product = fields["product"]
+    unit = UNITS.get(product) or fields.get("unit") or ""
+    if re.fullmatch(ID_PATTERN, unit) is None:
+        raise InvalidInput("must be named for a product of your own, such as request", field="unit")
+    if fields.get("unit") not in (None, "", unit):
+        raise InvalidInput(f"must be {unit} for {product}; leave it out", field="unit")
+    bill_on = fields.get("bill_on") or ""
+    if bill_on not in _BILL_ON or (bill_on and product not in MESSAGES):
+        raise InvalidInput("must be accepted or delivered, and only for messages", field="bill_on")
+    minute = 60 if product in VOICE else 1
+    if product == RENTAL and any(fields.get(name) for name in ("per", "minimum", "increment")):
+        raise InvalidInput("a rental has its price a month, shared out by days; leave it out", field="per")
+    return _Terms(
+        parse_amount(fields["price"], field="price"),
+        parse_amount(fields.get("fee") or "0", field="fee"),
+        _quantity(fields, "minimum", 60 if product in VOICE else 0, least=0),
+        _quantity(fields, "increment", minute, least=1),
+        _quantity(fields, "per", minute, least=1),
+        unit,
+        _BILL_ON[bill_on],
+    )
+
+
+def _quantity(fields: dict[str, str], name: str, default: int, *, least: int) -> int:
+    text = fields.get(name)
+    if not text:
+        return default
+    if _QUANTITY.fullmatch(text) is None or not least <= int(text) <= QUANTITY_MAX:
+        raise InvalidInput(f"must be a whole number from {least} to {QUANTITY_MAX}", field=name)
+    return int(text)
+
+
+def _check_product(product: str, *, by_product: bool) -> None:
+    if not by_product and product not in VOICE:
+        raise InvalidInput(
+            f"{product!r} is no product with a price a minute; use one of {', '.join(VOICE)}, or price it by the column price",
+            field="product",
+        )
+    if re.fullmatch(ID_PATTERN, product) is None or (_RESERVED.match(product) and product not in UNITS):
+        raise InvalidInput(
+            f"{product!r} is no product; use one of {', '.join(UNITS)}, or a name of your own", field="product"
+        )
+
+
+def _prefix(product: str, text: str) -> str:
+    """The prefix as rating looks for it: of a number with a plus, of a network without, ``*`` for any."""
+    if text == ANY or (not text and (product == DATA or product not in UNITS)):
+        return ANY
+    if product == DATA:
+        if _NETWORK.fullmatch(text) is None:
+            raise InvalidInput('must be the MCC, or MCC and MNC, of a network such as "310260", or *', field="prefix")
+        return text
+    if product not in UNITS:
+        raise InvalidInput("a product of your own has no prefixes; leave it out", field="prefix")
+    match = _PREFIX.fullmatch(text)
+    if match is None:
+        raise InvalidInput('must be 1 to 15 digits of an E.164 number, such as "+1800", or * for any', field="prefix")
+    return f"+{match[1]}"
+
+
 def _seconds(fields: dict[str, str], name: str, default: int, *, least: int) -> int:
     text = fields.get(name)
     if not text:
@@ -172,17 +260,15 @@ def _seconds(fields: dict[str, str], name: str, default: int, *, least: int) -> 
 def _prefix_rows(lines: list[tuple[_Line, _Terms]], refused: list[RefusedPrice]) -> tuple[PriceRow, ...]:
     rows: dict[tuple[str, str], tuple[int, PriceRow]] = {}
     for line, terms in lines:
-        product, match = line.fields["product"], _PREFIX.fullmatch(line.fields["prefix"])
-        if product not in PRODUCTS:
-            error = InvalidInput(f"{product!r} is no product; use one of {', '.join(PRODUCTS)}", field="product")
-        elif match is None:
-            error = InvalidInput('must be 1 to 15 digits of an E.164 number, such as "+1800"', field="prefix")
-        elif (key := (product, f"+{match[1]}")) in rows:
-            error = InvalidInput(f"{key[1]} has a price on line {rows[key][0]} already; keep one", field="prefix")
+        product = line.fields["product"]
+        try:
+            key = product, _prefix(product, line.fields.get("prefix", ""))
+            if key in rows:
+                raise InvalidInput(f"{key[1]} has a price on line {rows[key][0]} already; keep one", field="prefix")
+        except InvalidInput as error:
+            refused.append(_refusal(line, error))
         else:
             rows[key] = (line.number, terms.row(*key))
-            continue
-        refused.append(_refusal(line, error))
     return tuple(row for _, row in rows.values())
 
 
@@ -232,7 +318,7 @@ def _rows_of_calling_code(
     for countries, prefixes in unclear.items():
         line = max((priced[country][0] for country in countries if country in priced), key=lambda line: line.number)
         prices = ", ".join(
-            f"{country} {format_nano(priced[country][1].per_minute_nano)}" if country in priced else f"{country} none"
+            f"{country} {format_nano(priced[country][1].price_nano)}" if country in priced else f"{country} none"
             for country in countries
         )
         refused.append(

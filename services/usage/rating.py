@@ -1,56 +1,64 @@
-"""What a call leg costs: one price, one multiplication, one rounding.
+"""What a use costs: one price, one multiplication, one rounding.
 
-Pure. Amounts are nanos (10^-9 of the currency unit), times are whole seconds. Source: domain, sections 2 and 3.
+Pure. Amounts are nanos (10^-9 of the currency unit), quantities are whole units. Source: domain, sections 2 and 3.
 """
 
 from __future__ import annotations
 
+from calendar import monthrange
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import Protocol
 
 from msgspec import Struct
 
 from services.kernel.money import CHARGE_NANO_MAX, divide_half_even, format_nano
-from services.usage.books import Chain, Direction, Price, product_of
+from services.usage.books import RENTAL, UNITS, Chain, Price
+from services.usage.uses import Free
 
-SECONDS_PER_MINUTE = 60
 
+class Used(Protocol):
+    """What rating needs of a use. ``destination`` decides the price; of an inbound leg it is the customer's own number."""
 
-class Leg(Protocol):
-    """What rating needs of a voice leg. ``called`` is E.164; for an inbound leg it is the customer's own number."""
-
-    direction: Direction
-    called: str
-    answered: bool
-    billable_s: int
+    @property
+    def product(self) -> str: ...
+    @property
+    def destination(self) -> str: ...
+    @property
+    def unit(self) -> str: ...
+    @property
+    def used(self) -> int: ...
+    @property
+    def free(self) -> Free | None: ...
 
 
 class Rated(Struct, frozen=True, gc=False):
-    """The leg costs ``amount_nano`` for ``billed_s`` seconds at ``price``."""
+    """The use costs ``amount_nano`` for ``billed`` units at ``price`` for ``per`` units."""
 
     price: Price
-    billed_s: int
+    billed: int
+    per: int
     amount_nano: int
 
 
 class NotBillable(Struct, frozen=True, gc=False):
-    """The leg costs nothing, whatever the prices are: it was not answered, or lasted 0 seconds."""
+    """The use costs nothing: nobody answered, the carrier rejected it, nothing was used, or the book says so."""
 
-    reason: Literal["unanswered", "zero_seconds"]
+    reason: Free
 
 
 class NoPrice(Struct, frozen=True, gc=False):
     """No book has a price; never a charge of zero. ``missing_book`` is named by the account but not loaded."""
 
     product: str
-    number: str
+    destination: str
     missing_book: str | None = None
 
     @property
     def message(self) -> str:
         if self.missing_book is not None:
             return f"the price book {self.missing_book} is not loaded; load it, and the record is retried"
-        return f"no price book has a {self.product} price for {self.number}; add a prefix, and the record is retried"
+        where = f" for {self.destination}" if self.destination else ""
+        return f"no price book has a {self.product} price{where}; add one, and the record is retried"
 
 
 class WrongCurrency(Struct, frozen=True, gc=False):
@@ -60,72 +68,94 @@ class WrongCurrency(Struct, frozen=True, gc=False):
     expected: str
 
 
+class WrongUnit(Struct, frozen=True, gc=False):
+    """The product was used in another unit than its price has; nothing is converted."""
+
+    price: Price
+    unit: str
+
+
 class TooLarge(Struct, frozen=True, gc=False):
-    """The charge would be more than one charge may be (10^6 units): the price or the leg is wrong."""
+    """The charge would be more than one charge may be (10^6 units): the price or the quantity is wrong."""
 
     price: Price
     amount_nano: int
 
 
-Outcome = Rated | NotBillable | NoPrice | WrongCurrency | TooLarge
+Outcome = Rated | NotBillable | NoPrice | WrongCurrency | WrongUnit | TooLarge
 
-_UNANSWERED = NotBillable("unanswered")
-_ZERO_SECONDS = NotBillable("zero_seconds")
+_FREE: dict[Free, NotBillable] = {
+    reason: NotBillable(reason) for reason in ("unanswered", "nothing_used", "rejected", "not_delivered")
+}
 
 
-def billed_seconds(billable_s: int, minimum_s: int, increment_s: int) -> int:
-    """The seconds that are billed: at least the minimum, above it in whole increments, always rounded up.
+def billed_quantity(used: int, minimum: int, increment: int) -> int:
+    """What is billed: at least the minimum, above it in whole increments, always rounded up.
 
-    >>> billed_seconds(95, 60, 60), billed_seconds(95, 60, 6), billed_seconds(3, 1, 1), billed_seconds(31, 30, 12)
+    >>> billed_quantity(95, 60, 60), billed_quantity(95, 60, 6), billed_quantity(3, 1, 1), billed_quantity(31, 30, 12)
     (120, 96, 3, 42)
     """
-    if billable_s <= minimum_s:
-        return minimum_s
-    return minimum_s - (minimum_s - billable_s) // increment_s * increment_s
+    if used <= minimum:
+        return minimum
+    return minimum - (minimum - used) // increment * increment
 
 
-def amount_nano(billed_s: int, price: Price) -> int:
-    """Connection fee + billed seconds x price a minute / 60, rounded once, half-even to 9 decimals, as the last step.
+def amount_nano(billed: int, per: int, price: Price) -> int:
+    """Fee + billed quantity x price / per, rounded once, half-even to 9 decimals, as the last step.
 
     >>> price = Price("w", 1, "USD", "voice.outbound", "+1", 12_000_000, 1_000_000, 60, 6)
-    >>> format_nano(amount_nano(96, price))
+    >>> format_nano(amount_nano(96, 60, price))
     '0.0202'
     """
-    exact = price.connection_fee_nano * SECONDS_PER_MINUTE + billed_s * price.per_minute_nano
-    return divide_half_even(exact, SECONDS_PER_MINUTE)
+    return divide_half_even(price.connection_fee_nano * per + billed * price.price_nano, per)
 
 
-def rate(leg: Leg, ended_at: datetime, books: Chain, currency: str) -> Outcome:
-    """What a leg that ended at an instant costs by an account's books; the first book with a match wins.
+def per_of(price: Price, month: str | None) -> int:
+    """For how many units the price is: of a rental, whose price is a month's, for the days of that month.
 
-    Outbound legs are priced by the called number, inbound ones by the customer's own, which is the called number too.
-    Legs that cost nothing are told apart before any price is looked up.
+    >>> rent = Price("list", 1, "USD", RENTAL, "+1", 10**9, 0, 0, 1, 1, "day")
+    >>> per_of(rent, "2028-02"), format_nano(amount_nano(10, per_of(rent, "2028-02"), rent))
+    (29, '0.344827586')
     """
-    if not leg.answered:
-        return _UNANSWERED
-    if leg.billable_s == 0:
-        return _ZERO_SECONDS
-    product = product_of(leg.direction, leg.called)
+    if price.product != RENTAL or month is None:
+        return price.per
+    return monthrange(int(month[:4]), int(month[5:7]))[1]
+
+
+def rate(use: Used, event_time: datetime, books: Chain, currency: str) -> Outcome:
+    """What a use costs by an account's books; the first book with a match wins.
+
+    Uses that cost nothing are told apart before any price is looked up.
+    """
+    free = use.free
+    if free is not None:
+        return _FREE[free]
+    product, destination = use.product, use.destination
     for book in books:
-        price = book.find(product, leg.called, ended_at)
+        price = book.find(product, destination, event_time)
         if price is not None:
             break
         if not book.exists:  # the next book must not answer for one that is to be loaded: its price would be wrong
-            return NoPrice(product, leg.called, missing_book=book.book_id)
+            return NoPrice(product, destination, missing_book=book.book_id)
     else:
-        return NoPrice(product, leg.called)
+        return NoPrice(product, destination)
     if price.currency != currency:
         return WrongCurrency(price, currency)
-    billed_s = billed_seconds(leg.billable_s, price.minimum_s, price.increment_s)
-    amount = amount_nano(billed_s, price)
+    if price.unit != use.unit:
+        return WrongUnit(price, use.unit)
+    if price.delivered_only and getattr(use, "outcome", None) != "delivered":
+        return _FREE["not_delivered"]
+    per = per_of(price, getattr(use, "month", None)) if product == RENTAL else price.per
+    billed = billed_quantity(use.used, price.minimum, price.increment)
+    amount = amount_nano(billed, per, price)
     if amount > CHARGE_NANO_MAX:
         return TooLarge(price, amount)
-    return Rated(price, billed_s, amount)
+    return Rated(price, billed, per, amount)
 
 
-def _sixtieth(numerator_nano: int) -> str:
-    """A sixtieth of nanos as it is before rounding: exact to 12 decimals, then a sign that digits follow."""
-    thousandths, rest = divmod(numerator_nano * 1_000, SECONDS_PER_MINUTE)
+def _before_rounding(numerator_nano: int, per: int) -> str:
+    """A part of nanos as it is before rounding: exact to 12 decimals, then a sign that digits follow."""
+    thousandths, rest = divmod(numerator_nano * 1_000, per)
     if not rest and thousandths % 1_000 == 0:
         return format_nano(thousandths // 1_000)
     units, decimals = divmod(thousandths, 10**12)
@@ -133,28 +163,32 @@ def _sixtieth(numerator_nano: int) -> str:
     return f"{units}.{digits}…" if rest else f"{units}.{digits.rstrip('0')}"
 
 
-def explain(price: Price, billable_s: int) -> tuple[str, ...]:
+def explain(price: Price, used: int, per: int) -> tuple[str, ...]:
     """The steps of a charge's arithmetic, one sentence each, to the last digit.
 
     >>> price = Price("wholesale", 1, "USD", "voice.outbound", "+91", 40_000_000, 1_000_000, 60, 6)
-    >>> for step in explain(price, 23): print(step)
+    >>> for step in explain(price, 23, 60): print(step)
     prefix +91 of book wholesale, version 1 (voice.outbound): 0.04 USD a minute, connection fee 0.001, 60/6 seconds
     answered 23 s; at least 60 s, then steps of 6 s: billed 60 s
     60 s x 0.04 / 60 = 0.04
     0.04 + connection fee 0.001 = 0.041
     rounded half-even to 9 decimals: 0.041 USD
     """
-    billed_s = billed_seconds(billable_s, price.minimum_s, price.increment_s)
-    minutes = _sixtieth(billed_s * price.per_minute_nano)
+    voice = UNITS.get(price.product) == "second"
+    unit, fee_name = ("s", "connection fee") if voice else (price.unit, "fee")
+    billed = billed_quantity(used, price.minimum, price.increment)
+    for_how_many = "a minute" if voice else "a month" if price.product == RENTAL else f"for {per} {unit}"
+    exact = _before_rounding(billed * price.price_nano, per)
     steps = [
         f"prefix {price.prefix} of book {price.book_id}, version {price.version} ({price.product}): {price.unit_price}"
-        f" {price.currency} a minute, connection fee {price.connection_fee},"
-        f" {price.minimum_s}/{price.increment_s} seconds",
-        f"answered {billable_s} s; at least {price.minimum_s} s, then steps of {price.increment_s} s: billed {billed_s} s",
-        f"{billed_s} s x {price.unit_price} / 60 = {minutes}",
+        f" {price.currency} {for_how_many}, {fee_name} {price.connection_fee},"
+        f" {price.minimum}/{price.increment} {price.unit}s",
+        f"{'answered' if voice else 'used'} {used} {unit}; at least {price.minimum} {unit}, then steps of"
+        f" {price.increment} {unit}: billed {billed} {unit}",
+        f"{billed} {unit} x {price.unit_price} / {per} = {exact}",
     ]
     if price.connection_fee_nano:
-        exact = price.connection_fee_nano * SECONDS_PER_MINUTE + billed_s * price.per_minute_nano
-        steps.append(f"{minutes} + connection fee {price.connection_fee} = {_sixtieth(exact)}")
-    steps.append(f"rounded half-even to 9 decimals: {format_nano(amount_nano(billed_s, price))} {price.currency}")
+        whole = price.connection_fee_nano * per + billed * price.price_nano
+        steps.append(f"{exact} + {fee_name} {price.connection_fee} = {_before_rounding(whole, per)}")
+    steps.append(f"rounded half-even to 9 decimals: {format_nano(amount_nano(billed, per, price))} {price.currency}")
     return tuple(steps)

@@ -22,7 +22,7 @@ from contracts.groups import (
 from contracts.topics import GROUPS_ACCOUNTS, GROUPS_ASSIGNMENTS, GROUPS_COST_CENTERS, GROUPS_PUBLISHERS
 from services.kernel.period import Period, period_of
 from services.usage.books import Chain, PriceBooks
-from services.usage.events import Leg
+from services.usage.uses import Use
 
 REGISTRY_TOPICS = (GROUPS_ACCOUNTS, GROUPS_ASSIGNMENTS, GROUPS_COST_CENTERS, GROUPS_PUBLISHERS)
 """All of the registry that rating and stamping depend on; what else it says (addresses, tax) is for invoices."""
@@ -173,17 +173,16 @@ class Registry:
         for account in self.accounts.values():
             account.forget_books()
 
-    def cost_center(self, account: Account, leg: Leg, event_time: datetime) -> str | None:
-        """The per-call override if it is one of the account's organization, else the outbound profile's (outbound) or the
-        called number's (inbound), else None: ungrouped."""
-        override = leg.cost_center_id
+    def cost_center(self, account: Account, use: Use, event_time: datetime) -> str | None:
+        """The override of the event if it is one of the account's organization, else the outbound profile's (outbound) or the
+        customer's number's (all else), else None: ungrouped."""
+        override = use.cost_center_id
         if override is not None and override in self._cost_centers.get(account.organization_id, ()):
             return override
-        if leg.direction == "outbound":
-            profile = leg.outbound_profile
-            resource = self._profiles.get((account.account_id, profile)) if profile is not None else None
-        else:
-            resource = self._numbers.get((account.account_id, leg.called))
+        kind, name = use.resource
+        if name is None:
+            return None
+        resource = (self._profiles if kind == "outbound_profile" else self._numbers).get((account.account_id, name))
         return _at(resource.cost_centers, event_time) if resource is not None else None
 
 

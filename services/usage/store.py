@@ -189,7 +189,10 @@ async def append_book_prices(connection: AsyncConnection, book_id: str, version:
         BOOK_PRICE,
         columns,
         [
-            (book_id, version, row.product, row.prefix, row.per_minute_nano, row.connection_fee_nano, row.minimum_s, row.increment_s)
+            (
+                book_id, version, row.product, row.prefix, row.price_nano, row.connection_fee_nano, row.minimum,
+                row.increment, row.per, row.unit, row.delivered_only,
+            )
             for row in rows
         ],
     )  # fmt: skip

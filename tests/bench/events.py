@@ -136,9 +136,9 @@ def cost(price: PriceRow, billable_s: int) -> int:
     >>> cost(PriceRow("voice.outbound", "+1", 14_000_000), 95), cost(PriceRow(INBOUND, "+1", 8_500_000, 0, 1, 1), 1)
     (28000000, 141667)
     """
-    seconds = max(billable_s, price.minimum_s)
-    seconds = -(-seconds // price.increment_s) * price.increment_s
-    whole, rest = divmod(price.per_minute_nano * seconds, 60)
+    seconds = max(billable_s, price.minimum)
+    seconds = -(-seconds // price.increment) * price.increment
+    whole, rest = divmod(price.price_nano * seconds, 60)
     if rest > 30 or (rest == 30 and whole % 2):
         whole += 1
     return whole + price.connection_fee_nano

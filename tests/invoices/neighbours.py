@@ -80,6 +80,7 @@ def charge(
         "event_id": "1",
         "call_leg_id": None,
         "product": "voice.outbound",
+        "unit": "second",
         "quantity": 60,
         "duration_s": 60,
         "amount": amount,
@@ -89,8 +90,9 @@ def charge(
         "matched": "1",
         "unit_price": "0.0120",
         "connection_fee": "0",
-        "minimum_s": 60,
-        "increment_s": 6,
+        "per": 60,
+        "minimum": 60,
+        "increment": 6,
     }
     return values | changes
 

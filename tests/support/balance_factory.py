@@ -271,6 +271,7 @@ def charge(
         "event_id": "e",
         "call_leg_id": None,
         "product": product,
+        "unit": "second",
         "quantity": 60,
         "duration_s": 60,
         "amount": amount,
@@ -280,8 +281,9 @@ def charge(
         "matched": "1",
         "unit_price": "0.0140",
         "connection_fee": "0",
-        "minimum_s": 60,
-        "increment_s": 60,
+        "per": 60,
+        "minimum": 60,
+        "increment": 60,
     }
 
 

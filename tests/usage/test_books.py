@@ -208,11 +208,11 @@ def test_a_country_file_may_give_fee_and_steps() -> None:
 
 def test_a_prefix_file_gives_its_rows_as_they_stand() -> None:
     file = read_price_file((DEMO / "inbound_prices_v2.csv").read_bytes())
-    assert [(row.product, row.prefix, format_nano(row.per_minute_nano)) for row in file.rows] == [
+    assert [(row.product, row.prefix, format_nano(row.price_nano)) for row in file.rows] == [
         (INBOUND, "+1", "0.0085"),
         *((TOLL_FREE, f"+1{code}", "0.022") for code in (800, 833, 844, 855, 866, 877, 888)),
     ]
-    assert {(row.minimum_s, row.increment_s, row.connection_fee_nano) for row in file.rows} == {(1, 1, 0)}
+    assert {(row.minimum, row.increment, row.connection_fee_nano) for row in file.rows} == {(1, 1, 0)}
 
 
 @pytest.mark.parametrize(

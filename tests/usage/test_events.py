@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from contracts.usage import VOICE_LEG
 from services.usage import events
 from services.usage.events import Event, EventRefused, canonical, decode, readable
 from tests.support.usage_registry import leg
@@ -35,8 +36,8 @@ def without(name: str, *, in_data: bool = False) -> bytes:
 
 def test_a_good_event_is_read() -> None:
     event = decode(encoded())
-    assert (event.event_id, event.source, event.ended_at) == ("e1", "pbx/detroit", ENDED)
-    assert event.leg.billable_s == 95
+    assert (event.event_id, event.source, event.event_time) == ("e1", "pbx/detroit", ENDED)
+    assert event.use.billable_s == 95
 
 
 @pytest.mark.parametrize(
@@ -171,7 +172,7 @@ def test_other_content_has_another_hash(changes: dict[str, Any]) -> None:
 
 
 def test_the_canonical_form_does_not_change() -> None:
-    assert canonical(GOOD["data"]) == (
+    assert canonical(VOICE_LEG, GOOD["data"]) == (
         b"tollbook.usage.voice.leg.v1\0"
         b'{"account_id":"sales","answered":true,"billable_s":95,"called":"+12485550101","caller":"+13135550100",'
         b'"direction":"outbound","duration_s":100,"ended_at":"2026-10-31T23:50:00Z","started_at":"2026-10-31T23:48:20Z"}'

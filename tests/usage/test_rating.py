@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 
@@ -29,21 +28,14 @@ from services.usage.rating import (
     TooLarge,
     WrongCurrency,
     amount_nano,
-    billed_seconds,
+    billed_quantity,
     explain,
     rate,
 )
+from services.usage.uses import Leg
 
 NOW = datetime(2026, 10, 15, 12, tzinfo=UTC)
 START = datetime(2026, 10, 1, tzinfo=UTC)
-
-
-@dataclass
-class Leg:
-    direction: Direction
-    called: str
-    answered: bool
-    billable_s: int
 
 
 def row(
@@ -61,7 +53,8 @@ def chain(*versions: BookVersion) -> Chain:
 
 
 def leg(called: str, seconds: int, *, direction: Direction = "outbound", answered: bool = True) -> Leg:
-    return Leg(direction, called, answered, seconds)
+    times = ("2026-10-15T11:00:00Z", "2026-10-15T12:00:00Z")
+    return Leg("sales", direction, None, called, *times, answered, seconds, seconds)
 
 
 def rated(leg: Leg, books: Chain) -> Rated:
@@ -94,7 +87,7 @@ def test_a_leg_costs_fee_plus_billed_seconds_of_the_price_a_minute(
 ) -> None:
     books = chain(book("list", row("+1", price, fee=fee, minimum_s=minimum_s, increment_s=increment_s)))
     outcome = rated(leg("+12485252160", seconds), books)
-    assert outcome.billed_s == billed_s
+    assert outcome.billed == billed_s
     assert format_nano(outcome.amount_nano) == amount
 
 
@@ -103,7 +96,7 @@ def test_a_charge_names_its_price() -> None:
     assert (price.book_id, price.version, price.currency, price.product, price.prefix) == (
         "list", 1, "USD", "voice.outbound", "+91",
     )  # fmt: skip
-    assert (price.unit_price, price.connection_fee, price.minimum_s, price.increment_s) == ("0.0473", "0.001", 60, 60)
+    assert (price.unit_price, price.connection_fee, price.minimum, price.increment) == ("0.0473", "0.001", 60, 60)
 
 
 def test_the_longest_prefix_wins() -> None:
@@ -147,7 +140,7 @@ def test_no_match_is_no_price_and_an_explicit_zero_is_a_price() -> None:
 def test_unanswered_and_zero_seconds_cost_nothing_before_any_price_is_looked_up() -> None:
     assert rate(leg("+99", 0, answered=False), NOW, (), "USD") == NotBillable("unanswered")
     assert rate(leg("+99", 13, answered=False), NOW, (), "USD") == NotBillable("unanswered")
-    assert rate(leg("+99", 0), NOW, (), "USD") == NotBillable("zero_seconds")
+    assert rate(leg("+99", 0), NOW, (), "USD") == NotBillable("nothing_used")
 
 
 def test_a_book_that_is_named_but_not_loaded_is_no_reason_to_take_the_next_ones_price() -> None:
@@ -173,7 +166,7 @@ def test_the_price_effective_at_event_time_holds() -> None:
     books = PriceBooks([second, first]).chain(default=("list",))
 
     def version_at(at: datetime) -> int | None:
-        outcome = rate(Leg("outbound", "+1248", True, 60), at, books, "USD")
+        outcome = rate(leg("+1248", 60), at, books, "USD")
         return outcome.price.version if isinstance(outcome, Rated) else None
 
     second_before = timedelta(seconds=1)
@@ -182,7 +175,7 @@ def test_the_price_effective_at_event_time_holds() -> None:
 
 def test_explain_shows_digits_that_rounding_takes_away() -> None:
     price = Price("inbound", 2, "USD", INBOUND, "+1", parse_amount("0.0085"), 0, 1, 1)
-    assert explain(price, 1) == (
+    assert explain(price, 1, 60) == (
         "prefix +1 of book inbound, version 2 (voice.inbound): 0.0085 USD a minute, connection fee 0, 1/1 seconds",
         "answered 1 s; at least 1 s, then steps of 1 s: billed 1 s",
         "1 s x 0.0085 / 60 = 0.000141666666…",
@@ -198,7 +191,7 @@ def test_explain_shows_digits_that_rounding_takes_away() -> None:
 def test_billed_seconds_are_the_least_allowed_that_cover_the_call(
     seconds: int, minimum_s: int, increment_s: int
 ) -> None:
-    billed_s = billed_seconds(seconds, minimum_s, increment_s)
+    billed_s = billed_quantity(seconds, minimum_s, increment_s)
     assert billed_s >= max(seconds, minimum_s)
     assert (billed_s - minimum_s) % increment_s == 0
     assert billed_s == minimum_s or billed_s - increment_s < seconds
@@ -213,10 +206,10 @@ def test_an_amount_is_the_exact_fraction_rounded_once_half_even(
     billed_s: int, per_minute_nano: int, fee_nano: int
 ) -> None:
     price = Price("list", 1, "USD", OUTBOUND, "+1", per_minute_nano, fee_nano, 60, 60)
-    assert amount_nano(billed_s, price) == round(fee_nano + Fraction(billed_s * per_minute_nano, 60))
-    assert explain(price, billed_s)[-1].startswith("rounded half-even to 9 decimals: ")
+    assert amount_nano(billed_s, 60, price) == round(fee_nano + Fraction(billed_s * per_minute_nano, 60))
+    assert explain(price, billed_s, 60)[-1].startswith("rounded half-even to 9 decimals: ")
 
 
 def test_half_a_nano_goes_to_the_even_neighbour() -> None:
     halves = [Price("list", 1, "USD", OUTBOUND, "+1", nano, 0, 1, 1) for nano in (1, 3, 5)]
-    assert [amount_nano(30, price) for price in halves] == [0, 2, 2]
+    assert [amount_nano(30, 60, price) for price in halves] == [0, 2, 2]

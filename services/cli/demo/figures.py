@@ -228,11 +228,11 @@ def _sum(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _called(rows: Iterable[Mapping[str, Any]]) -> set[str]:
-    return {row["called"] for row in rows}
+    return {row["destination"] for row in rows}
 
 
 def _from(rows: Iterable[Mapping[str, Any]], prefix: str) -> int:
-    return sum(1 for row in rows if row["called"].startswith(prefix))
+    return sum(1 for row in rows if row["destination"].startswith(prefix))
 
 
 def _recharges(attempts: Sequence[balance_api.AttemptRow]) -> str:

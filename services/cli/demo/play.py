@@ -242,7 +242,7 @@ class Performance:
         row = next(
             row
             for row in rows
-            if row["called"].startswith(wanted["called_prefix"]) and row["billable_s"] == wanted["billable_s"]
+            if row["destination"].startswith(wanted["called_prefix"]) and row["used"] == wanted["billable_s"]
         )
         async with room("usage", self.settings) as engine:
             explained = await usage_api.charge(engine, row["charge_id"])
