@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from services.usage.importing.asterisk import import_master_csv, import_realtime_csv
+from services.usage.importing.freeswitch import import_cdr_csv, import_json_cdr
 from services.usage.importing.interface import Importer, ImportReport, LegEvent, RefusedRow
 from services.usage.importing.profile import SwitchProfile, read_profile
 
@@ -13,6 +14,8 @@ FORMATS: Mapping[str, Importer] = MappingProxyType(
     {
         "asterisk": import_master_csv,
         "asterisk-realtime": import_realtime_csv,
+        "freeswitch-csv": import_cdr_csv,
+        "freeswitch-json": import_json_cdr,
     }
 )
 

@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import BinaryIO, Literal
 
 from services.kernel.errors import InvalidInput
-from services.usage.importing.clocks import candidates, local_candidates, span, wall_clock
+from services.usage.importing.clocks import candidates, local_candidates, never, span, wall_clock
 from services.usage.importing.dialect import Dialect
 from services.usage.importing.interface import ImportReport, LegEvent, RefusedRow
 from services.usage.importing.legs import Leg, account_id, billable_number, billed_within, event_id, own_number, seconds
@@ -232,7 +232,7 @@ class _Columns:
         start = self._of(fields, "start")
         return _Row(
             **values,
-            start=self._of(fields, "calldate") if _never(start) else start,
+            start=self._of(fields, "calldate") if never(start) else start,
             end=self._of(fields, "end"),
             uniqueid=self._of(fields, "uniqueid"),
             linkedid=self._of(fields, "linkedid"),
@@ -352,16 +352,11 @@ def _answered(row: _Row) -> bool:
     return disposition == "ANSWERED"
 
 
-def _never(text: str) -> bool:
-    """Whether a time stands for none, as tables write it."""
-    return text in ("", "0") or text.startswith(("0000-00-00", "1970-01-01", "1969-12-31"))
-
-
 def _times(row: _Row, profile: SwitchProfile) -> tuple[tuple[datetime, ...], tuple[datetime, ...] | None]:
     """What start and end can mean; no end where the table has none."""
     if row.named:
         starts = candidates(row.start, profile, "start")
-        return starts, None if _never(row.end) else candidates(row.end, profile, "end")
+        return starts, None if never(row.end) else candidates(row.end, profile, "end")
     return (
         local_candidates(wall_clock(row.start, "start"), profile, "start"),
         local_candidates(wall_clock(row.end, "end"), profile, "end"),

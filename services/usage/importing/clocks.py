@@ -19,6 +19,11 @@ _ISO = re.compile(
 _EPOCH = re.compile(r"([0-9]{9,11})(?:\.[0-9]{1,9})?", re.ASCII)
 
 
+def never(text: str) -> bool:
+    """Whether a time stands for none, as tables and switches write it."""
+    return text in ("", "0") or text.startswith(("0000-00-00", "1970-01-01", "1969-12-31"))
+
+
 def wall_clock(text: str, field: str) -> datetime:
     """``2018-11-29 20:19:34`` as Asterisk's cdr_csv writes it, without a zone."""
     try:

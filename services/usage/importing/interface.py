@@ -12,7 +12,7 @@ from services.usage.importing.profile import SwitchProfile
 REFUSALS_KEPT_MAX = 1_000  # named one by one; a wrong file refuses millions, which are only counted
 
 RefusalCode = Literal[
-    "short_row", "long_row", "too_long", "encoding", "not_csv", "header", "invalid",
+    "short_row", "long_row", "too_long", "encoding", "not_csv", "header", "not_json", "invalid",
     "no_number", "unanswered_no_number",
 ]  # fmt: skip
 
@@ -40,7 +40,7 @@ class RefusedRow:
 
 @dataclass(slots=True)
 class ImportReport:
-    """Accounts for every row that was read: ``rows`` = published + internal + no_leg + refused.
+    """Accounts for every row (or document) that was read: ``rows`` = published + internal + no_leg + refused.
 
     ``internal``: the call stayed inside the switch (no trunk on either side, or an internal number was dialled).
     ``no_leg``: trunks on both sides, or a conference pairing its members. Blank lines are no rows. The report grows while

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated
+from functools import cached_property
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from services.usage.importing.dialect import Dialect
+from services.usage.importing.templates import SHIPPED, Template, parse
 
 # Without one of these an Asterisk row cannot be judged or billed. The start may be called calldate, as in older tables.
 NAMED_COLUMNS = (
@@ -51,3 +53,53 @@ class AsteriskColumns(Part):
     @property
     def dialect(self) -> Dialect:
         return Dialect(self.separator, self.quote, None if self.escape == self.quote else self.escape)
+
+
+CHANNEL_VARIABLES = ("sip_gateway_name", "sip_gateway", "sofia_profile_name", "channel_name")
+PEER_VARIABLES = ("last_arg", "bridge_channel")
+END_VARIABLES = ("end_uepoch", "end_epoch", "end_stamp")
+TEMPLATE_CHARS_MAX = 8_192
+
+
+def _template(text: str) -> str:
+    parse(SHIPPED.get(text, text))
+    return text
+
+
+class FreeSwitch(Part):
+    """How a FreeSWITCH writes its records. The defaults are those of the configuration it ships."""
+
+    template: Annotated[str, Field(max_length=TEMPLATE_CHARS_MAX), AfterValidator(_template)] = Field(
+        "example", description="Of cdr_csv: the name of a shipped template, or the text of your own"
+    )
+    legs: Literal["a", "ab"] | None = Field(None, description="Which legs are logged; cdr_csv ships a, json_cdr ab")
+    inbound_contexts: tuple[str, ...] = Field(
+        ("public",), strict=False, description="Contexts of calls from outside, where no channel tells it"
+    )
+    account_variables: tuple[str, ...] = Field(
+        ("accountcode",), strict=False, min_length=1, description="The first that is set is the account's code"
+    )
+
+    @cached_property
+    def columns(self) -> Template:
+        return parse(SHIPPED.get(self.template, self.template))
+
+    def lacks(self) -> str | None:
+        """What the template must have before its lines can be billed, or None."""
+        needed = [("uuid",), ("destination_number",), ("billsec",), END_VARIABLES, self.account_variables]
+        if self.legs == "ab":
+            needed += [("direction",), CHANNEL_VARIABLES]
+        else:
+            needed.append((*CHANNEL_VARIABLES, "context"))
+        there = set(self.columns.names)
+        for names in needed:
+            if not there.intersection(names):
+                wanted = " or ".join(f"${{{name}}}" for name in names)
+                return f"has no {wanted}; add it to the template of the switch and to this one"
+        return None
+
+    @model_validator(mode="after")
+    def _template_suffices(self) -> Self:
+        if "template" in self.model_fields_set and (lacks := self.lacks()):
+            raise ValueError(f"the template {lacks}")
+        return self

@@ -21,7 +21,7 @@ from contracts.usage import Attribute
 from contracts.words import E164, Id
 from services.kernel import period
 from services.kernel.errors import InvalidInput
-from services.usage.importing.parts import AsteriskColumns, Part
+from services.usage.importing.parts import AsteriskColumns, FreeSwitch, Part
 
 PROFILE_BYTES_MAX = 4 * 2**20  # some ten thousand numbers
 NUMBERS_REMEMBERED_MAX = 65_536  # dialled numbers repeat; a remembered one costs a tenth of a parsed one
@@ -59,7 +59,8 @@ DialPrefix = Annotated[str, Field(pattern=r"^[0-9]{1,15}$")]
 
 
 class Trunk(Part):
-    """A channel that leads out of the switch, without the instance number: ``PJSIP/thinQ``."""
+    """A channel that leads out of the switch: of Asterisk without the instance number, ``PJSIP/thinQ``; of FreeSWITCH a
+    gateway or a profile, ``sofia/gateway/thinQ`` or ``sofia/external``."""
 
     channel: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+/[^\x00-\x20]+$", max_length=80)]
     prefix: DialPrefix | None = Field(None, description="What the switch puts before every number on this trunk")
@@ -86,6 +87,7 @@ class SwitchProfile(Part):
     accounts: tuple[AccountCode, ...] = Field(strict=False, default=())
     numbers: dict[E164, Id] = Field(default_factory=dict, description="Our numbers and the accounts they belong to")
     asterisk: AsteriskColumns | None = Field(None, description="The mapping of cdr_custom, where that wrote the file")
+    freeswitch: FreeSwitch | None = Field(None, description="How a FreeSWITCH writes; without it as it is shipped")
 
     @cached_property
     def tz(self) -> ZoneInfo:
@@ -107,6 +109,15 @@ class SwitchProfile(Part):
         """The trunk of a channel name such as ``PJSIP/thinQ-0000000a``, or None for any other channel."""
         name, dash, _ = channel.rpartition("-")
         return self._trunk_of_channel.get(name) if dash else None
+
+    def trunk_of_path(self, path: str) -> Trunk | None:
+        """The trunk of a FreeSWITCH channel or dial string such as ``sofia/external/12485252160@203.0.113.7``: that of
+        the longest beginning, up to a slash, that is a trunk."""
+        while path:
+            if (trunk := self._trunk_of_channel.get(path)) is not None:
+                return trunk
+            path = path.rpartition("/")[0]
+        return None
 
     def is_internal(self, number: str) -> bool:
         return self._internal is not None and self._internal.search(number) is not None
