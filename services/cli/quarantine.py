@@ -59,7 +59,7 @@ async def show(
     room_name: RoomName = "usage",
     output: Output = Format.table,
 ) -> None:
-    """One record with its bytes."""
+    """One record with its headers and its bytes."""
     async with room(_known(room_name)) as engine, transaction(engine) as connection:
         tables = runtime_tables(room_name)
         found = await parking.listing(connection, tables, states=ALL_STATES, ids=[identifier], limit=1)
@@ -69,9 +69,13 @@ async def show(
     if output is Format.json:
         show_json(facts)
         return
-    raw = facts.pop("value")
+    raw, headers = facts.pop("value"), facts.pop("headers")
     show_facts(facts, output)
     console.print()
+    for name, text in headers:
+        typer.echo(f"{name}: {'(no value)' if text is None else text[:SHOWN_BYTES]}")
+    if headers:
+        console.print()
     typer.echo("(no bytes: a tombstone)" if raw is None else raw[:SHOWN_BYTES])
 
 

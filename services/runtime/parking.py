@@ -44,6 +44,7 @@ class ParkedRow:
     partition: int
     offset: int
     timestamp: datetime
+    headers: tuple[tuple[str, bytes | None], ...]
     value: bytes | None
     state: str
     reason: str
@@ -79,7 +80,7 @@ async def park(connection: AsyncConnection, tables: RuntimeTables, parked: Seque
             "timestamp": item.record.timestamp,
             "key": item.record.key,
             "value": item.record.value,
-            "headers": [[_clean(name), value.hex()] for name, value in item.record.headers],
+            "headers": _headers_kept(item.record),
             "state": item.state,
             "reason": item.reason,
             "field": _clean(item.field),
@@ -112,7 +113,7 @@ async def take_asked(connection: AsyncConnection, tables: RuntimeTables) -> list
             key=row.key,
             value=row.value,
             lane=REPLAY_LANE,
-            headers=tuple((name, bytes.fromhex(value)) for name, value in row.headers),
+            headers=_headers(row),
             parked_id=row.id,
             parked_reason=row.reason,
             asked_by=row.decided_by,
@@ -175,6 +176,14 @@ async def listing(
 
 def _as_row(row: Any) -> ParkedRow:
     return ParkedRow(
-        row.id, row.topic, row.partition, row.offset, row.timestamp, row.value, row.state, row.reason, row.field,
-        row.message, row.about, row.parked_at, row.decided_at, row.decided_by,
+        row.id, row.topic, row.partition, row.offset, row.timestamp, _headers(row), row.value, row.state, row.reason,
+        row.field, row.message, row.about, row.parked_at, row.decided_at, row.decided_by,
     )  # fmt: skip
+
+
+def _headers_kept(record: Record) -> list[tuple[str | None, str | None]]:
+    return [(_clean(name), None if value is None else value.hex()) for name, value in record.headers]
+
+
+def _headers(row: Any) -> tuple[tuple[str, bytes | None], ...]:
+    return tuple((name, None if value is None else bytes.fromhex(value)) for name, value in row.headers)

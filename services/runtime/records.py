@@ -27,7 +27,7 @@ class Record:
     value: bytes | None
     lane: str
     message: Any = None
-    headers: tuple[tuple[str, bytes], ...] = ()
+    headers: tuple[tuple[str, bytes | None], ...] = ()
     parked_id: int | None = None
     parked_reason: str | None = None
     asked_by: str | None = None

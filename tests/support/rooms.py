@@ -35,6 +35,7 @@ class Logged:
     timestamp_ms: int
     key: bytes | None
     value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...] = ()
 
     @property
     def json(self) -> Any:
@@ -64,13 +65,20 @@ class Log:
         return {(name, part): len(self.records[name, part]) for name in names for part in range(self.partitions(name))}
 
     def write(
-        self, topic: str, *, value: Any, key: str = "", partition: int | None = None, at: datetime | None = None
+        self,
+        topic: str,
+        *,
+        value: Any,
+        key: str = "",
+        headers: Iterable[tuple[str, bytes | None]] = (),
+        partition: int | None = None,
+        at: datetime | None = None,
     ) -> tuple[str, int, int]:
         """Append a record (bytes as they are, anything else as JSON); returns (topic, partition, offset)."""
         raw = value if isinstance(value, bytes) or value is None else json.dumps(value).encode()
         part = partition_of(key, self.partitions(topic)) if partition is None else partition
         stamp = int((at or datetime.now(UTC)).timestamp() * 1000)
-        self.records[topic, part].append(Logged(stamp, key.encode(), raw))
+        self.records[topic, part].append(Logged(stamp, key.encode(), raw, tuple(headers)))
         return topic, part, len(self.records[topic, part]) - 1
 
     def read(self, topic: str) -> list[Any]:
@@ -178,7 +186,19 @@ class Rooms:
                 continue
             ranges[lane] = (start, start + len(fresh))
             for number, logged in enumerate(fresh):
-                records.append(Record(name, part, start + number, logged.timestamp_ms, logged.key, logged.value, lane))
+                records.append(
+                    Record(
+                        name,
+                        part,
+                        start + number,
+                        logged.timestamp_ms,
+                        logged.key,
+                        logged.value,
+                        lane,
+                        None,
+                        logged.headers,
+                    )
+                )
             count += len(fresh)
         if ranges:
             await processor.process(source, records, ranges)
