@@ -323,7 +323,7 @@ class Auditor:
         """The class of every record of a partition in [start, end) as it is now, but of those that were given up."""
         classes: dict[int, str] = {}
         async for _, piece in self._log.read({lane: (start, end)}):
-            named = await usage.classify(self._engines["usage"], *lane, [(r.offset, r.value) for r in piece])
+            named = await usage.classify(self._engines["usage"], *lane, [(r.offset, r.headers, r.value) for r in piece])
             for record in piece:
                 if any(record.offset in each for each in given_up):
                     found.seen["records given up by a person"] += 1

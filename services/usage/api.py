@@ -25,6 +25,7 @@ from services.runtime.parking import ParkedRow
 from services.usage import retrying, store
 from services.usage.books import Price
 from services.usage.closing import EVENTS, Holder, begins_of, holders
+from services.usage.cloudevents import Headers, structured
 from services.usage.events import EventRefused, decode
 from services.usage.handler import CLASS_OF_STATE, DUPLICATE
 from services.usage.memory import Memory
@@ -288,27 +289,27 @@ async def class_counts(engine: AsyncEngine) -> dict[tuple[str, int], dict[int, d
 
 
 async def classify(
-    engine: AsyncEngine, topic: str, partition: int, records: Sequence[tuple[int, bytes | None]]
+    engine: AsyncEngine, topic: str, partition: int, records: Sequence[tuple[int, Headers, bytes | None]]
 ) -> Mapping[int, str | None]:
-    """The class of each (offset, value) of a partition, found again by looking up the identity and the parked record.
+    """The class of each (offset, headers, value) of a partition, found again by looking up the identity and the parked record.
 
     ``None``: in no class. That is right only for a record that was not handled yet, or whose identity is forgotten
     (more than 36 days after it came).
     """
     publisher = USAGE_EVENTS.member(topic)
     digests: dict[int, bytes] = {}
-    for offset, value in records:
+    for offset, headers, value in records:
         try:
-            event = decode(value)
+            event = decode(structured(headers, value))
         except EventRefused:
             continue
         digests[offset] = identity_digest(publisher, event.source, event.event_id)
     async with transaction(engine) as connection:
-        stands = await store.parked_states(connection, topic, partition, [offset for offset, _ in records])
+        stands = await store.parked_states(connection, topic, partition, [offset for offset, _, _ in records])
         generations = await store.existing_generations(connection)
         known = await store.known_identities(connection, generations, sorted(set(digests.values())))
     classes: dict[int, str | None] = {}
-    for offset, _ in records:
+    for offset, _, _ in records:
         row = stands.get(offset)
         if row is not None and row.state != "replayed":
             classes[offset] = "waiting" if row.reason == "waiting" else "quarantined"

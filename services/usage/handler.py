@@ -26,6 +26,7 @@ from services.kernel.money import format_nano
 from services.runtime.records import Record
 from services.runtime.work import Work
 from services.usage import store
+from services.usage.cloudevents import structured
 from services.usage.events import Event, EventRefused, decode
 from services.usage.memory import Memory
 from services.usage.rating import NoPrice, NotBillable, Rated, TooLarge, WrongCurrency, WrongUnit, rate
@@ -154,7 +155,7 @@ class UsageEvents:
         """The event in a record whose publisher may send it; else None, quarantined."""
         registry = self.memory.registry
         try:
-            event = decode(record.value)
+            event = decode(structured(record.headers, record.value))
         except EventRefused as refused:
             work.quarantine(record, refused.reason, refused.message, field=refused.field)
             return None

@@ -20,6 +20,7 @@ from services.runtime.parking import Parked, ParkedRow
 from services.runtime.records import Record
 from services.runtime.work import Work
 from services.usage import store
+from services.usage.cloudevents import legible
 from services.usage.events import readable, storable
 from services.usage.handler import UsageEvents, count_record
 from services.usage.registry import Registry
@@ -41,7 +42,7 @@ class Rejections:
         await self._events.handle(work, records)
         for record in records:
             if record.replayed and not record.was_waiting and record.verdict not in ("quarantined", "waiting"):
-                about = readable(record.value)
+                about = readable(legible(record.headers, record.value))
                 message = f"replayed: {record.verdict}"
                 tell(work, "replayed", record, about, record.verdict or "", None, message)
 
@@ -71,7 +72,7 @@ class Rejections:
 def what_is_known(registry: Registry, record: Record) -> dict[str, Any]:
     """Source, id, account, event time and payer group, as far as they can be read. A record whose time cannot be read is
     taken for one of the time at which it came, so that it holds its group all the same."""
-    about: dict[str, Any] = readable(record.value)
+    about: dict[str, Any] = readable(legible(record.headers, record.value))
     if "account_id" in about:
         about.setdefault("event_time", record.timestamp.isoformat())
         account = registry.accounts.get(about["account_id"])

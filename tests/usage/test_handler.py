@@ -453,8 +453,8 @@ async def test_the_auditor_finds_every_record_in_the_class_it_was_counted_in(usa
         leg("e1", NOW), leg("e1", NOW), leg("e2", NOW, answered=False, billable_s=0), leg("e3", NOW, "try"), b"junk",
         leg("e1", NOW, billable_s=1), leg("e4", NOW, called="+999912345"),
     )  # fmt: skip
-    records = [(offset, each.value) for offset, each in enumerate(usage.log.records[TOPIC, 0])]
-    assert await api.classify(usage.engine, TOPIC, 0, [*records, (99, json.dumps(leg("new", NOW)).encode())]) == {
+    records = [(offset, each.headers, each.value) for offset, each in enumerate(usage.log.records[TOPIC, 0])]
+    assert await api.classify(usage.engine, TOPIC, 0, [*records, (99, (), json.dumps(leg("new", NOW)).encode())]) == {
         0: "rated", 1: "duplicate", 2: "not_billable", 3: "rated_ungrouped", 4: "quarantined", 5: "quarantined",
         6: "quarantined", 99: None,
     }  # fmt: skip

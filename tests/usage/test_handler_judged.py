@@ -11,6 +11,7 @@ import pytest
 from services.kernel.money import parse_amount
 from services.usage import api
 from services.usage.books import BookVersion, PriceRow
+from services.usage.cloudevents import Headers
 from services.usage.consumer import build
 from services.usage.price_files import PriceFile
 from tests.support.model import judge
@@ -99,9 +100,9 @@ async def test_every_class_and_every_charge_is_as_the_reference_model_says(datab
         await rooms.pump()
 
         observed: dict[tuple[str, int, int], str] = {}
-        lanes: dict[tuple[str, int], list[tuple[int, bytes | None]]] = defaultdict(list)
+        lanes: dict[tuple[str, int], list[tuple[int, Headers, bytes | None]]] = defaultdict(list)
         for record in records:
-            lanes[record.topic, record.partition].append((record.offset, record.value))
+            lanes[record.topic, record.partition].append((record.offset, (), record.value))
         for (topic, partition), values in lanes.items():
             for offset, found in (await api.classify(engine, topic, partition, values)).items():
                 assert found is not None
