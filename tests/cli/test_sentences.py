@@ -32,7 +32,7 @@ PROFILE = str(DEMO / "switch_profile.json")
         (["group", "create", "g", "--organization", "x", "--company", "X", "--tax-rate", "20"],
          'tax_rate: must be a rate from 0 to 1 such as "0.20"'),
         (["import", "missing.csv", "--profile", PROFILE, "--dry-run"], "FILE: missing.csv cannot be read: No such file or directory"),
-        (["import", PROFILE, "--profile", PROFILE, "--format", "avaya", "--dry-run"], "format: 'avaya' is no format; use one of asterisk"),
+        (["import", PROFILE, "--profile", PROFILE, "--format", "avaya", "--dry-run"], "format: 'avaya' is no format; use one of asterisk, asterisk-realtime, freeswitch-csv, freeswitch-json, csv"),
         (["import", PROFILE, "--profile", "missing.json"], "profile: missing.json cannot be read: No such file or directory"),
     ],
 )  # fmt: skip

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from services.usage.importing.asterisk import import_master_csv, import_realtime_csv
 from services.usage.importing.freeswitch import import_cdr_csv, import_json_cdr
 from services.usage.importing.interface import Importer, ImportReport, LegEvent, RefusedRow
+from services.usage.importing.mapped import import_mapped_csv
 from services.usage.importing.profile import SwitchProfile, read_profile
 
 FORMATS: Mapping[str, Importer] = MappingProxyType(
@@ -16,6 +17,7 @@ FORMATS: Mapping[str, Importer] = MappingProxyType(
         "asterisk-realtime": import_realtime_csv,
         "freeswitch-csv": import_cdr_csv,
         "freeswitch-json": import_json_cdr,
+        "csv": import_mapped_csv,
     }
 )
 

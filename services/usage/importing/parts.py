@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Annotated, Literal, Self
 
@@ -22,6 +24,16 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=True)
 
 
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"{text!r} is no regular expression ({error}); mend it or escape its special signs") from None
+    return text
+
+
+Pattern = Annotated[str, AfterValidator(_pattern)]
+Patterns = Annotated[tuple[Pattern, ...], Field(strict=False)]
 Sign = Annotated[str, Field(pattern=r"^[^\r\n\x00]$")]
 
 
@@ -102,4 +114,92 @@ class FreeSwitch(Part):
     def _template_suffices(self) -> Self:
         if "template" in self.model_fields_set and (lacks := self.lacks()):
             raise ValueError(f"the template {lacks}")
+        return self
+
+
+TIMES = ("iso", "epoch", "epoch_ms", "epoch_us")
+_PROBE = datetime(2026, 11, 29, 17, 5, tzinfo=UTC)
+
+Column = Annotated[str, Field(min_length=1, max_length=255)] | Annotated[int, Field(ge=1, le=COLUMNS_NAMED_MAX)]
+
+
+def _time(text: str) -> str:
+    if text in TIMES:
+        return text
+    try:
+        read = datetime.strptime(_PROBE.strftime(text), text)  # noqa: DTZ007 - whether it has a zone is asked below
+    except ValueError as error:
+        raise ValueError(f"{text!r} is neither one of {', '.join(TIMES)} nor a pattern of strptime ({error})") from None
+    if "%Z" in text:
+        raise ValueError("has %Z, and names of zones are ambiguous; use %z, or leave it out and set the profile's zone")
+    if read.replace(tzinfo=UTC) != _PROBE:
+        raise ValueError(f"{text!r} does not hold a date with hours and minutes; add what is missing, such as %Y or %H")
+    return text
+
+
+class MappedColumns(Part):
+    """Which column holds what: its name in the header, or its number from 1. Without a header only numbers."""
+
+    id: Column | Annotated[tuple[Column, ...], Field(strict=False, min_length=1)] = Field(
+        description="What names the leg for ever; several columns are joined"
+    )
+    called: Column
+    billable: Column = Field(description="The seconds that are billed")
+    started_at: Column | None = None
+    ended_at: Column | None = None
+    duration: Column | None = None
+    caller: Column | None = None
+    account: Column | None = Field(None, description="The account's code; without it the code is empty")
+    direction: Column | None = None
+    answered: Column | None = None
+    trunk: Column | None = Field(None, description="The trunk's channel; a row with any other is internal")
+
+    def used(self) -> dict[str, Column]:
+        """Every column with the field that it is for."""
+        ids = self.id if isinstance(self.id, tuple) else (self.id,)
+        fields = {name: getattr(self, name) for name in type(self).model_fields if name != "id"}
+        named = {f"id.{index}": column for index, column in enumerate(ids)}
+        return named | {name: column for name, column in fields.items() if column is not None}
+
+
+class MappedCsv(Part):
+    """A CSV file of any make."""
+
+    columns: MappedColumns
+    header: bool = True
+    separator: Sign = ","
+    quote: Sign = '"'
+    escape: Sign | None = None
+    time: Annotated[str, AfterValidator(_time)] = Field(
+        "iso", description="iso, epoch, epoch_ms, epoch_us or strptime's"
+    )
+    seconds: Literal["s", "ms", "hh:mm:ss"] = "s"
+    direction: Literal["inbound", "outbound"] | None = Field(None, description="Of every row, where no column tells it")
+    inbound: Patterns = ()
+    outbound: Patterns = ()
+    internal: Patterns = ()
+    answered: Patterns = ()
+    unanswered: Patterns = ()
+
+    @property
+    def dialect(self) -> Dialect:
+        return Dialect(self.separator, self.quote, None if self.escape == self.quote else self.escape)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        columns = self.columns
+        if columns.ended_at is None and (columns.started_at is None or columns.duration is None):
+            raise ValueError("columns has no ended_at; add it, or started_at together with duration")
+        if not self.header:
+            for name, column in columns.used().items():
+                if isinstance(column, str):
+                    raise ValueError(f"columns.{name} must be the number of a column, since the file has no header")
+        if (columns.direction is None) == (self.direction is None):
+            raise ValueError(
+                "direction must be either a column (columns.direction) or the same for every row (direction)"
+            )
+        if columns.direction is not None and not (self.inbound or self.outbound):
+            raise ValueError("columns.direction needs the values that mean inbound and outbound; add those lists")
+        if columns.answered is not None and not self.answered:
+            raise ValueError("columns.answered needs the values that mean it; add the lists answered and unanswered")
         return self

@@ -15,13 +15,13 @@ from zoneinfo import ZoneInfo
 
 import phonenumbers
 from phonenumbers import NumberParseException, ValidationResult
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo
 
 from contracts.usage import Attribute
 from contracts.words import E164, Id
 from services.kernel import period
 from services.kernel.errors import InvalidInput
-from services.usage.importing.parts import AsteriskColumns, FreeSwitch, Part
+from services.usage.importing.parts import AsteriskColumns, FreeSwitch, MappedCsv, Part, Pattern
 
 PROFILE_BYTES_MAX = 4 * 2**20  # some ten thousand numbers
 NUMBERS_REMEMBERED_MAX = 65_536  # dialled numbers repeat; a remembered one costs a tenth of a parsed one
@@ -44,17 +44,8 @@ def _country(code: str) -> str:
     return code
 
 
-def _pattern(text: str) -> str:
-    try:
-        re.compile(text)
-    except re.error as error:
-        raise ValueError(f"{text!r} is no regular expression ({error}); mend it or escape its special signs") from None
-    return text
-
-
 Zone = Annotated[str, AfterValidator(_zone)]
 Country = Annotated[str, AfterValidator(_country)]
-Pattern = Annotated[str, AfterValidator(_pattern)]
 DialPrefix = Annotated[str, Field(pattern=r"^[0-9]{1,15}$")]
 
 
@@ -74,6 +65,12 @@ class AccountCode(Part):
     account: Id
 
 
+def _some(trunks: tuple[Trunk, ...], known: ValidationInfo) -> tuple[Trunk, ...]:
+    if not trunks and known.data.get("csv") is None:
+        raise ValueError("must name at least one channel that leads out of the switch")
+    return trunks
+
+
 class SwitchProfile(Part):
     """A switch as an importer sees it. Of several codes that match, the first holds."""
 
@@ -82,7 +79,8 @@ class SwitchProfile(Part):
     zone: Zone
     country: Country
     international_prefixes: tuple[DialPrefix, ...] = Field(strict=False)
-    trunks: tuple[Trunk, ...] = Field(strict=False, min_length=1)
+    csv: MappedCsv | None = Field(None, description="The mapping of a CSV file of any make")
+    trunks: Annotated[tuple[Trunk, ...], Field(strict=False), AfterValidator(_some)] = Field((), validate_default=True)
     internal: tuple[Pattern, ...] = Field(strict=False, default=())
     accounts: tuple[AccountCode, ...] = Field(strict=False, default=())
     numbers: dict[E164, Id] = Field(default_factory=dict, description="Our numbers and the accounts they belong to")
