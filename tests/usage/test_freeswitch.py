@@ -270,8 +270,8 @@ def test_a_line_that_stops_to_fit_names_the_variable() -> None:
         ),
         ({"template": "example", "legs": "ab"}, r"no \$\{direction\}; add it to the template of the switch"),
         ({"template": "example", "account_variables": ["user_name"]}, r"no \$\{user_name\}; add"),
-        ({"legs": "b"}, "freeswitch.legs: "),
-        ({"account_variables": []}, "freeswitch.account_variables: "),
+        ({"legs": "b"}, "freeswitch.legs: must be one of 'a' or 'ab'"),
+        ({"account_variables": []}, "freeswitch.account_variables: must have at least 1 in the list"),
         ({"colour": "red"}, "freeswitch.colour: is no field of a switch profile"),
     ],
 )

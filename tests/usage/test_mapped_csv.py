@@ -268,8 +268,10 @@ def test_the_sample_file_by_a_mapping_gives_the_seconds_and_times_that_its_own_i
             "csv: columns has no ended_at; add it, or started_at",
         ),
         ({"columns": {"id": "a", "called": "b"}}, r"csv\.columns\.billable: is missing"),
-        ({"columns": MAPPING["columns"] | {"id": []}}, r"csv\.columns\.id"),
-        ({"columns": MAPPING["columns"] | {"called": 0}}, r"csv\.columns\.called"),
+        ({"columns": MAPPING["columns"] | {"id": []}}, r"csv\.columns\.id: must be the name of a column, or"),
+        ({"columns": MAPPING["columns"] | {"id": ["a", 1.5]}}, r"csv\.columns\.id: must be the name of a column, or"),
+        ({"columns": MAPPING["columns"] | {"called": 0}}, r"csv\.columns\.called: must be the name of a column, or"),
+        ({"columns": MAPPING["columns"] | {"called": None}}, r"csv\.columns\.called: must be the name of a column, or"),
         ({"header": False}, r"csv: columns\.id\.0 must be the number of a column"),
         ({"direction": "inbound"}, "csv: direction must be either a column"),
         (
@@ -282,8 +284,8 @@ def test_the_sample_file_by_a_mapping_gives_the_seconds_and_times_that_its_own_i
         ({"time": "soon"}, r"csv\.time: 'soon' does not hold a date"),
         ({"time": "%H:%M:%S"}, r"csv\.time: '%H:%M:%S' does not hold a date with hours and minutes"),
         ({"time": "%Y-%m-%d %H:%M:%S %Z"}, r"csv\.time: has %Z"),
-        ({"seconds": "minutes"}, r"csv\.seconds: "),
-        ({"separator": ";;"}, r"csv\.separator: "),
+        ({"seconds": "minutes"}, r"csv\.seconds: must be one of 's', 'ms' or 'hh:mm:ss'"),
+        ({"separator": ";;"}, r"csv\.separator: must be one character"),
         ({"colour": "red"}, r"csv\.colour: is no field"),
     ],
 )

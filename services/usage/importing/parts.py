@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from services.usage.importing.dialect import Dialect
 from services.usage.importing.templates import SHIPPED, Template, parse
@@ -34,7 +34,15 @@ def _pattern(text: str) -> str:
 
 Pattern = Annotated[str, AfterValidator(_pattern)]
 Patterns = Annotated[tuple[Pattern, ...], Field(strict=False)]
-Sign = Annotated[str, Field(pattern=r"^[^\r\n\x00]$")]
+
+
+def _sign(text: str) -> str:
+    if len(text) != 1 or text in "\r\n\x00":
+        raise ValueError('must be one character, such as ","')
+    return text
+
+
+Sign = Annotated[str, AfterValidator(_sign)]
 
 
 def missing_columns(names: Iterable[str]) -> list[str]:
@@ -120,7 +128,20 @@ class FreeSwitch(Part):
 TIMES = ("iso", "epoch", "epoch_ms", "epoch_us")
 _PROBE = datetime(2026, 11, 29, 17, 5, tzinfo=UTC)
 
-Column = Annotated[str, Field(min_length=1, max_length=255)] | Annotated[int, Field(ge=1, le=COLUMNS_NAMED_MAX)]
+
+def _column(column: object) -> object:
+    if (isinstance(column, str) and column) or (type(column) is int and 1 <= column <= COLUMNS_NAMED_MAX):
+        return column
+    raise ValueError(f"must be the name of a column, or its number from 1 to {COLUMNS_NAMED_MAX}")
+
+
+def _columns(columns: object) -> object:
+    return (
+        tuple(_column(each) for each in columns) if isinstance(columns, list | tuple) and columns else _column(columns)
+    )
+
+
+Column = Annotated[str | int, BeforeValidator(_column)]
 
 
 def _time(text: str) -> str:
@@ -140,7 +161,7 @@ def _time(text: str) -> str:
 class MappedColumns(Part):
     """Which column holds what: its name in the header, or its number from 1. Without a header only numbers."""
 
-    id: Column | Annotated[tuple[Column, ...], Field(strict=False, min_length=1)] = Field(
+    id: Annotated[str | int | tuple[str | int, ...], BeforeValidator(_columns)] = Field(
         description="What names the leg for ever; several columns are joined"
     )
     called: Column

@@ -17,6 +17,7 @@ import phonenumbers
 from phonenumbers import NumberParseException, ValidationResult
 from pydantic import AfterValidator, Field, ValidationError, ValidationInfo
 
+from contracts.sentences import first_problem
 from contracts.usage import Attribute
 from contracts.words import E164, Id
 from services.kernel import period
@@ -24,6 +25,7 @@ from services.kernel.errors import InvalidInput
 from services.usage.importing.parts import AsteriskColumns, FreeSwitch, MappedCsv, Part, Pattern
 
 PROFILE_BYTES_MAX = 4 * 2**20  # some ten thousand numbers
+CHANNEL_CHARS_MAX = 80  # as in the switches' own tables
 NUMBERS_REMEMBERED_MAX = 65_536  # dialled numbers repeat; a remembered one costs a tenth of a parsed one
 
 _SEPARATORS = str.maketrans("", "", " -().")
@@ -44,16 +46,29 @@ def _country(code: str) -> str:
     return code
 
 
+def _dial_prefix(digits: str) -> str:
+    if re.fullmatch(r"[0-9]{1,15}", digits, re.ASCII) is None:
+        raise ValueError('must be 1 to 15 digits, such as "011"')
+    return digits
+
+
+def _channel(name: str) -> str:
+    if len(name) > CHANNEL_CHARS_MAX or re.fullmatch(r"[A-Za-z0-9_]+/[^\x00-\x20]+", name) is None:
+        raise ValueError('must be a technology, a slash and a name, such as "PJSIP/thinQ" or "sofia/gateway/thinQ"')
+    return name
+
+
 Zone = Annotated[str, AfterValidator(_zone)]
 Country = Annotated[str, AfterValidator(_country)]
-DialPrefix = Annotated[str, Field(pattern=r"^[0-9]{1,15}$")]
+DialPrefix = Annotated[str, AfterValidator(_dial_prefix)]
+Channel = Annotated[str, AfterValidator(_channel)]
 
 
 class Trunk(Part):
     """A channel that leads out of the switch: of Asterisk without the instance number, ``PJSIP/thinQ``; of FreeSWITCH a
     gateway or a profile, ``sofia/gateway/thinQ`` or ``sofia/external``."""
 
-    channel: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+/[^\x00-\x20]+$", max_length=80)]
+    channel: Channel
     prefix: DialPrefix | None = Field(None, description="What the switch puts before every number on this trunk")
     plus_missing: bool = Field(False, description="Numbers on this trunk are E.164 without their plus")
 
@@ -187,14 +202,14 @@ def parse_profile(data: bytes, name: str) -> SwitchProfile:
     try:
         return SwitchProfile.model_validate(document)
     except ValidationError as error:
-        problem = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in problem["loc"]) or "profile"
-        if problem["type"] == "missing":
+        problem = first_problem(error)
+        field = (problem.field or "profile").removesuffix(".[key]")
+        if problem.type == "missing":
             message = f"is missing in {name}; add it"
-        elif problem["type"] == "extra_forbidden":
+        elif problem.type == "extra_forbidden":
             message = f"is no field of a switch profile; remove it from {name} or mend its spelling"
         else:
-            message = f"{problem['msg'].removeprefix('Value error, ')} (in {name})"
+            message = f"{problem.sentence} (in {name})"
         raise InvalidInput(message, field=field) from None
 
 
