@@ -25,6 +25,7 @@ COMMANDS = {
     "group": "services.cli.group:app",
     "price": "services.cli.price:app",
     "import": "services.cli.importing:import_file",
+    "profile": "services.cli.profile:app",
     "charge": "services.cli.charge:app",
     "invoice": "services.cli.invoice:app",
     "quarantine": "services.cli.quarantine:app",

@@ -10,6 +10,7 @@ from services.usage.importing.freeswitch import import_cdr_csv, import_json_cdr
 from services.usage.importing.interface import Importer, ImportReport, LegEvent, RefusedRow
 from services.usage.importing.mapped import import_mapped_csv
 from services.usage.importing.profile import SwitchProfile, read_profile
+from services.usage.importing.understanding import Understood, understood
 
 FORMATS: Mapping[str, Importer] = MappingProxyType(
     {
@@ -21,4 +22,14 @@ FORMATS: Mapping[str, Importer] = MappingProxyType(
     }
 )
 
-__all__ = ["FORMATS", "ImportReport", "Importer", "LegEvent", "RefusedRow", "SwitchProfile", "read_profile"]
+__all__ = [
+    "FORMATS",
+    "ImportReport",
+    "Importer",
+    "LegEvent",
+    "RefusedRow",
+    "SwitchProfile",
+    "Understood",
+    "read_profile",
+    "understood",
+]

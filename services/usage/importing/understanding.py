@@ -1,0 +1,110 @@
+"""What a switch profile says, in words: how each format would be read by it, and what in it can have no effect."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from services.usage.importing.parts import CHANNEL_VARIABLES, PEER_VARIABLES, FreeSwitch
+from services.usage.importing.profile import SwitchProfile
+from services.usage.importing.templates import SHIPPED
+
+
+@dataclass(frozen=True, slots=True)
+class Understood:
+    """A valid profile as the importers read it. ``formats`` says how each would be read, or what it lacks."""
+
+    publisher: str
+    source: str
+    zone: str
+    country: str
+    international_prefixes: tuple[str, ...]
+    trunks: tuple[str, ...]
+    internal: tuple[str, ...]
+    accounts: tuple[str, ...]
+    numbers: int
+    formats: dict[str, str]
+    warnings: tuple[str, ...]
+
+
+def understood(profile: SwitchProfile) -> Understood:
+    """What a profile means. It is valid; ``warnings`` name what is probably not meant, each with its field."""
+    return Understood(
+        publisher=profile.publisher,
+        source=profile.source,
+        zone=profile.zone,
+        country=profile.country,
+        international_prefixes=profile.international_prefixes,
+        trunks=tuple(
+            trunk.channel
+            + (f", {trunk.prefix} before each number" if trunk.prefix else "")
+            + (", numbers without their plus" if trunk.plus_missing else "")
+            for trunk in profile.trunks
+        ),
+        internal=profile.internal,
+        accounts=tuple(f"{entry.code} is {entry.account}" for entry in profile.accounts),
+        numbers=len(profile.numbers),
+        formats={
+            "asterisk": _asterisk(profile),
+            "asterisk-realtime": "columns by name, from the header row",
+            "freeswitch-csv": _freeswitch_csv(profile.freeswitch or FreeSwitch()),
+            "freeswitch-json": _freeswitch_json(profile.freeswitch or FreeSwitch()),
+            "csv": _csv(profile),
+        },
+        warnings=tuple(_warnings(profile)),
+    )
+
+
+def _asterisk(profile: SwitchProfile) -> str:
+    if profile.asterisk is None:
+        return "Master.csv of cdr_csv, 16 to 21 columns"
+    return f"cdr_custom, {len(profile.asterisk.columns)} columns: {', '.join(profile.asterisk.columns)}"
+
+
+def _freeswitch_csv(part: FreeSwitch) -> str:
+    if lacks := part.lacks():
+        return f"cannot be read: the template {lacks}"
+    template = f"the shipped template {part.template}" if part.template in SHIPPED else "a template of your own"
+    there = set(part.columns.names)
+    channels, peers = there.intersection(CHANNEL_VARIABLES), there.intersection(PEER_VARIABLES)
+    if part.legs == "ab":
+        return f"{template}; both legs, each judged by its own channel"
+    came_in = "channel is a trunk" if channels else f"context is {' or '.join(part.inbound_contexts)}"
+    went_out = "bridged to a trunk" if peers else "any other number that is not internal"
+    return f"{template}; calling legs only: inbound if the {came_in}, outbound if {went_out}"
+
+
+def _freeswitch_json(part: FreeSwitch) -> str:
+    if part.legs == "a":
+        return "calling legs only: inbound if the channel is a trunk, outbound if bridged to one"
+    return "both legs, each judged by its own channel"
+
+
+def _csv(profile: SwitchProfile) -> str:
+    if profile.csv is None:
+        return "cannot be read: the profile has no part csv"
+    fields = ", ".join(f"{field} from {column}" for field, column in profile.csv.columns.used().items())
+    return f"{fields}; times {profile.csv.time}, seconds {profile.csv.seconds}"
+
+
+def _warnings(profile: SwitchProfile) -> list[str]:
+    found = []
+    for channel, count in Counter(trunk.channel for trunk in profile.trunks).items():
+        if count > 1:
+            found.append(f"trunks: {channel} stands {count} times, and the last holds; keep one")
+    for index, entry in enumerate(profile.accounts):
+        earlier = [number for number, other in enumerate(profile.accounts[:index]) if other.code in (".*", entry.code)]
+        if earlier:
+            found.append(
+                f"accounts.{index}.code: is never asked, since accounts.{earlier[0]} matches it first; put it before that one"
+            )
+    for number in profile.numbers:
+        if profile.e164(number) is None:
+            found.append(f"numbers.{number}: cannot be a telephone number by its length; check it")
+        elif profile.is_internal(number) or profile.is_internal(number.removeprefix("+")):
+            found.append(
+                f"internal: a pattern matches {number}, which is a number of yours; make the pattern more exact"
+            )
+    if not profile.numbers:
+        found.append("numbers: has none of your numbers, so no inbound leg finds its account; add them")
+    return found
