@@ -74,6 +74,20 @@ def divide_half_even(numerator: int, denominator: int) -> int:
     return quotient
 
 
+def format_fraction(numerator_nano: int, denominator: int) -> str:
+    """A part of nanos, not negative, as it is before rounding: exact to 12 decimals, then a sign that digits follow.
+
+    >>> format_fraction(10**9, 4), format_fraction(1, 1_000), format_fraction(10**9, 3)
+    ('0.25', '0.000000000001', '0.333333333333…')
+    """
+    thousandths, rest = divmod(numerator_nano * 1_000, denominator)
+    if not rest and thousandths % 1_000 == 0:
+        return format_nano(thousandths // 1_000)
+    units, decimals = divmod(thousandths, 10**12)
+    digits = f"{decimals:012d}"
+    return f"{units}.{digits}…" if rest else f"{units}.{digits.rstrip('0')}"
+
+
 def round_minor(nano: int, exponent: int) -> int:
     """Half-even to the currency's minor unit; still in nanos.
 

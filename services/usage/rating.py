@@ -11,7 +11,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from services.kernel.money import CHARGE_NANO_MAX, divide_half_even, format_nano
+from services.kernel.money import CHARGE_NANO_MAX, divide_half_even, format_fraction, format_nano
 from services.usage.books import RENTAL, UNITS, Chain, Price
 from services.usage.uses import Free
 
@@ -153,16 +153,6 @@ def rate(use: Used, event_time: datetime, books: Chain, currency: str) -> Outcom
     return Rated(price, billed, per, amount)
 
 
-def _before_rounding(numerator_nano: int, per: int) -> str:
-    """A part of nanos as it is before rounding: exact to 12 decimals, then a sign that digits follow."""
-    thousandths, rest = divmod(numerator_nano * 1_000, per)
-    if not rest and thousandths % 1_000 == 0:
-        return format_nano(thousandths // 1_000)
-    units, decimals = divmod(thousandths, 10**12)
-    digits = f"{decimals:012d}"
-    return f"{units}.{digits}…" if rest else f"{units}.{digits.rstrip('0')}"
-
-
 def explain(price: Price, used: int, per: int) -> tuple[str, ...]:
     """The steps of a charge's arithmetic, one sentence each, to the last digit.
 
@@ -178,7 +168,7 @@ def explain(price: Price, used: int, per: int) -> tuple[str, ...]:
     unit, fee_name = ("s", "connection fee") if voice else (price.unit, "fee")
     billed = billed_quantity(used, price.minimum, price.increment)
     for_how_many = "a minute" if voice else "a month" if price.product == RENTAL else f"for {per} {unit}"
-    exact = _before_rounding(billed * price.price_nano, per)
+    exact = format_fraction(billed * price.price_nano, per)
     steps = [
         f"prefix {price.prefix} of book {price.book_id}, version {price.version} ({price.product}): {price.unit_price}"
         f" {price.currency} {for_how_many}, {fee_name} {price.connection_fee},"
@@ -189,6 +179,6 @@ def explain(price: Price, used: int, per: int) -> tuple[str, ...]:
     ]
     if price.connection_fee_nano:
         whole = price.connection_fee_nano * per + billed * price.price_nano
-        steps.append(f"{exact} + {fee_name} {price.connection_fee} = {_before_rounding(whole, per)}")
+        steps.append(f"{exact} + {fee_name} {price.connection_fee} = {format_fraction(whole, per)}")
     steps.append(f"rounded half-even to 9 decimals: {format_nano(amount_nano(billed, per, price))} {price.currency}")
     return tuple(steps)
