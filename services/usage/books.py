@@ -6,9 +6,12 @@ Pure values; what a book holds comes from the store or from a price file (`price
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
+
+from msgspec import Struct
+from msgspec.structs import force_setattr
 
 from services.kernel.errors import InvalidInput
 from services.kernel.money import format_nano
@@ -51,8 +54,7 @@ def message_product(channel: str, direction: Direction) -> str:
     return f"message.{channel}.{direction}"
 
 
-@dataclass(frozen=True, slots=True)
-class PriceRow:
+class PriceRow(Struct, frozen=True, gc=False):
     """What one prefix costs for one product: nanos for ``per`` units, a fee an event, and which quantity is billed.
 
     Voice has its price a minute, ``per`` 60 seconds; ``60/6`` is minimum 60, increment 6. Data of 0.01 a started megabyte
@@ -81,9 +83,11 @@ class BookVersion:
     rows: tuple[PriceRow, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Price:
-    """A price row and where it stands: all that a charge names. The texts are the decimal strings of the charge."""
+class Price(Struct, frozen=True, gc=False):
+    """A price row and where it stands: all that a charge names. The texts are the decimal strings of the charge.
+
+    A worker holds one for every row of every book: a structure that the collector of garbage need not walk through.
+    """
 
     book_id: str
     version: int
@@ -97,12 +101,12 @@ class Price:
     per: int = 60
     unit: str = SECOND
     delivered_only: bool = False
-    unit_price: str = field(init=False)
-    connection_fee: str = field(init=False)
+    unit_price: str = ""
+    connection_fee: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "unit_price", format_nano(self.price_nano))
-        object.__setattr__(self, "connection_fee", format_nano(self.connection_fee_nano))
+        force_setattr(self, "unit_price", format_nano(self.price_nano))
+        force_setattr(self, "connection_fee", format_nano(self.connection_fee_nano))
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,12 +148,15 @@ class PriceBook:
 
     __slots__ = ("_versions", "book_id", "exists")
 
-    def __init__(self, book_id: str, versions: Iterable[BookVersion]) -> None:
-        compiled = [_CompiledVersion(version) for version in versions]
-        compiled.sort(key=lambda version: (version.effective_from, version.version), reverse=True)
+    def __init__(self, book_id: str, versions: Iterable[BookVersion], *, known: PriceBook | None = None) -> None:
+        """A book of these versions and of those that are known of it already, which are not compiled again."""
+        compiled = {version.version: version for version in known._versions} if known is not None else {}
+        compiled |= {version.version: _CompiledVersion(version) for version in versions}
         self.book_id = book_id
         self.exists = bool(compiled)
-        self._versions = tuple(compiled)
+        self._versions: tuple[_CompiledVersion, ...] = tuple(
+            sorted(compiled.values(), key=lambda version: (version.effective_from, version.version), reverse=True)
+        )
 
     def find(self, product: str, destination: str, at: datetime) -> Price | None:
         """The price of the longest prefix in the version that is effective at an instant, or None.
@@ -179,11 +186,14 @@ class PriceBooks:
 
     __slots__ = ("_books",)
 
-    def __init__(self, versions: Iterable[BookVersion]) -> None:
+    def __init__(self, versions: Iterable[BookVersion], *, known: PriceBooks | None = None) -> None:
+        """These versions beside the known ones: what did not change is shared with them."""
         by_book: dict[str, list[BookVersion]] = {}
         for version in versions:
             by_book.setdefault(version.book_id, []).append(version)
-        self._books = {book_id: PriceBook(book_id, of_book) for book_id, of_book in by_book.items()}
+        self._books: dict[str, PriceBook] = dict(known._books) if known is not None else {}
+        for book_id, of_book in by_book.items():
+            self._books[book_id] = PriceBook(book_id, of_book, known=self._books.get(book_id))
 
     def chain(
         self,

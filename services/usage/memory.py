@@ -9,15 +9,15 @@ Source: designs/closing, STAMP; designs/identity, point 3.
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
-from dataclasses import replace
 from datetime import date
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from contracts.groups import AccountTimeline, CostCenter, Publisher, ResourceTimeline
 from services.usage import store
-from services.usage.books import BookVersion, PriceBooks, PriceRow
+from services.usage.books import BookVersion, PriceBooks
 from services.usage.registry import Prices, Registry
 from services.usage.stamping import Cut, Cuts
 
@@ -34,7 +34,7 @@ class Memory:
         self.generation = 0
         self.charge_days: set[date] = set()  # event days whose partition exists for certain
         self.sources_seen: set[store.Seen] = set()  # noted for certain
-        self._book_versions: dict[tuple[str, int], BookVersion] = {}
+        self._reading_books = asyncio.Lock()
         self._registry_version = NO_VERSION
         self._books_version = NO_VERSION
         self._cuts_version = NO_VERSION
@@ -78,32 +78,28 @@ class Memory:
         self._registry_version = version
 
     async def _read_books(self, connection: AsyncConnection, version: int) -> None:
-        versions = await store.book_versions_since(connection, self._books_version)
-        prices = await store.book_prices_since(connection, self._books_version)
-        order = await store.book_order(connection)
-        if version <= self._books_version:
-            return
-        rows: dict[tuple[str, int], list[PriceRow]] = defaultdict(list)
-        for row in prices:
-            rows[row.book_id, row.version].append(
-                PriceRow(
-                    row.product, row.prefix, row.price_nano, row.connection_fee_nano, row.minimum, row.increment,
-                    row.per, row.unit, row.delivered_only,
+        async with self._reading_books:  # tasks that found the same change at once wait for the one that reads it
+            if version <= self._books_version:
+                return
+            versions = [
+                BookVersion(
+                    each.book_id, each.version, each.currency, each.effective_from,
+                    tuple([row async for row in store.book_prices(connection, each.book_id, each.version)]),
                 )
-            )  # fmt: skip
-        for each in versions:
-            book = BookVersion(each.book_id, each.version, each.currency, each.effective_from, ())
-            self._book_versions[each.book_id, each.version] = replace(
-                book, rows=tuple(rows[each.book_id, each.version])
-            )
+                for each in await store.book_versions_since(connection, self._books_version)
+            ]  # fmt: skip
+            order = await store.book_order(connection)
+            self._learn_books(versions, order)
+            self._books_version = version
+
+    def _learn_books(self, versions: list[BookVersion], order: store.Rows) -> None:
         self.prices = Prices(
-            PriceBooks(self._book_versions.values()),
+            PriceBooks(versions, known=self.prices.books),
             {each.subject: each.book_id for each in order if each.scope == "account"},
             {each.subject: each.book_id for each in order if each.scope == "organization"},
             tuple(each.book_id for each in order if each.scope == "default"),
         )
         self.registry.forget_books()
-        self._books_version = version
 
     async def _read_cuts(self, connection: AsyncConnection, version: int) -> None:
         cuts = await store.taken_cuts(connection)
