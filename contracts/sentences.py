@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from pydantic import StringConstraints, ValidationError
 
-from contracts import groups, payments, usage, words
+from contracts import cloudevents, groups, payments, usage, words
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,12 @@ _OF_PATTERN = {
     _pattern(words.Month): 'must be a month such as "2026-10"',
     _pattern(words.E164): 'must be a telephone number such as "+12485252160"',
     _pattern(words.InstantText): _INSTANT,
-    _pattern(usage.Attribute): _NO_CONTROL,
+    _pattern(cloudevents.Attribute): _NO_CONTROL,
+    _pattern(cloudevents.Timestamp): 'must be an instant of RFC 3339 such as "2026-10-31T23:50:00Z"',
+    _pattern(cloudevents.MediaType): 'must be a media type such as "application/json"',
+    _pattern(cloudevents.AbsoluteUri): 'must be an absolute URI such as "https://example.org/leg"',
+    _pattern(cloudevents.Base64): "must be in Base64",
+    _pattern(cloudevents.ExtensionName): "is no name of an extension: use lower-case letters and digits",
     _pattern(
         usage.NumberOrShortCode
     ): 'must be a telephone number such as "+12485252160", or a short code such as "72345"',

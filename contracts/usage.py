@@ -10,6 +10,7 @@ from typing import Annotated, Literal, NotRequired
 from pydantic import ConfigDict, Field, StringConstraints, with_config
 from typing_extensions import TypedDict
 
+from contracts.cloudevents import AbsoluteUri, Attribute, Timestamp
 from contracts.words import E164, Amount, CurrencyCode, Id, Instant, InstantText, Month, SignedAmount, Text
 from contracts.words import Message as Model
 
@@ -28,7 +29,6 @@ RESERVED_PRODUCTS = r"voice\.|message\.|number\.|data$"  # of the other kinds of
 _STRICT = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
 _STRICT_OPEN = ConfigDict(strict=True, extra="allow", hide_input_in_errors=True)
 
-Attribute = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Seconds = Annotated[int, Field(ge=0, le=CALL_SECONDS_MAX)]
 NumberOrShortCode = Annotated[
     str, StringConstraints(pattern=r"^(\+[1-9][0-9]{4,14}|[0-9]{3,8})$"), Field(examples=["+12485252160", "72345"])
@@ -125,10 +125,10 @@ class _Event(TypedDict):
     specversion: Literal["1.0"]
     id: Attribute
     source: Attribute
-    time: NotRequired[InstantText | None]
+    time: NotRequired[Timestamp | None]
     subject: NotRequired[Attribute | None]
     datacontenttype: NotRequired[Literal["application/json"] | None]
-    dataschema: NotRequired[Attribute | None]
+    dataschema: NotRequired[AbsoluteUri | None]
 
 
 @with_config(_STRICT_OPEN)

@@ -17,7 +17,7 @@ import msgspec
 from msgspec import MsgspecError, Raw
 
 from contracts.usage import EVENT_BYTES_MAX
-from services.usage.events import EventRefused, storable
+from services.usage.events import KNOWN_TYPES, EventRefused, storable
 
 Headers = Sequence[tuple[str, bytes | None]]
 
@@ -148,7 +148,8 @@ def _assembled(ours: dict[str, str], media_type: str | None, value: bytes | None
     for name in _REQUIRED:
         text = ours.pop(PREFIX + name, None)
         if text is None:
-            _refuse(PREFIX + name, "is missing beside the other ce_ headers; add it")
+            known = f"; {KNOWN_TYPES}" if name == "type" else ""
+            _refuse(PREFIX + name, f"is missing beside the other ce_ headers; add it{known}")
         event[name] = text
     for header, text in ours.items():
         name = header.removeprefix(PREFIX)

@@ -18,7 +18,8 @@ from msgspec.json import Decoder
 from pydantic import ValidationError
 from pydantic_core import to_json
 
-from contracts.sentences import first_problem
+from contracts.cloudevents import cloud_event
+from contracts.sentences import Problem, first_problem
 from contracts.topics import USAGE_EVENTS
 from contracts.usage import (
     DATA,
@@ -34,18 +35,13 @@ from services.kernel.ids import content_digest
 from services.usage.uses import Data, Leg, Message, Product, Rental, Text, Use, UseRefused
 
 ABOUT_CHARACTERS_MAX = 256
+KNOWN_TYPES = f"the types are {', '.join(USAGE_EVENT_TYPES)}"
 
-_ATTRIBUTES = frozenset(
-    {"specversion", "id", "source", "type", "time", "subject", "datacontenttype", "dataschema", "data"}
-)
 _USES: dict[str, type[Use]] = {VOICE_LEG: Leg, MESSAGE: Message, DATA: Data, RENTAL: Rental, PRODUCT: Product}
 _CONTENT_FIELDS = {kind: tuple(sorted(use.__struct_fields__)) for kind, use in _USES.items()}
 _INSTANTS = frozenset({"ended_at", "sent_at", "started_at", "starts_at", "used_at"})
 _RESERVED = re.compile(RESERVED_PRODUCTS)
 _VOICE_HEAD = VOICE_LEG.encode() + b"\0"
-_EXTENSION_NAME = re.compile(r"[a-z0-9]+", re.ASCII)
-_EXTENSION_INTEGER = 2**31
-_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 _validate = USAGE_EVENTS.adapter.validate_json
@@ -169,18 +165,16 @@ def _judged(value: bytes) -> tuple[str, str, Use, bytes]:
     try:
         event = _validate(value)
     except ValidationError as error:
-        raise _refusal(error) from None
+        raise _refusal(value, error) from None
     kind, data = event["type"], event["data"]
     keys = len(event) + len(data)  # as many as the text has names, or one of them may stand there twice
     has_escapes = b"\\" in value
     if has_escapes or value.count(b'":') != keys or _may_space_colons(value):
         _check_names_and_characters(value)
-    if not event.keys() <= _ATTRIBUTES:
-        _check_extensions(event)
+    if len(event) > 5:
+        _check_envelope(event)
     if has_escapes or not value.isascii():
         _check_controls(event)
-    if len(event) > 5:
-        _check_attributes(event)
     if kind == PRODUCT and _RESERVED.match(data["product"]) is not None:
         raise EventRefused("invalid_event", "belongs to another type of event; choose another name", "data.product")
     return event["source"], event["id"], convert(data, _USES[kind]), canonical(kind, data)
@@ -243,10 +237,24 @@ def storable(text: str) -> str:
     return text.replace("\0", "?").encode("utf-8", "replace").decode()
 
 
-def _refusal(error: ValidationError) -> EventRefused:
+def _refusal(value: bytes, error: ValidationError) -> EventRefused:
+    """Why the bytes are no event of the contract; whether they are an event of CloudEvents at all comes first."""
     problem = first_problem(error, USAGE_EVENT_TYPES)
     if problem.type == "json_invalid":
         return EventRefused("not_json", storable(problem.sentence))
+    try:
+        cloud_event.validate_json(value)
+    except ValidationError as of_envelope:
+        problem = first_problem(of_envelope)
+        if problem.field == "type":
+            return EventRefused("invalid_event", f"{problem.sentence}; {KNOWN_TYPES}", "type")
+        return _refused_for(problem)
+    if problem.field == "type":
+        return EventRefused("unknown_type", f"is no type of event that is known here; {KNOWN_TYPES}", "type")
+    return _refused_for(problem)
+
+
+def _refused_for(problem: Problem) -> EventRefused:
     return EventRefused("invalid_event", problem.sentence, storable(problem.field) if problem.field else None)
 
 
@@ -269,19 +277,11 @@ def _check_names_and_characters(value: bytes) -> None:
     json.loads(value, object_pairs_hook=once)
 
 
-def _check_extensions(event: dict[str, Any]) -> None:
-    for name in event.keys() - _ATTRIBUTES:
-        if _EXTENSION_NAME.fullmatch(name) is None:
-            raise EventRefused(
-                "invalid_event", "is no name of an extension: use lower-case letters and digits", storable(name)
-            )
-        item = event[name]
-        if item is None or isinstance(item, str | bool):
-            continue
-        if not isinstance(item, int) or not -_EXTENSION_INTEGER <= item < _EXTENSION_INTEGER:
-            raise EventRefused(
-                "invalid_event", "an extension must be a text, a boolean or an integer of 32 bits", storable(name)
-            )
+def _check_envelope(event: dict[str, Any]) -> None:
+    try:
+        cloud_event.validate_python(event)
+    except ValidationError as error:
+        raise _refused_for(first_problem(error)) from None
 
 
 def _check_controls(event: dict[str, Any]) -> None:
@@ -291,14 +291,3 @@ def _check_controls(event: dict[str, Any]) -> None:
     for name, item in event["data"].items():
         if isinstance(item, str) and _CONTROL.search(item) is not None:
             raise EventRefused("invalid_event", "holds a control character", f"data.{name}")
-
-
-def _check_attributes(event: dict[str, Any]) -> None:
-    if event.get("time") is not None:
-        try:
-            datetime.fromisoformat(event["time"])
-        except ValueError:
-            raise EventRefused("invalid_event", "is no date and time of the calendar", "time") from None
-    schema = event.get("dataschema")
-    if schema is not None and _URI.match(schema) is None:
-        raise EventRefused("invalid_event", 'must be an absolute URI such as "https://…"', "dataschema")

@@ -58,11 +58,12 @@ NOT_JSON, INVALID_EVENT, UNKNOWN_ACCOUNT, NOT_PERMITTED = (
     "unknown_account",
     "not_permitted",
 )
+UNKNOWN_TYPE = "unknown_type"
 NO_PRICE, WRONG_CURRENCY, TOO_OLD, IN_FUTURE = "no_price", "wrong_currency", "too_old", "in_future"
 CONFLICT, REFUSED_BY_STORE = "conflict", "refused_by_store"
 REASONS = frozenset(
     {NOT_JSON, INVALID_EVENT, UNKNOWN_ACCOUNT, NOT_PERMITTED, NO_PRICE, WRONG_CURRENCY, TOO_OLD, IN_FUTURE, CONFLICT}
-    | {REFUSED_BY_STORE}
+    | {REFUSED_BY_STORE, UNKNOWN_TYPE}
 )
 UNREADABLE = frozenset(
     {NOT_JSON, INVALID_EVENT}
@@ -267,6 +268,10 @@ def _no_unstorable_text(value: Any) -> None:
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
 _E164 = re.compile(r"\+[1-9][0-9]{4,14}", re.ASCII)
 _UTC_TEXT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?Z", re.ASCII)
+_RFC_3339 = re.compile(
+    r"[0-9-]{10}[Tt]([01][0-9]|2[0-3]):[0-5][0-9]:([0-5][0-9]|60)(\.[0-9]+)?([Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])",
+    re.ASCII,
+)
 _ATTRIBUTES = {"specversion", "id", "source", "type", "time", "subject", "datacontenttype", "dataschema", "data"}
 _DATA_FIELDS = {"account_id", "direction", "caller", "called", "started_at", "ended_at", "answered", "duration_s"}
 _DATA_OPTIONAL = {"outbound_profile", "cost_center_id", "call_leg_id"}
@@ -293,6 +298,15 @@ def _utc(value: Any) -> datetime:
     try:
         whole, _, fraction = value[:-1].partition(".")
         return datetime.fromisoformat(whole).replace(tzinfo=UTC, microsecond=int(fraction.ljust(6, "0") or 0))
+    except ValueError:
+        raise Unacceptable({INVALID_EVENT}) from None
+
+
+def _timestamp(value: Any) -> None:
+    """An instant of RFC 3339 in any zone."""
+    _need(isinstance(value, str) and _RFC_3339.fullmatch(value) is not None)
+    try:
+        datetime.fromisoformat(value[:10])
     except ValueError:
         raise Unacceptable({INVALID_EVENT}) from None
 
@@ -327,11 +341,12 @@ def read_leg(value: bytes | None) -> Leg:
     _need(event.get("specversion") == "1.0")
     _need(_is_text(event.get("id")))
     _need(_is_text(event.get("source")))
-    _need(event.get("type") == VOICE_LEG)
+    _need(_is_text(event.get("type")))
     if event.get("time") is not None:
-        _utc(event["time"])
+        _timestamp(event["time"])
     _need(event.get("subject") is None or _is_text(event["subject"]))
-    _need(event.get("datacontenttype") in (None, "application/json"))
+    media_type = event.get("datacontenttype")
+    _need(media_type is None or (_is_text(media_type) and re.fullmatch(r"[\w.+-]+/[\w.+-]+", media_type) is not None))
     schema = event.get("dataschema")
     _need(schema is None or (_is_text(schema) and re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", schema) is not None))
     for name in event.keys() - _ATTRIBUTES:
@@ -343,6 +358,9 @@ def read_leg(value: bytes | None) -> Leg:
             or _is_whole(extension, -(2**31), 2**31 - 1)  # no fraction, object or array
         )
 
+    if event["type"] != VOICE_LEG:  # an event of somebody, but not of ours
+        raise Unacceptable({UNKNOWN_TYPE})
+    _need(media_type in (None, "application/json"))
     data = event.get("data")
     _need(isinstance(data, dict))
     assert isinstance(data, dict)

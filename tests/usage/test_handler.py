@@ -189,7 +189,7 @@ async def test_every_bad_record_is_quarantined_with_its_reason_and_disturbs_no_o
         (b'"' + b"x" * 900_000 + b'"', "invalid_event", None),
         (twice, "invalid_event", "id"),
         (leg("v", NOW) | {"specversion": "0.3"}, "invalid_event", "specversion"),
-        (leg("t", NOW) | {"type": "other"}, "invalid_event", "type"),
+        (leg("t", NOW) | {"type": "other"}, "unknown_type", "type"),
         (leg("m", NOW, duration_s="1_000"), "invalid_event", "data.duration_s"),
         (leg("f", NOW, duration_s="６０"), "invalid_event", "data.duration_s"),
         (leg("n", NOW, duration_s=float("nan")), "invalid_event", "data.duration_s"),

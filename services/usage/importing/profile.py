@@ -17,8 +17,8 @@ import phonenumbers
 from phonenumbers import NumberParseException, ValidationResult
 from pydantic import AfterValidator, Field, ValidationError, ValidationInfo
 
+from contracts.cloudevents import Attribute
 from contracts.sentences import first_problem
-from contracts.usage import Attribute
 from contracts.words import E164, Id
 from services.kernel import period
 from services.kernel.errors import InvalidInput
