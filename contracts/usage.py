@@ -168,6 +168,24 @@ USAGE_EVENT_TYPES = (VOICE_LEG, MESSAGE, DATA, RENTAL, PRODUCT)
 
 
 @with_config(_STRICT)
+class Tier(TypedDict):
+    """How a charge moved the counter of its account, payer group, month and product, whose price depends on its quantity.
+
+    The amount is what the schedule makes of the quantity after, less what it makes of the one before: it depends on the
+    order in which events came, and only the sum does not.
+    """
+
+    schedule: Annotated[
+        str,
+        StringConstraints(max_length=150, pattern=r"^[A-Za-z0-9_.-]+/[0-9]+/[A-Za-z0-9_.-]+$"),
+        Field(description="Price book, its version, and the schedule in it", examples=["list/3/messages"]),
+    ]
+    form: Literal["graduated", "volume"]
+    before: Annotated[int, Field(ge=0)]
+    after: Annotated[int, Field(ge=0)]
+
+
+@with_config(_STRICT)
 class Charge(TypedDict):
     """A rated usage event, as balance, invoices and downstream consumers read it. Negative for a reversal."""
 
@@ -198,11 +216,22 @@ class Charge(TypedDict):
     book_id: Id
     book_version: Annotated[int, Field(ge=1)]
     matched: Annotated[str, Field(max_length=32, description="The prefix or product that matched")]
-    unit_price: Annotated[Amount, Field(description="For `per` units: a minute of voice has 60 seconds")]
+    unit_price: Annotated[
+        Amount | None, Field(description="For `per` units: a minute of voice has 60 seconds; null with a tier")
+    ]
     per: Annotated[int, Field(ge=1)]
     connection_fee: Amount
     minimum: Annotated[int, Field(ge=0)]
     increment: Annotated[int, Field(ge=1)]
+    tier: NotRequired[Tier]
+    kind: NotRequired[
+        Annotated[
+            Literal["tier_adjustment"],
+            Field(
+                description="The use made all use of the month cheaper by more than it costs: its own charge, below zero"
+            ),
+        ]
+    ]
 
 
 class Rejection(Model):

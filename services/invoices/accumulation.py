@@ -69,7 +69,7 @@ class FoldedCharges:
 
 READ = (
     "charge_id", "account_id", "plan", "group_id", "bill_to", "period", "cost_center_id", "product", "quantity",
-    "amount", "currency", "unit_price",
+    "amount", "currency", "unit_price", "tier",
 )  # fmt: skip
 """The fields of a charge that are read here."""
 
@@ -79,7 +79,7 @@ def fold_charges(charges: Iterable[Charge]) -> FoldedCharges:
 
     ``Corrupt`` when a charge has a group and no period or invoice to stand on.
     """
-    lines: dict[tuple[tuple[str, str], str, str, str | None, str, bool, str], list[int]] = {}
+    lines: dict[tuple[tuple[str, str], str, str, str | None, str, bool, str, str], list[int]] = {}
     tallies: dict[tuple[str, str], list[int]] = {}
     for charge in charges:
         group_id = charge["group_id"]
@@ -89,12 +89,13 @@ def fold_charges(charges: Iterable[Charge]) -> FoldedCharges:
         if bill_to is None or period is None:
             raise Corrupt(f"charge {charge['charge_id']} has payer group {group_id} but no period", field="bill_to")
         invoice = (group_id, bill_to)
+        schedule = charge["tier"]["schedule"] if "tier" in charge else ""
         line = (
             invoice, charge["account_id"], charge["product"], charge["cost_center_id"], period,
-            charge["plan"] != "invoiced", charge["currency"],
+            charge["plan"] != "invoiced", charge["currency"], schedule,
         )  # fmt: skip
         nano = _nano(charge["amount"])
-        price = _nano(charge["unit_price"])
+        price = _nano(charge["unit_price"] or "0")
         sums = lines.get(line)
         if sums is None:
             lines[line] = [1, charge["quantity"], nano, price, price]
@@ -114,8 +115,8 @@ def fold_charges(charges: Iterable[Charge]) -> FoldedCharges:
             tally[1] += nano
             tally[2] ^= evidence_hash_of(charge["charge_id"])
     folded: dict[tuple[str, str], list[LineSum]] = {invoice: [] for invoice in tallies}
-    for (invoice, account_id, product, cost_center_id, period, prepaid, currency), sums in lines.items():
-        key = LineKey(account_id, product, cost_center_id or "", period, prepaid, currency)
+    for (invoice, account_id, product, cost_center_id, period, prepaid, currency, schedule), sums in lines.items():
+        key = LineKey(account_id, product, cost_center_id or "", period, prepaid, currency, schedule)
         folded[invoice].append(LineSum(key, *sums))
     return FoldedCharges(
         {InvoiceKey(*invoice): tuple(of_invoice) for invoice, of_invoice in folded.items()},

@@ -165,6 +165,7 @@ def _line(key: InvoiceKey, line: BilledLine, decimals: int, account_names: Mappi
         "unit_price": None if price is None else format_nano(price),
         "exact": format_nano(line.sum.exact_nano),
         "amount": format_nano(line.amount_nano, decimals_min=decimals),
+        **({"schedule": of.schedule} if of.schedule else {}),
     }
 
 
@@ -327,7 +328,7 @@ def as_text(document: Document) -> str:
                 line["cost_center_id"] or "ungrouped",
                 str(line["charges"]),
                 str(line["quantity"]),
-                line["unit_price"] or "various",
+                line["unit_price"] or ("tiers" if "schedule" in line else "various"),
                 line["amount"],
             )
         )

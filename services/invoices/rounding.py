@@ -1,13 +1,13 @@
 """What an invoice amounts to: rounded lines, one rounding line, tax, and what each account pays of it. Pure.
 
 Everything is in nanos; every division is half-even and by `services.kernel.money`. Source: domain, sections 2 and 6;
-designs/ledger, section 4.
+designs/ledger, section 4; designs/tiers, point 5.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from services.kernel.money import NANO, divide_half_even, round_minor
 
@@ -16,7 +16,8 @@ from services.kernel.money import NANO, divide_half_even, round_minor
 class LineKey:
     """What the charges of one line have in common. ``period`` is that of the use, so a late charge has a line of its own.
 
-    An empty ``cost_center_id`` means ungrouped. ``prepaid`` follows from the account's plan at the time of use.
+    An empty ``cost_center_id`` means ungrouped. ``prepaid`` follows from the account's plan at the time of use. ``schedule``
+    is the version of the schedule of tiers that priced the use, empty for use with a price of its own.
     """
 
     account_id: str
@@ -25,6 +26,7 @@ class LineKey:
     period: str
     prepaid: bool
     currency: str
+    schedule: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,9 @@ class LineSum:
 
     @property
     def unit_price_nano(self) -> int | None:
-        """The price of a unit, where all charges of the line have the same."""
+        """The price of a unit, where all charges of the line have the same; tiers have none."""
+        if self.key.schedule:
+            return None
         return self.unit_price_min_nano if self.unit_price_min_nano == self.unit_price_max_nano else None
 
 
@@ -142,6 +146,50 @@ def share_total(total_nano: int, weights_nano: list[int], rate_nano: int, expone
     return [each * step for each in units]
 
 
+def split_by_quantity(total_nano: int, quantities: list[int]) -> list[int]:
+    """Divide a total by quantity, in whole nanos that sum to it exactly: the largest remainder, of equals the first.
+
+    Any signs. Quantities that sum to zero divide nothing, so the first has it all: of a counter that is where it was, 0.
+
+    >>> split_by_quantity(100, [1, 1, 1]), split_by_quantity(-200, [300, -100]), split_by_quantity(5, [2, 2])
+    ([34, 33, 33], [-300, 100], [3, 2])
+    """
+    whole = sum(quantities)
+    if not whole:
+        return [total_nano, *(0 for _ in quantities[1:])]
+    sign = 1 if whole > 0 else -1
+    parts = [divmod(total_nano * quantity * sign, abs(whole)) for quantity in quantities]
+    missing = total_nano - sum(part for part, _ in parts)
+    order = sorted(range(len(parts)), key=lambda index: (-parts[index][1], index))
+    getting = set(order[:missing])
+    return [part + (index in getting) for index, (part, _) in enumerate(parts)]
+
+
+def split_tiers(sums: Iterable[LineSum]) -> list[LineSum]:
+    """The lines in order, those of one counter with their amounts divided over its cost centers by quantity.
+
+    The share that an event has of a counter depends on when it came; the sum of a counter does not, and so neither does
+    what is divided here. Source: designs/tiers, point 5.
+
+    >>> def line(center, quantity, nano): return LineSum(LineKey("a", "data", center, "2026-10", True, "USD", "list/1/d"), 1, quantity, nano, 0, 0)
+    >>> [each.exact_nano for each in split_tiers([line("south", 1, 0), line("north", 2, 100)])]
+    [67, 33]
+    """
+    ordered = sorted(sums, key=lambda line: line.key)
+    counters: dict[tuple[str | bool, ...], list[LineSum]] = {}
+    for line in ordered:
+        if line.key.schedule:
+            of = line.key
+            key = (of.account_id, of.product, of.period, of.prepaid, of.currency, of.schedule)
+            counters.setdefault(key, []).append(line)
+    exact: dict[LineKey, int] = {}
+    for of_counter in counters.values():
+        total = sum(line.exact_nano for line in of_counter)
+        parts = split_by_quantity(total, [line.quantity for line in of_counter])
+        exact.update((line.key, part) for line, part in zip(of_counter, parts, strict=True))
+    return [replace(line, exact_nano=exact.get(line.key, line.exact_nano)) if exact else line for line in ordered]
+
+
 def bill(sums: Iterable[LineSum], *, rate_nano: int, exponent: int) -> Bill:
     """The amounts of an invoice with these lines, in any order; one tax category.
 
@@ -153,9 +201,7 @@ def bill(sums: Iterable[LineSum], *, rate_nano: int, exponent: int) -> Bill:
     >>> [each.amount_nano // 10**7 for each in northwind.lines], northwind.rounding_nano, northwind.tax_nano, northwind.due_nano
     ([36, 12, 11], 10000000, 120000000, 720000000)
     """
-    lines = tuple(
-        BilledLine(each, round_minor(each.exact_nano, exponent)) for each in sorted(sums, key=lambda line: line.key)
-    )
+    lines = tuple(BilledLine(each, round_minor(each.exact_nano, exponent)) for each in split_tiers(sums))
     exact = sum(line.sum.exact_nano for line in lines)
     net = round_minor(exact, exponent)
     tax = tax_of(net, rate_nano, exponent)

@@ -225,13 +225,13 @@ async def add_lines(connection: AsyncConnection, lines: Mapping[InvoiceKey, Sequ
         (
             (
                 key.invoice_id, each.key.account_id, each.key.product, each.key.cost_center_id, each.key.period,
-                each.key.prepaid, each.key.currency, each.charges, each.quantity, each.exact_nano,
+                each.key.prepaid, each.key.currency, each.key.schedule, each.charges, each.quantity, each.exact_nano,
                 each.unit_price_min_nano, each.unit_price_max_nano,
             )
             for key, sums in lines.items()
             for each in sums
         ),
-        key=lambda row: row[:7],
+        key=lambda row: row[: len(_LINE_KEY)],
     )  # fmt: skip
     columns = zip(_LINE, zip(*rows, strict=True), strict=True)
     await connection.execute(statement, {f"new_{name}": list(values) for name, values in columns})
@@ -287,10 +287,10 @@ async def add_paid(connection: AsyncConnection, posted: Mapping[InvoiceKey, Sequ
 _TEXTS = ARRAY(Text)
 _LINE: dict[str, Any] = {
     "invoice_id": Uuid(), "account_id": Text(), "product": Text(), "cost_center_id": Text(), "period": Text(),
-    "prepaid": Boolean(), "currency": Text(), "charges": BigInteger(), "quantity": BigInteger(),
+    "prepaid": Boolean(), "currency": Text(), "schedule": Text(), "charges": BigInteger(), "quantity": BigInteger(),
     "exact_nano": BigInteger(), "unit_price_min_nano": BigInteger(), "unit_price_max_nano": BigInteger(),
 }  # fmt: skip
-_LINE_KEY = list(_LINE)[:7]
+_LINE_KEY = list(_LINE)[: list(_LINE).index("charges")]
 _PAID: dict[str, Any] = {
     "invoice_id": Uuid(), "account_id": Text(), "currency": Text(), "charged_nano": BigInteger(),
     "credits_nano": BigInteger(), "wallet_nano": BigInteger(), "unbilled_nano": BigInteger(),
@@ -460,8 +460,9 @@ async def any_open(connection: AsyncConnection, ends: Mapping[str, str]) -> bool
 async def load_lines(connection: AsyncConnection, ids: Iterable[UUID]) -> dict[UUID, list[LineSum]]:
     statement = select(*(line.c[name] for name in _LINE)).where(line.c.invoice_id == func.any(_IDS))
     lines: dict[UUID, list[LineSum]] = {}
+    key = len(_LINE_KEY)
     for row in (await connection.execute(statement, {"ids": sorted(ids)})).all():
-        lines.setdefault(row.invoice_id, []).append(LineSum(LineKey(*row[1:7]), *row[7:]))
+        lines.setdefault(row.invoice_id, []).append(LineSum(LineKey(*row[1:key]), *row[key:]))
     return lines
 
 

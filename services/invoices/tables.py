@@ -77,6 +77,7 @@ line = Table(
     Column("period", Text, primary_key=True),
     Column("prepaid", Boolean, primary_key=True),
     Column("currency", Text, primary_key=True),
+    Column("schedule", Text, primary_key=True),  # empty: a price of its own
     Column("charges", BigInteger, nullable=False),
     Column("quantity", BigInteger, nullable=False),
     Column("exact_nano", BigInteger, nullable=False),

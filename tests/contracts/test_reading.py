@@ -21,13 +21,21 @@ from tests.invoices.neighbours import charge
 READS = {"balance": BALANCE_READS, "invoices": INVOICES_READ}
 NARROW = {room: USAGE_CHARGES.reading(*fields) for room, fields in READS.items()}
 PLACE = ("link", "seq", "epoch")
+TIER = {"schedule": "list/1/legs", "form": "volume", "before": 0, "after": 60}
 
 NEAR_MISSES = (
     "", "0", "1", "-1", "0.014", "-0.014", "1e3", "1_000", "１２", ".5", "1.", "0.0000000001", "NaN", "USD", "usd", "USDT",
     "payg", "trial", "free", "2026-10", "2026-13", "2026-10\n", "east", "east ", "ea\0st", "x" * 36, "x" * 65, "x" * 257,
 )  # fmt: skip
 values = st.one_of(
-    st.sampled_from(NEAR_MISSES), st.none(), st.booleans(), st.integers(), st.floats(), st.just([]), st.uuids().map(str)
+    st.sampled_from(NEAR_MISSES),
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.just([]),
+    st.uuids().map(str),
+    st.sampled_from([TIER, TIER | {"schedule": "list/1"}, TIER | {"before": -1}, TIER | {"more": 1}, {}]),
 )
 faults = {
     room: st.tuples(
@@ -50,7 +58,7 @@ def read(adapter, encoded, fields):
         found = adapter.validate_json(encoded)
     except ValidationError:
         return None
-    return [found[name] for name in PLACE], {name: found["data"][name] for name in fields}
+    return [found[name] for name in PLACE], {name: found["data"].get(name) for name in fields}
 
 
 @pytest.mark.parametrize("room", READS)
@@ -67,7 +75,7 @@ def test_fields_that_are_read_are_accepted_refused_and_understood_as_by_the_whol
 
 @pytest.mark.parametrize("room", READS)
 def test_what_is_not_read_does_not_matter(room):
-    charged = charge("east", "0.0140")
+    charged = charge("east", "0.0140", tier=TIER)
     encoded = message(charged)
     strange = {name: value if name in READS[room] else None for name, value in charged.items()} | {"new": 1}
     assert NARROW[room].validate_json(message(strange)) == NARROW[room].validate_json(encoded)
@@ -79,6 +87,7 @@ def test_the_rooms_read_all_that_they_fold():
         charge("east", "0.0140", charge_id=str(uuid.UUID(int=1))),
         charge("east", "-0.0140", charge_id=str(uuid.UUID(int=2)), product="voice.inbound", cost_center_id="sales"),
         charge("west", "1", charge_id=str(uuid.UUID(int=3)), plan="payg"),
+        charge("west", "1", charge_id=str(uuid.UUID(int=4)), plan="payg", unit_price=None, tier=TIER),
         charge("try", "2", group_id=None, bill_to=None, plan="trial"),
     ]
 
