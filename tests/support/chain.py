@@ -48,7 +48,14 @@ from tests.support import model
 from tests.support.model import Attempt, Charge, RawRecord, RestingAccount, nano
 from tests.support.processes import Processes, until
 from tests.support.servers import Database, TestedServers
-from tests.support.usage_factory import UNPRICED_NUMBER, UsageFactory, UsageInput, example_prices
+from tests.support.usage_factory import (
+    UNPRICED_NUMBER,
+    UNPRICED_PRODUCT,
+    UsageFactory,
+    UsageInput,
+    example_prices,
+    price_prefix,
+)
 
 REFUSED_PREFIX = "refuse-"  # events whose id begins so are refused by the database alone
 GRACE = timedelta(hours=49)  # a little more than a period rests after its end
@@ -305,8 +312,9 @@ class Chain:
         for row in rows:
             books[row["book"], row["effective_from"], row["currency"]].append(
                 PriceRow(
-                    row["product"], f"+{row['prefix']}", parse_amount(row["per_minute"]),
-                    parse_amount(row.get("connection_fee", "0")), row["minimum_s"], row["increment_s"],
+                    row["product"], price_prefix(row), parse_amount(row["price"]), parse_amount(row.get("fee", "0")),
+                    row["minimum"], row["increment"], row.get("per", 60), row.get("unit", "second"),
+                    row.get("delivered_only", False),
                 )
             )  # fmt: skip
         known = list(dict.fromkeys(row["book"] for row in [*self.facts["prices"], *rows]))
@@ -463,9 +471,10 @@ class Chain:
             and any(row["offset"] < cuts[t].get((row["topic"], row["partition"]), 0) for t in held)
         ]
         lists = [row for row in self.facts["prices"] if row["book"] == "list"]
-        new = {"product": "voice.outbound", "prefix": UNPRICED_NUMBER[1:4], "per_minute": "1.2500"}
+        number = {"product": "voice.outbound", "prefix": UNPRICED_NUMBER[1:4], "price": "1.2500"}
+        product = {"product": UNPRICED_PRODUCT, "prefix": "*", "price": "0.05", "per": 10, "unit": "request"}
         self.facts_before_prices = self.facts
-        await self.price([{**row, "version": 2} for row in lists] + [{**lists[0], **new, "version": 2}])
+        await self.price([{**row, "version": 2} for row in [*lists, lists[0] | number, lists[0] | product]])
         async with self.engine("usage") as engine:
             await usage.discard(engine, "ops", ids=[row["id"] for row in given_up])
         self.discards |= {_place(row) for row in given_up}
@@ -601,7 +610,7 @@ class Chain:
                 observed[record.position] = parked[record.position]
                 continue
             try:
-                leg = model.read_leg(record.value)
+                leg = model.read_use(record.value)
             except model.Unacceptable:
                 continue  # neither parked nor readable: lost
             found = accepted.get(model.identity_of(record.publisher, leg.source, leg.event_id))
@@ -818,7 +827,7 @@ class Chain:
             if record.offset >= vector.get((record.topic, record.partition), 0):
                 continue
             try:
-                model.read_leg(record.value)
+                model.read_use(record.value)
             except model.Unacceptable:
                 read = re.search(rb'"account_id": *"([^"]+)"', record.value or b"")
                 found.add(payers.get(read[1].decode("utf-8", "replace"), "") if read else "")

@@ -16,8 +16,8 @@ Shape of the facts (as in the timelines of the registry; instants are text with 
      "billing_groups": [{"group_id", "zone"?, "currency"?, "tax_rate"?, "pricing_model"?}],
      "resources":      [{"resource_id", "kind", "number"?, "account_id", "cost_centers": [{"from", "to", "cost_center_id"}]}],
      "cost_centers":   {organization_id: [cost_center_id]},                      # absent: every override is one of ours
-     "prices":         [{"book"?, "version"?, "effective_from", "currency"?, "product", "prefix", "per_minute",
-                         "connection_fee"?, "minimum_s", "increment_s",
+     "prices":         [{"book"?, "version"?, "effective_from", "currency"?, "product", "prefix", "price", "per"?, "unit"?,
+                         "fee"?, "minimum", "increment", "delivered_only"?,
                          one of "account_id" | "pricing_model" | "organization_id", or none for a default book}]}
 
 Default books are asked in the order of their first rows. A version of a book is a complete list.
@@ -47,6 +47,10 @@ NANO = 10**9
 EXPONENT = {"USD": 2}
 USAGE_TOPICS = "usage.events."
 VOICE_LEG = "tollbook.usage.voice.leg.v1"
+MESSAGE = "tollbook.usage.message.v1"
+DATA = "tollbook.usage.data.v1"
+RENTAL = "tollbook.usage.rental.v1"
+PRODUCT = "tollbook.usage.product.v1"
 SCOPES = ("account_id", "pricing_model", "organization_id")  # of a price book; without any it is a default one
 TOLL_FREE = tuple(f"1{code}" for code in (800, 833, 844, 855, 866, 877, 888))
 
@@ -60,10 +64,10 @@ NOT_JSON, INVALID_EVENT, UNKNOWN_ACCOUNT, NOT_PERMITTED = (
 )
 UNKNOWN_TYPE = "unknown_type"
 NO_PRICE, WRONG_CURRENCY, TOO_OLD, IN_FUTURE = "no_price", "wrong_currency", "too_old", "in_future"
-CONFLICT, REFUSED_BY_STORE = "conflict", "refused_by_store"
+CONFLICT, REFUSED_BY_STORE, WRONG_UNIT = "conflict", "refused_by_store", "wrong_unit"
 REASONS = frozenset(
     {NOT_JSON, INVALID_EVENT, UNKNOWN_ACCOUNT, NOT_PERMITTED, NO_PRICE, WRONG_CURRENCY, TOO_OLD, IN_FUTURE, CONFLICT}
-    | {REFUSED_BY_STORE, UNKNOWN_TYPE}
+    | {REFUSED_BY_STORE, UNKNOWN_TYPE, WRONG_UNIT}
 )
 UNREADABLE = frozenset(
     {NOT_JSON, INVALID_EVENT}
@@ -273,8 +277,6 @@ _RFC_3339 = re.compile(
     re.ASCII,
 )
 _ATTRIBUTES = {"specversion", "id", "source", "type", "time", "subject", "datacontenttype", "dataschema", "data"}
-_DATA_FIELDS = {"account_id", "direction", "caller", "called", "started_at", "ended_at", "answered", "duration_s"}
-_DATA_OPTIONAL = {"outbound_profile", "cost_center_id", "call_leg_id"}
 
 
 def _is_text(value: Any) -> bool:
@@ -312,36 +314,35 @@ def _timestamp(value: Any) -> None:
 
 
 @dataclass(frozen=True)
-class Leg:
-    """One valid voice leg; two legs with equal ``content`` say the same."""
+class Use:
+    """What one valid event says was used; two uses with equal ``content`` say the same."""
 
     source: str
     event_id: str
     account_id: str
-    direction: str
-    caller: str | None
-    called: str
-    started_at: datetime
-    ended_at: datetime
-    answered: bool
-    duration_s: int
-    billable_s: int
-    outbound_profile: str | None
-    cost_center_id: str | None
-    call_leg_id: str | None
-
-    @property
-    def content(self) -> tuple[Any, ...]:
-        return tuple(getattr(self, name) for name in self.__dataclass_fields__)
+    event_time: datetime
+    product: str
+    destination: str  # the number or network that decides the price
+    used: int
+    unit: str
+    is_free: bool  # costs nothing whatever the prices are
+    content: tuple[Any, ...]
+    duration_s: int = 0
+    is_delivered: bool = True
+    days_of_month: int | None = None  # of a rental
+    profile: str | None = None  # the resource whose cost center it takes is an outbound profile,
+    number: str | None = None  # or a number
+    cost_center_id: str | None = None
 
 
-def read_leg(value: bytes | None) -> Leg:
-    """The voice leg in the bytes of a record, or `Unacceptable`."""
+def read_use(value: bytes | None) -> Use:
+    """The use in the bytes of a record, or `Unacceptable`."""
     event = read_json(value)
     _need(event.get("specversion") == "1.0")
     _need(_is_text(event.get("id")))
     _need(_is_text(event.get("source")))
-    _need(_is_text(event.get("type")))
+    kind = event.get("type")
+    _need(_is_text(kind))
     if event.get("time") is not None:
         _timestamp(event["time"])
     _need(event.get("subject") is None or _is_text(event["subject"]))
@@ -361,40 +362,183 @@ def read_leg(value: bytes | None) -> Leg:
     if event["type"] != VOICE_LEG:  # an event of somebody, but not of ours
         raise Unacceptable({UNKNOWN_TYPE})
     _need(media_type in (None, "application/json"))
+    if kind not in _KINDS:  # an event of somebody, but not of ours
+        raise Unacceptable({UNKNOWN_TYPE})
+    _need(media_type in (None, "application/json"))
     data = event.get("data")
     _need(isinstance(data, dict))
     assert isinstance(data, dict)
-    _need((_DATA_FIELDS | {"billable_s"}) <= data.keys() <= (_DATA_FIELDS | {"billable_s"} | _DATA_OPTIONAL))
-    _need(_is_id(data["account_id"]))
-    _need(data["direction"] in ("outbound", "inbound") and isinstance(data["direction"], str))
-    _need(data["caller"] is None or _is_number(data["caller"]))
-    _need(_is_number(data["called"]))
-    _need(isinstance(data["answered"], bool))
-    _need(_is_whole(data["duration_s"], 0, CALL_SECONDS_MAX))
-    _need(_is_whole(data["billable_s"], 0, CALL_SECONDS_MAX))
+    assert isinstance(kind, str)
+    fields = _KINDS[kind]
+    required = {name for name in fields if not name.endswith("?")}
+    _need(required <= data.keys() <= {name.rstrip("?") for name in fields})
+    for name, is_right in fields.items():
+        field_value = data.get(name.rstrip("?"))
+        _need((name.endswith("?") and field_value is None) or is_right(field_value))
+    instants = {
+        name: _utc(data[name]) for name in ("started_at", "ended_at", "sent_at", "starts_at", "used_at") if name in data
+    }
+    if "started_at" in instants:
+        _need(instants["started_at"] <= instants["ended_at"])
+    said = {name: item for name, item in (data | instants).items() if item is not None}
+    event_time = next(instants[name] for name in ("ended_at", "sent_at", "starts_at", "used_at") if name in instants)
+    common = {
+        "source": event["source"],
+        "event_id": event["id"],
+        "account_id": data["account_id"],
+        "event_time": event_time,
+        "content": (kind, *sorted(said.items())),
+        "cost_center_id": data.get("cost_center_id"),
+    }
+    return _USES[kind](common, data)
+
+
+def _leg(common: Mapping[str, Any], data: Mapping[str, Any]) -> Use:
     _need(data["billable_s"] <= data["duration_s"])
     _need(data["answered"] or data["billable_s"] == 0)
-    for name in ("outbound_profile", "cost_center_id"):
-        _need(data.get(name) is None or _is_id(data[name]))
-    _need(data.get("call_leg_id") is None or _is_text(data["call_leg_id"]))
-    started_at, ended_at = _utc(data["started_at"]), _utc(data["ended_at"])
-    _need(started_at <= ended_at)
-    return Leg(
-        event["source"],
-        event["id"],
-        data["account_id"],
-        data["direction"],
-        data["caller"],
-        data["called"],
-        started_at,
-        ended_at,
-        data["answered"],
-        data["duration_s"],
-        data["billable_s"],
-        data.get("outbound_profile"),
-        data.get("cost_center_id"),
-        data.get("call_leg_id"),
+    outbound = data["direction"] == "outbound"
+    toll_free = "voice.toll_free" if data["called"][1:].startswith(TOLL_FREE) else "voice.inbound"
+    return Use(
+        **common,
+        product="voice.outbound" if outbound else toll_free,
+        destination=data["called"],
+        used=data["billable_s"],
+        unit="second",
+        is_free=not data["answered"] or data["billable_s"] == 0,
+        duration_s=data["duration_s"],
+        profile=data.get("outbound_profile") if outbound else None,
+        number=None if outbound else data["called"],
     )
+
+
+def _message(common: Mapping[str, Any], data: Mapping[str, Any]) -> Use:
+    outbound = data["direction"] == "outbound"
+    return Use(
+        **common,
+        product=f"message.{data['channel']}.{data['direction']}",
+        destination=data["recipient"],
+        used=data["segments"],
+        unit="segment",
+        is_free=data["outcome"] == "rejected",
+        is_delivered=data["outcome"] == "delivered",
+        profile=data.get("outbound_profile") if outbound else None,
+        number=None if outbound else data["recipient"],
+    )
+
+
+def _data(common: Mapping[str, Any], data: Mapping[str, Any]) -> Use:
+    return Use(
+        **common,
+        product="data",
+        destination=data.get("network") or "",
+        used=data["bytes"],
+        unit="byte",
+        is_free=data["bytes"] == 0,
+        number=data.get("subscriber"),
+    )
+
+
+def _rental(common: Mapping[str, Any], data: Mapping[str, Any]) -> Use:
+    year, month = int(data["month"][:4]), int(data["month"][5:])
+    _need(year >= 1)
+    following = date(year + month // 12, month % 12 + 1, 1) if year < 9999 else date(year, 12, 31)
+    days = (following - date(year, month, 1)).days
+    _need(data["days"] <= days)
+    return Use(
+        **common,
+        product="number.rental",
+        destination=data["number"],
+        used=data["days"],
+        unit="day",
+        is_free=False,
+        days_of_month=days,
+        number=data["number"],
+    )
+
+
+def _product(common: Mapping[str, Any], data: Mapping[str, Any]) -> Use:
+    _need(not data["product"].startswith(("voice.", "message.", "number.")) and data["product"] != "data")
+    return Use(
+        **common,
+        product=data["product"],
+        destination="",
+        used=data["quantity"],
+        unit=data["unit"],
+        is_free=data["quantity"] == 0,
+    )
+
+
+def _matches(pattern: str) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, str) and re.fullmatch(pattern, value, re.ASCII) is not None
+
+
+def _one_of(*words: str) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, str) and value in words
+
+
+def _whole(low: int, high: int) -> Callable[[Any], bool]:
+    return lambda value: _is_whole(value, low, high)
+
+
+_is_instant = _matches(_UTC_TEXT.pattern)
+_KINDS: dict[str, dict[str, Callable[[Any], bool]]] = {
+    VOICE_LEG: {
+        "account_id": _is_id,
+        "direction": _one_of("inbound", "outbound"),
+        "caller": lambda value: value is None or _is_number(value),
+        "called": _is_number,
+        "started_at": _is_instant,
+        "ended_at": _is_instant,
+        "answered": lambda value: isinstance(value, bool),
+        "duration_s": _whole(0, CALL_SECONDS_MAX),
+        "billable_s": _whole(0, CALL_SECONDS_MAX),
+        "outbound_profile?": _is_id,
+        "cost_center_id?": _is_id,
+        "call_leg_id?": _is_text,
+    },
+    MESSAGE: {
+        "account_id": _is_id,
+        "direction": _one_of("inbound", "outbound"),
+        "channel": _one_of("sms", "mms"),
+        "sender": lambda value: value is None or _is_text(value),
+        "recipient": _matches(r"\+[1-9][0-9]{4,14}|[0-9]{3,8}"),
+        "segments": _whole(1, 255),
+        "outcome": _one_of("accepted", "rejected", "delivered", "undelivered"),
+        "sent_at": _is_instant,
+        "outbound_profile?": _is_id,
+        "cost_center_id?": _is_id,
+        "message_id?": _is_text,
+    },
+    DATA: {
+        "account_id": _is_id,
+        "bytes": _whole(0, 2**50),
+        "started_at": _is_instant,
+        "ended_at": _is_instant,
+        "network?": _matches(r"[0-9]{3}([0-9]{2,3})?"),
+        "subscriber?": _is_number,
+        "cost_center_id?": _is_id,
+        "session_id?": _is_text,
+    },
+    RENTAL: {
+        "account_id": _is_id,
+        "number": _is_number,
+        "month": _matches(r"[0-9]{4}-(0[1-9]|1[0-2])"),
+        "days": _whole(1, 31),
+        "starts_at": _is_instant,
+        "cost_center_id?": _is_id,
+    },
+    PRODUCT: {
+        "account_id": _is_id,
+        "product": _is_id,
+        "quantity": _whole(0, 10**15),
+        "unit": _is_id,
+        "used_at": _is_instant,
+        "cost_center_id?": _is_id,
+        "reference?": _is_text,
+    },
+}
+"""What may stand in the data of each kind of event; a question mark: may be absent or null."""
+_USES = {VOICE_LEG: _leg, MESSAGE: _message, DATA: _data, RENTAL: _rental, PRODUCT: _product}
 
 
 # ---- rating --------------------------------------------------------------------------------------------------------
@@ -402,7 +546,7 @@ def read_leg(value: bytes | None) -> Leg:
 
 @dataclass(frozen=True)
 class Charge:
-    """One rated leg, in the words of the charge that is published."""
+    """One rated use, in the words of the charge that is published."""
 
     charge_id: str
     account_id: str
@@ -424,30 +568,23 @@ class Charge:
     currency: str
 
 
-def product_of(leg: Leg) -> str:
-    """Outbound, inbound, or inbound on a toll-free number."""
-    if leg.direction == "outbound":
-        return "voice.outbound"
-    return "voice.toll_free" if leg.called[1:].startswith(TOLL_FREE) else "voice.inbound"
-
-
-def billed_seconds(seconds: int, minimum_s: int, increment_s: int) -> int:
+def billed_quantity(used: int, minimum: int, increment: int) -> int:
     """The minimum, then started increments.
 
-    >>> billed_seconds(95, 60, 60), billed_seconds(95, 60, 6), billed_seconds(3, 1, 1), billed_seconds(23, 60, 6)
+    >>> billed_quantity(95, 60, 60), billed_quantity(95, 60, 6), billed_quantity(3, 1, 1), billed_quantity(23, 60, 6)
     (120, 96, 3, 60)
     """
-    beyond = max(0, seconds - minimum_s)
-    return minimum_s + -(-beyond // increment_s) * increment_s
+    beyond = max(0, used - minimum)
+    return minimum + -(-beyond // increment) * increment
 
 
-def charge_amount(billed_s: int, per_minute: str, connection_fee: str = "0") -> int:
-    """Nanos of fee + minutes x price, rounded once, half-even to 9 decimals.
+def charge_amount(billed: int, price: str, fee: str = "0", per: int = 60) -> int:
+    """Nanos of fee + billed / per x price, rounded once, half-even to 9 decimals.
 
-    >>> charge_amount(96, "0.0120", "0.0010"), charge_amount(1, "0.0085")
-    (20200000, 141667)
+    >>> charge_amount(96, "0.0120", "0.0010"), charge_amount(1, "0.0085"), charge_amount(10, "1", per=31)
+    (20200000, 141667, 322580645)
     """
-    return half_even((Fraction(connection_fee) + Fraction(billed_s, 60) * Fraction(per_minute)) * NANO)
+    return half_even((Fraction(fee) + Fraction(billed, per) * Fraction(price)) * NANO)
 
 
 class PriceBooks:
@@ -460,24 +597,29 @@ class PriceBooks:
             versions = self.books.setdefault(scope, {}).setdefault(row.get("book", ""), {})
             versions.setdefault((instant(row["effective_from"]), row.get("version", 1)), []).append(row)
 
-    def find(self, leg: Leg, organization_id: str | None, pricing_model: str | None) -> Mapping[str, Any] | None:
+    def find(self, use: Use, organization_id: str | None, pricing_model: str | None) -> Mapping[str, Any] | None:
         """Account override, pricing model, organization, default: the first book with a match. In a book the version
         with the latest date that has come at event time (of two, the higher), in it the longest prefix."""
         scopes = [
-            ("account_id", leg.account_id),
+            ("account_id", use.account_id),
             ("pricing_model", pricing_model),
             ("organization_id", organization_id),
             ("default", ""),
         ]
         for name, value in scopes:
             for versions in self.books.get((name, value), {}).values() if value is not None else ():
-                begun = [version for version in versions if version[0] <= leg.ended_at]
+                begun = [version for version in versions if version[0] <= use.event_time]
                 rows = versions[max(begun)] if begun else []
-                rows = [row for row in rows if row["product"] == product_of(leg)]
-                rows = [row for row in rows if leg.called[1:].startswith(row["prefix"].lstrip("+"))]
+                rows = [row for row in rows if row["product"] == use.product]
+                rows = [row for row in rows if use.destination.lstrip("+").startswith(_digits(row))]
                 if rows:
-                    return max(rows, key=lambda row: len(row["prefix"].lstrip("+")))
+                    return max(rows, key=lambda row: len(_digits(row)))
         return None
+
+
+def _digits(row: Mapping[str, Any]) -> str:
+    """The prefix of a price; ``*`` is a prefix of everything."""
+    return str(row["prefix"]).lstrip("+*")
 
 
 class Registry:
@@ -492,19 +634,19 @@ class Registry:
         self.prices = PriceBooks(facts["prices"])
 
 
-def _cost_center(registry: Registry, account: Mapping[str, Any], leg: Leg) -> str | None:
-    override = leg.cost_center_id
+def _cost_center(registry: Registry, account: Mapping[str, Any], use: Use) -> str | None:
+    override = use.cost_center_id
     known = registry.cost_centers
     if override is not None and (known is None or override in known.get(account["organization_id"], ())):
         return override
     for resource in registry.resources:
         is_it = (
-            resource["kind"] == "outbound_profile" and resource["resource_id"] == leg.outbound_profile
-            if leg.direction == "outbound"
-            else resource["kind"] == "number" and resource.get("number") == leg.called
+            resource["kind"] == "outbound_profile" and resource["resource_id"] == use.profile
+            if use.profile is not None
+            else resource["kind"] == "number" and use.number is not None and resource.get("number") == use.number
         )
-        if is_it and resource["account_id"] == leg.account_id:
-            interval = interval_at(resource["cost_centers"], leg.ended_at)
+        if is_it and resource["account_id"] == use.account_id:
+            interval = interval_at(resource["cost_centers"], use.event_time)
             return interval["cost_center_id"] if interval else None
     return None
 
@@ -516,74 +658,81 @@ def bill_to(period: str, zone: str, passed: Collection[datetime]) -> str:
     return period
 
 
-def rate(record: RawRecord, leg: Leg, registry: Registry, passed: Collection[datetime]) -> Charge | None:
-    """The charge of a leg, None when it costs nothing because nobody answered, or `Unacceptable` with all its reasons."""
+def rate(record: RawRecord, use: Use, registry: Registry, passed: Collection[datetime]) -> Charge | None:
+    """The charge of a use, None when it costs nothing, or `Unacceptable` with all its reasons."""
     reasons: set[str] = set()
     publisher = registry.publishers.get(record.publisher)
-    if publisher is None or leg.source not in publisher["sources"]:
+    if publisher is None or use.source not in publisher["sources"]:
         reasons.add(NOT_PERMITTED)
     if publisher is not None:
         late = timedelta(seconds=publisher.get("late_s_max", 35 * 86_400))
         early = timedelta(seconds=publisher.get("early_s_max", 600))
-        if leg.ended_at < record.broker_time - late:
+        if use.event_time < record.broker_time - late:
             reasons.add(TOO_OLD)
-        if leg.ended_at > record.broker_time + early:
+        if use.event_time > record.broker_time + early:
             reasons.add(IN_FUTURE)
-    account = registry.accounts.get(leg.account_id)
+    account = registry.accounts.get(use.account_id)
     if account is None:
         raise Unacceptable(reasons | {UNKNOWN_ACCOUNT})
     if publisher is not None and account["organization_id"] not in publisher["organization_ids"]:
         reasons.add(NOT_PERMITTED)
-    plan = interval_at(account["plans"], leg.ended_at)
+    plan = interval_at(account["plans"], use.event_time)
     if plan is None:  # not yet opened at event time
         raise Unacceptable(reasons | {UNKNOWN_ACCOUNT, NOT_PERMITTED})
 
     group: Mapping[str, Any] | None = None
-    membership = interval_at(account.get("groups", ()), leg.ended_at)
+    membership = interval_at(account.get("groups", ()), use.event_time)
     if plan["plan"] != "trial":
         if membership is None and reasons:
             raise Unacceptable(reasons)
         if membership is None:
-            raise OutsideTheModel(f"account {leg.account_id} has no payer group at {leg.ended_at}")
+            raise OutsideTheModel(f"account {use.account_id} has no payer group at {use.event_time}")
         group = registry.groups[membership["group_id"]]
-    if not leg.answered or leg.billable_s == 0:
+    if use.is_free:
         if reasons:
             raise Unacceptable(reasons)
         return None
 
     pricing_model = group.get("pricing_model") if group else None
-    price = registry.prices.find(leg, account["organization_id"], pricing_model)
+    price = registry.prices.find(use, account["organization_id"], pricing_model)
     if price is None:
         raise Unacceptable(reasons | {NO_PRICE})
     currency = (group or account).get("currency", "USD")
     if price.get("currency", "USD") != currency:
         reasons.add(WRONG_CURRENCY)
-    billed_s = billed_seconds(leg.billable_s, price["minimum_s"], price["increment_s"])
-    amount_nano = charge_amount(billed_s, price["per_minute"], price.get("connection_fee", "0"))
+    if price.get("unit", use.unit) != use.unit:
+        reasons.add(WRONG_UNIT)
+    elif price.get("delivered_only", False) and not use.is_delivered:
+        if reasons:
+            raise Unacceptable(reasons)
+        return None
+    billed = billed_quantity(use.used, price["minimum"], price["increment"])
+    per = use.days_of_month or price.get("per", 60)
+    amount_nano = charge_amount(billed, price["price"], price.get("fee", "0"), per)
     if amount_nano > CHARGE_NANO_MAX:
         reasons |= {REFUSED_BY_STORE, INVALID_EVENT}
     if reasons:
         raise Unacceptable(reasons)
 
     zone = group.get("zone", "UTC") if group else "UTC"
-    period = month_of(leg.ended_at, zone) if group else None
+    period = month_of(use.event_time, zone) if group else None
     return Charge(
-        charge_id=charge_id_of(identity_of(record.publisher, leg.source, leg.event_id)),
-        account_id=leg.account_id,
+        charge_id=charge_id_of(identity_of(record.publisher, use.source, use.event_id)),
+        account_id=use.account_id,
         organization_id=account["organization_id"],
         plan=plan["plan"],
         group_id=group["group_id"] if group else None,
         period=period,
         bill_to=bill_to(period, zone, passed) if period else None,
-        cost_center_id=_cost_center(registry, account, leg),
+        cost_center_id=_cost_center(registry, account, use),
         publisher=record.publisher,
-        source=leg.source,
-        event_id=leg.event_id,
-        event_time=leg.ended_at,
-        product=product_of(leg),
+        source=use.source,
+        event_id=use.event_id,
+        event_time=use.event_time,
+        product=use.product,
         matched=price["prefix"].lstrip("+"),
-        quantity=billed_s,
-        duration_s=leg.duration_s,
+        quantity=billed,
+        duration_s=use.duration_s,
         amount_nano=amount_nano,
         currency=currency,
     )
@@ -598,7 +747,7 @@ class _Finding:
 
     record: RawRecord
     phase: int
-    leg: Leg | None
+    use: Use | None
     charge: Charge | None
     reasons: frozenset[str]  # empty: nothing is wrong with the record itself
     passed: frozenset[datetime]
@@ -606,13 +755,13 @@ class _Finding:
 
     @property
     def identity(self) -> bytes | None:
-        return identity_of(self.record.publisher, self.leg.source, self.leg.event_id) if self.leg else None
+        return identity_of(self.record.publisher, self.use.source, self.use.event_id) if self.use else None
 
     @property
     def waits(self) -> bool:
         """Runs at a later time than its place in the partition says: late for a cut, or replayed."""
-        if self.charge is None:  # whether an unanswered leg waits is left open
-            return self.replayed or (self.leg is not None and any(self.leg.ended_at < t for t in self.passed))
+        if self.charge is None:  # whether a free use waits is left open
+            return self.replayed or (self.use is not None and any(self.use.event_time < t for t in self.passed))
         return self.replayed or self.charge.bill_to != self.charge.period
 
     @property
@@ -688,10 +837,14 @@ class Judgement:
         registry = Registry(facts)
         for finding in self.undecided:
             lane = finding.record.topic, finding.record.partition
-            if finding.leg is None or finding.record.offset >= vector.get(lane, 0) or finding.leg.ended_at >= boundary:
+            if (
+                finding.use is None
+                or finding.record.offset >= vector.get(lane, 0)
+                or finding.use.event_time >= boundary
+            ):
                 continue
-            account = registry.accounts.get(finding.leg.account_id)
-            membership = interval_at(account.get("groups", ()), finding.leg.ended_at) if account else None
+            account = registry.accounts.get(finding.use.account_id)
+            membership = interval_at(account.get("groups", ()), finding.use.event_time) if account else None
             if membership is None:
                 continue
             zone = registry.groups[membership["group_id"]].get("zone", "UTC")
@@ -731,7 +884,7 @@ def judge(
     replays: Mapping[Position, Collection[datetime]] | None = None,
     discards: Collection[Position] = (),
     facts_at_replay: Facts | None = None,
-    store_refuses: Callable[[Leg], bool] = lambda leg: False,
+    store_refuses: Callable[[Use], bool] = lambda use: False,
 ) -> Judgement:
     """Judges all records of a run.
 
@@ -752,15 +905,15 @@ def judge(
             passed = frozenset(
                 t for t, c in cuts.items() if record.offset >= c.get((record.topic, record.partition), 0)
             ) | frozenset(replays.get(record.position, ()))
-            leg, charge, reasons = None, None, frozenset[str]()
+            use, charge, reasons = None, None, frozenset[str]()
             try:
-                leg = read_leg(record.value)
-                if store_refuses(leg):
+                use = read_use(record.value)
+                if store_refuses(use):
                     raise Unacceptable({REFUSED_BY_STORE})
-                charge = rate(record, leg, registry_at_replay if replayed else registry, passed)
+                charge = rate(record, use, registry_at_replay if replayed else registry, passed)
             except Unacceptable as refusal:
                 reasons = refusal.reasons
-            findings.append(_Finding(record, phase, leg, charge, reasons, passed, replayed))
+            findings.append(_Finding(record, phase, use, charge, reasons, passed, replayed))
 
     judgement = Judgement()
     accepted: dict[bytes, list[_Finding]] = defaultdict(list)
@@ -778,9 +931,9 @@ def judge(
         # Whether the identity is looked up before or after these faults are found is not decided by the pages.
         if finding.identity in accepted and allowed & {TOO_OLD, IN_FUTURE, NO_PRICE, WRONG_CURRENCY}:
             for copy in accepted[finding.identity]:
-                assert copy.leg is not None
-                assert finding.leg is not None
-                allowed.add(DUPLICATE if copy.leg.content == finding.leg.content else CONFLICT)
+                assert copy.use is not None
+                assert finding.use is not None
+                allowed.add(DUPLICATE if copy.use.content == finding.use.content else CONFLICT)
         judgement.verdicts[finding.record.position] = frozenset(allowed)
         judgement.totals["quarantined"] += 1
     judgement.undecided = [
@@ -800,26 +953,26 @@ def _judge_identity(
         copy
         for copy in copies
         if not any(
-            o.leg.content != copy.leg.content and _surely_before(o, copy, cuts) for o in copies if o.leg and copy.leg
+            o.use.content != copy.use.content and _surely_before(o, copy, cuts) for o in copies if o.use and copy.use
         )
     ]
-    contents = {copy.leg.content for copy in winners if copy.leg}
+    contents = {copy.use.content for copy in winners if copy.use}
     for copy in copies:
-        assert copy.leg is not None
-        twins = [other for other in copies if other.leg and other.leg.content == copy.leg.content]
+        assert copy.use is not None
+        twins = [other for other in copies if other.use and other.use.content == copy.use.content]
         allowed: set[str] = set()
-        if copy.leg.content in contents:
+        if copy.use.content in contents:
             allowed.add(copy.accepted_class)
             if len(twins) > 1:
                 allowed.add(DUPLICATE)
-        if contents - {copy.leg.content}:
+        if contents - {copy.use.content}:
             allowed.add(CONFLICT)
         judgement.verdicts[copy.record.position] = frozenset(allowed)
 
     outcomes: dict[tuple[Any, ...], list[Charge | None]] = defaultdict(list)
     for copy in winners:
-        assert copy.leg is not None
-        outcomes[copy.leg.content].append(copy.charge)
+        assert copy.use is not None
+        outcomes[copy.use.content].append(copy.charge)
     candidates: list[Charge | None] = []
     replayed = any(copy.replayed for copy in copies)
     for charges in outcomes.values():
@@ -832,7 +985,7 @@ def _judge_identity(
         judgement.charges[candidates[0].charge_id] = candidates[0]
 
     if len(contents) == 1:
-        same = sum(copy.leg is not None and copy.leg.content in contents for copy in copies)
+        same = sum(copy.use is not None and copy.use.content in contents for copy in copies)
         judgement.totals[winners[0].accepted_class] += 1
         judgement.totals[DUPLICATE] += same - 1
         judgement.totals["quarantined"] += len(copies) - same

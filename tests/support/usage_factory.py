@@ -1,4 +1,4 @@
-"""Seeded random usage: valid voice legs around a month boundary, repeats of them, and every kind of bad input.
+"""Seeded random usage: valid events of every type around a month boundary, repeats of them, and every kind of bad input.
 
 Each input says which classes it may be given. The same seed makes the same inputs, so a failing run is repeated by its
 seed. Records must be produced in the order given: a conflict follows its original under the same key.
@@ -17,16 +17,20 @@ from zlib import crc32
 
 from tests.support.model import (
     CONFLICT,
+    DATA,
     DUPLICATE,
     IN_FUTURE,
     INVALID_EVENT,
+    MESSAGE,
     NO_PRICE,
     NOT_BILLABLE,
     NOT_JSON,
     NOT_PERMITTED,
+    PRODUCT,
     RATED,
     RATED_UNGROUPED,
     REFUSED_BY_STORE,
+    RENTAL,
     TOO_OLD,
     UNKNOWN_ACCOUNT,
     UNKNOWN_TYPE,
@@ -34,12 +38,14 @@ from tests.support.model import (
     USAGE_TOPICS,
     VOICE_LEG,
     WRONG_CURRENCY,
+    WRONG_UNIT,
     RawRecord,
     instant,
     interval_at,
 )
 
 UNPRICED_NUMBER = "+88210012345"  # a satellite network that no price list here names
+UNPRICED_PRODUCT = "api.other"
 EURO_NUMBER = "+87810012345"
 BEFORE_BOUNDARY = timedelta(days=3)  # with a boundary at most 31 days back, all legs are younger than 35 days
 
@@ -75,19 +81,38 @@ def example_prices(effective_from: datetime) -> list[dict[str, Any]]:
     """Three default books, each one version in one currency, that price what the factory makes: outbound to the United
     States, Great Britain and India; inbound and toll-free; one network in euros."""
     default = {"book": "list", "version": 1, "effective_from": effective_from, "currency": "USD"}
-    default |= {"minimum_s": 60, "increment_s": 60}
-    inbound = default | {"book": "inbound", "minimum_s": 1, "increment_s": 1}
+    default |= {"minimum": 60, "increment": 60}
+    inbound = default | {"book": "inbound", "minimum": 1, "increment": 1}
+    services = default | {"book": "services", "minimum": 0, "increment": 1, "per": 1}
+    data = {"product": "data", "unit": "byte", "per": 1_000_000, "increment": 1_000}
     euro = default | {"book": "euro", "currency": "EUR"}
     rows = [
-        default | {"product": "voice.outbound", "prefix": "1", "per_minute": "0.0140"},
-        default | {"product": "voice.outbound", "prefix": "44", "per_minute": "0.0158"},
-        default | {"product": "voice.outbound", "prefix": "447", "per_minute": "0.0325", "connection_fee": "0.0010"},
-        default | {"product": "voice.outbound", "prefix": "91", "per_minute": "0.0497", "increment_s": 6},
-        euro | {"product": "voice.outbound", "prefix": "878", "per_minute": "0.9000"},
-        inbound | {"product": "voice.inbound", "prefix": "1", "per_minute": "0.0085"},
+        default | {"product": "voice.outbound", "prefix": "1", "price": "0.0140"},
+        default | {"product": "voice.outbound", "prefix": "44", "price": "0.0158"},
+        default | {"product": "voice.outbound", "prefix": "447", "price": "0.0325", "fee": "0.0010"},
+        default | {"product": "voice.outbound", "prefix": "91", "price": "0.0497", "increment": 6},
+        euro | {"product": "voice.outbound", "prefix": "878", "price": "0.9000"},
+        inbound | {"product": "voice.inbound", "prefix": "1", "price": "0.0085"},
+        services | {"product": "message.sms.outbound", "prefix": "1", "price": "0.0075", "unit": "segment"},
+        services
+        | {"product": "message.sms.outbound", "prefix": "44", "price": "0.04", "fee": "0.001", "unit": "segment"}
+        | {"delivered_only": True},
+        services | {"product": "message.sms.inbound", "prefix": "*", "price": "0", "unit": "segment"},
+        services | {"product": "message.mms.outbound", "prefix": "*", "price": "0.0200", "unit": "segment"},
+        services | {"product": "message.mms.inbound", "prefix": "*", "price": "0.0100", "unit": "segment"},
+        services | data | {"prefix": "*", "price": "0.0130"},
+        services | data | {"prefix": "310", "price": "0.0050", "minimum": 50_000},
+        services | {"product": "number.rental", "prefix": "1", "price": "1.15", "unit": "day"},
+        services | {"product": "api.lookups", "prefix": "*", "price": "0.0017", "per": 3, "unit": "request"},
     ]
     tolls = ("1800", "1833", "1844", "1855", "1866", "1877", "1888")
-    return rows + [inbound | {"product": "voice.toll_free", "prefix": p, "per_minute": "0.0220"} for p in tolls]
+    return rows + [inbound | {"product": "voice.toll_free", "prefix": p, "price": "0.0220"} for p in tolls]
+
+
+def price_prefix(row: Mapping[str, Any]) -> str:
+    """The prefix of a price as a book holds it: a number's with its plus."""
+    has_no_plus = row["prefix"] == "*" or row["product"] == "data"
+    return str(row["prefix"]) if has_no_plus else f"+{row['prefix']}"
 
 
 def as_records(inputs: Iterable[UsageInput], *, partitions: int, timestamp_ms: int) -> list[RawRecord]:
@@ -197,6 +222,18 @@ class UsageFactory:
             "lone_surrogate": self._lone_surrogate,
             "unknown_account": self._unknown_account,
             "foreign_source": lambda: self._bent("foreign_source", source="pbx/nobody", allowed={NOT_PERMITTED}),
+            "no_segments": lambda: self._bent_use("no_segments", MESSAGE, {"segments": 0}),
+            "unknown_outcome": lambda: self._bent_use("unknown_outcome", MESSAGE, {"outcome": "lost"}),
+            "message_to_nobody": lambda: self._bent_use("message_to_nobody", MESSAGE, {"recipient": "12"}),
+            "bytes_negative": lambda: self._bent_use("bytes_negative", DATA, {"bytes": -1}),
+            "network_of_four_digits": lambda: self._bent_use("network_of_four_digits", DATA, {"network": "2080"}),
+            "days_beyond_month": lambda: self._bent_use("days_beyond_month", RENTAL, {"month": "2027-02", "days": 29}),
+            "reserved_product": lambda: self._bent_use("reserved_product", PRODUCT, {"product": "voice.outbound"}),
+            "quantity_text": lambda: self._bent_use("quantity_text", PRODUCT, {"quantity": "5"}),
+            "wrong_unit": lambda: self._bent_use("wrong_unit", PRODUCT, {"unit": "lookup", "quantity": 1}, WRONG_UNIT),
+            "no_price_of_product": lambda: self._bent_use(
+                "no_price_of_product", PRODUCT, {"product": UNPRICED_PRODUCT, "quantity": 1}, NO_PRICE
+            ),
             "no_price": lambda: self._outbound_to("no_price", UNPRICED_NUMBER, NO_PRICE),
             "too_old": lambda: self._dated("too_old", -timedelta(days=40), TOO_OLD),
             "tomorrow": lambda: self._dated("tomorrow", timedelta(days=1), IN_FUTURE),
@@ -239,8 +276,8 @@ class UsageFactory:
         return self._out[start:]
 
     def valid(self) -> UsageInput:
-        """A leg that is rated, or not billable because nobody answered."""
-        publisher_id, event = self._leg()
+        """An event of any type that is rated, or not billable because nobody answered and the like."""
+        publisher_id, event = self._anything()
         self._valid.append(_Sent(publisher_id, event, len(self._out)))
         return self._keep(self._input(publisher_id, event, "valid", {self._class_of(event)}))
 
@@ -305,6 +342,73 @@ class UsageFactory:
                 return account, moment
         raise ValueError(f"no account is open around {self.boundary}: open them at least {BEFORE_BOUNDARY} before")
 
+    def _event(self, kind: str, publisher: Mapping[str, Any], at: datetime, data: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "specversion": "1.0",
+            "id": f"{self.seed}-{self._number()}",
+            "source": self.random.choice(tuple(publisher["sources"])),
+            "type": kind,
+            "time": _text(at),
+            "datacontenttype": "application/json",
+            "data": data,
+        }
+
+    def _anything(self) -> tuple[str, dict[str, Any]]:
+        """Publisher and event of any type, priced by `example_prices`; most are legs."""
+        kind = self.random.choices((VOICE_LEG, MESSAGE, DATA, RENTAL, PRODUCT), (60, 15, 10, 5, 10))[0]
+        return self._leg() if kind == VOICE_LEG else self._use(kind)
+
+    def _use(self, kind: str) -> tuple[str, dict[str, Any]]:
+        """Publisher and event of one message, data session, rental or product."""
+        dice = self.random
+        account, at = self._who_and_when()
+        publisher = dice.choice(self._publishers_of(account))
+        own = dice.choice(self._own_numbers(account))
+        data: dict[str, Any] = {"account_id": account["account_id"]}
+        match kind:
+            case "tollbook.usage.message.v1":
+                direction, channel = (
+                    dice.choice(("inbound", "outbound", "outbound")),
+                    dice.choice(("sms", "sms", "mms")),
+                )
+                abroad = dice.choice(("+12485550100", "+447700900123", "+12485550177"))
+                data |= {
+                    "direction": direction,
+                    "channel": channel,
+                    "sender": dice.choice((None, "Tollbook", "+13135550100")),
+                    "recipient": own if direction == "inbound" else abroad,
+                    "segments": dice.choice((1, 1, 2, 255)),
+                    "outcome": dice.choice(("accepted", "rejected", "delivered", "undelivered")),
+                    "sent_at": _text(at),
+                }
+            case "tollbook.usage.data.v1":
+                data |= {
+                    "bytes": dice.choice((0, 1, 999, 1_000, 50_001, dice.randrange(10**9))),
+                    "started_at": _text(at - timedelta(seconds=dice.randrange(9_000))),
+                    "ended_at": _text(at),
+                }
+                if dice.random() < 0.7:
+                    data |= {"network": dice.choice(("310260", "20801", "310")), "subscriber": own}
+            case "tollbook.usage.rental.v1":
+                data |= {
+                    "number": "+12485550100",
+                    "month": f"{at:%Y-%m}",
+                    "days": dice.randrange(1, 29),
+                    "starts_at": _text(at),
+                }
+            case _:
+                data |= {
+                    "product": "api.lookups",
+                    "quantity": dice.randrange(5_000),
+                    "unit": "request",
+                    "used_at": _text(at),
+                }
+        return publisher["publisher_id"], self._event(kind, publisher, at, data)
+
+    def _own_numbers(self, account: Mapping[str, Any]) -> tuple[str, ...]:
+        made = f"+1313555{crc32(account['account_id'].encode()) % 10_000:04d}", "+18775550100"
+        return tuple(account.get("numbers") or made)
+
     def _leg(self) -> tuple[str, dict[str, Any]]:
         """Publisher and event of one leg, priced by `example_prices`."""
         dice = self.random
@@ -316,11 +420,7 @@ class UsageFactory:
         inbound = dice.random() < 0.4
         american = f"+1248555{dice.randrange(100, 200):04d}"
         if inbound:
-            own = account.get("numbers") or (
-                f"+1313555{crc32(account['account_id'].encode()) % 10_000:04d}",
-                "+18775550100",
-            )
-            called, caller = dice.choice(tuple(own)), dice.choice((american, None))
+            called, caller = dice.choice(self._own_numbers(account)), dice.choice((american, None))
         else:
             abroad = (
                 f"+447700900{dice.randrange(1000):03d}",
@@ -341,23 +441,18 @@ class UsageFactory:
         }
         if dice.random() < 0.3:
             data["call_leg_id"] = f"leg-{dice.getrandbits(48):012x}"
-        event = {
-            "specversion": "1.0",
-            "id": f"{self.seed}-{self._number()}",
-            "source": dice.choice(tuple(publisher["sources"])),
-            "type": VOICE_LEG,
-            "time": data["ended_at"],
-            "datacontenttype": "application/json",
-            "data": data,
-        }
-        return publisher["publisher_id"], event
+        return publisher["publisher_id"], self._event(VOICE_LEG, publisher, ended_at, data)
 
     def _class_of(self, event: Mapping[str, Any]) -> str:
         data = event["data"]
-        if not data["answered"]:
+        is_free = data.get("answered") is False or data.get("outcome") == "rejected"
+        bills_delivered = data.get("channel") == "sms" and data["recipient"].startswith("+44")
+        is_undelivered = bills_delivered and data["outcome"] != "delivered"
+        if is_free or is_undelivered or 0 in (data.get("bytes"), data.get("quantity")):
             return NOT_BILLABLE
         account = next(a for a in self.accounts if a["account_id"] == data["account_id"])
-        plan = interval_at(account["plans"], instant(data["ended_at"]))
+        moment = next(data[name] for name in ("ended_at", "sent_at", "starts_at", "used_at") if name in data)
+        plan = interval_at(account["plans"], instant(moment))
         return RATED_UNGROUPED if plan is not None and plan["plan"] == "trial" else RATED
 
     def _input(self, publisher_id: str, event: Mapping[str, Any], kind: str, allowed: Iterable[str]) -> UsageInput:
@@ -396,6 +491,12 @@ class UsageFactory:
         if without is not None:
             del event[without]
         return self._input(publisher_id, event, kind, allowed)
+
+    def _bent_use(self, kind: str, type: str, data: Mapping[str, Any], reason: str = INVALID_EVENT) -> UsageInput:
+        """A valid event of another type than voice with data fields changed."""
+        publisher_id, event = self._use(type)
+        event["data"] |= data
+        return self._input(publisher_id, event, kind, {reason})
 
     def _answered_leg(self) -> tuple[str, dict[str, Any]]:
         """Answered, so that no fault hides behind not being billable."""
@@ -466,7 +567,8 @@ class UsageFactory:
             self.valid()
         sent = self.random.choice(self._valid)
         caller = f"+1734555{self._number() % 10_000:04d}"
-        event = dict(sent.event) | {"data": dict(sent.event["data"]) | {"caller": caller}}
+        changed = {"caller": caller} if sent.event["type"] == VOICE_LEG else {"cost_center_id": caller[1:]}
+        event = dict(sent.event) | {"data": dict(sent.event["data"]) | changed}
         return replace(
             self._input(sent.publisher_id, event, "conflict", {CONFLICT}),
             key=self._out[sent.index].key,

@@ -182,21 +182,21 @@ def test_charge_id_is_a_uuid_of_version_8_and_the_rfc_variant() -> None:
 def test_rates_of_the_cast(
     seconds: int, minimum_s: int, increment_s: int, per_minute: str, fee: str, amount: str
 ) -> None:
-    billed_s = model.billed_seconds(seconds, minimum_s, increment_s)
+    billed_s = model.billed_quantity(seconds, minimum_s, increment_s)
     assert model.charge_amount(billed_s, per_minute, fee) == nano(amount)
 
 
-def leg(**data: Any) -> model.Leg:
-    return model.read_leg(event(**data))
+def leg(**data: Any) -> model.Use:
+    return model.read_use(event(**data))
 
 
 def price(prefix: str, per_minute: str, **fields: Any) -> dict[str, Any]:
     return {
         "product": "voice.outbound",
         "prefix": prefix,
-        "per_minute": per_minute,
-        "minimum_s": 60,
-        "increment_s": 60,
+        "price": per_minute,
+        "minimum": 60,
+        "increment": 60,
         "effective_from": "2026-10-01T00:00:00Z",
     } | fields
 
@@ -209,7 +209,7 @@ def matched(
     pricing_model: str | None = "wholesale",
 ) -> str | None:
     row = model.PriceBooks(prices).find(leg(called=called), organization_id, pricing_model)
-    return row["per_minute"] if row else None
+    return row["price"] if row else None
 
 
 def test_longest_prefix_wins_inside_a_book() -> None:
@@ -252,8 +252,8 @@ def test_price_is_the_latest_that_had_begun_when_the_call_ended() -> None:
 def test_toll_free_is_a_product_of_its_own_and_not_the_price_of_its_country() -> None:
     inbound = {**price("1", "0.0085"), "product": "voice.inbound"}
     toll_free = leg(direction="inbound", called="+18778874413")
-    assert model.product_of(toll_free) == "voice.toll_free"
-    assert model.product_of(leg(direction="inbound", called="+12484329407")) == "voice.inbound"
+    assert toll_free.product == "voice.toll_free"
+    assert leg(direction="inbound", called="+12484329407").product == "voice.inbound"
     assert model.PriceBooks([inbound]).find(toll_free, None, None) is None
 
 
@@ -1065,7 +1065,7 @@ def facts_from(opened: datetime) -> dict[str, Any]:
     return moved
 
 
-def refuses(some_leg: model.Leg) -> bool:
+def refuses(some_leg: model.Use) -> bool:
     return some_leg.event_id.startswith("refuse-")
 
 

@@ -17,7 +17,7 @@ from services.usage.price_files import PriceFile
 from tests.support.model import judge
 from tests.support.rooms import Log, Logged, Rooms
 from tests.support.servers import Database
-from tests.support.usage_factory import UsageFactory, as_records, example_prices
+from tests.support.usage_factory import UsageFactory, as_records, example_prices, price_prefix
 from tests.support.usage_registry import LONG_AGO, Sender
 
 ALWAYS = {"from": LONG_AGO, "to": None}
@@ -51,11 +51,14 @@ def version(rows: list[dict[str, Any]], currency: str) -> BookVersion:
     prices = tuple(
         PriceRow(
             row["product"],
-            "+" + row["prefix"],
-            parse_amount(row["per_minute"]),
-            parse_amount(row.get("connection_fee", "0")),
-            row["minimum_s"],
-            row["increment_s"],
+            price_prefix(row),
+            parse_amount(row["price"]),
+            parse_amount(row.get("fee", "0")),
+            row["minimum"],
+            row["increment"],
+            row.get("per", 60),
+            row.get("unit", "second"),
+            row.get("delivered_only", False),
         )
         for row in rows
     )
