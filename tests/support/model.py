@@ -359,9 +359,6 @@ def read_use(value: bytes | None) -> Use:
             or _is_whole(extension, -(2**31), 2**31 - 1)  # no fraction, object or array
         )
 
-    if event["type"] != VOICE_LEG:  # an event of somebody, but not of ours
-        raise Unacceptable({UNKNOWN_TYPE})
-    _need(media_type in (None, "application/json"))
     if kind not in _KINDS:  # an event of somebody, but not of ours
         raise Unacceptable({UNKNOWN_TYPE})
     _need(media_type in (None, "application/json"))
