@@ -13,36 +13,84 @@ from pydantic_core import to_json
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from contracts.topics import USAGE_EVENTS, USAGE_REJECTIONS
 from services.cli.asynchronous import asynchronous
 from services.cli.output import Format, Output, console, plain, progress, show_json
+from services.cli.publishing import Publishing
 from services.cli.reading import room
+from services.cli.watching import Outcome, Stop, watch
 from services.kernel.errors import InvalidInput, Unavailable
-from services.runtime.broker import ensure_topics, open_producer
 from services.runtime.settings import Settings, load
-from services.usage.importing import FORMATS, ImportReport, SwitchProfile, read_profile
+from services.usage.importing import FORMATS, Importer, ImportReport, SwitchProfile, read_profile
 
 REGISTRY_S_MAX = 60.0
-UNACKNOWLEDGED_MAX = 5_000  # records on their way at once; bounds the memory of an import of any size
+STILL_S = 10.0
 REFUSALS_SHOWN = 20
 LOOK_S = 0.05
 
 
 @asynchronous
 async def import_file(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="the switch's records")],
     profile: Annotated[Path, typer.Option(help="the switch profile, .json or .toml")],
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="the switch's records")] = None,
     format_: Annotated[str, typer.Option("--format", help=f"one of: {', '.join(FORMATS)}")] = "asterisk",
     shift_days: Annotated[int, typer.Option(help="move every time by whole days (old records in demonstrations)")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="read and report, publish nothing")] = False,
+    folder: Annotated[
+        Path | None,
+        typer.Option("--watch", metavar="FOLDER", help="import every finished file of a folder, until SIGTERM"),
+    ] = None,
+    still_s: Annotated[
+        float,
+        typer.Option("--still", min=0.1, max=86_400, help="seconds without a change after which a file is finished"),
+    ] = STILL_S,
     output: Output = Format.table,
 ) -> None:
-    """Publish the calls in a switch's file; the report accounts for every row."""
+    """Publish the calls in a switch's file, or in every file of a folder; the report accounts for every row."""
     switch = read_profile(profile)
+    read = importer(format_)
+    if (file is None) == (folder is None):
+        raise InvalidInput("name either a file or, by --watch, a folder", field="FILE")
     settings = load()
+    if folder is not None:
+        if dry_run:
+            raise InvalidInput("cannot be tried on a folder; name a file", field="dry-run")
+        await _watch(settings, folder, switch, read, still_s, shift_days, output)
+    elif file is not None:
+        await _import(settings, file, switch, format_, shift_days, dry_run, output)
+
+
+async def _watch(
+    settings: Settings,
+    folder: Path,
+    switch: SwitchProfile,
+    read: Importer,
+    still_s: float,
+    shift_days: int,
+    output: Format,
+) -> None:
+    def tell(outcome: Outcome) -> None:
+        if output is Format.json:
+            typer.echo(to_json(plain(outcome)))
+            return
+        lines = in_words(outcome.report) if outcome.report is not None else [f"put aside: {outcome.reason}"]
+        for line in (f"{outcome.file}: {lines[0]}", *lines[1:]):
+            console.print(line, markup=False)
+
+    await registry_known(settings)
+    stop = Stop()
+    with stop.by_signals():
+        await watch(
+            settings, folder, switch, read, stop, still_s=still_s, shift_days=shift_days, tell=tell,
+            warn=lambda line: typer.echo(line, err=True),
+        )  # fmt: skip
+
+
+async def _import(
+    settings: Settings, file: Path, switch: SwitchProfile, format_: str, shift_days: int, dry_run: bool, output: Format
+) -> None:
     if not dry_run:
         await registry_known(settings)
-    size = file.stat().st_size if file.is_file() else 0
+    size = _size(file)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=progress, transient=True, disable=not progress.is_terminal) as bar:
         task = bar.add_task(file.name, total=size)
@@ -55,6 +103,18 @@ async def import_file(
         return
     for line in in_words(report, dry_run=dry_run):
         console.print(line, markup=False)
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.is_file() else 0
+
+
+def importer(format_name: str) -> Importer:
+    """The importer of a format by its name."""
+    read = FORMATS.get(format_name)
+    if read is None:
+        raise InvalidInput(f"{format_name!r} is no format; use one of {', '.join(FORMATS)}", field="format")
+    return read
 
 
 async def registry_known(settings: Settings, *, timeout_s: float = REGISTRY_S_MAX) -> None:
@@ -95,9 +155,7 @@ async def import_records(
 
     `Unavailable` when one is not: then the file is not done. It can be imported again, as every event keeps its id.
     """
-    read = FORMATS.get(format_name)
-    if read is None:
-        raise InvalidInput(f"{format_name!r} is no format; use one of {', '.join(FORMATS)}", field="format")
+    read = importer(format_name)
     try:
         records = file.open("rb")
     except OSError as error:
@@ -109,36 +167,13 @@ async def import_records(
             for _ in events:
                 moved(report)
             return report
-        publisher = profile.publisher
-        await ensure_topics(
-            settings, {USAGE_EVENTS.of(publisher): USAGE_EVENTS, USAGE_REJECTIONS.of(publisher): USAGE_REJECTIONS}
-        )
-        producer = await open_producer(settings, "import")
-        topic = settings.topic_prefix + USAGE_EVENTS.of(publisher)
-        try:
-            under_way: list[Any] = []
+        async with Publishing(settings, profile.publisher) as publishing:
             for event in events:
-                under_way.append(await producer.send(topic, to_json(event.event), key=event.account_id.encode()))
-                if len(under_way) == UNACKNOWLEDGED_MAX:
-                    await _acknowledged(under_way)
+                if await publishing.send(event):
                     moved(report)
-            await _acknowledged(under_way)
+            await publishing.acknowledged()
             moved(report)
-        finally:
-            await producer.stop()
     return report
-
-
-async def _acknowledged(under_way: list[Any]) -> None:
-    answers = await asyncio.gather(*under_way, return_exceptions=True)
-    under_way.clear()
-    failed = [answer for answer in answers if isinstance(answer, BaseException)]
-    if failed:
-        raise Unavailable(
-            f"{len(failed)} of {len(answers)} records were not acknowledged ({type(failed[0]).__name__}); the file is not "
-            "done: import it again when Kafka answers, what came through is not counted twice",
-            field="kafka",
-        )
 
 
 def in_words(report: ImportReport, *, dry_run: bool = False) -> list[str]:

@@ -1,0 +1,345 @@
+"""Importing what a switch puts into a folder: each file once, and again from its first row after a crash in its middle.
+
+A file is taken when its size and time have been still for a while, and is done when every event of it is acknowledged.
+What is done is remembered in a small database beside the files, by name and by the file's number on its disk, so that a
+rotated file (`Master.csv` that becomes `Master.csv.1`) is not read again. A done file that changes afterwards is taken
+again, whole: its events keep their ids, so nothing is counted twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from pydantic_core import to_json
+
+from services.cli.output import plain
+from services.cli.publishing import Publishing
+from services.kernel.errors import InvalidInput, Refused, Unavailable
+from services.runtime import faults
+from services.runtime.settings import Settings
+from services.usage.importing import Importer, ImportReport, SwitchProfile
+
+MEMORY = ".tollbook-import"  # hidden, as all names that begin with a dot are no records
+ASIDE = "aside"
+LOOK_S_MAX = 1.0
+FORGET_FROM = 10_000  # files that are done and gone
+FILES_TOGETHER_MAX = 500  # files whose acknowledgements are awaited, and which are remembered, together
+BACK_OFF_S_MIN, BACK_OFF_S_MAX = 1.0, 30.0
+
+# A row that is refused with one of these could not be read at all.
+UNREADABLE = ("short_row", "long_row", "too_long", "encoding", "not_csv", "header", "not_json")
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A file as a look at the folder finds it: it is the same as long as size and time are."""
+
+    name: str
+    inode: tuple[int, int]
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, name: str, stat: os.stat_result) -> Seen:
+        return cls(name, (stat.st_dev, stat.st_ino), stat.st_size, stat.st_mtime_ns)
+
+    def still(self, other: Seen | None) -> bool:
+        return other is not None and (self.inode, self.size, self.mtime_ns) == (other.inode, other.size, other.mtime_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one file: its report, or the reason why it was put aside."""
+
+    file: str
+    report: ImportReport | None = None
+    reason: str | None = None
+
+
+class Stop:
+    """Set by SIGTERM and SIGINT, at once, also while a file is read."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.now = False
+
+    @contextmanager
+    def by_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+
+        def ask(number: int, frame: object) -> None:
+            self.now = True
+            loop.call_soon_threadsafe(self.asked.set)
+
+        before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    async def within(self, wait_s: float) -> bool:
+        """Whether it is asked for within this time."""
+        try:
+            await asyncio.wait_for(self.asked.wait(), wait_s)
+        except TimeoutError:
+            return False
+        return True
+
+
+class Stopped(Exception):
+    """The file is not read to its end: it is taken again at the next start."""
+
+
+class _Interruptible:
+    """The bytes of a file until the watch is to stop. Importers read by lines only."""
+
+    def __init__(self, records: BinaryIO, stop: Stop) -> None:
+        self._records = records
+        self._stop = stop
+
+    def readline(self, limit: int = -1) -> bytes:
+        if self._stop.now:
+            raise Stopped
+        return self._records.readline(limit)
+
+
+# --- what is done -----------------------------------------------------------------------------------------------------
+
+
+class Memory:
+    """The files of a folder that are done, each synced to its disk before the next is begun. One watch at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise InvalidInput(f"{folder} is no folder; name the folder into which the switch writes", field="watch")
+        try:
+            self._database = sqlite3.connect(folder / MEMORY, isolation_level=None, timeout=0)
+            for statement in (
+                "pragma locking_mode = exclusive",
+                "pragma synchronous = extra",
+                "begin exclusive",
+                "create table if not exists done (name text not null, device integer not null, inode integer not null,"
+                " size integer not null, mtime_ns integer not null, at text not null default current_timestamp,"
+                " report text not null)",
+                "create index if not exists done_name on done (name)",
+                "commit",
+            ):
+                self._database.execute(statement)
+        except sqlite3.OperationalError as error:
+            if "locked" in str(error):
+                raise Refused("another import watches this folder; stop that one first", field="watch") from None
+            raise InvalidInput(
+                f"{folder / MEMORY} cannot be written ({error}); what is done is remembered in it", field="watch"
+            ) from None
+        except sqlite3.DatabaseError as error:
+            raise InvalidInput(
+                f"{folder / MEMORY} is damaged ({error}); delete it: every file is read again, and nothing counted twice",
+                field="watch",
+            ) from None
+        self._by_name: dict[str, tuple[int, int]] = {}
+        self._by_inode: dict[tuple[int, int], tuple[int, int]] = {}
+        for name, device, inode, size, mtime_ns in self._database.execute(
+            "select name, device, inode, size, mtime_ns from done order by rowid"
+        ):
+            self._remember(Seen(name, (device, inode), size, mtime_ns))
+
+    def _remember(self, file: Seen) -> None:
+        self._by_name[file.name] = self._by_inode[file.inode] = (file.size, file.mtime_ns)
+
+    def knows(self, file: Seen) -> bool:
+        what = (file.size, file.mtime_ns)
+        return self._by_inode.get(file.inode) == what or self._by_name.get(file.name) == what
+
+    def done(self, files: list[tuple[Seen, ImportReport]]) -> None:
+        """On disk when this returns, or not at all."""
+        try:
+            self._database.execute("begin")
+            self._database.executemany(
+                "insert into done (name, device, inode, size, mtime_ns, report) values (?, ?, ?, ?, ?, ?)",
+                [(f.name, *f.inode, f.size, f.mtime_ns, to_json(plain(report)).decode()) for f, report in files],
+            )
+            self._database.execute("commit")
+        except sqlite3.DatabaseError as error:
+            if self._database.in_transaction:
+                self._database.execute("rollback")
+            raise Unavailable(f"{MEMORY} cannot be written ({error}); free its disk", field="watch") from error
+        for file, _ in files:
+            self._remember(file)
+
+    def forget_all_but(self, there: Collection[Seen]) -> None:
+        """Forgets files that are gone, once they are many: what is remembered is bounded by what lies in the folder."""
+        if len(self._by_name) <= FORGET_FROM + 2 * len(there):
+            return
+        names, inodes = {file.name for file in there}, {file.inode for file in there}
+        gone = [
+            (rowid,)
+            for rowid, name, *inode in self._database.execute("select rowid, name, device, inode from done")
+            if name not in names and tuple(inode) not in inodes
+        ]
+        self._database.execute("begin")
+        self._database.executemany("delete from done where rowid = ?", gone)
+        self._database.execute("commit")
+        self._by_name = {name: what for name, what in self._by_name.items() if name in names}
+        self._by_inode = {inode: what for inode, what in self._by_inode.items() if inode in inodes}
+
+    def close(self) -> None:
+        self._database.close()
+
+
+# --- the watch --------------------------------------------------------------------------------------------------------
+
+
+async def watch(
+    settings: Settings,
+    folder: Path,
+    profile: SwitchProfile,
+    read: Importer,
+    stop: Stop,
+    *,
+    still_s: float,
+    shift_days: int = 0,
+    tell: Callable[[Outcome], None],
+    warn: Callable[[str], None],
+) -> None:
+    """Imports every finished file of a folder until it is asked to stop. Kafka's absence is waited out."""
+    memory = Memory(folder)
+    watched = _Watch(folder, profile, read, stop, memory, shift_days, tell, warn)
+    back_off_s = BACK_OFF_S_MIN
+    try:
+        while not stop.now:
+            try:
+                async with Publishing(settings, profile.publisher) as publishing:
+                    while not stop.now:
+                        await watched.take(publishing, watched.ready(still_s))
+                        back_off_s = BACK_OFF_S_MIN
+                        await stop.within(min(still_s / 2, LOOK_S_MAX))
+            except Unavailable as error:
+                warn(f"{error}; tried again in {back_off_s:.0f} s")
+                await stop.within(back_off_s)
+                back_off_s = min(back_off_s * 2, BACK_OFF_S_MAX)
+    finally:
+        memory.close()
+
+
+class _Watch:
+    """One folder: what was seen in it, and what is to be taken."""
+
+    def __init__(
+        self,
+        folder: Path,
+        profile: SwitchProfile,
+        read: Importer,
+        stop: Stop,
+        memory: Memory,
+        shift_days: int,
+        tell: Callable[[Outcome], None],
+        warn: Callable[[str], None],
+    ) -> None:
+        self._folder = folder
+        self._profile = profile
+        self._read = read
+        self._stop = stop
+        self._memory = memory
+        self._shift_days = shift_days
+        self._tell = tell
+        self._warn = warn
+        self._still: dict[str, tuple[Seen, float]] = {}
+        self._left: set[Seen] = set()  # bad files that could not be moved away
+
+    def ready(self, still_s: float) -> list[Seen]:
+        """The files that are not done and have not changed for ``still_s``, the oldest first."""
+        now = time.monotonic()
+        found: dict[str, tuple[Seen, float]] = {}
+        for entry in os.scandir(self._folder):
+            if entry.name.startswith("."):
+                continue
+            try:
+                if not entry.is_file():
+                    continue
+                file = Seen.of(entry.name, entry.stat())
+            except OSError:
+                continue  # gone between the two looks
+            before, since = self._still.get(entry.name, (None, now))
+            found[entry.name] = (file, since if file.still(before) else now)
+        self._still = found
+        self._memory.forget_all_but([file for file, _ in found.values()])
+        ready = [
+            file
+            for file, since in found.values()
+            if now - since >= still_s and not self._memory.knows(file) and file not in self._left
+        ]
+        return sorted(ready, key=lambda file: (file.mtime_ns, file.name))
+
+    async def take(self, publishing: Publishing, files: list[Seen]) -> None:
+        """Imports files and remembers them; a bad one is put aside, and the others go on."""
+        sent: list[tuple[Seen, ImportReport]] = []
+        for file in files:
+            try:
+                report = await self._sent(publishing, file)
+            except FileNotFoundError:
+                continue
+            except Stopped:
+                break
+            except InvalidInput as error:
+                self._put_aside(file, str(error))
+                continue
+            except OSError as error:
+                self._put_aside(file, f"cannot be read: {error.strerror or error}")
+                continue
+            if report is None:
+                continue
+            if report.rows and report.rows == sum(report.refused_by_code[code] for code in UNREADABLE):
+                self._put_aside(file, f"not one of its {report.rows} rows can be read; {report.refusals[0]}")
+                continue
+            sent.append((file, report))
+            if len(sent) == FILES_TOGETHER_MAX:
+                await self._done(publishing, sent)
+        await self._done(publishing, sent)
+
+    async def _sent(self, publishing: Publishing, file: Seen) -> ImportReport | None:
+        """The report of a file whose events are all sent; None if it changed while it was read: then it is not done."""
+        report = ImportReport()
+        with (self._folder / file.name).open("rb") as records:
+            if not file.still(Seen.of(file.name, os.fstat(records.fileno()))):
+                return None
+            lines = cast(BinaryIO, _Interruptible(records, self._stop))
+            for event in self._read(lines, self._profile, report, shift_days=self._shift_days):
+                await publishing.send(event)
+                faults.step("import.event.sent")
+            return report if file.still(Seen.of(file.name, os.fstat(records.fileno()))) else None
+
+    async def _done(self, publishing: Publishing, sent: list[tuple[Seen, ImportReport]]) -> None:
+        await publishing.acknowledged()
+        if not sent:
+            return
+        faults.step("import.files.acknowledged")
+        self._memory.done(sent)
+        faults.step("import.files.done")
+        for file, report in sent:
+            self._tell(Outcome(file.name, report))
+        sent.clear()
+
+    def _put_aside(self, file: Seen, reason: str) -> None:
+        aside = self._folder / ASIDE
+        try:
+            aside.mkdir(exist_ok=True)
+            name, number = file.name, 1
+            while (aside / name).exists():
+                number += 1
+                name = f"{file.name}.{number}"
+            (aside / f"{name}.reason").write_text(f"{reason}\n")
+            (self._folder / file.name).rename(aside / name)
+        except OSError as error:
+            self._left.add(file)
+            self._warn(f"{file.name} cannot be put aside ({error.strerror}); it is left where it is until it changes")
+        self._tell(Outcome(file.name, reason=reason))

@@ -1,0 +1,359 @@
+"""`tollbook import --watch`: every finished file of a folder is imported once, whatever happens meanwhile. Real Kafka."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from contracts.topics import USAGE_EVENTS
+from services.cli import watching
+from services.cli.watching import ASIDE, MEMORY, Memory, Outcome, Seen, Stop, watch
+from services.kernel.errors import Refused, TollbookError
+from services.runtime.broker import Offsets
+from services.runtime.settings import Settings
+from services.usage.importing import FORMATS, Importer, ImportReport, LegEvent
+from tests.support.processes import Processes, until
+from tests.support.servers import Database
+from tests.usage.test_asterisk import PROFILE, columns, line, profile
+
+STILL_S = 0.3
+
+
+def rows(first: int, count: int) -> bytes:
+    """Answered outbound calls with running uniqueids."""
+    return b"".join(line(columns(uniqueid=f"1543540817.{number}")) for number in range(first, first + count))
+
+
+def ids(first: int, count: int) -> set[str]:
+    return {f"1543540817.{number}|PJSIP/1115-00000001|PJSIP/thinQ-00000002|2018-11-29 20:20:17"
+            for number in range(first, first + count)}  # fmt: skip
+
+
+async def published(settings: Settings) -> list[bytes]:
+    """Every value that lies in the topic now."""
+    offsets = Offsets(settings)
+    await offsets.start()
+    try:
+        counts = await offsets.partitions([USAGE_EVENTS])
+    finally:
+        await offsets.stop()
+    places = [TopicPartition(settings.topic_prefix + name, part) for name in counts for part in range(counts[name])]
+    if not places:
+        return []
+    consumer = AIOKafkaConsumer(bootstrap_servers=settings.kafka_bootstrap, enable_auto_commit=False)
+    await consumer.start()
+    try:
+        consumer.assign(places)
+        await consumer.seek_to_beginning(*places)
+        ends = await consumer.end_offsets(places)
+        values: list[bytes] = []
+        while any([await consumer.position(place) < ends[place] for place in places]):
+            for records in (await consumer.getmany(timeout_ms=200)).values():
+                values += [record.value for record in records]
+        return values
+    finally:
+        await consumer.stop()
+
+
+def id_of(value: bytes) -> str:
+    return str(json.loads(value)["id"])
+
+
+# --- killed in the middle ---------------------------------------------------------------------------------------------
+
+
+class Command:
+    """The command in a process of its own, on one folder."""
+
+    def __init__(self, folder: Path, database: Database, kafka: str, prefix: str) -> None:
+        self.folder, self.settings = folder, Settings(kafka=kafka, topic_prefix=prefix)
+        (folder / "in").mkdir()
+        (folder / "switch.json").write_text(json.dumps(PROFILE))
+        environment = database.environment(TOLLBOOK_KAFKA=kafka, TOLLBOOK_TOPIC_PREFIX=prefix)
+        self.processes = Processes(environment, folder)
+
+    def start(self, crash: str | None = None) -> None:
+        self.processes.start(
+            "watch", "services.cli", "import", "--watch", str(self.folder / "in"), "--profile",
+            str(self.folder / "switch.json"), "--still", str(STILL_S), "--output", "json", crash=crash,
+        )  # fmt: skip
+
+    def put(self, name: str, data: bytes) -> None:
+        (self.folder / "in" / name).write_bytes(data)
+
+    def told(self) -> list[dict[str, Any]]:
+        log = self.folder / "watch.log"
+        lines = log.read_text().splitlines() if log.exists() else []
+        return [json.loads(one) for one in lines if one.startswith("{")]
+
+    async def wait_told(self, *names: str) -> None:
+        async def all_told() -> bool:
+            return {one["file"] for one in self.told()} >= set(names)
+
+        try:
+            await until(all_told, f"{names} are told")
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.processes.tail('watch')}") from None
+
+
+@pytest.fixture
+async def command(tmp_path: Path, database: Database, kafka: str, topic_prefix: str) -> AsyncIterator[Command]:
+    running = Command(tmp_path, database, kafka, topic_prefix)
+    yield running
+    running.processes.stop()
+
+
+@pytest.mark.parametrize("step", ["import.event.sent:700", "import.files.acknowledged:2", "import.files.done:2"])
+async def test_killed_in_the_middle_it_goes_on_without_loss_and_reads_no_done_file_again(
+    command: Command, step: str
+) -> None:
+    command.start(crash=step)
+    command.put("a.csv", rows(0, 300))
+    await command.wait_told("a.csv")
+    command.put("b.csv", rows(300, 1_000))
+    command.put("c.csv", rows(1_300, 10))
+    await command.processes.wait_crashed("watch", step)
+    command.start()
+    if "done" not in step:
+        await command.wait_told("b.csv", "c.csv")
+    command.put("d.csv", rows(1_310, 5))
+    await command.wait_told("d.csv")
+    assert command.processes.stop("watch") == {"watch": 0}
+    values = await published(command.settings)
+    times = Counter(id_of(value) for value in values)
+    assert times.keys() == ids(0, 1_315)
+    # What came twice is the same to the byte, so that usage counts it once; what was done came once.
+    assert len(set(values)) == len(times)
+    assert all(times[each] == 1 for each in ids(0, 300) | ids(1_310, 5))
+    if "done" in step:
+        assert set(times.values()) == {1}
+    told = Counter(one["file"] for one in command.told())
+    assert told["a.csv"] == told["d.csv"] == 1
+
+
+# --- what is taken, and when ------------------------------------------------------------------------------------------
+
+
+class Watched:
+    """A watch in this process."""
+
+    def __init__(self, folder: Path, kafka: str, prefix: str) -> None:
+        self.folder, self.settings = folder, Settings(kafka=kafka, topic_prefix=prefix)
+        self.still_s = STILL_S
+        self.outcomes: list[Outcome] = []
+        self.warnings: list[str] = []
+
+    async def watch(self, read: Importer, stop: Stop) -> None:
+        await watch(
+            self.settings, self.folder, profile(), read, stop, still_s=self.still_s, tell=self.outcomes.append,
+            warn=self.warnings.append,
+        )  # fmt: skip
+
+    @asynccontextmanager
+    async def running(self, format_name: str = "asterisk") -> AsyncIterator[None]:
+        stop = Stop()
+        task = asyncio.create_task(self.watch(FORMATS[format_name], stop))
+        try:
+            yield
+        finally:
+            stop.now = True
+            stop.asked.set()
+            await task
+
+    async def wait(self, count: int) -> None:
+        async def told() -> bool:
+            return len(self.outcomes) >= count
+
+        await until(told, f"{count} files; so far {self.outcomes} {self.warnings}")
+
+    async def ids(self) -> Counter[str]:
+        return Counter(id_of(value) for value in await published(self.settings))
+
+
+@pytest.fixture
+def watched(tmp_path: Path, kafka: str, topic_prefix: str) -> Watched:
+    return Watched(tmp_path, kafka, topic_prefix)
+
+
+async def test_sigterm_ends_at_once_and_the_file_in_hand_is_taken_again(watched: Watched) -> None:
+    (watched.folder / "big.csv").write_bytes(rows(0, 2_000))
+
+    def terminated(records: Any, profile: Any, report: ImportReport, *, shift_days: int = 0) -> Iterator[LegEvent]:
+        for number, event in enumerate(FORMATS["asterisk"](records, profile, report, shift_days=shift_days)):
+            if number == 700:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield event
+
+    stop = Stop()
+    with stop.by_signals():
+        await watched.watch(terminated, stop)
+    assert watched.outcomes == []
+    assert 700 <= len(await watched.ids()) <= 710
+    async with watched.running():
+        await watched.wait(1)
+    assert (await watched.ids()).keys() == ids(0, 2_000)
+
+
+async def test_a_growing_file_is_taken_when_it_has_been_still_and_whole(watched: Watched) -> None:
+    watched.still_s = 2.0
+    async with watched.running():
+        with (watched.folder / "Master.csv").open("ab", buffering=0) as file:
+            for number in range(30):
+                file.write(rows(number, 1)[:40])
+                await asyncio.sleep(0.1)
+                file.write(rows(number, 1)[40:])
+                assert watched.outcomes == []
+        await watched.wait(1)
+    assert await watched.ids() == dict.fromkeys(ids(0, 30), 1)
+
+
+async def test_a_done_file_is_not_read_again_not_even_renamed_but_one_that_grew_is_taken_anew(watched: Watched) -> None:
+    master = watched.folder / "Master.csv"
+    master.write_bytes(rows(0, 3))
+    async with watched.running():
+        await watched.wait(1)
+        master.rename(watched.folder / "Master.csv.1")
+        master.write_bytes(rows(3, 2))
+        await watched.wait(2)
+    async with watched.running():
+        with master.open("ab") as file:
+            file.write(rows(5, 1))
+        await watched.wait(3)
+    assert [outcome.file for outcome in watched.outcomes] == ["Master.csv"] * 3
+    assert await watched.ids() == dict.fromkeys(ids(0, 3), 1) | dict.fromkeys(ids(3, 2), 2) | dict.fromkeys(
+        ids(5, 1), 1
+    )
+
+
+async def test_a_bad_file_is_put_aside_with_its_reason_and_the_others_go_on(watched: Watched) -> None:
+    (watched.folder / "1-bad.csv").write_bytes(b"\x00\x01\n\xff\xfe\n")
+    (watched.folder / "2-good.csv").write_bytes(rows(0, 2) + b"one,bad,row\n")
+    (watched.folder / "3-empty.csv").write_bytes(b"")
+    (watched.folder / ".hidden.csv").write_bytes(rows(9, 1))
+    (watched.folder / "folder").mkdir()
+    async with watched.running():
+        await watched.wait(3)
+        (watched.folder / "1-bad.csv").write_bytes(b"bad again\n")
+        await watched.wait(4)
+    aside = watched.folder / ASIDE
+    assert {file.name for file in aside.iterdir()} == {
+        "1-bad.csv",
+        "1-bad.csv.reason",
+        "1-bad.csv.2",
+        "1-bad.csv.2.reason",
+    }
+    assert (aside / "1-bad.csv").read_bytes() == b"\x00\x01\n\xff\xfe\n"
+    reason = (aside / "1-bad.csv.reason").read_text()
+    assert reason.startswith("not one of its 2 rows can be read; line 1, ")
+    reports = {outcome.file: outcome.report for outcome in watched.outcomes}
+    good, empty = reports["2-good.csv"], reports["3-empty.csv"]
+    assert good is not None
+    assert empty is not None
+    assert (good.published, good.refused, empty.rows) == (2, 1, 0)
+    assert await watched.ids() == dict.fromkeys(ids(0, 2), 1)
+
+
+async def test_a_file_without_its_header_is_put_aside_by_that_reason(watched: Watched) -> None:
+    (watched.folder / "cdr.csv").write_bytes(rows(0, 2))
+    async with watched.running("asterisk-realtime"):
+        await watched.wait(1)
+    assert "export it with a header row" in (watched.folder / ASIDE / "cdr.csv.reason").read_text()
+
+
+async def test_while_kafka_is_away_it_waits_and_nothing_is_lost(
+    tmp_path: Path, kafka: str, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "BACK_OFF_S_MIN", 0.1)
+    (tmp_path / "a.csv").write_bytes(rows(0, 2))
+    away = Watched(tmp_path, "127.0.0.1:1", topic_prefix)
+    async with away.running():
+
+        async def warned() -> bool:
+            return len(away.warnings) > 1
+
+        await until(warned, "a warning")
+    assert away.outcomes == []
+    back = Watched(tmp_path, kafka, topic_prefix)
+    async with back.running():
+        await back.wait(1)
+    assert await back.ids() == dict.fromkeys(ids(0, 2), 1)
+
+
+# --- what is remembered -----------------------------------------------------------------------------------------------
+
+
+async def test_a_folder_is_watched_by_one_import_at_a_time(tmp_path: Path) -> None:
+    memory = Memory(tmp_path)
+    with pytest.raises(Refused, match="another import watches this folder"):
+        Memory(tmp_path)
+    memory.close()
+    Memory(tmp_path).close()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / MEMORY).write_bytes(b"no database" * 1_000), "is damaged .* delete it"),
+        (lambda folder: (folder / MEMORY).mkdir(), "cannot be written"),
+        (lambda folder: folder.rmdir(), "is no folder; name the folder into which the switch writes"),
+    ],
+)
+def test_a_memory_that_cannot_be_used_is_said_with_the_fix(
+    tmp_path: Path, spoil: Callable[[Path], Any], message: str
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    spoil(folder)
+    with pytest.raises(TollbookError, match=message):
+        Memory(folder)
+
+
+def test_what_is_remembered_is_bounded_by_what_lies_in_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "FORGET_FROM", 2)
+    memory = Memory(tmp_path)
+    files = [Seen(f"{number}.json", (1, number), 10, 20) for number in range(6)]
+    memory.done([(file, ImportReport()) for file in files])
+    memory.forget_all_but(files[:1])
+    memory.close()
+    again = Memory(tmp_path)
+    assert [again.knows(file) for file in files] == [True, *[False] * 5]
+    again.close()
+
+
+async def test_a_file_that_is_replaced_while_it_is_read_is_not_done(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_bytes(rows(0, 1))
+    before = Seen.of("a.csv", file.stat())
+    with file.open("ab") as more:
+        more.write(rows(1, 1))
+    os.utime(file, ns=(before.mtime_ns, before.mtime_ns))
+    assert not before.still(Seen.of("a.csv", file.stat()))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "FILE: name either a file or, by --watch, a folder"),
+        (["a.csv", "--watch", "in"], "FILE: name either a file or, by --watch, a folder"),
+        (["--watch", "in", "--dry-run"], "dry-run: cannot be tried on a folder; name a file"),
+        (["--watch", "in", "--format", "avaya"], "format: 'avaya' is no format; use one of asterisk, asterisk-realtime, freeswitch-csv, freeswitch-json, csv"),
+    ],
+)  # fmt: skip
+async def test_a_wrong_command_line_is_exit_2(
+    tollbook: Any, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "switch.json").write_text(json.dumps(PROFILE))
+    ran = await tollbook("import", *arguments, "--profile", str(tmp_path / "switch.json"))
+    assert (ran.code, ran.err) == (2, f"{message}\n")
