@@ -66,16 +66,33 @@ class CostCenterInterval(Message):
     cost_center_id: Id | None
 
 
+class OwnerInterval(Message):
+    model_config = ConfigDict(populate_by_name=True)
+    start: Instant = Field(alias="from")
+    end: Instant | None = Field(alias="to")
+    account_id: Id
+
+
 class ResourceTimeline(Message):
-    """`groups.assignments`: a number or outbound profile, its account and its cost centers."""
+    """`groups.assignments`: a number or outbound profile, whose it is and its cost centers, at each instant."""
 
     resource_id: Id
     version: Annotated[int, Field(ge=1)]
     kind: Literal["number", "outbound_profile"]
     number: E164 | None
-    account_id: Id
+    account_id: Annotated[Id | None, Field(description="Whose it is by the last word; null when it was released")]
     organization_id: Id
+    owners: Annotated[
+        tuple[OwnerInterval, ...],
+        Field(description="Empty in what was told by older versions: then the account's since the first cost center"),
+    ] = ()
     cost_centers: tuple[CostCenterInterval, ...]
+
+    def owned(self) -> tuple[OwnerInterval, ...]:
+        """Whose it is over time, by whatever version it was told."""
+        if self.owners or self.account_id is None or not self.cost_centers:
+            return self.owners
+        return (OwnerInterval(start=self.cost_centers[0].start, end=None, account_id=self.account_id),)
 
 
 class CostCenter(Message):

@@ -33,6 +33,9 @@ Seconds = Annotated[int, Field(ge=0, le=CALL_SECONDS_MAX)]
 NumberOrShortCode = Annotated[
     str, StringConstraints(pattern=r"^(\+[1-9][0-9]{4,14}|[0-9]{3,8})$"), Field(examples=["+12485252160", "72345"])
 ]
+AccountOrNull = Annotated[
+    Id | None, Field(description="May be left out of what is inbound: then whoever had the called number at that time")
+]
 Network = Annotated[str, StringConstraints(pattern=r"^[0-9]{3}([0-9]{2,3})?$"), Field(examples=["310260"])]
 
 
@@ -40,7 +43,7 @@ Network = Annotated[str, StringConstraints(pattern=r"^[0-9]{3}([0-9]{2,3})?$"), 
 class VoiceLeg(TypedDict):
     """One side of a call as one switch record. Event time is ``ended_at``."""
 
-    account_id: Id
+    account_id: NotRequired[AccountOrNull]
     direction: Literal["inbound", "outbound"]
     caller: E164 | None
     called: E164
@@ -58,7 +61,7 @@ class VoiceLeg(TypedDict):
 class Message(TypedDict):
     """One SMS or MMS. Event time is ``sent_at``. A later outcome comes as a higher revision of the same event."""
 
-    account_id: Id
+    account_id: NotRequired[AccountOrNull]
     direction: Literal["inbound", "outbound"]
     channel: Literal["sms", "mms"]
     sender: Annotated[Attribute | None, Field(description="A number, a short code or a name")]

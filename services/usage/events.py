@@ -123,6 +123,8 @@ def _plain(value: bytes) -> tuple[str, str, Leg, bytes] | None:
     except MsgspecError:
         return None
     leg, time = event.data, event.time
+    if leg.account_id is None:
+        return None
     text = _plain_content(leg)
     optional = (time, event.datacontenttype, leg.call_leg_id, leg.cost_center_id, leg.outbound_profile)
     quotes = _QUOTES_MIN + 4 * (5 - optional.count(None)) + 2 * (leg.caller is not None)
@@ -194,7 +196,8 @@ def canonical(kind: str, data: Mapping[str, Any]) -> bytes:
 
 
 def readable(value: bytes | None) -> dict[str, str]:
-    """What can be read of a record that was refused: ``source``, ``event_id``, ``account_id``, ``event_time``, if at all.
+    """What can be read of a record that was refused: ``source``, ``event_id``, ``account_id``, ``event_time``, if at all; of
+    one without account the ``number`` that was called.
 
     >>> readable(b'{"id": "7", "data": {"account_id": "sales", "called": 5}}')
     {'event_id': '7', 'account_id': 'sales'}
@@ -219,6 +222,10 @@ def readable(value: bytes | None) -> dict[str, str]:
     ):
         if isinstance(text, str) and text:
             about[name] = storable(text)[:ABOUT_CHARACTERS_MAX]
+    if "account_id" not in about and data.get("direction") == "inbound":
+        number = data.get("called", data.get("recipient"))
+        if isinstance(number, str) and number:
+            about["number"] = storable(number)[:ABOUT_CHARACTERS_MAX]
     for name in ("ended_at", "sent_at", "starts_at", "used_at"):
         event_time = data.get(name)
         if isinstance(event_time, str) and event_time.endswith("Z"):

@@ -25,7 +25,7 @@ from services.kernel.ids import charge_id_bytes, identity_digest
 from services.kernel.money import format_nano
 from services.runtime.records import Record
 from services.runtime.work import Work
-from services.usage import store
+from services.usage import retrying, store
 from services.usage.cloudevents import structured
 from services.usage.events import Event, EventRefused, decode
 from services.usage.memory import Memory
@@ -159,26 +159,33 @@ class UsageEvents:
         except EventRefused as refused:
             work.quarantine(record, refused.reason, refused.message, field=refused.field)
             return None
+        use = event.use
         name = USAGE_EVENTS.member(record.topic)
         publisher = registry.publishers.get(name)
-        account = registry.accounts.get(event.use.account_id)
+        account_id, field = use.account_id, "data.account_id"
+        if account_id is None:
+            account_id, field = registry.owner_of(use.destination, event.event_time), PRICED_BY[type(use)]
+        account = registry.accounts.get(account_id) if account_id is not None else None
         problem: tuple[str, str, str | None] | None = None
         if publisher is None:
             problem = "not_permitted", f"the publisher {name} is not registered", None
         elif event.source not in publisher.sources:
             problem = "not_permitted", "is not a source of this publisher; register it", "source"
+        elif account_id is None:
+            message = "was nobody's number at the time of the event; register it, and the record is retried"
+            problem = "unknown_number", message, field
         elif account is None:
-            problem = "unknown_account", "is not registered; register the account, then replay", "data.account_id"
+            problem = "unknown_account", "is not registered; register the account, and the record is retried", field
         elif account.organization_id not in publisher.organizations:
-            problem = "not_permitted", "is of an organization that this publisher may not bill", "data.account_id"
+            problem = "not_permitted", "is of an organization that this publisher may not bill", field
         elif event.event_time < account.opened_at:
-            problem = "unknown_account", "was not opened yet at the time of the event", "data.account_id"
+            problem = "unknown_account", "was not opened yet at the time of the event", field
         elif account.closed_at is not None and event.event_time >= account.closed_at:
-            problem = "account_closed", "was closed at the time of the event", "data.account_id"
+            problem = "account_closed", "was closed at the time of the event", field
         else:
             return Usage(record, event, account, publisher, identity_digest(name, event.source, event.event_id))
-        reason, message, field = problem
-        work.quarantine(record, reason, message, field=field)
+        reason, message, where = problem
+        work.quarantine(record, reason, message, field=where)
         return None
 
     def _rate(self, usage: Usage) -> Acceptable | Rejected | Waiting:
@@ -416,7 +423,10 @@ async def registry(work: Work, records: list[Record]) -> None:
             latest[key] = (timeline.version, timeline.data())
     await store.lock_state(work.connection)
     changed = await store.bump(work.connection, "registry_version")
+    before = await store.timelines(work.connection, latest)
     await store.project_timelines(work.connection, changed, [(*key, *latest[key]) for key in sorted(latest)])
+    now = {key: document for key, (_, document) in latest.items()}
+    await retrying.registry_changed(work.connection, before, now)
 
 
 async def closing(work: Work, records: list[Record]) -> None:

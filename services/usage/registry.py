@@ -127,6 +127,25 @@ class Source:
         self.early_ms = publisher.early_s_max * 1000
 
 
+class Number:
+    """One number at every instant."""
+
+    __slots__ = ("_owners", "cost_centers", "number", "resource_id")
+
+    def __init__(self, resource: ResourceTimeline) -> None:
+        self.resource_id: str = resource.resource_id
+        self.number: str = resource.number or ""
+        self.cost_centers = resource.cost_centers
+        self._owners = resource.owned()
+
+    def owner_at(self, instant: datetime) -> str | None:
+        """The account that has it at an instant."""
+        for interval in self._owners:
+            if interval.start <= instant and (interval.end is None or instant < interval.end):
+                return interval.account_id
+        return None
+
+
 class Registry:
     """All that is known of accounts, resources and publishers."""
 
@@ -135,7 +154,7 @@ class Registry:
         self.publishers: dict[str, Source] = {}
         self._resources: dict[str, ResourceTimeline] = {}
         self._profiles: dict[tuple[str, str], ResourceTimeline] = {}
-        self._numbers: dict[tuple[str, str], ResourceTimeline] = {}
+        self._numbers: dict[str, dict[str, Number]] = {}  # by number, then by resource: another one may take it over
         self._cost_centers: dict[str, set[str]] = {}
 
     def learn(
@@ -155,18 +174,21 @@ class Registry:
         for resource in resources:
             self._forget(self._resources.get(resource.resource_id))
             self._resources[resource.resource_id] = resource
-            if resource.kind == "outbound_profile":
-                self._profiles[resource.account_id, resource.resource_id] = resource
-            elif resource.number is not None:
-                self._numbers[resource.account_id, resource.number] = resource
+            if resource.number is not None:
+                self._numbers.setdefault(resource.number, {})[resource.resource_id] = Number(resource)
+            else:
+                for owner in resource.owned():
+                    self._profiles[owner.account_id, resource.resource_id] = resource
             centers = self._cost_centers.setdefault(resource.organization_id, set())
             centers.update(each.cost_center_id for each in resource.cost_centers if each.cost_center_id is not None)
 
     def _forget(self, resource: ResourceTimeline | None) -> None:
-        if resource is not None:
-            self._profiles.pop((resource.account_id, resource.resource_id), None)
-            if resource.number is not None:
-                self._numbers.pop((resource.account_id, resource.number), None)
+        if resource is None:
+            return
+        if resource.number is not None:
+            self._numbers[resource.number].pop(resource.resource_id, None)
+        for owner in resource.owned():
+            self._profiles.pop((owner.account_id, resource.resource_id), None)
 
     def forget_books(self) -> None:
         """The price books have changed."""
@@ -182,8 +204,21 @@ class Registry:
         kind, name = use.resource
         if name is None:
             return None
-        resource = (self._profiles if kind == "outbound_profile" else self._numbers).get((account.account_id, name))
-        return _at(resource.cost_centers, event_time) if resource is not None else None
+        if kind == "outbound_profile":
+            profile = self._profiles.get((account.account_id, name))
+            return _at(profile.cost_centers, event_time) if profile is not None else None
+        for number in self._numbers.get(name, {}).values():
+            if number.owner_at(event_time) == account.account_id:
+                return _at(number.cost_centers, event_time)
+        return None
+
+    def owner_of(self, number: str, event_time: datetime) -> str | None:
+        """The account that had a number at an instant; None where nobody had it."""
+        for each in self._numbers.get(number, {}).values():
+            owner = each.owner_at(event_time)
+            if owner is not None:
+                return owner
+        return None
 
 
 def _at(intervals: Iterable[CostCenterInterval], event_time: datetime) -> str | None:

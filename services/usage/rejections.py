@@ -70,9 +70,17 @@ class Rejections:
 
 
 def what_is_known(registry: Registry, record: Record) -> dict[str, Any]:
-    """Source, id, account, event time and payer group, as far as they can be read. A record whose time cannot be read is
-    taken for one of the time at which it came, so that it holds its group all the same."""
+    """Source, id, account, event time and payer group, as far as they can be read; of a record without account that of the
+    called number. A record whose time cannot be read is taken for one of the time at which it came, so that it holds its
+    group all the same."""
     about: dict[str, Any] = readable(legible(record.headers, record.value))
+    number = about.get("number")
+    if number is not None:
+        event_time = about.get("event_time")
+        at = datetime.fromisoformat(event_time) if event_time is not None else record.timestamp
+        owner = registry.owner_of(number, at)
+        if owner is not None:
+            about["account_id"] = owner
     if "account_id" in about:
         about.setdefault("event_time", record.timestamp.isoformat())
         account = registry.accounts.get(about["account_id"])

@@ -1,15 +1,30 @@
-"""Records that had no price are tried again by themselves when prices change. Source: domain, section 3."""
+"""What failed for want of a price, an account or a number is tried again by itself when that appears.
+
+Source: domain, section 3.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.runtime import parking
 from services.runtime.parking import Parked
+from services.usage import store
 from services.usage.tables import RUNTIME
 
 BY_ITSELF = "usage"  # who asked, where nobody did
 NO_PRICE = "no_price"
+UNKNOWN_ACCOUNT = "unknown_account"
+UNKNOWN_NUMBER = "unknown_number"
+RETRIED = frozenset({NO_PRICE, UNKNOWN_ACCOUNT, UNKNOWN_NUMBER})
+
+_ADMIT_BY = ("opened_at", "closed_at", "plans", "account_id", "owners", "number")
+"""What of a timeline decides whether an event finds its account: groups and cost centers do not."""
+
+Timelines = Mapping[tuple[str, str], Mapping[str, Any]]  # documents by (kind, id)
 
 
 async def prices_changed(connection: AsyncConnection) -> None:
@@ -20,6 +35,29 @@ async def prices_changed(connection: AsyncConnection) -> None:
     await parking.ask(connection, RUNTIME, "replaying", BY_ITSELF, reason=NO_PRICE)
 
 
+async def registry_changed(connection: AsyncConnection, before: Timelines, now: Timelines) -> None:
+    """Try what waited for an account or a number that is new, or is somebody's since another instant than before.
+
+    Only the records of these are looked for (by index): a message of the registry costs the same however many are parked.
+    The caller holds the state alone, so no batch is under way that knows the old registry and not yet the new.
+    """
+    accounts = [id for (kind, id), new in now.items() if kind == "account" and _differs(before, ("account", id), new)]
+    numbers = [
+        str(new["number"])
+        for (kind, id), new in now.items()
+        if kind == "resource" and new["number"] is not None and _differs(before, ("resource", id), new)
+    ]
+    if accounts:
+        await store.retry_records_of_accounts(connection, accounts, BY_ITSELF)
+    if numbers:
+        await store.retry_records_of_numbers(connection, numbers, BY_ITSELF)
+
+
+def _differs(before: Timelines, key: tuple[str, str], new: Mapping[str, Any]) -> bool:
+    known = before.get(key)
+    return known is None or any(known.get(name) != new.get(name) for name in _ADMIT_BY)
+
+
 def is_no_news(item: Parked) -> bool:
-    """It was tried by itself and still has no price: its publisher has been told."""
-    return item.record.asked_by == BY_ITSELF and item.reason == item.record.parked_reason == NO_PRICE
+    """It was tried by itself and still fails for the same reason: its publisher has been told."""
+    return item.record.asked_by == BY_ITSELF and item.reason == item.record.parked_reason and item.reason in RETRIED

@@ -20,6 +20,7 @@ from sqlalchemy import (
     Select,
     SmallInteger,
     Text,
+    Update,
     Uuid,
     and_,
     bindparam,
@@ -28,6 +29,7 @@ from sqlalchemy import (
     delete,
     func,
     literal,
+    literal_column,
     select,
     text,
     tuple_,
@@ -162,6 +164,44 @@ async def project_timelines(
             "new_version": list(versions),
             "new_document": list(documents),
         },
+    )
+
+
+async def timelines(connection: AsyncConnection, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Any]:
+    """The documents of these objects (kind, id), where they are known."""
+    wanted = unnest("wanted", kind=Text(), id=Text())
+    columns = TIMELINE.c
+    statement = select(columns.kind, columns.id, columns.document).join(
+        wanted, and_(columns.kind == wanted.c.kind, columns.id == wanted.c.id)
+    )
+    kinds, ids = zip(*keys, strict=True)
+    rows = await connection.execute(statement, {"wanted_kind": list(kinds), "wanted_id": list(ids)})
+    return {(row.kind, row.id): row.document for row in rows}
+
+
+async def retry_records_of_accounts(connection: AsyncConnection, account_ids: Sequence[str], by: str) -> None:
+    """Ask to replay what is in quarantine because one of these accounts was not known."""
+    statement = retry_statement("unknown_account", "account_id", by)
+    await connection.execute(statement, {"values": list(account_ids)})
+
+
+async def retry_records_of_numbers(connection: AsyncConnection, numbers: Sequence[str], by: str) -> None:
+    """Ask to replay what is in quarantine because nobody had one of these numbers."""
+    await connection.execute(retry_statement("unknown_number", "number", by), {"values": list(numbers)})
+
+
+def retry_statement(reason: str, name: str, by: str) -> Update:
+    """Ask for what is in quarantine for a reason, of some ``values`` of what is known about it."""
+    # state and reason stand in the text: only so the planner knows, for whatever values, that the partial index holds them
+    columns = RUNTIME.parked.c
+    return (
+        update(RUNTIME.parked)
+        .where(
+            columns.state == literal_column("'quarantined'"),
+            columns.reason == literal_column(f"'{reason}'"),
+            columns.about.op("->>")(literal_column(f"'{name}'")) == func.any(bindparam("values", type_=ARRAY(Text()))),
+        )
+        .values(state="replaying", decided_by=by, decided_at=func.runtime.clock_now())
     )
 
 

@@ -16,6 +16,7 @@ from msgspec import Meta, Struct
 from contracts.usage import BYTES_MAX, CALL_SECONDS_MAX, QUANTITY_MAX, SEGMENTS_MAX
 from services.usage.books import BYTE, DATA, DAY, RENTAL, SECOND, SEGMENT, Direction, message_product, product_of
 
+ONLY_INBOUND = "is missing; only what is inbound may leave it out, for the called number tells it"
 CLOCK_SLACK_S = 2  # a switch measures the length of a call and its two times each by itself, and rounds each
 
 Free = Literal["unanswered", "nothing_used", "rejected", "not_delivered"]
@@ -37,7 +38,6 @@ class UseRefused(Exception):
 class Leg(Struct, forbid_unknown_fields=True, gc=False):
     """One side of a call; what is absent and what is null are the same."""
 
-    account_id: str
     direction: Direction
     caller: str | None
     called: str
@@ -46,6 +46,7 @@ class Leg(Struct, forbid_unknown_fields=True, gc=False):
     answered: bool
     duration_s: Seconds
     billable_s: Seconds
+    account_id: str | None = None
     outbound_profile: str | None = None
     cost_center_id: str | None = None
     call_leg_id: Text | None = None
@@ -95,6 +96,8 @@ class Leg(Struct, forbid_unknown_fields=True, gc=False):
         lasts what its two times say, give or take 2 seconds; `UseRefused` else."""
         started_at = instant(self.started_at, "started_at")
         ended_at = instant(self.ended_at, "ended_at")
+        if self.account_id is None and self.direction == "outbound":
+            raise UseRefused(ONLY_INBOUND, "account_id")
         duration_s, billable_s = self.duration_s, self.billable_s
         lasted_s = (ended_at - started_at).total_seconds()
         if lasted_s < 0:
@@ -115,7 +118,6 @@ class Leg(Struct, forbid_unknown_fields=True, gc=False):
 class Message(Struct, forbid_unknown_fields=True, gc=False):
     """An SMS or MMS, priced a segment by its recipient; an inbound one by the customer's own number."""
 
-    account_id: str
     direction: Direction
     channel: Literal["sms", "mms"]
     sender: str | None
@@ -123,6 +125,7 @@ class Message(Struct, forbid_unknown_fields=True, gc=False):
     segments: Annotated[int, Meta(ge=1, le=SEGMENTS_MAX)]
     outcome: Literal["accepted", "rejected", "delivered", "undelivered"]
     sent_at: str
+    account_id: str | None = None
     outbound_profile: str | None = None
     cost_center_id: str | None = None
     message_id: Text | None = None
@@ -165,6 +168,8 @@ class Message(Struct, forbid_unknown_fields=True, gc=False):
         return ("outbound_profile", self.outbound_profile) if outbound else ("number", self.recipient)
 
     def checked(self) -> datetime:
+        if self.account_id is None and self.direction == "outbound":
+            raise UseRefused(ONLY_INBOUND, "account_id")
         return instant(self.sent_at, "sent_at")
 
 

@@ -14,7 +14,8 @@ Shape of the facts (as in the timelines of the registry; instants are text with 
      "accounts":       [{"account_id", "organization_id", "currency"?, "plans": [{"from", "to", "plan"}],
                          "groups": [{"from", "to", "group_id"}]}],
      "billing_groups": [{"group_id", "zone"?, "currency"?, "tax_rate"?, "pricing_model"?}],
-     "resources":      [{"resource_id", "kind", "number"?, "account_id", "cost_centers": [{"from", "to", "cost_center_id"}]}],
+     "resources":      [{"resource_id", "kind", "number"?, "account_id", "owners"?: [{"from", "to", "account_id"}],
+                         "cost_centers": [{"from", "to", "cost_center_id"}]}],
      "cost_centers":   {organization_id: [cost_center_id]},                      # absent: every override is one of ours
      "prices":         [{"book"?, "version"?, "effective_from", "currency"?, "product", "prefix", "price", "per"?, "unit"?,
                          "fee"?, "minimum", "increment", "delivered_only"?,
@@ -29,7 +30,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from fractions import Fraction
 from hashlib import blake2b
@@ -62,12 +63,12 @@ NOT_JSON, INVALID_EVENT, UNKNOWN_ACCOUNT, NOT_PERMITTED = (
     "unknown_account",
     "not_permitted",
 )
-UNKNOWN_TYPE = "unknown_type"
+UNKNOWN_TYPE, UNKNOWN_NUMBER = "unknown_type", "unknown_number"
 NO_PRICE, WRONG_CURRENCY, TOO_OLD, IN_FUTURE = "no_price", "wrong_currency", "too_old", "in_future"
 CONFLICT, REFUSED_BY_STORE, WRONG_UNIT = "conflict", "refused_by_store", "wrong_unit"
 REASONS = frozenset(
     {NOT_JSON, INVALID_EVENT, UNKNOWN_ACCOUNT, NOT_PERMITTED, NO_PRICE, WRONG_CURRENCY, TOO_OLD, IN_FUTURE, CONFLICT}
-    | {REFUSED_BY_STORE, UNKNOWN_TYPE, WRONG_UNIT}
+    | {REFUSED_BY_STORE, UNKNOWN_TYPE, UNKNOWN_NUMBER, WRONG_UNIT}
 )
 UNREADABLE = frozenset(
     {NOT_JSON, INVALID_EVENT}
@@ -319,7 +320,7 @@ class Use:
 
     source: str
     event_id: str
-    account_id: str
+    account_id: str | None
     event_time: datetime
     product: str
     destination: str  # the number or network that decides the price
@@ -375,6 +376,7 @@ def read_use(value: bytes | None) -> Use:
     instants = {
         name: _utc(data[name]) for name in ("started_at", "ended_at", "sent_at", "starts_at", "used_at") if name in data
     }
+    _need(data.get("account_id") is not None or data["direction"] == "inbound")
     if "started_at" in instants:
         _need(instants["started_at"] <= instants["ended_at"])
     said = {name: item for name, item in (data | instants).items() if item is not None}
@@ -382,7 +384,7 @@ def read_use(value: bytes | None) -> Use:
     common = {
         "source": event["source"],
         "event_id": event["id"],
-        "account_id": data["account_id"],
+        "account_id": data.get("account_id"),
         "event_time": event_time,
         "content": (kind, *sorted(said.items())),
         "cost_center_id": data.get("cost_center_id"),
@@ -480,7 +482,7 @@ def _whole(low: int, high: int) -> Callable[[Any], bool]:
 _is_instant = _matches(_UTC_TEXT.pattern)
 _KINDS: dict[str, dict[str, Callable[[Any], bool]]] = {
     VOICE_LEG: {
-        "account_id": _is_id,
+        "account_id?": _is_id,
         "direction": _one_of("inbound", "outbound"),
         "caller": lambda value: value is None or _is_number(value),
         "called": _is_number,
@@ -494,7 +496,7 @@ _KINDS: dict[str, dict[str, Callable[[Any], bool]]] = {
         "call_leg_id?": _is_text,
     },
     MESSAGE: {
-        "account_id": _is_id,
+        "account_id?": _is_id,
         "direction": _one_of("inbound", "outbound"),
         "channel": _one_of("sms", "mms"),
         "sender": lambda value: value is None or _is_text(value),
@@ -631,6 +633,22 @@ class Registry:
         self.prices = PriceBooks(facts["prices"])
 
 
+def _owner(resource: Mapping[str, Any], moment: datetime) -> Any:
+    """Whose a resource was; without intervals it is its account's for as long as it has cost centers."""
+    if resource.get("owners"):
+        interval = interval_at(resource["owners"], moment)
+        return interval["account_id"] if interval else None
+    return resource["account_id"] if interval_at(resource["cost_centers"], moment) else None
+
+
+def _account_of(registry: Registry, use: Use) -> Any:
+    """The account of a use: the one it names, else that of the called number at that time."""
+    if use.account_id is not None:
+        return use.account_id
+    owners = [_owner(each, use.event_time) for each in registry.resources if each.get("number") == use.number]
+    return next((owner for owner in owners if owner is not None), None)
+
+
 def _cost_center(registry: Registry, account: Mapping[str, Any], use: Use) -> str | None:
     override = use.cost_center_id
     known = registry.cost_centers
@@ -642,7 +660,7 @@ def _cost_center(registry: Registry, account: Mapping[str, Any], use: Use) -> st
             if use.profile is not None
             else resource["kind"] == "number" and use.number is not None and resource.get("number") == use.number
         )
-        if is_it and resource["account_id"] == use.account_id:
+        if is_it and _owner(resource, use.event_time) == use.account_id:
             interval = interval_at(resource["cost_centers"], use.event_time)
             return interval["cost_center_id"] if interval else None
     return None
@@ -668,9 +686,10 @@ def rate(record: RawRecord, use: Use, registry: Registry, passed: Collection[dat
             reasons.add(TOO_OLD)
         if use.event_time > record.broker_time + early:
             reasons.add(IN_FUTURE)
+    use = replace(use, account_id=_account_of(registry, use))
     account = registry.accounts.get(use.account_id)
-    if account is None:
-        raise Unacceptable(reasons | {UNKNOWN_ACCOUNT})
+    if account is None or use.account_id is None:
+        raise Unacceptable(reasons | {UNKNOWN_ACCOUNT if use.account_id is not None else UNKNOWN_NUMBER})
     if publisher is not None and account["organization_id"] not in publisher["organization_ids"]:
         reasons.add(NOT_PERMITTED)
     plan = interval_at(account["plans"], use.event_time)
@@ -840,7 +859,7 @@ class Judgement:
                 or finding.use.event_time >= boundary
             ):
                 continue
-            account = registry.accounts.get(finding.use.account_id)
+            account = registry.accounts.get(_account_of(registry, finding.use))
             membership = interval_at(account.get("groups", ()), finding.use.event_time) if account else None
             if membership is None:
                 continue

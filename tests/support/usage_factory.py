@@ -33,6 +33,7 @@ from tests.support.model import (
     RENTAL,
     TOO_OLD,
     UNKNOWN_ACCOUNT,
+    UNKNOWN_NUMBER,
     UNKNOWN_TYPE,
     UNREADABLE,
     USAGE_TOPICS,
@@ -46,6 +47,7 @@ from tests.support.model import (
 
 UNPRICED_NUMBER = "+88210012345"  # a satellite network that no price list here names
 UNPRICED_PRODUCT = "api.other"
+NOBODYS_NUMBER = "+15005550006"
 EURO_NUMBER = "+87810012345"
 BEFORE_BOUNDARY = timedelta(days=3)  # with a boundary at most 31 days back, all legs are younger than 35 days
 
@@ -193,7 +195,14 @@ class UsageFactory:
             "data_twice": lambda: self._bent("data_twice", data_base64="e30="),
             "data_is_text": lambda: self._bent("data_is_text", data_is="60 seconds"),
             "data_is_null": lambda: self._bent("data_is_null", data_is=None),
-            "account_missing": lambda: self._bent("account_missing", data_without="account_id"),
+            "account_missing": lambda: self._bent(
+                "account_missing", data={"direction": "outbound"}, data_without="account_id"
+            ),
+            "unknown_number": lambda: self._bent(
+                "unknown_number",
+                data={"account_id": None, "direction": "inbound", "called": NOBODYS_NUMBER},
+                allowed={UNKNOWN_NUMBER},
+            ),
             "called_missing": lambda: self._bent("called_missing", data_without="called"),
             "unknown_field": lambda: self._bent("unknown_field", data={"amount": "0.10"}),
             "account_is_number": lambda: self._bent("account_is_number", data={"account_id": 7010}),

@@ -14,6 +14,7 @@ from contracts.groups import (
     CostCenter,
     CostCenterInterval,
     GroupInterval,
+    OwnerInterval,
     PlanInterval,
     Publisher,
     ResourceTimeline,
@@ -125,9 +126,15 @@ class Sender:
         self.send(GROUPS_ACCOUNTS, account_id, timeline.data())
 
     def resource(
-        self, resource_id: str, account_id: str, cost_center: str | None, *, number: str | None = None
+        self,
+        resource_id: str,
+        account_id: str,
+        cost_center: str | None,
+        *,
+        number: str | None = None,
+        owners: Sequence[tuple[datetime, datetime | None, str]] = (),
     ) -> None:
-        """A number, or without one an outbound profile."""
+        """A number, or without one an outbound profile; the account's since long ago, unless said otherwise."""
         self._versions[resource_id] += 1
         timeline = ResourceTimeline(
             resource_id=resource_id,
@@ -136,6 +143,7 @@ class Sender:
             number=number,
             account_id=account_id,
             organization_id="lakeside",
+            owners=tuple(OwnerInterval(start=start, end=end, account_id=name) for start, end, name in owners),
             cost_centers=(CostCenterInterval(start=LONG_AGO, end=None, cost_center_id=cost_center),),
         )
         self.send(GROUPS_ASSIGNMENTS, resource_id, timeline.data())
@@ -174,8 +182,9 @@ class Sender:
     ) -> int:
         """Publish an event; returns its offset."""
         return self.log.write(
-            f"usage.events.{publisher}", key=event["data"]["account_id"], value=dict(event), partition=partition, at=at
-        )[2]
+            f"usage.events.{publisher}", key=event["data"].get("account_id") or "", value=dict(event),
+            partition=partition, at=at,
+        )[2]  # fmt: skip
 
 
 def leg(event_id: str, ended_at: datetime, account_id: str = "sales", **changes: Any) -> dict[str, Any]:

@@ -95,6 +95,9 @@ def test_what_is_no_event_is_refused(value: bytes | None, reason: str) -> None:
         (encoded(data="60 seconds"), "data"),
         (encoded(data=None), "data"),
         (without("account_id", in_data=True), "data.account_id"),
+        (with_data(account_id=None), "data.account_id"),
+        (without("account_id", in_data=True).replace(b'"caller"', b'"caller": "+13135550199", "caller"'), "caller"),
+        (with_data(account_id=None, direction="inbound").replace(b'"caller"', b'"caller":null, "caller"'), "caller"),
         (without("billable_s", in_data=True), "data.billable_s"),
         (with_data(amount="0.10"), "data.amount"),
         (with_data(account_id=7010), "data.account_id"),
@@ -159,6 +162,9 @@ def test_the_same_content_in_other_words_has_the_same_hash() -> None:
     assert decode(encoded(backwards)).content == content
     assert decode(encoded(traceparent="00-1", time="2026-10-31T23:50:01Z")).content == content
     assert decode(with_data(call_leg_id=None)).content == content
+    inbound = GOOD | {"data": {k: v for k, v in GOOD["data"].items() if k != "account_id"} | {"direction": "inbound"}}
+    assert decode(encoded(inbound)).content == decode(with_data(direction="inbound", account_id=None)).content
+    assert decode(encoded(inbound)).content != decode(with_data(direction="inbound")).content
     assert decode(with_data(ended_at="2026-10-31T23:50:00.000Z")).content == content
 
 

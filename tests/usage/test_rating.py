@@ -54,7 +54,7 @@ def chain(*versions: BookVersion) -> Chain:
 
 def leg(called: str, seconds: int, *, direction: Direction = "outbound", answered: bool = True) -> Leg:
     times = ("2026-10-15T11:00:00Z", "2026-10-15T12:00:00Z")
-    return Leg("sales", direction, None, called, *times, answered, seconds, seconds)
+    return Leg(direction, None, called, *times, answered, seconds, seconds, "sales")
 
 
 def rated(leg: Leg, books: Chain) -> Rated:
