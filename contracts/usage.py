@@ -226,6 +226,7 @@ class Charge(TypedDict):
     connection_fee: Amount
     minimum: Annotated[int, Field(ge=0)]
     increment: Annotated[int, Field(ge=1)]
+    window: NotRequired[Annotated[Id, Field(description="The window of the book that the use began in; absent: none")]]
     tier: NotRequired[Tier]
     kind: NotRequired[
         Annotated[

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy.ext.asyncio import AsyncEngine
+from msgspec.structs import astuple
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from contracts.topics import USAGE_CHARGES, USAGE_EVENTS
 from services.kernel.errors import InvalidInput, NotFound
@@ -67,6 +68,7 @@ async def import_prices(
         version = last.version + 1 if last is not None else 1
         changed = await store.bump(connection, "books_version")
         await store.insert_book_version(connection, book_id, version, prices.currency, effective_from, changed)
+        await store.insert_book_windows(connection, book_id, version, prices.windows)
         await store.append_book_prices(connection, book_id, version, prices.rows)
         if is_default:
             order = [row.book_id for row in await store.book_order(connection) if row.scope == "default"]
@@ -137,15 +139,30 @@ async def charge(engine: AsyncEngine, charge_id: UUID) -> ExplainedCharge:
         row = await store.charge_by_id(connection, charge_id)
         if row is None:
             raise NotFound(f"there is no charge {charge_id}", field="charge_id")
-        matched = await store.price_row(connection, row.book_id, row.book_version, row.product, row.matched)
-    if matched is None:
+        price = await _price(
+            connection, row.book_id, row.book_version, row.currency, row.product, row.matched, row.window
+        )
+        windows = {each.window_id: each for each in await store.book_windows(connection, row.book_id, row.book_version)}
+    if price is None:
         raise NotFound(f"the price of charge {charge_id} is gone", field="charge_id")
-    price = Price(
-        row.book_id, row.book_version, row.currency, row.product, row.matched, matched.price_nano,
-        matched.connection_fee_nano, matched.minimum, matched.increment, matched.per, matched.unit,
-        matched.delivered_only,
-    )  # fmt: skip
-    return ExplainedCharge(dict(row._mapping), explain(price, row.used, row.per))
+    steps = explain(price, row.used, row.per)
+    if price.window:
+        began = row.event_time - timedelta(seconds=row.duration_s)
+        steps = (windows[price.window].explain(began), *steps)
+    return ExplainedCharge(dict(row._mapping), steps)
+
+
+async def _price(
+    connection: AsyncConnection,
+    book_id: str,
+    version: int,
+    currency: str,
+    product: str,
+    prefix: str,
+    window: str | None,
+) -> Price | None:
+    row = await store.price_row(connection, book_id, version, product, prefix, window or "")
+    return Price(book_id, version, currency, *astuple(row)) if row is not None else None
 
 
 async def charges(engine: AsyncEngine, account_id: str, *, limit: int = 100) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 
 from msgspec import Struct
@@ -15,6 +15,7 @@ from msgspec.structs import force_setattr
 
 from services.kernel.errors import InvalidInput
 from services.kernel.money import format_nano
+from services.usage.windows import Window
 
 OUTBOUND = "voice.outbound"
 INBOUND = "voice.inbound"
@@ -58,7 +59,8 @@ class PriceRow(Struct, frozen=True, gc=False):
     """What one prefix costs for one product: nanos for ``per`` units, a fee an event, and which quantity is billed.
 
     Voice has its price a minute, ``per`` 60 seconds; ``60/6`` is minimum 60, increment 6. Data of 0.01 a started megabyte
-    has ``per``, ``minimum`` and ``increment`` 1,000,000 bytes. A rental has its price a month, whatever ``per`` says.
+    has ``per``, ``minimum`` and ``increment`` 1,000,000 bytes. A rental has its price a month, whatever ``per`` says. A row
+    that names a ``window`` of its version holds only for uses that begin in it, before the row of its prefix without one.
     """
 
     product: str
@@ -70,6 +72,7 @@ class PriceRow(Struct, frozen=True, gc=False):
     per: int = 60
     unit: str = SECOND
     delivered_only: bool = False
+    window: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,7 @@ class BookVersion:
     currency: str
     effective_from: datetime
     rows: tuple[PriceRow, ...]
+    windows: tuple[Window, ...] = ()
 
 
 class Price(Struct, frozen=True, gc=False):
@@ -101,6 +105,7 @@ class Price(Struct, frozen=True, gc=False):
     per: int = 60
     unit: str = SECOND
     delivered_only: bool = False
+    window: str = ""
     unit_price: str = ""
     connection_fee: str = ""
 
@@ -115,6 +120,18 @@ class _Prefixes:
 
     lengths: tuple[int, ...]
     prices: Mapping[str, Price]
+    in_windows: Mapping[str, tuple[tuple[Window, Price], ...]]
+
+    def in_window(self, destination: str, began: datetime) -> Price | None:
+        """Of the longest prefix that has a price at this time: the price of the window, or the one without."""
+        for length in self.lengths:
+            prefix = destination[:length]
+            for window, price in self.in_windows.get(prefix, ()):
+                if window.holds(began):
+                    return price
+            if prefix in self.prices:
+                return self.prices[prefix]
+        return None
 
 
 class _CompiledVersion:
@@ -122,25 +139,33 @@ class _CompiledVersion:
 
     def __init__(self, version: BookVersion) -> None:
         prices: dict[str, dict[str, Price]] = {}
+        in_windows: dict[str, dict[str, list[tuple[Window, Price]]]] = {}
+        windows = {window.window_id: window for window in version.windows}
         for row in version.rows:
             of_product = prices.setdefault(row.product, {})
             key = "" if row.prefix == ANY else row.prefix
+            price = Price(
+                version.book_id, version.version, version.currency, row.product, row.prefix, row.price_nano,
+                row.connection_fee_nano, row.minimum, row.increment, row.per, row.unit, row.delivered_only, row.window,
+            )  # fmt: skip
+            if row.window:
+                of_prefix = in_windows.setdefault(row.product, {}).setdefault(key, [])
+                of_prefix.append((windows[row.window], price))
+                continue
             if key in of_product:
                 raise InvalidInput(
                     f"{row.product} {row.prefix} stands twice in {version.book_id} version {version.version};"
                     " keep one of the rows",
                     field="prefix",
                 )
-            of_product[key] = Price(
-                version.book_id, version.version, version.currency, row.product, row.prefix, row.price_nano,
-                row.connection_fee_nano, row.minimum, row.increment, row.per, row.unit, row.delivered_only,
-            )  # fmt: skip
+            of_product[key] = price
         self.version = version.version
         self.effective_from = version.effective_from
-        self.products = {
-            product: _Prefixes(tuple(sorted({len(prefix) for prefix in of_product}, reverse=True)), of_product)
-            for product, of_product in prices.items()
-        }
+        self.products: dict[str, _Prefixes] = {}
+        for product, of_product in prices.items():
+            windowed = {prefix: tuple(choices) for prefix, choices in in_windows.get(product, {}).items()}
+            lengths = {len(prefix) for prefix in (*of_product, *windowed)}
+            self.products[product] = _Prefixes(tuple(sorted(lengths, reverse=True)), of_product, windowed)
 
 
 class PriceBook:
@@ -158,17 +183,21 @@ class PriceBook:
             sorted(compiled.values(), key=lambda version: (version.effective_from, version.version), reverse=True)
         )
 
-    def find(self, product: str, destination: str, at: datetime) -> Price | None:
+    def find(self, product: str, destination: str, at: datetime, duration_s: int = 0) -> Price | None:
         """The price of the longest prefix in the version that is effective at an instant, or None.
 
         Of several versions the one with the latest ``effective_from`` up to that instant holds; of two from the same
-        instant the higher version. A version dated back therefore rates what is rated from then on.
+        instant the higher version. A version dated back therefore rates what is rated from then on. Of a prefix with prices
+        in windows, the window counts in which the use began, ``duration_s`` before the instant; outside of them the price
+        without a window, and if the prefix has none, the next shorter prefix.
         """
         for version in self._versions:
             if version.effective_from <= at:
                 prefixes = version.products.get(product)
                 if prefixes is None:
                     return None
+                if prefixes.in_windows:
+                    return prefixes.in_window(destination, at - timedelta(seconds=duration_s))
                 prices = prefixes.prices
                 for length in prefixes.lengths:
                     price = prices.get(destination[:length])

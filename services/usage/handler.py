@@ -306,6 +306,8 @@ class UsageEvents:
             "minimum": price.minimum,
             "increment": price.increment,
         }
+        if price.window:
+            charge["window"] = price.window
         row = (
             id,
             event.event_time,
@@ -336,6 +338,7 @@ class UsageEvents:
             price.currency,
             price.book_id,
             price.prefix,
+            price.window or None,
         )
         return row, text, _encode(charge)
 

@@ -1,10 +1,11 @@
-"""Price files (CSV): one price a country, expanded to prefixes by number-plan data, or one price a prefix.
+"""Price files in CSV: one price a country, expanded to prefixes by number-plan data, or one price a prefix.
 
 A country file has the columns ``iso_country, price_per_minute, currency`` and may have ``country, description``; a prefix
 file has ``product, prefix, price_per_minute, currency``. Both may have ``minimum_s, increment_s, connection_fee``. A file
 with ``price`` instead of ``price_per_minute`` prices every product: ``product, price, currency``, and may have ``prefix``
-(none is any), ``per, unit, minimum, increment, fee, bill_on``. A line that cannot be used is refused by name and the others
-go on. Pure: bytes in, rows out. Source: domain, section 3.
+(none is any), ``per, unit, minimum, increment, fee, bill_on``. Those by prefix or product may have ``window``, the id of a
+window that a second file names: ``id, zone, days, from, to`` and, if it has any, ``holidays``. A line that cannot be used is
+refused by name and the others go on. JSON: `price_documents`. Pure: bytes in, rows out. Source: domain, section 3.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from contracts.usage import QUANTITY_MAX, RESERVED_PRODUCTS
@@ -22,15 +23,17 @@ from services.kernel.errors import InvalidInput
 from services.kernel.money import format_nano, parse_amount
 from services.usage.books import ANY, DATA, MESSAGES, OUTBOUND, RENTAL, SECOND, UNITS, VOICE, PriceRow
 from services.usage.number_plan import calling_code_of, number_blocks
+from services.usage.windows import Window, window_of
 
 PRICE_FILE_BYTES_MAX = 16 * 2**20  # the longest prefix lists of carriers are a few megabytes
 SECONDS_MAX = 3_600  # of a minimum or an increment: more than an hour is a mistyped price list
 
 _OPTIONAL = {"minimum_s", "increment_s", "connection_fee"}
+_WINDOW_COLUMNS = {"id", "zone", "days", "from", "to"}
 _COUNTRY_COLUMNS = {"iso_country", "price_per_minute", "currency"}
 _PREFIX_COLUMNS = {"product", "prefix", "price_per_minute", "currency"}
 _PRODUCT_COLUMNS = {"product", "price", "currency"}
-_PRODUCT_OPTIONAL = {"prefix", "per", "unit", "minimum", "increment", "fee", "bill_on"}
+_PRODUCT_OPTIONAL = {"prefix", "per", "unit", "minimum", "increment", "fee", "bill_on", "window"}
 _PREFIX = re.compile(r"\+?([1-9][0-9]{0,14})", re.ASCII)
 _NETWORK = re.compile(r"[0-9]{3,6}", re.ASCII)
 _QUANTITY = re.compile(r"[0-9]{1,16}", re.ASCII)
@@ -42,14 +45,15 @@ _COUNTRY = re.compile(r"[A-Z]{2}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class RefusedPrice:
-    """A line of the file that gives no price: where, which field, and how to mend it."""
+    """A line of the file that gives no price: where, which field, and how to mend it. Of JSON the field is the place."""
 
-    line: int
+    line: int | None
     field: str
     message: str
 
     def __str__(self) -> str:
-        return f"line {self.line}, {self.field}: {self.message}"
+        where = f"line {self.line}, " if self.line is not None else ""
+        return f"{where}{self.field}: {self.message}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,7 @@ class PriceFile:
     currency: str
     rows: tuple[PriceRow, ...]
     refused: tuple[RefusedPrice, ...]
+    windows: tuple[Window, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +73,7 @@ class _Line:
 
 
 @dataclass(frozen=True, slots=True)
-class _Terms:
+class Terms:
     """The part of a price row that is the same in all kinds of file."""
 
     price_nano: int
@@ -79,14 +84,62 @@ class _Terms:
     unit: str = SECOND
     delivered_only: bool = False
 
-    def row(self, product: str, prefix: str) -> PriceRow:
+    def row(self, product: str, prefix: str, window: str = "") -> PriceRow:
         return PriceRow(
             product, prefix, self.price_nano, self.fee_nano, self.minimum, self.increment, self.per, self.unit,
-            self.delivered_only,
+            self.delivered_only, window,
         )  # fmt: skip
 
 
-def read_price_file(data: bytes, *, minimum_s: int = 60, increment_s: int = 60) -> PriceFile:
+class PriceRows:
+    """Rows that are taken in one by one, each at most once; of those of one prefix no two windows overlap."""
+
+    def __init__(self, windows: Iterable[Window]) -> None:
+        self._windows = {window.window_id: window for window in windows}
+        self._places: dict[tuple[str, str, str], str] = {}
+        self._of_prefix: dict[tuple[str, str], list[Window]] = {}
+        self._overlaps: dict[tuple[str, str], str | None] = {}
+        self.rows: list[PriceRow] = []
+
+    def add(self, place: str, product: str, prefix: str, window_id: str, terms: Terms) -> None:
+        """Take a row in, or say what keeps it out: `InvalidInput` with the field prefix or window."""
+        prefix = checked_prefix(product, prefix)
+        key = product, prefix, window_id
+        if key in self._places:
+            raise InvalidInput(f"{prefix} has a price on {self._places[key]} already; keep one", field="prefix")
+        if window_id:
+            self._check_window(product, prefix, window_id)
+        self._places[key] = place
+        self.rows.append(terms.row(*key))
+
+    def _check_window(self, product: str, prefix: str, window_id: str) -> None:
+        window = self._windows.get(window_id)
+        if window is None:
+            raise InvalidInput(f"there is no usable window {window_id}; name it among the windows", field="window")
+        others = self._of_prefix.setdefault((product, prefix), [])
+        for other in others:
+            problem = self._overlap(window, other)
+            if problem is not None:
+                where = self._places[product, prefix, other.window_id]
+                raise InvalidInput(
+                    f"{window_id} and {other.window_id}, which {prefix} has on {where}, {problem}", field="window"
+                )
+        others.append(window)
+
+    def _overlap(self, window: Window, other: Window) -> str | None:
+        pair = window.window_id, other.window_id
+        if pair not in self._overlaps:
+            if window.zone != other.zone:
+                self._overlaps[pair] = f"are of two zones ({window.zone}, {other.zone}); give one prefix windows of one"
+            else:
+                both = window.overlap(other)
+                self._overlaps[pair] = f"overlap ({both}); end one where the other begins" if both else None
+        return self._overlaps[pair]
+
+
+def read_price_file(
+    data: bytes, *, minimum_s: int = 60, increment_s: int = 60, windows: Iterable[Window] = ()
+) -> PriceFile:
     """Reads a price file of either kind; the kind follows from the header. The defaults hold where a line has none.
 
     Raises `InvalidInput` where the file as a whole is no price list (size, encoding, header, not one usable line).
@@ -98,49 +151,94 @@ def read_price_file(data: bytes, *, minimum_s: int = 60, increment_s: int = 60) 
     line 3, iso_country: AN is in no number plan, so it has no prefixes; remove the line, or price its numbers by prefix
     """
     header, lines = _table(data)
-    by_product = "price" in header
+    _check_header(header)
+    by_product, by_country = "price" in header, "iso_country" in header
+    windows = tuple(windows)
     refused: list[RefusedPrice] = []
-    usable: list[tuple[_Line, _Terms]] = []
+    of_countries: list[tuple[_Line, Terms]] = []
+    found = PriceRows(windows)
     currency = ""
     for line in lines:
         try:
-            if "iso_country" not in header:
-                _check_product(line.fields.get("product", ""), by_product=by_product)
-            terms = _product_terms(line.fields) if by_product else _terms(line.fields, minimum_s, increment_s)
+            product = line.fields.get("product", "")
+            if not by_country:
+                check_product(product, by_product=by_product)
+            terms = product_terms(line.fields) if by_product else _terms(line.fields, minimum_s, increment_s)
             code = currency_row(line.fields["currency"]).code
             if currency and code != currency:
                 raise InvalidInput(
                     f"{code}, but the file began in {currency}; one book has one currency", field="currency"
                 )
+            if by_country:
+                of_countries.append((line, terms))
+            else:
+                prefix, window = line.fields.get("prefix", ""), line.fields.get("window", "")
+                found.add(f"line {line.number}", product, prefix, window, terms)
         except InvalidInput as error:
             refused.append(_refusal(line, error))
             continue
         currency = code
-        usable.append((line, terms))
-    rows = _country_rows(usable, refused) if "iso_country" in header else _prefix_rows(usable, refused)
+    rows = _country_rows(of_countries, refused) if by_country else tuple(found.rows)
+    refused.sort(key=lambda refusal: refusal.line or 0)
+    check_any(rows, refused)
+    return PriceFile(currency, rows, tuple(refused), windows)
+
+
+def read_windows(data: bytes) -> tuple[Window, ...]:
+    """Reads a file of windows; a line that is none refuses the whole, since the prices would hold at other times.
+
+    >>> for window in read_windows(b"id,zone,days,from,to\\nnight,Europe/Berlin,mon-fri,22:00,06:00\\n"): print(window)
+    night: mon-fri 22:00-06:00 Europe/Berlin
+    """
+    header, lines = _table(data, field="windows")
+    if not _WINDOW_COLUMNS <= set(header) <= _WINDOW_COLUMNS | {"holidays"} or len(set(header)) != len(header):
+        raise InvalidInput(
+            "the header must be id, zone, days, from and to, and may have holidays; no name twice", field="windows"
+        )
+    windows: dict[str, Window] = {}
+    for line in lines:
+        fields = {name: line.fields.get(name, "") for name in (*_WINDOW_COLUMNS, "holidays")}
+        try:
+            add_window(windows, fields)
+        except InvalidInput as error:
+            raise InvalidInput(f"line {line.number}, {error}", field="windows") from None
+    return tuple(windows.values())
+
+
+def add_window(windows: dict[str, Window], fields: Mapping[str, str]) -> None:
+    """Take a window in by its texts; `InvalidInput` names the field."""
+    window = window_of(*[fields[name] for name in ("id", "zone", "days", "from", "to", "holidays")])
+    if window.window_id in windows:
+        raise InvalidInput(f"there is a window {window.window_id} already; keep one", field="id")
+    windows[window.window_id] = window
+
+
+def check_any(rows: Sequence[PriceRow], refused: Sequence[RefusedPrice]) -> None:
+    """A file without a price is no price file."""
     if not rows:
         first = f"; {refused[0]}" if refused else ""
         raise InvalidInput(f"holds no line that gives a price{first}", field="price file")
-    return PriceFile(currency, rows, tuple(sorted(refused, key=lambda refusal: refusal.line)))
 
 
-def _table(data: bytes) -> tuple[list[str], list[_Line]]:
+def text_of(data: bytes, field: str = "price file") -> str:
+    """The text of a file, or `InvalidInput`: too large, or not UTF-8."""
     if len(data) > PRICE_FILE_BYTES_MAX:
-        raise InvalidInput(f"is larger than {PRICE_FILE_BYTES_MAX} bytes; split it into books", field="price file")
+        raise InvalidInput(f"is larger than {PRICE_FILE_BYTES_MAX} bytes; split it into books", field=field)
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise InvalidInput(f"line {line} is not UTF-8; save the file as UTF-8", field="price file") from None
+        raise InvalidInput(f"line {line} is not UTF-8; save the file as UTF-8", field=field) from None
+
+
+def _table(data: bytes, field: str = "price file") -> tuple[list[str], list[_Line]]:
+    text = text_of(data, field)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]
-        _check_header(header)
         lines = [_Line(reader.line_num, dict(zip(header, row, strict=False))) for row in reader if row]
     except csv.Error as error:
-        raise InvalidInput(
-            f"line {reader.line_num} is not CSV ({error}); check its quotes", field="price file"
-        ) from None
+        raise InvalidInput(f"line {reader.line_num} is not CSV ({error}); check its quotes", field=field) from None
     return header, lines
 
 
@@ -158,7 +256,7 @@ def _check_header(header: list[str]) -> None:
     known = (
         required
         | (_PRODUCT_OPTIONAL if by_product else _OPTIONAL)
-        | ({"country", "description"} if "iso_country" in names else set())
+        | ({"country", "description"} if "iso_country" in names else {"window"})
     )
     unknown = sorted(names - known)
     if unknown or len(names) != len(header):
@@ -170,11 +268,11 @@ def _refusal(line: _Line, error: InvalidInput) -> RefusedPrice:
     return RefusedPrice(line.number, error.field or "line", error.message)
 
 
-def _terms(fields: dict[str, str], minimum_s: int, increment_s: int) -> _Terms:
+def _terms(fields: dict[str, str], minimum_s: int, increment_s: int) -> Terms:
     for name in ("price_per_minute", "currency"):
         if name not in fields:
             raise InvalidInput("the line is short; give it as many fields as the header has", field=name)
-    return _Terms(
+    return Terms(
         parse_amount(fields["price_per_minute"], field="price_per_minute"),
         parse_amount(fields.get("connection_fee") or "0", field="connection_fee"),
         _seconds(fields, "minimum_s", minimum_s, least=0),
@@ -182,7 +280,7 @@ def _terms(fields: dict[str, str], minimum_s: int, increment_s: int) -> _Terms:
     )
 
 
-def _product_terms(fields: dict[str, str]) -> _Terms:
+def product_terms(fields: Mapping[str, str]) -> Terms:
     """Of a line that prices any product. Where it does not say how much is billed: voice a minute in whole minutes, all else
     the units used."""
     for name in ("product", "price", "currency"):
@@ -200,7 +298,7 @@ def _product_terms(fields: dict[str, str]) -> _Terms:
     minute = 60 if product in VOICE else 1
     if product == RENTAL and any(fields.get(name) for name in ("per", "minimum", "increment")):
         raise InvalidInput("a rental has its price a month, shared out by days; leave it out", field="per")
-    return _Terms(
+    return Terms(
         parse_amount(fields["price"], field="price"),
         parse_amount(fields.get("fee") or "0", field="fee"),
         _quantity(fields, "minimum", 60 if product in VOICE else 0, least=0),
@@ -211,7 +309,7 @@ def _product_terms(fields: dict[str, str]) -> _Terms:
     )
 
 
-def _quantity(fields: dict[str, str], name: str, default: int, *, least: int) -> int:
+def _quantity(fields: Mapping[str, str], name: str, default: int, *, least: int) -> int:
     text = fields.get(name)
     if not text:
         return default
@@ -220,7 +318,7 @@ def _quantity(fields: dict[str, str], name: str, default: int, *, least: int) ->
     return int(text)
 
 
-def _check_product(product: str, *, by_product: bool) -> None:
+def check_product(product: str, *, by_product: bool) -> None:
     if not by_product and product not in VOICE:
         raise InvalidInput(
             f"{product!r} is no product with a price a minute; use one of {', '.join(VOICE)}, or price it by the column price",
@@ -232,7 +330,7 @@ def _check_product(product: str, *, by_product: bool) -> None:
         )
 
 
-def _prefix(product: str, text: str) -> str:
+def checked_prefix(product: str, text: str) -> str:
     """The prefix as rating looks for it: of a number with a plus, of a network without, ``*`` for any."""
     if text == ANY or (not text and (product == DATA or product not in UNITS)):
         return ANY
@@ -257,23 +355,8 @@ def _seconds(fields: dict[str, str], name: str, default: int, *, least: int) -> 
     return int(text)
 
 
-def _prefix_rows(lines: list[tuple[_Line, _Terms]], refused: list[RefusedPrice]) -> tuple[PriceRow, ...]:
-    rows: dict[tuple[str, str], tuple[int, PriceRow]] = {}
-    for line, terms in lines:
-        product = line.fields["product"]
-        try:
-            key = product, _prefix(product, line.fields.get("prefix", ""))
-            if key in rows:
-                raise InvalidInput(f"{key[1]} has a price on line {rows[key][0]} already; keep one", field="prefix")
-        except InvalidInput as error:
-            refused.append(_refusal(line, error))
-        else:
-            rows[key] = (line.number, terms.row(*key))
-    return tuple(row for _, row in rows.values())
-
-
-def _country_rows(lines: list[tuple[_Line, _Terms]], refused: list[RefusedPrice]) -> tuple[PriceRow, ...]:
-    priced: dict[str, tuple[_Line, _Terms]] = {}
+def _country_rows(lines: list[tuple[_Line, Terms]], refused: list[RefusedPrice]) -> tuple[PriceRow, ...]:
+    priced: dict[str, tuple[_Line, Terms]] = {}
     for line, terms in lines:
         country = line.fields["iso_country"]
         if _COUNTRY.fullmatch(country) is None:
@@ -297,7 +380,7 @@ def _country_rows(lines: list[tuple[_Line, _Terms]], refused: list[RefusedPrice]
 
 
 def _rows_of_calling_code(
-    calling_code: int, priced: dict[str, tuple[_Line, _Terms]], refused: list[RefusedPrice]
+    calling_code: int, priced: dict[str, tuple[_Line, Terms]], refused: list[RefusedPrice]
 ) -> Iterator[PriceRow]:
     """A block of numbers has the price of the country whose numbers they are. It has none where that country is not in
     the list, and none where several countries of the list share the numbers at different prices."""

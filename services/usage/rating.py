@@ -26,6 +26,8 @@ class Used(Protocol):
     @property
     def unit(self) -> str: ...
     @property
+    def duration_s(self) -> int: ...
+    @property
     def used(self) -> int: ...
     @property
     def free(self) -> Free | None: ...
@@ -132,7 +134,7 @@ def rate(use: Used, event_time: datetime, books: Chain, currency: str) -> Outcom
         return _FREE[free]
     product, destination = use.product, use.destination
     for book in books:
-        price = book.find(product, destination, event_time)
+        price = book.find(product, destination, event_time, use.duration_s)
         if price is not None:
             break
         if not book.exists:  # the next book must not answer for one that is to be loaded: its price would be wrong
@@ -169,8 +171,9 @@ def explain(price: Price, used: int, per: int) -> tuple[str, ...]:
     billed = billed_quantity(used, price.minimum, price.increment)
     for_how_many = "a minute" if voice else "a month" if price.product == RENTAL else f"for {per} {unit}"
     exact = format_fraction(billed * price.price_nano, per)
+    in_window = f" in window {price.window}" if price.window else ""
     steps = [
-        f"prefix {price.prefix} of book {price.book_id}, version {price.version} ({price.product}): {price.unit_price}"
+        f"prefix {price.prefix}{in_window} of book {price.book_id}, version {price.version} ({price.product}): {price.unit_price}"
         f" {price.currency} {for_how_many}, {fee_name} {price.connection_fee},"
         f" {price.minimum}/{price.increment} {price.unit}s",
         f"{'answered' if voice else 'used'} {used} {unit}; at least {price.minimum} {unit}, then steps of"

@@ -46,6 +46,7 @@ from services.usage.tables import (
     BOOK_ORDER,
     BOOK_PRICE,
     BOOK_VERSION,
+    BOOK_WINDOW,
     CHARGE,
     CHARGE_COLUMNS,
     CLASS_COUNT,
@@ -59,8 +60,10 @@ from services.usage.tables import (
     TIMELINE,
     WAIVED,
 )
+from services.usage.windows import Window, window_of
 
 CHARGES_AT_ONCE = 10_000  # rows of a long reading that are in memory together
+
 PRICES_AT_ONCE = 2_000  # a hundredth of a second, in which a worker does nothing else
 OPEN_STATES = (
     "quarantined",
@@ -74,6 +77,8 @@ Rows = Sequence[Found]
 ClassKey = tuple[str, int, int, str]  # topic, partition, segment, class
 Seen = tuple[str, str, str]  # month, publisher, source
 
+
+_PRICE_ROW = [BOOK_PRICE.c[name] for name in PriceRow.__struct_fields__]
 
 # ---- what a worker keeps in memory ---------------------------------------------------------------------------------
 
@@ -115,12 +120,22 @@ async def book_versions_since(connection: AsyncConnection, version: int) -> Rows
 
 async def book_prices(connection: AsyncConnection, book_id: str, version: int) -> AsyncIterator[PriceRow]:
     """The rows of one version, read in pieces: tens of thousands at once would keep a worker from all else."""
-    columns = [BOOK_PRICE.c[name] for name in PriceRow.__struct_fields__]
-    statement = select(*columns).where(BOOK_PRICE.c.book_id == book_id, BOOK_PRICE.c.version == version)
+    statement = select(*_PRICE_ROW).where(BOOK_PRICE.c.book_id == book_id, BOOK_PRICE.c.version == version)
     result = await connection.stream(statement.execution_options(yield_per=PRICES_AT_ONCE))
     async for piece in result.partitions():
         for row in piece:
             yield PriceRow(*row)
+
+
+async def book_windows(connection: AsyncConnection, book_id: str, version: int) -> tuple[Window, ...]:
+    """The windows of one version."""
+    columns = BOOK_WINDOW.c
+    statement = (
+        select(columns.id, columns.zone, columns.days, columns["from"], columns.to, columns.holidays)
+        .where(columns.book_id == book_id, columns.version == version)
+        .order_by(columns.id)
+    )
+    return tuple(window_of(*row) for row in (await connection.execute(statement)).all())
 
 
 async def book_order(connection: AsyncConnection) -> Rows:
@@ -232,6 +247,14 @@ async def append_book_prices(connection: AsyncConnection, book_id: str, version:
     await copy_rows(connection, BOOK_PRICE, columns, [(book_id, version, *astuple(row)) for row in rows])
 
 
+async def insert_book_windows(
+    connection: AsyncConnection, book_id: str, version: int, windows: Iterable[Window]
+) -> None:
+    rows = [{"book_id": book_id, "version": version, **window.texts()} for window in windows]
+    if rows:
+        await connection.execute(insert(BOOK_WINDOW), rows)
+
+
 async def clear_book_order(connection: AsyncConnection, scope: str, subject: str) -> None:
     columns = BOOK_ORDER.c
     await connection.execute(delete(BOOK_ORDER).where(columns.scope == scope, columns.subject == subject))
@@ -256,10 +279,15 @@ async def book_listing(connection: AsyncConnection) -> Rows:
     return (await connection.execute(statement)).all()
 
 
-async def price_row(connection: AsyncConnection, book_id: str, version: int, product: str, prefix: str) -> Found | None:
+async def price_row(
+    connection: AsyncConnection, book_id: str, version: int, product: str, prefix: str, window: str
+) -> PriceRow | None:
     """The price that a charge names."""
-    key = tuple_(BOOK_PRICE.c.book_id, BOOK_PRICE.c.version, BOOK_PRICE.c.product, BOOK_PRICE.c.prefix)
-    return (await connection.execute(select(BOOK_PRICE).where(key == (book_id, version, product, prefix)))).first()
+    columns = BOOK_PRICE.c
+    key = tuple_(columns.book_id, columns.version, columns.product, columns.prefix, columns.window)
+    statement = select(*_PRICE_ROW).where(key == (book_id, version, product, prefix, window))
+    row = (await connection.execute(statement)).first()
+    return PriceRow(*row) if row is not None else None
 
 
 # ---- identities ----------------------------------------------------------------------------------------------------

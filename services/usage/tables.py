@@ -59,6 +59,20 @@ BOOK_PRICE = Table(
     Column("per", BigInteger, nullable=False),
     Column("unit", Text, nullable=False),
     Column("delivered_only", Boolean, nullable=False),
+    Column("window", Text, primary_key=True),
+)
+
+BOOK_WINDOW = Table(
+    "book_window",
+    METADATA,
+    Column("book_id", Text, primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("id", Text, primary_key=True),
+    Column("zone", Text, nullable=False),
+    Column("days", Text, nullable=False),
+    Column("from", Text, nullable=False),
+    Column("to", Text, nullable=False),
+    Column("holidays", Text, nullable=False),
 )
 
 BOOK_ORDER = Table(
@@ -113,6 +127,7 @@ CHARGE = Table(
     Column("currency", Text, nullable=False),
     Column("book_id", Text, nullable=False),
     Column("matched", Text, nullable=False),
+    Column("window", Text),
 )
 CHARGE_COLUMNS = tuple(column.name for column in CHARGE.columns)
 
