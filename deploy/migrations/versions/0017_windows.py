@@ -2,8 +2,8 @@
 
 from alembic import op
 
-revision = "0016_windows"
-down_revision = "0015_lines_by_schedule"
+revision = "0017_windows"
+down_revision = "0016_retried"
 branch_labels = None
 depends_on = None
 
