@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,10 +12,18 @@ from services.cli.asynchronous import asynchronous
 from services.cli.output import Format, Output, console, instant, plain, show_json, show_rows
 from services.cli.reading import room
 from services.kernel.errors import InvalidInput
+from services.kernel.money import format_nano
+from services.usage.books import Price, PriceRow
+from services.usage.price_files import PriceFile
 
 app = typer.Typer(no_args_is_help=True, help="Price books: import a version, list them, say whose they are.")
 
 REFUSALS_SHOWN = 20
+PRICES_SHOWN = 50
+PRICE_COLUMNS = {
+    "product": "product", "prefix": "prefix", "window": "window", "price": "price", "per": "per", "unit": "unit",
+    "minimum": "at least", "increment": "steps of", "fee": "fee", "bill_on": "only",
+}  # fmt: skip
 
 
 def read_file(path: Path, field: str = "FILE") -> bytes:
@@ -26,10 +34,34 @@ def read_file(path: Path, field: str = "FILE") -> bytes:
         raise InvalidInput(f"{path} cannot be read: {error.strerror}", field=field) from None
 
 
+def read_prices(
+    file: Path, windows: Path | None = None, *, minimum_s: int = 60, increment_s: int = 60, field: str = "FILE"
+) -> PriceFile:
+    """The price file that the user named: JSON by its suffix, else CSV, whose windows stand in a file of their own."""
+    from services.usage.price_documents import read_price_document
+    from services.usage.price_files import read_price_file, read_windows
+
+    data = read_file(file, field)
+    if file.suffix.lower() == ".json":
+        if windows is not None:
+            raise InvalidInput("a JSON file names its windows itself", field="windows")
+        return read_price_document(data)
+    named = read_windows(read_file(windows, "windows")) if windows is not None else ()
+    return read_price_file(data, minimum_s=minimum_s, increment_s=increment_s, windows=named)
+
+
+Windows = Annotated[
+    Path | None, typer.Option(help="CSV of the windows that a CSV price file names: id, zone, days, from, to, holidays")
+]
+
+
 @app.command("import")
 @asynchronous
 async def import_(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="CSV: one price a country, or one price a prefix")],
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="CSV: one price a country, a prefix or a product; or JSON, by its suffix"),
+    ],
     book: Annotated[str, typer.Option(help="the book; a new version of it is added")],
     effective_from: Annotated[str, typer.Option("--from", help="valid from, such as 2026-10-01; may be in the past")],
     default: Annotated[
@@ -37,14 +69,14 @@ async def import_(
     ] = False,
     minimum_s: Annotated[int, typer.Option(help="seconds billed at least, where a line does not say it")] = 60,
     increment_s: Annotated[int, typer.Option(help="steps of seconds above them, where a line does not say it")] = 60,
+    windows: Windows = None,
     output: Output = Format.table,
 ) -> None:
     """Add a version to a price book. Lines that cannot be used are named; the others go on."""
     from services.usage import api
-    from services.usage.price_files import read_price_file
 
     start = instant_of(effective_from, "from")
-    prices = read_price_file(read_file(file), minimum_s=minimum_s, increment_s=increment_s)
+    prices = read_prices(file, windows, minimum_s=minimum_s, increment_s=increment_s)
     if start is None:
         raise InvalidInput("is missing", field="from")
     async with room("usage") as engine:
@@ -83,6 +115,83 @@ async def list_(output: Output = Format.table) -> None:
         "imported_at": "imported",
     }  # fmt: skip
     show_rows(rows, columns, output, empty="no price book; `tollbook price import`", right=("version", "prices"))
+
+
+@app.command()
+@asynchronous
+async def show(
+    book: Annotated[str, typer.Argument(metavar="BOOK", help="its id, as `price list` shows it")],
+    version: Annotated[int | None, typer.Option(help="the prices of this version, whenever it holds")] = None,
+    number: Annotated[
+        str | None, typer.Option(help="the prices of this number, such as +4930123456, or network, such as 310260")
+    ] = None,
+    at: Annotated[
+        str | None, typer.Option(help="for a use that begins then, such as 2026-10-01T22:00:00Z; else now")
+    ] = None,
+    output: Output = Format.table,
+) -> None:
+    """Say which versions a book has; with --version its windows and prices, with --number what that number costs."""
+    from services.usage import api
+
+    moment = instant_of(at, "at")
+    async with room("usage") as engine:
+        if number is not None:
+            when, prices = await api.prices_of_number(engine, book, number, version, at=moment)
+            if output is Format.json:
+                show_json(
+                    {"book_id": book, "number": number, "at": when, "prices": [price_in_words(each) for each in prices]}
+                )
+                return
+            console.print(f"{number} at {instant(when)} by book {book}", markup=False)
+            rows = [price_in_words(each) for each in prices]
+            show_rows(rows, PRICE_COLUMNS, output, empty=f"no price of {number} in {book}", right=("price",))
+            return
+        if version is None and moment is None:
+            columns = {
+                "version": "version", "currency": "currency", "effective_from": "from", "prices": "prices",
+                "imported_at": "imported",
+            }  # fmt: skip
+            show_rows(await api.book(engine, book), columns, output, right=("version", "prices"))
+            return
+        found = await api.book_version(engine, book, version, at=moment)
+    if output is Format.json:
+        show_json(
+            {
+                "book_id": found.book_id,
+                "version": found.version,
+                "currency": found.currency,
+                "effective_from": found.effective_from,
+                "windows": [window.texts() for window in found.windows],
+                "prices": [price_in_words(row) for row in found.rows],
+            }
+        )
+        return
+    console.print(
+        f"{book} version {found.version}: {len(found.rows)} prices in {found.currency} from {instant(found.effective_from)}",
+        markup=False,
+    )
+    for window in found.windows:
+        console.print(f"window {window}", markup=False)
+    show_rows([price_in_words(row) for row in found.rows[:PRICES_SHOWN]], PRICE_COLUMNS, output, right=("price",))
+    if len(found.rows) > PRICES_SHOWN:
+        console.print(f"and {len(found.rows) - PRICES_SHOWN} more; --output json shows all, --number those of a number")
+
+
+def price_in_words(price: PriceRow | Price) -> dict[str, Any]:
+    """A price with the names of a price file, and where it stands if that is known."""
+    where = {"version": price.version, "currency": price.currency} if isinstance(price, Price) else {}
+    return where | {
+        "product": price.product,
+        "prefix": price.prefix,
+        "window": price.window or None,
+        "price": format_nano(price.price_nano),
+        "per": price.per,
+        "unit": price.unit,
+        "minimum": price.minimum,
+        "increment": price.increment,
+        "fee": format_nano(price.connection_fee_nano),
+        "bill_on": "delivered" if price.delivered_only else None,
+    }
 
 
 @app.command()

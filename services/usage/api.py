@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
@@ -18,13 +18,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from contracts.topics import USAGE_CHARGES, USAGE_EVENTS
 from services.kernel.errors import InvalidInput, NotFound
 from services.kernel.ids import evidence_hash, identity_digest
+from services.kernel.period import instant_text
 from services.runtime import parking
 from services.runtime.database import transaction
 from services.runtime.lanes import lanes_of
 from services.runtime.links import LinkMark, marks
 from services.runtime.parking import ParkedRow
 from services.usage import retrying, store
-from services.usage.books import Price
+from services.usage.books import BookVersion, Price, PriceBook, newest_first, products_of_number
 from services.usage.closing import EVENTS, Holder, begins_of, holders
 from services.usage.cloudevents import Headers, structured
 from services.usage.events import EventRefused, decode
@@ -110,6 +111,58 @@ async def books(engine: AsyncEngine) -> list[BookListing]:
             BookListing(row.book_id, row.version, row.currency, row.effective_from, row.imported_at, row.prices)
             for row in await store.book_listing(connection)
         ]
+
+
+async def book(engine: AsyncEngine, book_id: str) -> list[BookListing]:
+    """The versions of one book, the first first. `NotFound` when there is none."""
+    async with transaction(engine) as connection:
+        return await _book(connection, book_id)
+
+
+async def _book(connection: AsyncConnection, book_id: str) -> list[BookListing]:
+    listed = [
+        BookListing(row.book_id, row.version, row.currency, row.effective_from, row.imported_at, row.prices)
+        for row in await store.book_listing(connection, book_id)
+    ]
+    if not listed:
+        raise NotFound(f"there is no price book {book_id}; `tollbook price list` shows them", field="book")
+    return listed
+
+
+async def book_version(
+    engine: AsyncEngine, book_id: str, version: int | None = None, *, at: datetime | None = None
+) -> BookVersion:
+    """One version with all its prices: the one named, or the one that holds at an instant (else now)."""
+    async with transaction(engine) as connection:
+        listed = await _book(connection, book_id)
+        if version is None:
+            moment = at or await store.clock_now(connection)
+            holding = [each for each in newest_first(listed) if each.effective_from <= moment]
+            if not holding:
+                raise NotFound(f"{book_id} has no version that holds at {instant_text(moment)}", field="at")
+            found = holding[0]
+        else:
+            named = [each for each in listed if each.version == version]
+            if not named:
+                numbers = ", ".join(str(each.version) for each in listed)
+                raise NotFound(f"{book_id} has no version {version}; it has {numbers}", field="version")
+            found = named[0]
+        rows = [row async for row in store.book_prices(connection, book_id, found.version)]
+        windows = await store.book_windows(connection, book_id, found.version)
+    return BookVersion(book_id, found.version, found.currency, found.effective_from, tuple(rows), windows)
+
+
+async def prices_of_number(
+    engine: AsyncEngine, book_id: str, number: str, version: int | None = None, *, at: datetime | None = None
+) -> tuple[datetime, list[Price]]:
+    """The instant asked for (else now), and what a use of this number that begins then costs by one book: a price for each
+    product that has one. A version that is named is asked whether it holds then or not."""
+    async with transaction(engine) as connection:
+        moment = at or await store.clock_now(connection)
+    found = await book_version(engine, book_id, version, at=moment)
+    compiled = PriceBook(book_id, [replace(found, effective_from=min(found.effective_from, moment))])
+    prices = [compiled.find(product, number, moment) for product in products_of_number(number)]
+    return moment, [price for price in prices if price is not None]
 
 
 # ---- the registry as usage knows it --------------------------------------------------------------------------------

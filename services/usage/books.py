@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 from msgspec import Struct
 from msgspec.structs import force_setattr
@@ -44,6 +44,20 @@ def product_of(direction: Direction, called: str) -> str:
     if direction == "outbound":
         return OUTBOUND
     return TOLL_FREE if called[:5] in TOLL_FREE_PREFIXES else INBOUND
+
+
+def products_of_number(number: str) -> tuple[str, ...]:
+    """The products that a number may be priced as: one with a plus by number, digits alone as a short code or a network.
+
+    >>> [each for each in products_of_number("+18778874413") if each in VOICE], "data" in products_of_number("310260")
+    (['voice.outbound', 'voice.toll_free'], True)
+    """
+    if not number.startswith("+"):
+        return (*MESSAGES, DATA)
+    inbound = product_of("inbound", number)
+    return tuple(
+        product for product in UNITS if product != DATA and (product == inbound or product not in (INBOUND, TOLL_FREE))
+    )
 
 
 def message_product(channel: str, direction: Direction) -> str:
@@ -114,6 +128,21 @@ class Price(Struct, frozen=True, gc=False):
         force_setattr(self, "connection_fee", format_nano(self.connection_fee_nano))
 
 
+class _Dated(Protocol):
+    @property
+    def version(self) -> int: ...
+    @property
+    def effective_from(self) -> datetime: ...
+
+
+DatedT = TypeVar("DatedT", bound=_Dated)
+
+
+def newest_first(versions: Iterable[DatedT]) -> list[DatedT]:
+    """The versions of a book in the order they are asked; the first that is effective at an instant holds."""
+    return sorted(versions, key=lambda version: (version.effective_from, version.version), reverse=True)
+
+
 @dataclass(frozen=True, slots=True)
 class _Prefixes:
     """The prefixes of one product: asked by length, longest first. A price for any destination stands under ""."""
@@ -179,9 +208,7 @@ class PriceBook:
         compiled |= {version.version: _CompiledVersion(version) for version in versions}
         self.book_id = book_id
         self.exists = bool(compiled)
-        self._versions: tuple[_CompiledVersion, ...] = tuple(
-            sorted(compiled.values(), key=lambda version: (version.effective_from, version.version), reverse=True)
-        )
+        self._versions: tuple[_CompiledVersion, ...] = tuple(newest_first(compiled.values()))
 
     def find(self, product: str, destination: str, at: datetime, duration_s: int = 0) -> Price | None:
         """The price of the longest prefix in the version that is effective at an instant, or None.

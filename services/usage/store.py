@@ -227,6 +227,11 @@ async def registry_received(connection: AsyncConnection, topics: Iterable[str]) 
     return (await connection.execute(statement.where(columns.topic.in_(sorted(topics))))).all()
 
 
+async def clock_now(connection: AsyncConnection) -> datetime:
+    """The one clock."""
+    return (await connection.execute(select(func.runtime.clock_now()))).scalar_one()  # type: ignore[no-any-return]
+
+
 async def last_book_version(connection: AsyncConnection, book_id: str) -> Found | None:
     statement = select(BOOK_VERSION).where(BOOK_VERSION.c.book_id == book_id).order_by(BOOK_VERSION.c.version.desc())
     return (await connection.execute(statement.limit(1))).first()
@@ -268,14 +273,16 @@ async def insert_book_order(connection: AsyncConnection, scope: str, subject: st
     await connection.execute(insert(BOOK_ORDER), rows)
 
 
-async def book_listing(connection: AsyncConnection) -> Rows:
-    """Every version with the number of its prices."""
+async def book_listing(connection: AsyncConnection, book_id: str | None = None) -> Rows:
+    """Every version, of all books or one, with the number of its prices."""
     count = (
         select(func.count())
         .where(BOOK_PRICE.c.book_id == BOOK_VERSION.c.book_id, BOOK_PRICE.c.version == BOOK_VERSION.c.version)
         .scalar_subquery()
     )
     statement = select(BOOK_VERSION, count.label("prices")).order_by(BOOK_VERSION.c.book_id, BOOK_VERSION.c.version)
+    if book_id is not None:
+        statement = statement.where(BOOK_VERSION.c.book_id == book_id)
     return (await connection.execute(statement)).all()
 
 

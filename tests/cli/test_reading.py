@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from pathlib import Path
 
@@ -68,6 +69,67 @@ async def test_a_price_file_becomes_a_version_and_what_is_refused_is_named(on_da
     assert again.out.startswith("list version 2: ")
     listed = (await on_database("price", "list", "--output", "json")).json
     assert [(row["book_id"], row["version"], row["prices"]) for row in listed] == [("list", 1, 1111), ("list", 2, 1111)]
+
+
+WINDOWED = {
+    "currency": "USD",
+    "windows": [{"id": "night", "zone": "Europe/Berlin", "days": ["mon-sun"], "from": "22:00", "to": "06:00"}],
+    "prices": [
+        {"product": "voice.outbound", "prefix": "+49", "price": "0.02", "increment": 6},
+        {"product": "voice.outbound", "prefix": "+49", "price": "0.01", "window": "night"},
+        {"product": "voice.outbound", "prefix": "+4930", "price": 0.5},
+        {"product": "data", "price": "1"},
+    ],
+}
+
+
+async def test_a_json_file_is_imported_and_each_number_has_its_price_at_its_time(
+    on_database: Tollbook, tmp_path: Path
+) -> None:
+    file = tmp_path / "prices.json"
+    file.write_text(json.dumps(WINDOWED))
+    imported = (
+        await on_database("price", "import", str(file), "--book", "night", "--from", "2026-01-01", "-o", "json")
+    ).json
+    assert (imported["prices"], imported["refused"][0]["field"]) == (3, "prices[2].price")
+    file.write_text(json.dumps(WINDOWED | {"prices": [WINDOWED["prices"][0] | {"price": "0.03"}]}))  # type: ignore[index]
+    await on_database("price", "import", str(file), "--book", "night", "--from", "2026-06-01")
+
+    async def shown(*arguments: str) -> list[tuple[int, str, str | None]]:
+        answer = (await on_database("price", "show", "night", "--number", "+4930123456", *arguments, "-o", "json")).json
+        return [(each["version"], each["price"], each["window"]) for each in answer["prices"]]
+
+    assert await shown("--at", "2026-05-01T12:00:00Z") == [(1, "0.02", None)]
+    assert await shown("--at", "2026-05-01T20:00:00Z") == [(1, "0.01", "night")]
+    assert await shown("--at", "2026-06-01T20:00:00Z") == [(2, "0.03", None)]
+    assert await shown("--at", "2026-06-01T20:00:00Z", "--version", "1") == [(1, "0.01", "night")]
+    assert await shown() == [(2, "0.03", None)]
+    early = await on_database("price", "show", "night", "--number", "+4930123456", "--at", "2025-01-01")
+    assert (early.code, early.err) == (1, "at: night has no version that holds at 2025-01-01T00:00:00Z\n")
+    versions = (await on_database("price", "show", "night", "-o", "json")).json
+    assert [(each["version"], each["prices"]) for each in versions] == [(1, 3), (2, 1)]
+    first = await on_database("price", "show", "night", "--version", "1")
+    assert "window night: mon-sun 22:00-06:00 Europe/Berlin" in first.out
+    assert (
+        await on_database("price", "show", "night", "--version", "3")
+    ).err == "version: night has no version 3; it has 1, 2\n"
+    assert (
+        await on_database("price", "show", "day")
+    ).err == "book: there is no price book day; `tollbook price list` shows them\n"
+
+
+async def test_a_csv_file_takes_its_windows_from_a_second_one(on_database: Tollbook, tmp_path: Path) -> None:
+    prices, windows = tmp_path / "prices.csv", tmp_path / "windows.csv"
+    prices.write_text(
+        "product,prefix,price,currency,window\nvoice.outbound,1,0.01,USD,\nvoice.outbound,1,0.02,USD,day\n"
+    )
+    windows.write_text("id,zone,days,from,to\nday,America/Detroit,mon-fri,08:00,18:00\n")
+    arguments = ("price", "import", str(prices), "--book", "list", "--from", "2026-01-01")
+    assert (await on_database(*arguments)).out.splitlines()[1] == (
+        "refused: line 3, window: there is no usable window day; name it among the windows"
+    )
+    imported = await on_database(*arguments, "--windows", str(windows))
+    assert imported.out == "list version 2: 2 prices in USD from 2026-01-01T00:00:00Z\n"
 
 
 async def test_a_default_book_must_exist(on_database: Tollbook) -> None:
