@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 import typer
 from pydantic_core import to_json
@@ -14,15 +15,17 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.cli.asynchronous import asynchronous
-from services.cli.output import Format, Output, console, plain, progress, show_json
+from services.cli.output import Format, Output, console, plain, progress, show_json, show_rows
 from services.cli.publishing import Publishing
 from services.cli.reading import room
 from services.cli.watching import Outcome, Stop, watch
-from services.kernel.errors import InvalidInput, Unavailable
+from services.kernel.errors import InvalidInput, NotFound, Unavailable
 from services.runtime.settings import Settings, load
-from services.usage.importing import FORMATS, Importer, ImportReport, SwitchProfile, read_profile
+from services.usage.estimating import Estimate
+from services.usage.importing import FORMATS, Importer, ImportReport, LegEvent, SwitchProfile, read_profile
 
 REGISTRY_S_MAX = 60.0
+REGISTRY_S_TRIED = 3.0  # of a dry run, which goes on without
 STILL_S = 10.0
 REFUSALS_SHOWN = 20
 LOOK_S = 0.05
@@ -34,7 +37,9 @@ async def import_file(
     file: Annotated[Path | None, typer.Argument(metavar="FILE", help="the switch's records")] = None,
     format_: Annotated[str, typer.Option("--format", help=f"one of: {', '.join(FORMATS)}")] = "asterisk",
     shift_days: Annotated[int, typer.Option(help="move every time by whole days (old records in demonstrations)")] = 0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="read and report, publish nothing")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="publish nothing; say what would be billed to each account")
+    ] = False,
     folder: Annotated[
         Path | None,
         typer.Option("--watch", metavar="FOLDER", help="import every finished file of a folder, until SIGTERM"),
@@ -91,18 +96,29 @@ async def _import(
     if not dry_run:
         await registry_known(settings)
     size = _size(file)
+    tried = None
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=progress, transient=True, disable=not progress.is_terminal) as bar:
         task = bar.add_task(file.name, total=size)
-        report = await import_records(
-            settings, file, switch, format_name=format_, shift_days=shift_days, dry_run=dry_run,
-            moved=lambda report: bar.update(task, completed=report.bytes_read),
-        )  # fmt: skip
+
+        def moved(report: ImportReport) -> None:
+            bar.update(task, completed=report.bytes_read)
+
+        if dry_run:
+            tried = await try_records(settings, file, switch, format_, shift_days=shift_days, moved=moved)
+            report = tried.report
+        else:
+            report = await import_records(
+                settings, file, switch, format_name=format_, shift_days=shift_days, moved=moved
+            )
     if output is Format.json:
-        show_json(plain(report) | {"legs": report.legs, "dry_run": dry_run})
+        facts = plain(report) | {"legs": report.legs, "dry_run": dry_run}
+        show_json(facts | (tried.facts() if tried is not None else {}))
         return
     for line in in_words(report, dry_run=dry_run):
         console.print(line, markup=False)
+    if tried is not None:
+        tried.show()
 
 
 def _size(file: Path) -> int:
@@ -148,25 +164,15 @@ async def import_records(
     *,
     format_name: str = "asterisk",
     shift_days: int = 0,
-    dry_run: bool = False,
     moved: Callable[[ImportReport], None] = lambda report: None,
 ) -> ImportReport:
     """Publishes the events of a file and returns when every one of them is acknowledged by the brokers (acks=all).
 
     `Unavailable` when one is not: then the file is not done. It can be imported again, as every event keeps its id.
     """
-    read = importer(format_name)
-    try:
-        records = file.open("rb")
-    except OSError as error:
-        raise InvalidInput(f"{file} cannot be read: {error.strerror}", field="FILE") from None
     report = ImportReport()
-    with records:
-        events = read(records, profile, report, shift_days=shift_days)
-        if dry_run:
-            for _ in events:
-                moved(report)
-            return report
+    with _open(file) as records:
+        events = importer(format_name)(records, profile, report, shift_days=shift_days)
         async with Publishing(settings, profile.publisher) as publishing:
             for event in events:
                 if await publishing.send(event):
@@ -174,6 +180,107 @@ async def import_records(
             await publishing.acknowledged()
             moved(report)
     return report
+
+
+def _open(file: Path) -> BinaryIO:
+    try:
+        return file.open("rb")
+    except OSError as error:
+        raise InvalidInput(f"{file} cannot be read: {error.strerror}", field="FILE") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A dry run: the report, what would be billed if usage could be asked, and what to know about it."""
+
+    report: ImportReport
+    estimate: Estimate | None
+    notes: tuple[str, ...]
+
+    def facts(self) -> dict[str, Any]:
+        """For programs: ``accounts`` is null where nothing could be priced."""
+        if self.estimate is None:
+            return {"accounts": None, "quarantined": None, "notes": self.notes}
+        accounts = [
+            {name: value for name, value in plain(each).items() if name != "amount_nano"} | {"amount": each.amount}
+            for each in self.estimate.accounts
+        ]
+        return {"accounts": accounts, "quarantined": self.estimate.quarantined, "notes": self.notes}
+
+    def show(self) -> None:
+        """For people."""
+        if self.estimate is not None:
+            show_rows(
+                [
+                    {
+                        "account": each.account_id, "legs": each.legs, "billed": each.billed_s,
+                        "amount": each.amount if each.currency else "", "currency": each.currency,
+                        "free": each.not_billable, "repeats": each.repeats, "waiting": each.waiting,
+                        "quarantined": ", ".join(f"{n} x {reason}" for reason, n in sorted(each.quarantined.items())),
+                    }
+                    for each in self.estimate.accounts
+                ],
+                {"account": "account", "legs": "legs", "billed": "seconds billed", "amount": "amount",
+                 "currency": "", "free": "not billable", "repeats": "counted before", "waiting": "waiting",
+                 "quarantined": "would be quarantined"},
+                Format.table,
+                empty="nothing would be billed",
+                right=("legs", "billed", "amount", "free", "repeats", "waiting"),
+            )  # fmt: skip
+            for each in self.estimate.quarantined[:REFUSALS_SHOWN]:
+                where = f"{each.field}: " if each.field else ""
+                console.print(
+                    f"  {each.reason}, {each.account_id}, event {each.event_id}: {where}{each.message}", markup=False
+                )
+            more = sum(sum(each.quarantined.values()) for each in self.estimate.accounts) - REFUSALS_SHOWN
+            if more > 0:
+                console.print(f"  and {more} more that would be quarantined", markup=False)
+        for note in self.notes:
+            console.print(f"note: {note}", markup=False)
+
+
+async def try_records(
+    settings: Settings,
+    file: Path,
+    profile: SwitchProfile,
+    format_name: str = "asterisk",
+    *,
+    shift_days: int = 0,
+    moved: Callable[[ImportReport], None] = lambda report: None,
+) -> Tried:
+    """Reads a file, and asks usage what would be billed for it. Publishes nothing; without servers it only reads."""
+    from services.usage import api as usage_api
+
+    read = importer(format_name)
+
+    def events(records: BinaryIO, report: ImportReport) -> Iterator[LegEvent]:
+        for event in read(records, profile, report, shift_days=shift_days):
+            moved(report)
+            yield event
+
+    notes: list[str] = []
+    try:
+        report = ImportReport()
+        with _open(file) as records:
+            async with room("usage", settings) as usage:
+                await usage_api.registry_received(usage)  # before anything is read: whether it can be asked
+                try:
+                    await registry_known(settings, timeout_s=REGISTRY_S_TRIED)
+                except Unavailable:
+                    notes.append("usage does not know the newest of the registry: who is new there may seem unknown")
+                estimate = await usage_api.estimate(usage, profile.publisher, events(records, report))
+        if estimate.parts > 1:
+            notes.append(
+                f"the file was tried in {estimate.parts} parts; what is priced by tiers begins in each where it stands now"
+            )
+        return Tried(report, estimate, tuple(notes))
+    except (Unavailable, NotFound) as error:
+        notes = [f"not priced, because usage cannot be asked: {error}"]
+    report = ImportReport()
+    with _open(file) as records:
+        for _ in events(records, report):
+            pass
+    return Tried(report, None, tuple(notes))
 
 
 def in_words(report: ImportReport, *, dry_run: bool = False) -> list[str]:

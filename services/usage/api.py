@@ -28,6 +28,7 @@ from services.usage import retrying, store
 from services.usage.books import BookVersion, Price, PriceBook, newest_first, products_of_number
 from services.usage.closing import EVENTS, Holder, begins_of, holders
 from services.usage.cloudevents import Headers, structured
+from services.usage.estimating import estimate as estimate
 from services.usage.events import EventRefused, decode
 from services.usage.handler import CLASS_OF_STATE, DUPLICATE
 from services.usage.memory import Memory
