@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
 
-from msgspec.structs import astuple
+from msgspec import structs
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from contracts.topics import USAGE_CHARGES, USAGE_EVENTS
@@ -25,7 +25,7 @@ from services.runtime.lanes import lanes_of
 from services.runtime.links import LinkMark, marks
 from services.runtime.parking import ParkedRow
 from services.usage import retrying, store
-from services.usage.books import BookVersion, Price, PriceBook, newest_first, products_of_number
+from services.usage.books import BookVersion, Price, PriceBook, check_schedules, newest_first, products_of_number
 from services.usage.closing import EVENTS, Holder, begins_of, holders
 from services.usage.cloudevents import Headers, structured
 from services.usage.estimating import estimate as estimate
@@ -36,6 +36,7 @@ from services.usage.price_files import PriceFile
 from services.usage.rating import explain
 from services.usage.registry import REGISTRY_TOPICS
 from services.usage.tables import RUNTIME
+from services.usage.tiers import Share
 
 # ---- price books ---------------------------------------------------------------------------------------------------
 
@@ -60,6 +61,7 @@ async def import_prices(
     It rates what is rated or replayed from now on; charges that exist are not changed. A book keeps its currency. Records
     that had no price are retried.
     """
+    check_schedules(prices.rows, prices.schedules)
     async with transaction(engine) as connection:
         await store.lock_state(connection)
         last = await store.last_book_version(connection, book_id)
@@ -71,6 +73,7 @@ async def import_prices(
         changed = await store.bump(connection, "books_version")
         await store.insert_book_version(connection, book_id, version, prices.currency, effective_from, changed)
         await store.insert_book_windows(connection, book_id, version, prices.windows)
+        await store.insert_book_schedules(connection, book_id, version, prices.schedules)
         await store.append_book_prices(connection, book_id, version, prices.rows)
         if is_default:
             order = [row.book_id for row in await store.book_order(connection) if row.scope == "default"]
@@ -150,7 +153,8 @@ async def book_version(
             found = named[0]
         rows = [row async for row in store.book_prices(connection, book_id, found.version)]
         windows = await store.book_windows(connection, book_id, found.version)
-    return BookVersion(book_id, found.version, found.currency, found.effective_from, tuple(rows), windows)
+        schedules = await store.book_schedules(connection, book_id, found.version)
+    return BookVersion(book_id, found.version, found.currency, found.effective_from, tuple(rows), windows, schedules)
 
 
 async def prices_of_number(
@@ -197,9 +201,15 @@ async def charge(engine: AsyncEngine, charge_id: UUID) -> ExplainedCharge:
             connection, row.book_id, row.book_version, row.currency, row.product, row.matched, row.window
         )
         windows = {each.window_id: each for each in await store.book_windows(connection, row.book_id, row.book_version)}
+        schedules = await store.book_schedules(connection, row.book_id, row.book_version)
     if price is None:
         raise NotFound(f"the price of charge {charge_id} is gone", field="charge_id")
-    steps = explain(price, row.used, row.per)
+    share = None
+    if price.schedule:
+        of_price = next(each for each in schedules if each.schedule_id == price.schedule)
+        price = structs.replace(price, tiers=of_price)
+        share = Share(row.counted_before, row.counted_after, row.amount_nano)
+    steps = explain(price, row.used, row.per, share)
     if price.window:
         began = row.event_time - timedelta(seconds=row.duration_s)
         steps = (windows[price.window].explain(began), *steps)
@@ -216,7 +226,7 @@ async def _price(
     window: str | None,
 ) -> Price | None:
     row = await store.price_row(connection, book_id, version, product, prefix, window or "")
-    return Price(book_id, version, currency, *astuple(row)) if row is not None else None
+    return Price(book_id, version, currency, *structs.astuple(row)) if row is not None else None
 
 
 async def charges(engine: AsyncEngine, account_id: str, *, limit: int = 100) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from msgspec.structs import force_setattr
 
 from services.kernel.errors import InvalidInput
 from services.kernel.money import format_nano
+from services.usage.tiers import Schedule, schedule_version
 from services.usage.windows import Window
 
 OUTBOUND = "voice.outbound"
@@ -74,7 +75,8 @@ class PriceRow(Struct, frozen=True, gc=False):
 
     Voice has its price a minute, ``per`` 60 seconds; ``60/6`` is minimum 60, increment 6. Data of 0.01 a started megabyte
     has ``per``, ``minimum`` and ``increment`` 1,000,000 bytes. A rental has its price a month, whatever ``per`` says. A row
-    that names a ``window`` of its version holds only for uses that begin in it, before the row of its prefix without one.
+    that names a ``window`` of its version holds only for uses that begin in it, before the row of its prefix without one;
+    one that names a ``schedule`` has no price of its own, no fee, and the ``per`` of the schedule.
     """
 
     product: str
@@ -87,6 +89,7 @@ class PriceRow(Struct, frozen=True, gc=False):
     unit: str = SECOND
     delivered_only: bool = False
     window: str = ""
+    schedule: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,26 @@ class BookVersion:
     effective_from: datetime
     rows: tuple[PriceRow, ...]
     windows: tuple[Window, ...] = ()
+    schedules: tuple[Schedule, ...] = ()
+
+
+def check_schedules(rows: Iterable[PriceRow], schedules: Iterable[Schedule]) -> None:
+    """Each schedule once, those that rows name among them, and the rows without a price of their own; `InvalidInput` else."""
+    known: dict[str, Schedule] = {}
+    for schedule in schedules:
+        if known.setdefault(schedule.schedule_id, schedule) is not schedule:
+            raise InvalidInput(f"{schedule.schedule_id} stands twice; keep one", field="schedules")
+    for row in rows:
+        if not row.schedule:
+            continue
+        of_row = known.get(row.schedule)
+        if of_row is None:
+            raise InvalidInput(f"there is no schedule {row.schedule}; name it under schedules", field="schedule")
+        if row.price_nano or row.connection_fee_nano or row.per != of_row.per:
+            what = f"{row.product} {row.prefix}"
+            raise InvalidInput(
+                f"{what} has a price, a fee or a per beside its schedule; leave them out", field="schedule"
+            )
 
 
 class Price(Struct, frozen=True, gc=False):
@@ -120,12 +143,19 @@ class Price(Struct, frozen=True, gc=False):
     unit: str = SECOND
     delivered_only: bool = False
     window: str = ""
+    schedule: str = ""
+    tiers: Schedule | None = None
     unit_price: str = ""
     connection_fee: str = ""
 
     def __post_init__(self) -> None:
         force_setattr(self, "unit_price", format_nano(self.price_nano))
         force_setattr(self, "connection_fee", format_nano(self.connection_fee_nano))
+
+    @property
+    def schedule_version(self) -> str:
+        """The name of the schedule, its version of the book included."""
+        return schedule_version(self.book_id, self.version, self.schedule)
 
 
 class _Dated(Protocol):
@@ -164,9 +194,10 @@ class _Prefixes:
 
 
 class _CompiledVersion:
-    __slots__ = ("effective_from", "products", "version")
+    __slots__ = ("effective_from", "products", "schedules", "version")
 
     def __init__(self, version: BookVersion) -> None:
+        self.schedules = {schedule.schedule_id: schedule for schedule in version.schedules}
         prices: dict[str, dict[str, Price]] = {}
         in_windows: dict[str, dict[str, list[tuple[Window, Price]]]] = {}
         windows = {window.window_id: window for window in version.windows}
@@ -176,6 +207,7 @@ class _CompiledVersion:
             price = Price(
                 version.book_id, version.version, version.currency, row.product, row.prefix, row.price_nano,
                 row.connection_fee_nano, row.minimum, row.increment, row.per, row.unit, row.delivered_only, row.window,
+                row.schedule, self.schedules[row.schedule] if row.schedule else None,
             )  # fmt: skip
             if row.window:
                 of_prefix = in_windows.setdefault(row.product, {}).setdefault(key, [])

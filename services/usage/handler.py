@@ -23,14 +23,16 @@ from contracts.usage import Charge
 from services.kernel.errors import Corrupt
 from services.kernel.ids import charge_id_bytes, identity_digest
 from services.kernel.money import format_nano
+from services.kernel.period import period_of
 from services.runtime.records import Record
 from services.runtime.work import Work
 from services.usage import retrying, store
 from services.usage.cloudevents import structured
 from services.usage.events import Event, EventRefused, decode
 from services.usage.memory import Memory
-from services.usage.rating import NoPrice, NotBillable, Rated, TooLarge, WrongCurrency, WrongUnit, rate
+from services.usage.rating import Counted, NoPrice, NotBillable, Rated, TooLarge, WrongCurrency, WrongUnit, per_of, rate
 from services.usage.registry import Account, Payer, Source
+from services.usage.tiers import CounterKey, Movement, Share, apportion, moved
 from services.usage.uses import Data, Leg, Message, Product, Rental
 
 RATED, RATED_UNGROUPED, NOT_BILLABLE = 1, 2, 3  # states of an identity
@@ -56,6 +58,8 @@ MEASURED_BY = {
     Leg: "data.billable_s", Message: "data.segments", Data: "data.bytes", Rental: "data.days", Product: "data.quantity",
 }  # fmt: skip
 
+NO_TIER: tuple[str | None, int | None, int | None] = (None, None, None)
+
 _encode = Encoder().encode
 
 
@@ -70,15 +74,17 @@ class Usage(Struct, gc=False):
 
 
 class Acceptable(Struct, gc=False):
-    """What the event becomes if nobody has its identity yet. ``rated`` is None for one that costs nothing."""
+    """What the event becomes if nobody has its identity yet. ``rated`` is None for one that costs nothing; ``share`` comes
+    with an amount that a counter gave."""
 
     usage: Usage
     state: int
-    rated: Rated | None = None
+    rated: Rated | Counted | None = None
     plan: str = ""
     payer: Payer | None = None
     period: str | None = None
     bill_to: str | None = None
+    share: Share | None = None
 
 
 class Rejected(Struct, gc=False):
@@ -201,7 +207,7 @@ class UsageEvents:
         currency = payer.currency if payer is not None else account.currency
         outcome = rate(event.use, event_time, account.chain(payer, self.memory.prices), currency)
         match outcome:
-            case Rated():
+            case Rated() | Counted():
                 pass
             case NotBillable():
                 return Acceptable(usage, NOT_BILLABLE)
@@ -254,7 +260,14 @@ class UsageEvents:
         return accepted
 
     async def _charge(self, work: Work, charges: list[Acceptable]) -> None:
-        """Store and publish the charges of a batch, in the order of their records."""
+        """Store and publish the charges of a batch, in the order of their records.
+
+        Counters are moved before partitions are opened: who opens one waits for all that write charges, and they hold
+        theirs.
+        """
+        by_counters = [each for each in charges if isinstance(each.rated, Counted)]
+        if by_counters:
+            await self._move_counters(work, by_counters)
         await self._open_days(work, {each.usage.event.event_time.date() for each in charges})
         rows = []
         for each in charges:
@@ -263,10 +276,21 @@ class UsageEvents:
             work.publish(USAGE_CHARGES, each.usage.account.account_id, id, data)
         await store.append_charges(work.connection, rows)
 
+    async def _move_counters(self, work: Work, charges: list[Acceptable]) -> None:
+        """Let quantities into their counters, all at once; what that costs is each one's amount."""
+        movements = [movement_of(each) for each in charges]
+        by = moved(movements)
+        after = await store.move_counters(work.connection, by)
+        shares = apportion(movements, {key: quantity - by[key] for key, quantity in after.items()})
+        for each, movement, share in zip(charges, movements, shares, strict=True):
+            if each.rated is not None:
+                each.rated = Rated(each.rated.price, movement.quantity, movement.per, share.amount_nano)
+            each.share = share
+
     def _charge_of(self, each: Acceptable) -> tuple[tuple[Any, ...], str, bytes]:
         """One charge: its row in the order of `CHARGE_COLUMNS`, its id, and the data that is published."""
         usage, rated = each.usage, each.rated
-        if rated is None:
+        if not isinstance(rated, Rated):
             raise Corrupt("a charge without a price", code="charge_unpriced")
         event, account, record, price = usage.event, usage.account, usage.record, rated.price
         use = event.use
@@ -308,6 +332,16 @@ class UsageEvents:
         }
         if price.window:
             charge["window"] = price.window
+        share, tier = each.share, NO_TIER
+        if share is not None and price.tiers is not None:
+            schedule = price.schedule_version
+            charge["unit_price"] = None
+            charge["tier"] = {
+                "schedule": schedule, "form": price.tiers.form, "before": share.before, "after": share.after,
+            }  # fmt: skip
+            if share.is_adjustment:
+                charge["kind"] = "tier_adjustment"
+            tier = (schedule, share.before, share.after)
         row = (
             id,
             event.event_time,
@@ -339,6 +373,7 @@ class UsageEvents:
             price.book_id,
             price.prefix,
             price.window or None,
+            *tier,
         )
         return row, text, _encode(charge)
 
@@ -384,6 +419,25 @@ def count_record(memory: Memory, counts: Counter[store.ClassKey], record: Record
     counts[*place, record.verdict] += 1
     if record.replayed:
         counts[*place, "waiting" if record.was_waiting else "quarantined"] -= 1
+
+
+def movement_of(each: Acceptable) -> Movement:
+    """What an event does to the counter of its account, payer group, month, product and schedule."""
+    usage, rated = each.usage, each.rated
+    schedule = rated.price.tiers if rated is not None else None
+    if rated is None or schedule is None:
+        raise Corrupt("a charge without a price", code="charge_unpriced")
+    event, price = usage.event, rated.price
+    key = CounterKey(
+        usage.account.account_id,
+        each.payer.group_id if each.payer is not None else "",
+        each.period or period_of(event.event_time).name,
+        price.product,
+        each.plan != "invoiced",
+        price.schedule_version,
+    )
+    place = (event.event_time, usage.publisher.publisher_id, event.source, event.event_id)
+    return Movement(key, schedule, per_of(price, key.period), rated.billed, place)
 
 
 def _outside(usage: Usage) -> Rejected | None:

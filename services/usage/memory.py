@@ -86,6 +86,7 @@ class Memory:
                     each.book_id, each.version, each.currency, each.effective_from,
                     tuple([row async for row in store.book_prices(connection, each.book_id, each.version)]),
                     await store.book_windows(connection, each.book_id, each.version),
+                    schedules=await store.book_schedules(connection, each.book_id, each.version),
                 )
                 for each in await store.book_versions_since(connection, self._books_version)
             ]  # fmt: skip

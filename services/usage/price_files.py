@@ -23,6 +23,7 @@ from services.kernel.errors import InvalidInput
 from services.kernel.money import format_nano, parse_amount
 from services.usage.books import ANY, DATA, MESSAGES, OUTBOUND, RENTAL, SECOND, UNITS, VOICE, PriceRow
 from services.usage.number_plan import calling_code_of, number_blocks
+from services.usage.tiers import Schedule
 from services.usage.windows import Window, window_of
 
 PRICE_FILE_BYTES_MAX = 16 * 2**20  # the longest prefix lists of carriers are a few megabytes
@@ -64,6 +65,7 @@ class PriceFile:
     rows: tuple[PriceRow, ...]
     refused: tuple[RefusedPrice, ...]
     windows: tuple[Window, ...] = ()
+    schedules: tuple[Schedule, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from services.kernel.money import CHARGE_NANO_MAX, divide_half_even, format_fraction, format_nano
+from services.usage import tiers
 from services.usage.books import RENTAL, UNITS, Chain, Price
 from services.usage.uses import Free
 
@@ -40,6 +41,14 @@ class Rated(Struct, frozen=True, gc=False):
     billed: int
     per: int
     amount_nano: int
+
+
+class Counted(Struct, frozen=True, gc=False):
+    """The use costs what the schedule of ``price`` says when ``billed`` units enter the counter, ``per`` as in `Rated`."""
+
+    price: Price
+    billed: int
+    per: int
 
 
 class NotBillable(Struct, frozen=True, gc=False):
@@ -84,7 +93,7 @@ class TooLarge(Struct, frozen=True, gc=False):
     amount_nano: int
 
 
-Outcome = Rated | NotBillable | NoPrice | WrongCurrency | WrongUnit | TooLarge
+Outcome = Rated | Counted | NotBillable | NoPrice | WrongCurrency | WrongUnit | TooLarge
 
 _FREE: dict[Free, NotBillable] = {
     reason: NotBillable(reason) for reason in ("unanswered", "nothing_used", "rejected", "not_delivered")
@@ -149,14 +158,17 @@ def rate(use: Used, event_time: datetime, books: Chain, currency: str) -> Outcom
         return _FREE["not_delivered"]
     per = per_of(price, getattr(use, "month", None)) if product == RENTAL else price.per
     billed = billed_quantity(use.used, price.minimum, price.increment)
+    if price.tiers is not None:
+        largest = price.tiers.largest_share_nano(billed, per)  # the same in whatever order uses come
+        return Counted(price, billed, per) if largest <= CHARGE_NANO_MAX else TooLarge(price, largest)
     amount = amount_nano(billed, per, price)
     if amount > CHARGE_NANO_MAX:
         return TooLarge(price, amount)
     return Rated(price, billed, per, amount)
 
 
-def explain(price: Price, used: int, per: int) -> tuple[str, ...]:
-    """The steps of a charge's arithmetic, one sentence each, to the last digit.
+def explain(price: Price, used: int, per: int, share: tiers.Share | None = None) -> tuple[str, ...]:
+    """The steps of a charge's arithmetic, one sentence each, to the last digit; ``share`` is that of a price by tiers.
 
     >>> price = Price("wholesale", 1, "USD", "voice.outbound", "+91", 40_000_000, 1_000_000, 60, 6)
     >>> for step in explain(price, 23, 60): print(step)
@@ -172,14 +184,20 @@ def explain(price: Price, used: int, per: int) -> tuple[str, ...]:
     for_how_many = "a minute" if voice else "a month" if price.product == RENTAL else f"for {per} {unit}"
     exact = format_fraction(billed * price.price_nano, per)
     in_window = f" in window {price.window}" if price.window else ""
+    costs = (
+        f"{price.unit_price} {price.currency} {for_how_many}, {fee_name} {price.connection_fee}"
+        if price.tiers is None
+        else tiers.describe(price.tiers, for_how_many)
+    )
     steps = [
-        f"prefix {price.prefix}{in_window} of book {price.book_id}, version {price.version} ({price.product}): {price.unit_price}"
-        f" {price.currency} {for_how_many}, {fee_name} {price.connection_fee},"
+        f"prefix {price.prefix}{in_window} of book {price.book_id}, version {price.version} ({price.product}): {costs},"
         f" {price.minimum}/{price.increment} {price.unit}s",
         f"{'answered' if voice else 'used'} {used} {unit}; at least {price.minimum} {unit}, then steps of"
         f" {price.increment} {unit}: billed {billed} {unit}",
-        f"{billed} {unit} x {price.unit_price} / {per} = {exact}",
     ]
+    if price.tiers is not None and share is not None:
+        return (*steps, *tiers.explain(price.tiers, share, per, unit, price.currency))
+    steps.append(f"{billed} {unit} x {price.unit_price} / {per} = {exact}")
     if price.connection_fee_nano:
         whole = price.connection_fee_nano * per + billed * price.price_nano
         steps.append(f"{exact} + {fee_name} {price.connection_fee} = {format_fraction(whole, per)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import date, datetime
 from functools import cache
 from typing import Any
@@ -38,18 +38,22 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB, Insert, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql.dml import ReturningInsert
 
+from services.kernel.money import format_nano, parse_amount
 from services.runtime.database import copy_rows, unnest
 from services.usage.books import PriceRow
 from services.usage.stamping import Lane
 from services.usage.tables import (
     BOOK_ORDER,
     BOOK_PRICE,
+    BOOK_SCHEDULE,
     BOOK_VERSION,
     BOOK_WINDOW,
     CHARGE,
     CHARGE_COLUMNS,
     CLASS_COUNT,
+    COUNTER,
     CUT,
     CUT_POSITION,
     HELD_GROUP,
@@ -60,6 +64,7 @@ from services.usage.tables import (
     TIMELINE,
     WAIVED,
 )
+from services.usage.tiers import Band, CounterKey, Schedule
 from services.usage.windows import Window, window_of
 
 CHARGES_AT_ONCE = 10_000  # rows of a long reading that are in memory together
@@ -136,6 +141,22 @@ async def book_windows(connection: AsyncConnection, book_id: str, version: int) 
         .order_by(columns.id)
     )
     return tuple(window_of(*row) for row in (await connection.execute(statement)).all())
+
+
+async def book_schedules(connection: AsyncConnection, book_id: str, version: int) -> tuple[Schedule, ...]:
+    """The schedules of one version."""
+    columns = BOOK_SCHEDULE.c
+    statement = select(columns.schedule_id, columns.form, columns.per, columns.bands)
+    rows = await connection.execute(statement.where(columns.book_id == book_id, columns.version == version))
+    return tuple(
+        Schedule(
+            row.schedule_id,
+            row.form,
+            row.per,
+            tuple(Band(each["up_to"], parse_amount(each["price"]), parse_amount(each["fee"])) for each in row.bands),
+        )
+        for row in rows
+    )
 
 
 async def book_order(connection: AsyncConnection) -> Rows:
@@ -258,6 +279,23 @@ async def insert_book_windows(
     rows = [{"book_id": book_id, "version": version, **window.texts()} for window in windows]
     if rows:
         await connection.execute(insert(BOOK_WINDOW), rows)
+
+
+async def insert_book_schedules(
+    connection: AsyncConnection, book_id: str, version: int, schedules: Iterable[Schedule]
+) -> None:
+    rows = [
+        {
+            "book_id": book_id, "version": version, "schedule_id": each.schedule_id, "form": each.form, "per": each.per,
+            "bands": [
+                {"up_to": band.up_to, "price": format_nano(band.price_nano), "fee": format_nano(band.fee_nano)}
+                for band in each.bands
+            ],
+        }
+        for each in schedules
+    ]  # fmt: skip
+    if rows:
+        await connection.execute(insert(BOOK_SCHEDULE), rows)
 
 
 async def clear_book_order(connection: AsyncConnection, scope: str, subject: str) -> None:
@@ -387,6 +425,31 @@ async def open_charge_days(connection: AsyncConnection, days: Iterable[date]) ->
 async def append_charges(connection: AsyncConnection, rows: Sequence[tuple[Any, ...]]) -> None:
     """Rows in the order of `CHARGE_COLUMNS`."""
     await copy_rows(connection, CHARGE, CHARGE_COLUMNS, rows)
+
+
+@cache
+def _move_counters() -> ReturningInsert[Any]:
+    new = unnest(
+        "new", account_id=Text(), group_id=Text(), period=Text(), product=Text(), prepaid=Boolean(), schedule=Text(),
+        quantity=BigInteger(),
+    )  # fmt: skip
+    statement = insert(COUNTER).from_select([column.name for column in new.c], select(*new.c))
+    statement = statement.on_conflict_do_update(
+        index_elements=CounterKey._fields, set_={"quantity": COUNTER.c.quantity + statement.excluded.quantity}
+    )
+    return statement.returning(*(COUNTER.c[name] for name in (*CounterKey._fields, "quantity")))
+
+
+async def move_counters(connection: AsyncConnection, by: Mapping[CounterKey, int]) -> dict[CounterKey, int]:
+    """Add to counters, in the order of their keys, and hold them until the commit; returns where they stand after it.
+
+    A batch does it once: two that move the same counters in two orders would wait for each other.
+    """
+    columns = {
+        f"new_{name}": list(values) for name, values in zip(CounterKey._fields, zip(*by, strict=True), strict=True)
+    }
+    rows = await connection.execute(_move_counters(), {**columns, "new_quantity": list(by.values())})
+    return {CounterKey(*key): quantity for *key, quantity in rows}
 
 
 async def charge_by_id(connection: AsyncConnection, charge_id: UUID) -> Found | None:

@@ -60,6 +60,7 @@ BOOK_PRICE = Table(
     Column("unit", Text, nullable=False),
     Column("delivered_only", Boolean, nullable=False),
     Column("window", Text, primary_key=True),
+    Column("schedule", Text, nullable=False),
 )
 
 BOOK_WINDOW = Table(
@@ -73,6 +74,17 @@ BOOK_WINDOW = Table(
     Column("from", Text, nullable=False),
     Column("to", Text, nullable=False),
     Column("holidays", Text, nullable=False),
+)
+
+BOOK_SCHEDULE = Table(
+    "book_schedule",
+    METADATA,
+    Column("book_id", Text, primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("schedule_id", Text, primary_key=True),
+    Column("form", Text, nullable=False),
+    Column("per", BigInteger, nullable=False),
+    Column("bands", JSONB, nullable=False),  # of each: up_to, price, fee
 )
 
 BOOK_ORDER = Table(
@@ -128,8 +140,24 @@ CHARGE = Table(
     Column("book_id", Text, nullable=False),
     Column("matched", Text, nullable=False),
     Column("window", Text),
+    Column("schedule", Text),
+    Column("counted_before", BigInteger),
+    Column("counted_after", BigInteger),
 )
 CHARGE_COLUMNS = tuple(column.name for column in CHARGE.columns)
+
+# How much of a product was used: the price of tiers depends on it.
+COUNTER = Table(
+    "counter",
+    METADATA,
+    Column("account_id", Text, primary_key=True),
+    Column("group_id", Text, primary_key=True),  # empty: a trial
+    Column("period", Text, primary_key=True),
+    Column("product", Text, primary_key=True),
+    Column("prepaid", Boolean, primary_key=True),
+    Column("schedule", Text, primary_key=True),
+    Column("quantity", BigInteger, nullable=False),
+)
 
 CLASS_COUNT = Table(
     "class_count",

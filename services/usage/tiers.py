@@ -7,9 +7,11 @@ nanos, quantities whole units. Source: designs/tiers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from datetime import datetime
+from typing import Literal, NamedTuple, get_args
 
 from msgspec import Struct
 
@@ -134,6 +136,11 @@ class Share(Struct, frozen=True, gc=False):
     after: int
     amount_nano: int
 
+    @property
+    def is_adjustment(self) -> bool:
+        """All use became cheaper by more than this one costs; or, of one taken back, dearer by more than it had cost."""
+        return self.amount_nano * (self.after - self.before) < 0
+
 
 def shares(schedule: Schedule, per: int, counter: int, quantities: Iterable[int]) -> Iterator[Share]:
     """The share of each quantity, below zero for a void, one after the other from where the counter stands.
@@ -154,11 +161,67 @@ def shares(schedule: Schedule, per: int, counter: int, quantities: Iterable[int]
         counter, total = after, next_total
 
 
-def describe(schedule: Schedule, unit: str) -> str:
+class CounterKey(NamedTuple):
+    """Which counter: of an account with its payer group (empty: a trial) in a month of event time, for one product and one
+    version of a schedule. Prepaid and postpaid use have one each, or the wallet would depend on what came first."""
+
+    account_id: str
+    group_id: str
+    period: str
+    product: str
+    prepaid: bool
+    schedule: str
+
+
+class Movement(Struct, frozen=True, gc=False):
+    """A quantity that enters a counter, or with a minus leaves it. ``place`` says which of a batch comes first: event time,
+    publisher, source, id."""
+
+    key: CounterKey
+    schedule: Schedule
+    per: int
+    quantity: int
+    place: tuple[datetime, str, str, str]
+
+
+def schedule_version(book_id: str, version: int, schedule_id: str) -> str:
+    """The name of a schedule of one version of a book.
+
+    >>> schedule_version("list", 3, "messages")
+    'list/3/messages'
+    """
+    return f"{book_id}/{version}/{schedule_id}"
+
+
+def moved(movements: Iterable[Movement]) -> dict[CounterKey, int]:
+    """How far each counter is moved in all, in the order of keys."""
+    sums: Counter[CounterKey] = Counter()
+    for movement in movements:
+        sums[movement.key] += movement.quantity
+    return dict(sorted(sums.items()))
+
+
+def apportion(movements: Sequence[Movement], before: Mapping[CounterKey, int]) -> list[Share]:
+    """The share of each movement, in their order; ``before`` says where the counters stood.
+
+    They are applied by their places, those of one place as they are given: what is taken back comes after it came.
+    """
+    of_counter: dict[CounterKey, list[int]] = {}
+    for index in sorted(range(len(movements)), key=lambda index: movements[index].place):
+        of_counter.setdefault(movements[index].key, []).append(index)
+    found: dict[int, Share] = {}
+    for key, indices in of_counter.items():
+        first = movements[indices[0]]
+        quantities = (movements[index].quantity for index in indices)
+        found.update(zip(indices, shares(first.schedule, first.per, before[key], quantities), strict=True))
+    return [found[index] for index in range(len(movements))]
+
+
+def describe(schedule: Schedule, for_how_many: str) -> str:
     """A schedule in one sentence.
 
-    >>> describe(Schedule("s", "graduated", 1_000, (Band(5_000, 0), Band(None, 8 * 10**9, 10**9))), "request")
-    'graduated, prices for 1000 request: up to 5000 at 0; above at 8, fee 1'
+    >>> describe(Schedule("s", "graduated", 1_000, (Band(5_000, 0), Band(None, 8 * 10**9, 10**9))), "for 1000 request")
+    'schedule s, graduated, prices for 1000 request: up to 5000 at 0; above at 8, fee 1'
     """
     bands = "; ".join(
         ("above" if band.up_to is None else f"up to {band.up_to}")
@@ -166,7 +229,7 @@ def describe(schedule: Schedule, unit: str) -> str:
         + (f", fee {format_nano(band.fee_nano)}" if band.fee_nano else "")
         for band in schedule.bands
     )
-    return f"{schedule.form}, prices for {schedule.per} {unit}: {bands}"
+    return f"schedule {schedule.schedule_id}, {schedule.form}, prices {for_how_many}: {bands}"
 
 
 def explain(schedule: Schedule, share: Share, per: int, unit: str, currency: str) -> tuple[str, ...]:

@@ -155,8 +155,8 @@ class Rooms:
             await connection.execute(delete(outbox).where(outbox.c.id.in_([row.id for row in rows])))
         return count
 
-    async def feed(self, processor: Processor, source: Input) -> int:
-        """Everything in the log above the lanes' positions, in batches."""
+    async def feed(self, processor: Processor, source: Input, *, partition: int | None = None) -> int:
+        """A batch of what is in the log above the lanes' positions; of one partition, as one of several workers reads it."""
         names = sorted(
             {
                 name
@@ -167,7 +167,12 @@ class Rooms:
         )
         async with transaction(processor.engine) as connection:
             lanes = {lane.name: lane.position for lane in await lanes_of(connection, processor.tables, source.name)}
-            wanted = [(name, part) for name in names for part in range(self.log.partitions(name))]
+            wanted = [
+                (name, part)
+                for name in names
+                for part in range(self.log.partitions(name))
+                if partition is None or part == partition
+            ]
             born = [
                 (lane_name(source.name, name, part), name, part, 0)
                 for name, part in wanted

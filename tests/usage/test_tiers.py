@@ -165,4 +165,7 @@ def test_a_share_is_explained_to_the_last_digit() -> None:
     )
     (first,) = shares(of, 7, 0, [5])
     assert explain(of, first, 7, "second", "EUR")[1] == "0 second cost 0 = 0"
-    assert describe(of, "second") == "volume, prices for 7 second: up to 1000 at 0.01; above at 0.008, fee 1"
+    assert (
+        describe(of, "for 7 second")
+        == "schedule s, volume, prices for 7 second: up to 1000 at 0.01; above at 0.008, fee 1"
+    )
