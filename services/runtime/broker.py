@@ -33,10 +33,13 @@ from faststream.kafka.message import KafkaAckableMessage
 
 from contracts.topics import RECORD_BYTES_MAX, Topic
 from services.kernel.errors import Unavailable
+from services.runtime.header_names import read_any_names
 from services.runtime.settings import Settings
 from services.runtime.topic_settings import REPLICAS, Existing, wanted
 
 log = logging.getLogger(__name__)
+
+read_any_names()
 
 FETCH_BYTES_MAX = RECORD_BYTES_MAX
 
@@ -65,7 +68,7 @@ class HandedConsumer(AIOKafkaConsumer):  # type: ignore[misc]
         # FastStream's own timeout is slept once more after every empty poll, and nothing would end that sleep.
         wait_ms = max(timeout_ms, IDLE_MS)
         try:
-            records = await super().getmany(*partitions, timeout_ms=wait_ms, max_records=max_records)
+            records = await self._fetched(*partitions, timeout_ms=wait_ms, max_records=max_records)
             if max_records is not None:
                 await self._linger(records, max_records)
         except NoOffsetForPartitionError:
@@ -73,6 +76,28 @@ class HandedConsumer(AIOKafkaConsumer):  # type: ignore[misc]
         self.handed = bool(records)
         self.polled_at = time.monotonic()
         return records
+
+    async def _fetched(self, *partitions: TopicPartition, **limits: Any) -> Any:
+        """Records; on an error, such as a damaged batch, those that were read before it are read again at the next poll.
+
+        The client forgets them, while its position is beyond them: the lane would be advanced over what nobody has seen.
+        """
+        before = self._positions()
+        try:
+            return await super().getmany(*partitions, **limits)
+        except Exception:
+            now = self._positions()
+            for partition, position in before.items():
+                if now.get(partition, position) != position:
+                    self.seek(partition, position)
+            raise
+
+    def _positions(self) -> dict[TopicPartition, int]:
+        assignment = getattr(self._subscription.subscription, "assignment", None)
+        if assignment is None:
+            return {}
+        states = {partition: assignment.state_value(partition) for partition in assignment.tps}
+        return {partition: state.position for partition, state in states.items() if state.has_valid_position}
 
     async def _linger(self, records: Any, max_records: int) -> None:
         """In a stream, wait a moment for a fuller batch: a transaction costs the same for few records as for many."""
@@ -82,7 +107,7 @@ class HandedConsumer(AIOKafkaConsumer):  # type: ignore[misc]
         self.handed = True  # what is in hand already must not be taken for applied while we wait
         await asyncio.sleep(LINGER_S)
         try:
-            more = await super().getmany(max_records=max_records - count)
+            more = await self._fetched(max_records=max_records - count)
         except KafkaError as error:
             # The client keeps an error of one partition for the call after the one that returned another's records. Those
             # are in hand, and its position is beyond them: raised from here, they would never be handled.

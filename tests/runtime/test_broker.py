@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
+from aiokafka import AIOKafkaProducer
 from aiokafka.conn import AIOKafkaConnection
+from aiokafka.consumer import fetcher
 
 from contracts.topics import PAYMENTS_RESULTS
 from services.runtime.broker import build_broker, ensure_topics, open_producer, start_broker, subscribe
@@ -70,3 +72,50 @@ async def test_an_idle_input_asks_seldom_and_hears_of_records_and_of_new_topics_
     finally:
         await producer.stop()
         await broker.stop()
+
+
+async def test_what_was_read_before_a_damaged_batch_is_read_again(kafka, topic_prefix, monkeypatch):
+    """The client forgets the records that it read in the same poll, and its position is beyond them."""
+    settings = Settings(kafka=kafka, topic_prefix=topic_prefix)
+    name = topic_prefix + copier.SOURCE.name
+    await ensure_topics(settings, {copier.SOURCE.name: copier.SOURCE})
+    producer = AIOKafkaProducer(bootstrap_servers=kafka)
+    await producer.start()
+    for partition in range(4):
+        value = b"bad" if partition == 2 else b"good"
+        await producer.send_and_wait(name, value, partition=partition)
+    await producer.stop()
+    damages = 2
+
+    class Damaged(fetcher.MemoryRecords):
+        def __init__(self, data):
+            nonlocal damages
+            if damages and b"bad" in data:
+                damages -= 1
+                data = data.replace(b"bad", b"BAD")
+            super().__init__(data)
+
+    monkeypatch.setattr(fetcher, "MemoryRecords", Damaged)
+    broker = build_broker(settings, "payments")
+    handled = asyncio.Queue()
+
+    async def handle(records):
+        for record in records:
+            handled.put_nowait(record.value)
+
+    async def assigned(partitions):
+        for partition in partitions:
+            input_.consumer.seek(partition, 0)
+
+    input_ = subscribe(
+        broker, settings, group="payments.x", topics=[copier.SOURCE], max_records=10, handle=handle, assigned=assigned
+    )
+    await start_broker(broker, settings)
+    try:
+        async with asyncio.timeout(40):
+            read = sorted([await handled.get() for _ in range(4)])
+    finally:
+        await broker.stop()
+    assert damages == 0
+    assert read == [b"bad", b"good", b"good", b"good"]
+    assert handled.empty()

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+from aiokafka.consumer.subscription_state import SubscriptionState
 from aiokafka.errors import NoOffsetForPartitionError, TopicAuthorizationFailedError
 from sqlalchemy import select
 
@@ -156,5 +157,6 @@ async def test_an_error_of_another_partition_never_takes_records_in_hand_along(m
     monkeypatch.setattr(AIOKafkaConsumer, "getmany", getmany)
     monkeypatch.setattr(AIOKafkaConsumer, "__del__", lambda self: None)
     consumer = object.__new__(HandedConsumer)
+    consumer._subscription = SubscriptionState()
     assert await consumer.getmany(max_records=20_000) == {PARTITION: ["record"] * LINGER_FROM}
     assert consumer.handed

@@ -1,0 +1,85 @@
+"""Header names that are no UTF-8: Kafka takes any bytes, and the client cannot read such a record.
+
+Worse, on its error it forgets the records that it had read before that one, while its position is beyond them: they would be
+lost. With `read_any_names` each wrong byte of the name is read as an escape (`\\\\xff`), and the record goes its way. All
+other records are read as they always are, at no cost.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+from aiokafka.consumer import fetcher
+from aiokafka.record.default_records import _DefaultRecordBatchPy
+from aiokafka.record.memory_records import MemoryRecords
+
+_LENGTH_AT, _OVERHEAD = 8, 12  # of a batch: its first offset, and the length of all that follows
+
+
+def read_any_names() -> None:
+    """Have every consumer of this process read its records so."""
+    fetcher.MemoryRecords = _Batches
+    fetcher.PartitionRecords = _Records
+
+
+class _Batches(MemoryRecords):  # type: ignore[misc]
+    """The batches of a fetched partition; the last one can be read again, in the slow way that takes any name."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._data = data
+        self._last = (0, 0)
+        self._again = False
+
+    def read_again(self) -> None:
+        self._again = True
+
+    def has_next(self) -> bool:
+        return self._again or super().has_next()
+
+    def next_batch(self) -> Any:
+        if self._again:
+            self._again = False
+            return _AnyName(memoryview(self._data)[slice(*self._last)])
+        batch = super().next_batch()
+        start = self._last[1]
+        (length,) = struct.unpack_from(">i", self._data, start + _LENGTH_AT)
+        self._last = start, start + _OVERHEAD + length
+        return batch
+
+
+class _Records(fetcher.PartitionRecords):  # type: ignore[misc]
+    """The records of a fetched partition; what was handed out before the error is passed over by its offset."""
+
+    _records_iterator: Any
+
+    def __next__(self) -> Any:
+        try:
+            return next(self._records_iterator)
+        except UnicodeDecodeError:
+            self._records.read_again()
+            self._records_iterator = self._unpack_records()
+        except StopIteration:
+            self._records_iterator = None
+            raise
+        return next(self._records_iterator)
+
+
+class _AnyName(_DefaultRecordBatchPy):  # type: ignore[misc]
+    _buffer: bytearray
+
+    def _maybe_uncompress(self) -> None:
+        super()._maybe_uncompress()
+        self._buffer = _Bytes(self._buffer)
+
+
+class _Bytes(bytearray):
+    """The names of headers are the only text in a record."""
+
+    def __getitem__(self, place: Any) -> Any:
+        part = super().__getitem__(place)
+        return part if isinstance(part, int) else _Bytes(part)
+
+    def decode(self, encoding: str = "utf-8", errors: str = "backslashreplace") -> str:
+        return super().decode(encoding, errors)
