@@ -15,6 +15,7 @@ from services.kernel.errors import InvalidInput
 from services.kernel.money import format_nano
 from services.usage.books import Price, PriceRow
 from services.usage.price_files import PriceFile
+from services.usage.tiers import describe
 
 app = typer.Typer(no_args_is_help=True, help="Price books: import a version, list them, say whose they are.")
 
@@ -22,7 +23,7 @@ REFUSALS_SHOWN = 20
 PRICES_SHOWN = 50
 PRICE_COLUMNS = {
     "product": "product", "prefix": "prefix", "window": "window", "price": "price", "per": "per", "unit": "unit",
-    "minimum": "at least", "increment": "steps of", "fee": "fee", "bill_on": "only",
+    "minimum": "at least", "increment": "steps of", "fee": "fee", "bill_on": "only", "schedule": "schedule",
 }  # fmt: skip
 
 
@@ -162,6 +163,7 @@ async def show(
                 "currency": found.currency,
                 "effective_from": found.effective_from,
                 "windows": [window.texts() for window in found.windows],
+                "schedules": [schedule.texts() for schedule in found.schedules],
                 "prices": [price_in_words(row) for row in found.rows],
             }
         )
@@ -172,6 +174,8 @@ async def show(
     )
     for window in found.windows:
         console.print(f"window {window}", markup=False)
+    for schedule in found.schedules:
+        console.print(describe(schedule, f"for {schedule.per}"), markup=False)
     show_rows([price_in_words(row) for row in found.rows[:PRICES_SHOWN]], PRICE_COLUMNS, output, right=("price",))
     if len(found.rows) > PRICES_SHOWN:
         console.print(f"and {len(found.rows) - PRICES_SHOWN} more; --output json shows all, --number those of a number")
@@ -184,13 +188,14 @@ def price_in_words(price: PriceRow | Price) -> dict[str, Any]:
         "product": price.product,
         "prefix": price.prefix,
         "window": price.window or None,
-        "price": format_nano(price.price_nano),
+        "price": None if price.schedule else format_nano(price.price_nano),
         "per": price.per,
         "unit": price.unit,
         "minimum": price.minimum,
         "increment": price.increment,
         "fee": format_nano(price.connection_fee_nano),
         "bill_on": "delivered" if price.delivered_only else None,
+        "schedule": price.schedule or None,
     }
 
 

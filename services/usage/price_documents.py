@@ -4,21 +4,28 @@
      "windows": [{"id": "night", "zone": "Europe/Berlin", "days": ["mon-fri", "holiday"], "from": "22:00", "to": "06:00",
                   "holidays": ["2026-12-25"]}],
      "prices": [{"product": "voice.outbound", "prefix": "+49", "price": "0.01", "minimum": 60, "increment": 6},
-                {"product": "voice.outbound", "prefix": "+49", "price": "0.005", "window": "night"}]}
+                {"product": "voice.outbound", "prefix": "+49", "price": "0.005", "window": "night"},
+                {"product": "message.sms.outbound", "prefix": "*", "schedule": "messages"}],
+     "schedules": [{"id": "messages", "form": "graduated", "per": 1,
+                    "bands": [{"up_to": 1000, "price": "0"}, {"price": "0.008", "fee": "5"}]}]}
 
-The names, what may be left out, and what each means are those of a CSV file by product (`price_files`). Amounts are texts,
-quantities are numbers. An entry that cannot be used is refused by its place, such as ``prices[3].price``, and the others go
+The names, what may be left out, and what each means are those of a CSV file by product (`price_files`). A price that names a
+schedule has neither price nor fee nor per (`tiers`). Amounts are texts, quantities are numbers. An entry that cannot be used is refused by its place, such as ``prices[3].price``, and the others go
 on. Pure: bytes in, rows out. Source: domain, section 3.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
+from contracts.words import ID_PATTERN
 from services.kernel.currency import currency as currency_row
 from services.kernel.errors import InvalidInput
+from services.kernel.money import parse_amount
+from services.usage.books import RENTAL
 from services.usage.price_files import (
     PriceFile,
     PriceRows,
@@ -29,12 +36,14 @@ from services.usage.price_files import (
     product_terms,
     text_of,
 )
+from services.usage.tiers import Band, Schedule
 from services.usage.windows import Window
 
-_TEXTS = frozenset({"product", "prefix", "price", "unit", "fee", "bill_on", "window"})
+_TEXTS = frozenset({"product", "prefix", "price", "unit", "fee", "bill_on", "window", "schedule"})
 _QUANTITIES = frozenset({"per", "minimum", "increment"})
 _WINDOW_TEXTS, _WINDOW_LISTS = frozenset({"id", "zone", "from", "to"}), frozenset({"days", "holidays"})
-_SECTIONS = ("currency", "windows", "prices")
+_SCHEDULE, _BAND = frozenset({"id", "form", "per", "bands"}), frozenset({"up_to", "price", "fee"})
+_SECTIONS = ("currency", "windows", "schedules", "prices")
 
 
 def read_price_document(data: bytes) -> PriceFile:
@@ -58,18 +67,33 @@ def read_price_document(data: bytes) -> PriceFile:
             add_window(windows, _window_texts(entry))
         except InvalidInput as error:
             refused.append(_refusal(place, error))
+    schedules: dict[str, Schedule] = {}
+    for place, entry in _entries(document, "schedules"):
+        try:
+            schedule = _schedule(entry)
+            if schedule.schedule_id in schedules:
+                raise InvalidInput(f"there is a schedule {schedule.schedule_id} already; keep one", field="id")
+        except InvalidInput as error:
+            refused.append(_refusal(place, error))
+        else:
+            schedules[schedule.schedule_id] = schedule
+    units: dict[str, tuple[str, str]] = {}
     found = PriceRows(windows.values())
     for place, entry in _entries(document, "prices"):
         try:
-            fields = _price_texts(entry)
+            fields = _priced(_price_texts(entry), schedules)
             product = fields["product"]
             check_product(product, by_product=True)
             terms = product_terms({**fields, "currency": code})
+            if terms.schedule:
+                unit, where = units.setdefault(terms.schedule, (terms.unit, place))
+                if unit != terms.unit:
+                    raise InvalidInput(f"counts {unit} for {where}; give {terms.unit} one of its own", field="schedule")
             found.add(place, product, fields.get("prefix", ""), fields.get("window", ""), terms)
         except InvalidInput as error:
             refused.append(_refusal(place, error))
     check_any(found.rows, refused)
-    return PriceFile(code, tuple(found.rows), tuple(refused), tuple(windows.values()))
+    return PriceFile(code, tuple(found.rows), tuple(refused), tuple(windows.values()), tuple(schedules.values()))
 
 
 def _document(data: bytes) -> dict[str, Any]:
@@ -123,15 +147,67 @@ def _price_texts(entry: Any) -> dict[str, str]:
         if value is None:
             continue
         if name in _QUANTITIES:
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise InvalidInput("must be a whole number such as 60", field=name)
-            fields[name] = str(value)
+            fields[name] = str(_whole(value, name))
         else:
             fields[name] = _text(value, name, "0.01" if name in ("price", "fee") else None)
-    for name in ("product", "price"):
+    for name in ("product",) if "schedule" in fields else ("product", "price"):
         if name not in fields:
             raise InvalidInput("is missing", field=name)
     return fields
+
+
+def _priced(fields: dict[str, str], schedules: Mapping[str, Schedule]) -> dict[str, str]:
+    """The fields, completed by the schedule that they may name."""
+    name = fields.get("schedule")
+    if name is None:
+        return fields
+    if name not in schedules:
+        raise InvalidInput(f"there is no usable schedule {name}; name it among the schedules", field="schedule")
+    for twice in ("price", "fee", "per"):
+        if twice in fields:
+            raise InvalidInput("is said by the schedule; leave it out", field=twice)
+    per = schedules[name].per
+    if fields["product"] == RENTAL:
+        if per != 1:
+            raise InvalidInput(f"a rental's bands have prices a month; give {name} per 1", field="schedule")
+        return fields | {"price": "0"}
+    return fields | {"price": "0", "per": str(per)}
+
+
+def _schedule(entry: Any) -> Schedule:
+    fields = _object(entry, _SCHEDULE)
+    for name in sorted(_SCHEDULE):
+        if fields.get(name) is None:
+            raise InvalidInput("is missing", field=name)
+    identifier = _text(fields["id"], "id")
+    if re.fullmatch(ID_PATTERN, identifier) is None:
+        raise InvalidInput("must be letters, digits, dots, dashes, at most 64", field="id")
+    form = _text(fields["form"], "form")
+    return Schedule(
+        identifier,
+        form,  # type: ignore[arg-type]  # it is checked there
+        _whole(fields["per"], "per"),
+        tuple(_band(band, f"bands[{number}]") for number, (_, band) in enumerate(_entries(fields, "bands"))),
+    )
+
+
+def _band(entry: Any, place: str) -> Band:
+    try:
+        fields = _object(entry, _BAND)
+        up_to = fields.get("up_to")
+        return Band(
+            None if up_to is None else _whole(up_to, "up_to"),
+            parse_amount(fields.get("price"), field="price"),
+            parse_amount(fields.get("fee") or "0", field="fee"),
+        )
+    except InvalidInput as error:
+        raise InvalidInput(error.message, field=f"{place}.{error.field}" if error.field else place) from None
+
+
+def _whole(value: Any, name: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InvalidInput("must be a whole number such as 60", field=name)
+    return value
 
 
 def _window_texts(entry: Any) -> dict[str, str]:

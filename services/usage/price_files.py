@@ -85,11 +85,12 @@ class Terms:
     per: int = 60
     unit: str = SECOND
     delivered_only: bool = False
+    schedule: str = ""
 
     def row(self, product: str, prefix: str, window: str = "") -> PriceRow:
         return PriceRow(
             product, prefix, self.price_nano, self.fee_nano, self.minimum, self.increment, self.per, self.unit,
-            self.delivered_only, window,
+            self.delivered_only, window, self.schedule,
         )  # fmt: skip
 
 
@@ -308,6 +309,7 @@ def product_terms(fields: Mapping[str, str]) -> Terms:
         _quantity(fields, "per", minute, least=1),
         unit,
         _BILL_ON[bill_on],
+        fields.get("schedule", ""),
     )
 
 

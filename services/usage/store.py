@@ -40,7 +40,7 @@ from sqlalchemy.dialects.postgresql import JSONB, Insert, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.dml import ReturningInsert
 
-from services.kernel.money import format_nano, parse_amount
+from services.kernel.money import parse_amount
 from services.runtime.database import copy_rows, unnest
 from services.usage.books import PriceRow
 from services.usage.stamping import Lane
@@ -146,11 +146,11 @@ async def book_windows(connection: AsyncConnection, book_id: str, version: int) 
 async def book_schedules(connection: AsyncConnection, book_id: str, version: int) -> tuple[Schedule, ...]:
     """The schedules of one version."""
     columns = BOOK_SCHEDULE.c
-    statement = select(columns.schedule_id, columns.form, columns.per, columns.bands)
+    statement = select(columns.id, columns.form, columns.per, columns.bands)
     rows = await connection.execute(statement.where(columns.book_id == book_id, columns.version == version))
     return tuple(
         Schedule(
-            row.schedule_id,
+            row.id,
             row.form,
             row.per,
             tuple(Band(each["up_to"], parse_amount(each["price"]), parse_amount(each["fee"])) for each in row.bands),
@@ -284,16 +284,7 @@ async def insert_book_windows(
 async def insert_book_schedules(
     connection: AsyncConnection, book_id: str, version: int, schedules: Iterable[Schedule]
 ) -> None:
-    rows = [
-        {
-            "book_id": book_id, "version": version, "schedule_id": each.schedule_id, "form": each.form, "per": each.per,
-            "bands": [
-                {"up_to": band.up_to, "price": format_nano(band.price_nano), "fee": format_nano(band.fee_nano)}
-                for band in each.bands
-            ],
-        }
-        for each in schedules
-    ]  # fmt: skip
+    rows = [{"book_id": book_id, "version": version, **schedule.texts()} for schedule in schedules]
     if rows:
         await connection.execute(insert(BOOK_SCHEDULE), rows)
 

@@ -81,7 +81,7 @@ BOOK_SCHEDULE = Table(
     METADATA,
     Column("book_id", Text, primary_key=True),
     Column("version", Integer, primary_key=True),
-    Column("schedule_id", Text, primary_key=True),
+    Column("id", Text, primary_key=True),
     Column("form", Text, nullable=False),
     Column("per", BigInteger, nullable=False),
     Column("bands", JSONB, nullable=False),  # of each: up_to, price, fee

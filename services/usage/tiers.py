@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from msgspec import Struct
 
@@ -73,6 +73,14 @@ class Schedule:
             )
         if self.largest_share_nano(0, self.per) > CHARGE_NANO_MAX:
             raise InvalidInput("cost jumps by more than one charge may be where a band ends", field="bands")
+
+    def texts(self) -> dict[str, Any]:
+        """As it stands in a price file."""
+        bands = [
+            {"up_to": band.up_to, "price": format_nano(band.price_nano), "fee": format_nano(band.fee_nano)}
+            for band in self.bands
+        ]
+        return {"id": self.schedule_id, "form": self.form, "per": self.per, "bands": bands}
 
     def total_nano(self, quantity: int, per: int) -> int:
         """What a quantity costs in all, rounded half-even to 9 decimals.

@@ -118,6 +118,25 @@ async def test_a_json_file_is_imported_and_each_number_has_its_price_at_its_time
     ).err == "book: there is no price book day; `tollbook price list` shows them\n"
 
 
+async def test_a_schedule_of_tiers_is_imported_and_shown(on_database: Tollbook, tmp_path: Path) -> None:
+    """Prices in tiers are said in JSON only: a table has no place for bands."""
+    file = tmp_path / "tiers.json"
+    bands = [{"up_to": 1000, "price": "0"}, {"up_to": None, "price": "0.008", "fee": "5"}]
+    schedule = {"id": "included", "form": "graduated", "per": 1, "bands": bands}
+    entry = {"product": "message.sms.outbound", "prefix": "*", "schedule": "included"}
+    file.write_text(json.dumps({"currency": "USD", "schedules": [schedule], "prices": [entry]}))
+    await on_database("price", "import", str(file), "--book", "sms", "--from", "2026-01-01")
+    shown = await on_database("price", "show", "sms", "--version", "1")
+    assert "schedule included, graduated, prices for 1: up to 1000 at 0; above at 0.008, fee 5" in shown.out
+    told = (await on_database("price", "show", "sms", "--version", "1", "-o", "json")).json
+    assert told["schedules"] == [schedule | {"bands": [bands[0] | {"fee": "0"}, bands[1]]}]
+    assert [(each["price"], each["schedule"]) for each in told["prices"]] == [(None, "included")]
+    of_number = (await on_database("price", "show", "sms", "--number", "+12485550101", "-o", "json")).json
+    assert [(each["product"], each["schedule"]) for each in of_number["prices"]] == [
+        ("message.sms.outbound", "included")
+    ]
+
+
 async def test_a_csv_file_takes_its_windows_from_a_second_one(on_database: Tollbook, tmp_path: Path) -> None:
     prices, windows = tmp_path / "prices.csv", tmp_path / "windows.csv"
     prices.write_text(

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from services.kernel.errors import InvalidInput
+from services.kernel.money import NANO
 from services.usage.books import PriceRow
 from services.usage.price_documents import read_price_document
 from services.usage.price_files import PriceFile, read_price_file, read_windows
+from services.usage.tiers import Band, Schedule
 from services.usage.windows import window_of
 
 NIGHT = {"id": "night", "zone": "Europe/Berlin", "days": ["mon-thu", "sun"], "from": "22:00", "to": "06:00"}
@@ -66,7 +68,7 @@ def test_a_document_gives_the_rows_that_the_same_csv_gives() -> None:
         (VOICE | {"prefix": "+4"}, None),
         (VOICE, "prices[1].prefix: +49 has a price on prices[0] already; keep one"),
         (VOICE | {"window": "dusk"}, "prices[1].window: there is no usable window dusk; name it among the windows"),
-        (VOICE | {"colour": "red"}, "prices[1].colour: is unknown; use bill_on, fee, increment, minimum, per, prefix, price, product, unit, window"),
+        (VOICE | {"colour": "red"}, "prices[1].colour: is unknown; use bill_on, fee, increment, minimum, per, prefix, price, product, schedule, unit, window"),
         ({"product": "voice.outbound"}, "prices[1].price: is missing"),
         ({"price": "1"}, "prices[1].product: is missing"),
         ({"product": "api", "price": "1"}, "prices[1].unit: must be named for a product of your own, such as request"),
@@ -79,6 +81,77 @@ def test_an_entry_that_cannot_be_used_is_refused_by_its_place_and_the_others_go_
     file = read(VOICE, entry, VOICE | {"prefix": "+33"})
     assert refusals(file) == ([refusal] if refusal else [])
     assert {row.prefix for row in file.rows} >= {"+49", "+33"}
+
+
+LADDER = {
+    "id": "s",
+    "form": "volume",
+    "per": 60,
+    "bands": [{"up_to": 600, "price": "0"}, {"price": "0.01", "fee": "5"}],
+}
+
+
+def test_a_price_may_name_a_schedule_of_bands() -> None:
+    rented = LADDER | {"id": "rented", "form": "graduated", "per": 1}
+    file = read(
+        {"product": "voice.outbound", "prefix": "+49", "schedule": "s", "minimum": 30, "increment": 6},
+        {"product": "api.minutes", "unit": "second", "schedule": "s", "price": None},
+        {"product": "number.rental", "prefix": "1", "schedule": "rented"},
+        schedules=[LADDER, rented],
+    )
+    assert file.refused == ()
+    assert file.rows == (
+        PriceRow("voice.outbound", "+49", 0, 0, 30, 6, 60, "second", schedule="s"),
+        PriceRow("api.minutes", "*", 0, 0, 0, 1, 60, "second", schedule="s"),
+        PriceRow("number.rental", "+1", 0, 0, 0, 1, 1, "day", schedule="rented"),
+    )
+    bands = (Band(600, 0), Band(None, 10_000_000, 5 * NANO))
+    assert file.schedules == (Schedule("s", "volume", 60, bands), Schedule("rented", "graduated", 1, bands))
+
+
+@pytest.mark.parametrize(
+    ("changes", "refusal"),
+    [
+        ({"id": "s!"}, "schedules[0].id: must be letters, digits"),
+        ({"id": None}, "schedules[0].id: is missing"),
+        ({"per": "60"}, "schedules[0].per: must be a whole number such as 60"),
+        ({"per": None}, "schedules[0].per: is missing"),
+        ({"form": "stairs"}, "schedules[0].form: must be graduated or volume"),
+        ({"form": 1}, "schedules[0].form: must be a text, not a number"),
+        ({"bands": {}}, "schedules[0].bands: must be a list"),
+        ({"bands": []}, "schedules[0].bands: must be 1 to 100"),
+        ({"bands": [{"up_to": 5, "price": "1"}]}, "schedules[0].bands[0].up_to: must be null in the last band"),
+        ({"bands": [{"up_to": "5", "price": "1"}, {"price": "1"}]}, "schedules[0].bands[0].up_to: must be a whole number"),
+        ({"bands": [{"price": 0.5}]}, 'schedules[0].bands[0].price: must be a decimal string such as "10.00", not a JSON number'),
+        ({"bands": [{"up_to": 5}, {"price": "1"}]}, "schedules[0].bands[0].price: must be a decimal string"),
+        ({"bands": [{"price": "1", "fee": "x"}]}, "schedules[0].bands[0].fee: must be a decimal string"),
+        ({"bands": [{"price": "1", "from": 0}]}, "schedules[0].bands[0].from: is unknown; use fee, price, up_to"),
+        ({"bands": ["1"]}, "schedules[0].bands[0]: must be an object"),
+        ({"steps": 1}, "schedules[0].steps: is unknown; use bands, form, id, per"),
+    ],
+)  # fmt: skip
+def test_a_schedule_that_is_none_is_refused_with_the_prices_that_name_it(changes: Any, refusal: str) -> None:
+    file = read(VOICE, {"product": "voice.outbound", "prefix": "+33", "schedule": "s"}, schedules=[LADDER | changes])
+    first, second = refusals(file)
+    assert first.startswith(refusal)
+    assert second == "prices[1].schedule: there is no usable schedule s; name it among the schedules"
+    assert file.schedules == ()
+
+
+@pytest.mark.parametrize(
+    ("entry", "refusal"),
+    [
+        ({"product": "voice.outbound", "prefix": "+1", "price": "1"}, "price: is said by the schedule; leave it out"),
+        ({"product": "voice.outbound", "prefix": "+1", "fee": "1"}, "fee: is said by the schedule; leave it out"),
+        ({"product": "voice.outbound", "prefix": "+1", "per": 60}, "per: is said by the schedule; leave it out"),
+        ({"product": "number.rental", "prefix": "+1"}, "schedule: a rental's bands have prices a month; give s per 1"),
+        ({"product": "data"}, "schedule: counts second for prices[0]; give byte one of its own"),
+    ],
+)
+def test_what_does_not_fit_a_schedule_is_refused_by_its_field(entry: Any, refusal: str) -> None:
+    prices = [VOICE | {"price": None, "schedule": "s"}, entry | {"schedule": "s"}]
+    file = read(*prices, schedules=[LADDER, LADDER])
+    assert refusals(file) == ["schedules[1].id: there is a schedule s already; keep one", f"prices[1].{refusal}"]
 
 
 @pytest.mark.parametrize(

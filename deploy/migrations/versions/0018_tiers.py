@@ -12,11 +12,11 @@ STATEMENTS = (
 create table usage.book_schedule (
   book_id text not null,
   version integer not null,
-  schedule_id text not null check (schedule_id <> ''),
+  id text not null check (id <> ''),
   form text not null check (form in ('graduated', 'volume')),
   per bigint not null check (per > 0),
   bands jsonb not null check (jsonb_array_length(bands) > 0),
-  primary key (book_id, version, schedule_id),
+  primary key (book_id, version, id),
   foreign key (book_id, version) references usage.book_version
 )
 """,
