@@ -1,4 +1,5 @@
-"""What is measured: the whole chain, usage against bare COPY, two workers, one message a transaction, history."""
+"""What is measured: the whole chain, usage against bare COPY, two workers, one message a transaction, long price lists,
+history, memory."""
 
 from __future__ import annotations
 
@@ -18,21 +19,25 @@ from services.runtime.room import BATCH_RECORDS_MAX
 from tests.bench.checks import chain_problems, stage_problems
 from tests.bench.copying import copy_rate
 from tests.bench.events import ACCOUNTS, Calls, calls
+from tests.bench.heavier import PREFIXES, sell_by_carrier, store_history
 from tests.bench.report import Row
 from tests.bench.runs import Run, held, measure, started
 from tests.bench.worlds import World, Worlds
 
-PARTS = ("chain", "copy", "workers", "batch", "history")
+PARTS = ("chain", "copy", "workers", "batch", "prices", "stored", "history")
 PARTITIONS = 6
 
 CHAIN_GOAL = 15_000.0
-COPY_GOAL, WORKERS_GOAL = 0.15, 1.5
-SLOWER_GOAL = 0.15
+COPY_GOAL, WORKERS_GOAL, PRICES_GOAL = 0.25, 1.6, 0.7
+SLOWER_GOAL, STORED_GOAL = 0.15, 0.10
+MEMORY_GOAL_MB = 400.0
 
 STAGE_EVENTS = 150_000
 SINGLE_EVENTS = 2_000  # one message a transaction: some hundreds a second
 HISTORY = 1_000_000
 HISTORY_EVENTS = 150_000
+STORED = 4_000_000
+STORED_REPEATS = 2
 WARM_UP = 20_000  # a process that has just started is slower: the one without history gets its start too
 STAGE_REPEATS, HISTORY_REPEATS = 3, 2
 HISTORY_UNTIL_S, REPEAT_UNTIL_S = 300.0, 720.0  # a slow machine gets less history and fewer repeats, not a longer run
@@ -58,8 +63,10 @@ class Bench:
         """Every part that is asked for."""
         if {"chain", "history"} & set(self.only):
             await self._chain()
-        if {"copy", "workers", "batch"} & set(self.only):
+        if {"copy", "workers", "batch", "prices"} & set(self.only):
             await self._stage()
+        if "stored" in self.only:
+            await self._stored()
 
     def _is_over(self, seconds: float) -> bool:
         return time.monotonic() - self._begun_at > seconds
@@ -102,24 +109,18 @@ class Bench:
                     self.problems += await chain_problems(young)
         self.problems += await chain_problems(old)
         slower = 1 - median(rates["with"]) / median(rates["without"])
-        self.rows.append(
-            Row(
-                f"history of {history:,} charges",
-                f"at most {SLOWER_GOAL:.0%} slower",
-                f"{abs(slower):.1%} {'slower' if slower > 0 else 'faster'}",
-                slower,
-                slower <= SLOWER_GOAL,
-                f"whole chain, {HISTORY_EVENTS:,} events: {_rates(rates['with'])} with {history:,} charges made by the rooms "
-                f"themselves, {_rates(rates['without'])} without, in turns",
-                rates,
-            )
+        note = (
+            f"whole chain, {HISTORY_EVENTS:,} events: {_rates(rates['with'])} with {history:,} charges made by the rooms "
+            f"themselves, {_rates(rates['without'])} without, in turns"
         )
+        self.rows.append(_slower(f"history of {history:,} charges", SLOWER_GOAL, slower, note, rates))
 
     # ---- usage alone -----------------------------------------------------------------------------------------------
 
     async def _stage(self) -> None:
         many, few = self._calls(STAGE_EVENTS), self._calls(SINGLE_EVENTS)
         rates: dict[str, list[float]] = {"one": [], "copy": [], "two": [], "single": []}
+        rates |= {"prices": [], "import": [], "memory": []}
         for number in range(STAGE_REPEATS):
             if number and self._is_over(REPEAT_UNTIL_S):
                 break
@@ -138,7 +139,36 @@ class Bench:
             if "batch" in self.only:
                 async with self.worlds.fresh() as world, started(world, USAGE_ALONE, TOLLBOOK_BATCH_MAX_RECORDS="1"):
                     rates["single"].append((await self._alone(world, few, "one message a transaction")).published_rate)
+            if "prices" in self.only:
+                async with self.worlds.fresh() as world:
+                    rates["import"].append(await sell_by_carrier(world))
+                    async with started(world, USAGE_ALONE):
+                        run = await self._alone(world, many, f"usage, {PREFIXES:,} prefixes in a third book")
+                        rates["prices"].append(run.published_rate)
+                        rates["memory"].append(run.memory_mb)
         self.rows += _stage_rows({name: found for name, found in rates.items() if found})
+
+    async def _stored(self) -> None:
+        """Usage alone beside millions of charges and identities that were made before, and without them, in turns."""
+        many = self._calls(STAGE_EVENTS)
+        rates: dict[str, list[float]] = {"with": [], "without": [], "memory": []}
+        async with self.worlds.fresh() as old:
+            async with started(old, USAGE_ALONE):
+                await self._alone(old, many, "usage, what is then copied")
+            self.tell(f"storing {STORED:,} charges")
+            await store_history(old, STORED)
+            for _ in range(STORED_REPEATS):
+                async with started(old, USAGE_ALONE):
+                    run = await self._alone(old, self._calls(STAGE_EVENTS), f"usage, with {old.loaded:,} charges")
+                rates["with"].append(run.published_rate)
+                rates["memory"].append(run.memory_mb)
+                async with self.worlds.fresh() as young, started(young, USAGE_ALONE):
+                    run = await self._alone(young, many, "usage, without history")
+                rates["without"].append(run.published_rate)
+        slower = 1 - median(rates["with"]) / median(rates["without"])
+        note = f"with {_rates(rates['with'])}, without {_rates(rates['without'])}, in turns"
+        self.rows.append(_slower(f"usage, {STORED:,} charges stored", STORED_GOAL, slower, note, rates))
+        self.rows.append(_memory(rates["memory"], f"with {STORED:,} charges stored"))
 
     async def _alone(self, world: World, made: Calls, what: str) -> Run:
         run = await self._measured(world, made, what)
@@ -187,7 +217,39 @@ def _stage_rows(rates: dict[str, list[float]]) -> list[Row]:
         gain = one / median(rates["single"])
         note = f"{BATCH_RECORDS_MAX:,} records a transaction {_rates(rates['one'])}, one {_rates(rates['single'])}"
         rows.append(_ratio("batch / one message a transaction", None, gain, note, rates))
+    if "prices" in rates:
+        note = f"{PREFIXES:,} prefixes {_rates(rates['prices'])}, the demo's lists {_rates(rates['one'])}"
+        note += f"; imported in {median(rates['import']):.1f} s"
+        rows.append(
+            _ratio(
+                "usage, a third book of 50,000 prefixes / without",
+                PRICES_GOAL,
+                median(rates["prices"]) / one,
+                note,
+                rates,
+            )
+        )
+        rows.append(_memory(rates["memory"], f"with a book of {PREFIXES:,} prefixes"))
     return rows
+
+
+def _slower(what: str, goal: float, slower: float, note: str, samples: dict[str, list[float]]) -> Row:
+    measured = f"{abs(slower):.1%} {'slower' if slower > 0 else 'faster'}"
+    return Row(what, f"at most {goal:.0%} slower", measured, slower, slower <= goal, note, samples)
+
+
+def _memory(found: list[float], note: str) -> Row:
+    most = max(found)
+    samples = {"MB": found}
+    return Row(
+        "memory of a usage worker",
+        f"{MEMORY_GOAL_MB:.0f} MB",
+        f"{most:.0f} MB",
+        most,
+        most <= MEMORY_GOAL_MB,
+        note,
+        samples,
+    )
 
 
 def _ratio(what: str, goal: float | None, value: float, note: str, samples: dict[str, list[float]]) -> Row:

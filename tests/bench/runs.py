@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 import asyncpg
+import psutil  # type: ignore[import-untyped]
 
 from services.runtime import embedded
 from services.runtime.room import Room
@@ -43,6 +44,8 @@ class Run:
     settled_s: float | None
     debited_s: float | None
     used: Used
+    memory_mb: float
+    """The largest of the processes of usage, at the end."""
 
     @property
     def published_rate(self) -> float:
@@ -64,6 +67,8 @@ async def started(
     """The rooms, each in so many copies, with all their partitions assigned; they are stopped at the end."""
     processes = world.processes
     processes.environment = world.environment | variables
+    async with world.database.connected() as owner:  # of processes that ran here before
+        await owner.execute("delete from runtime.heartbeat")
     for room, copies in rooms.items():
         for copy in range(copies):
             module = ("tests.bench.profiled", room) if room in profiled else (f"services.{room}",)
@@ -130,7 +135,8 @@ async def measure(world: World, calls: Calls) -> Run:
     world.loaded += calls.count
     for account_id, nano in calls.nano.items():
         world.nano[account_id] = world.nano.get(account_id, 0) + nano
-    return Run(calls.count, reached["published"], reached.get("settled"), reached.get("debited"), spent)
+    resident = max(psutil.Process(pid).memory_info().rss for pid in rooms["usage"]) / 2**20
+    return Run(calls.count, reached["published"], reached.get("settled"), reached.get("debited"), spent, resident)
 
 
 @contextmanager

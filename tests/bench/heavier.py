@@ -1,0 +1,81 @@
+"""What makes usage heavier: a carrier's price list of 50,000 prefixes, and millions of charges that were made before."""
+
+from __future__ import annotations
+
+import random
+import time
+from datetime import UTC, datetime, timedelta
+
+from services.runtime.database import open_engine
+from services.usage import api
+from services.usage.books import PriceRow
+from services.usage.price_files import PriceFile
+from tests.bench.events import ORGANIZATION, price_files
+from tests.bench.worlds import OPENED_BEFORE, World
+
+PREFIXES = 50_000
+BOOK = "carrier"
+DAYS_BACK = 25  # history lies on the days before the calls of the run, some of it among them
+
+COLUMNS = """
+select attname from pg_attribute where attrelid = 'usage.charge'::regclass and attnum > 0 and not attisdropped order by attnum
+"""
+IDENTITIES = """
+insert into usage.identity (generation, digest, content, state, partition, "offset")
+select case when n % 2 = 0 then 1 else 2 end, gen_random_uuid(), gen_random_uuid(), 1, 0, n from generate_series(1, $1) n
+"""
+
+
+def carrier_prices() -> PriceFile:
+    """The outbound prices of the list, told apart by three to five more digits: every call costs what it costs without."""
+    dice = random.Random(1)
+    listed = {row.prefix: row for row in price_files()["list"].rows}
+    rows = dict(listed)
+    while len(rows) < PREFIXES:
+        number = dice.choice(tuple(listed)) + "".join(dice.choices("0123456789", k=dice.choice((3, 4, 5))))
+        longest = next(number[:length] for length in range(len(number), 1, -1) if number[:length] in listed)
+        row = listed[longest]
+        rows[number] = PriceRow(row.product, number, row.price_nano)
+    return PriceFile("USD", tuple(rows.values()), ())
+
+
+async def sell_by_carrier(world: World) -> float:
+    """Gives the organization the carrier's book before the two of everybody; returns the seconds of the import."""
+    prices = carrier_prices()
+    engine = open_engine(world.settings.room_database_url("usage"), application="tollbook.bench", pool_size=1)
+    try:
+        begin = time.monotonic()
+        await api.import_prices(engine, BOOK, prices, datetime.now(UTC) - OPENED_BEFORE)
+        took = time.monotonic() - begin
+        await api.set_book_of(engine, "organization", ORGANIZATION, BOOK)
+    finally:
+        await engine.dispose()
+    return took
+
+
+async def store_history(world: World, charges: int) -> None:
+    """Copies the charges that a run made, under ids and on days of their own, until there are at least so many, and as many
+    identities in two generations. Usage does not run meanwhile."""
+    async with world.database.connected() as owner:
+        names = [row["attname"] for row in await owner.fetch(COLUMNS)]
+        values = {"charge_id": "gen_random_uuid()", "event_time": "event_time - make_interval(days => day)"}
+        columns = ", ".join(f'"{name}"' for name in names)
+        copied = ", ".join(values.get(name, f'"{name}"') for name in names)
+        made, first, last = await owner.fetchrow("select count(*), min(event_time), max(event_time) from usage.charge")
+        copies = -(-charges // made)
+        days = [(first - timedelta(days=DAYS_BACK - n)).date() for n in range(DAYS_BACK + (last - first).days + 2)]
+        await owner.execute("select usage.open_charge_days($1)", days)
+        await owner.execute("create table public.made as select * from usage.charge")
+        for copy in range(copies - 1):
+            statement = (
+                f"insert into usage.charge ({columns}) select {copied} from public.made, (select $1::integer as day) d"
+            )
+            await owner.execute(statement, copy % DAYS_BACK)
+        await owner.execute("drop table public.made")
+        await owner.execute("select usage.open_generation(2)")
+        await owner.execute("update usage.state set generation = 2")
+        await owner.execute(IDENTITIES, made * (copies - 1))
+        await owner.execute("analyze usage.charge")
+        await owner.execute("analyze usage.identity")
+    world.loaded *= copies
+    world.nano = {account_id: nano * copies for account_id, nano in world.nano.items()}
