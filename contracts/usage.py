@@ -189,6 +189,23 @@ class Tier(TypedDict):
 
 
 @with_config(_STRICT)
+class Surcharge(TypedDict):
+    """What a toll-free leg costs more by where its caller is: connection_fee + quantity x unit_price / per, within the
+    charge's amount, which is rounded once."""
+
+    book_id: Id
+    book_version: Annotated[int, Field(ge=1)]
+    matched: Annotated[str, Field(max_length=32, description="The prefix of the caller's number that matched")]
+    quantity: Annotated[int, Field(description="Seconds billed by the rule of this price")]
+    unit_price: Amount
+    per: Annotated[int, Field(ge=1)]
+    connection_fee: Amount
+    minimum: Annotated[int, Field(ge=0)]
+    increment: Annotated[int, Field(ge=1)]
+    window: NotRequired[Id]
+
+
+@with_config(_STRICT)
 class Charge(TypedDict):
     """A rated usage event, as balance, invoices and downstream consumers read it. Negative for a reversal."""
 
@@ -226,6 +243,7 @@ class Charge(TypedDict):
     connection_fee: Amount
     minimum: Annotated[int, Field(ge=0)]
     increment: Annotated[int, Field(ge=1)]
+    surcharge: NotRequired[Surcharge]
     window: NotRequired[Annotated[Id, Field(description="The window of the book that the use began in; absent: none")]]
     tier: NotRequired[Tier]
     kind: NotRequired[

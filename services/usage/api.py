@@ -5,6 +5,7 @@ Every function takes an engine of that role and is one transaction.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,7 +26,15 @@ from services.runtime.lanes import lanes_of
 from services.runtime.links import LinkMark, marks
 from services.runtime.parking import ParkedRow
 from services.usage import retrying, store
-from services.usage.books import BookVersion, Price, PriceBook, check_schedules, newest_first, products_of_number
+from services.usage.books import (
+    SURCHARGE,
+    BookVersion,
+    Price,
+    PriceBook,
+    check_schedules,
+    newest_first,
+    products_of_number,
+)  # fmt: skip
 from services.usage.closing import EVENTS, Holder, begins_of, holders
 from services.usage.cloudevents import Headers, structured
 from services.usage.estimating import estimate as estimate
@@ -202,18 +211,27 @@ async def charge(engine: AsyncEngine, charge_id: UUID) -> ExplainedCharge:
         )
         windows = {each.window_id: each for each in await store.book_windows(connection, row.book_id, row.book_version)}
         schedules = await store.book_schedules(connection, row.book_id, row.book_version)
-    if price is None:
+        charged, surcharge = _charge(row), None
+        more = charged["surcharge"]
+        if more is not None:
+            place = more["book_id"], more["book_version"], row.currency, SURCHARGE, more["matched"], more.get("window")
+            surcharge = await _price(connection, *place)
+    if price is None or (more is None) != (surcharge is None):
         raise NotFound(f"the price of charge {charge_id} is gone", field="charge_id")
     share = None
     if price.schedule:
         of_price = next(each for each in schedules if each.schedule_id == price.schedule)
         price = structs.replace(price, tiers=of_price)
         share = Share(row.counted_before, row.counted_after, row.amount_nano)
-    steps = explain(price, row.used, row.per, share)
+    steps = explain(price, row.used, row.per, share, surcharge)
     if price.window:
         began = row.event_time - timedelta(seconds=row.duration_s)
         steps = (windows[price.window].explain(began), *steps)
-    return ExplainedCharge(dict(row._mapping), steps)
+    return ExplainedCharge(charged, steps)
+
+
+def _charge(row: store.Found) -> dict[str, Any]:
+    return dict(row._mapping) | {"surcharge": json.loads(row.surcharge) if row.surcharge is not None else None}
 
 
 async def _price(
@@ -232,7 +250,7 @@ async def _price(
 async def charges(engine: AsyncEngine, account_id: str, *, limit: int = 100) -> list[dict[str, Any]]:
     """The latest charges of an account, latest first."""
     async with transaction(engine) as connection:
-        return [dict(row._mapping) for row in await store.charges_of(connection, account_id, limit)]
+        return [_charge(row) for row in await store.charges_of(connection, account_id, limit)]
 
 
 @dataclass(slots=True)

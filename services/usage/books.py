@@ -21,7 +21,8 @@ from services.usage.windows import Window
 OUTBOUND = "voice.outbound"
 INBOUND = "voice.inbound"
 TOLL_FREE = "voice.toll_free"  # inbound on a number whose caller does not pay
-VOICE = (OUTBOUND, INBOUND, TOLL_FREE)
+SURCHARGE = "voice.toll_free.surcharge"  # what a toll-free leg costs more by where its caller is
+VOICE = (OUTBOUND, INBOUND, TOLL_FREE, SURCHARGE)
 MESSAGES = tuple(
     f"message.{channel}.{direction}" for channel in ("sms", "mms") for direction in ("outbound", "inbound")
 )
@@ -51,7 +52,7 @@ def products_of_number(number: str) -> tuple[str, ...]:
     """The products that a number may be priced as: one with a plus by number, digits alone as a short code or a network.
 
     >>> [each for each in products_of_number("+18778874413") if each in VOICE], "data" in products_of_number("310260")
-    (['voice.outbound', 'voice.toll_free'], True)
+    (['voice.outbound', 'voice.toll_free', 'voice.toll_free.surcharge'], True)
     """
     if not number.startswith("+"):
         return (*MESSAGES, DATA)
@@ -114,6 +115,8 @@ def check_schedules(rows: Iterable[PriceRow], schedules: Iterable[Schedule]) -> 
     for row in rows:
         if not row.schedule:
             continue
+        if row.product == SURCHARGE:
+            raise InvalidInput(f"{SURCHARGE} is added to one leg; it has no tiers", field="schedule")
         of_row = known.get(row.schedule)
         if of_row is None:
             raise InvalidInput(f"there is no schedule {row.schedule}; name it under schedules", field="schedule")

@@ -20,6 +20,7 @@ from contracts.closing import Covered, Cutoff
 from contracts.groups import AccountTimeline, CostCenter, Publisher, ResourceTimeline
 from contracts.topics import USAGE_CHARGES, USAGE_EVENTS
 from contracts.usage import Charge
+from contracts.usage import Surcharge as SurchargeData
 from services.kernel.errors import Corrupt
 from services.kernel.ids import charge_id_bytes, identity_digest
 from services.kernel.money import format_nano
@@ -30,7 +31,18 @@ from services.usage import retrying, store
 from services.usage.cloudevents import structured
 from services.usage.events import Event, EventRefused, decode
 from services.usage.memory import Memory
-from services.usage.rating import Counted, NoPrice, NotBillable, Rated, TooLarge, WrongCurrency, WrongUnit, per_of, rate
+from services.usage.rating import (
+    Counted,
+    NoPrice,
+    NotBillable,
+    Rated,
+    Surcharge,
+    TooLarge,
+    WrongCurrency,
+    WrongUnit,
+    per_of,
+    rate,
+)  # fmt: skip
 from services.usage.registry import Account, Payer, Source
 from services.usage.tiers import CounterKey, Movement, Share, apportion, moved
 from services.usage.uses import Data, Leg, Message, Product, Rental
@@ -342,6 +354,10 @@ class UsageEvents:
             if share.is_adjustment:
                 charge["kind"] = "tier_adjustment"
             tier = (schedule, share.before, share.after)
+        surcharge = None
+        if rated.surcharge is not None:
+            charge["surcharge"] = _surcharge_of(rated.surcharge)
+            surcharge = _encode(charge["surcharge"]).decode()
         row = (
             id,
             event.event_time,
@@ -374,6 +390,7 @@ class UsageEvents:
             price.prefix,
             price.window or None,
             *tier,
+            surcharge,
         )
         return row, text, _encode(charge)
 
@@ -438,6 +455,24 @@ def movement_of(each: Acceptable) -> Movement:
     )
     place = (event.event_time, usage.publisher.publisher_id, event.source, event.event_id)
     return Movement(key, schedule, per_of(price, key.period), rated.billed, place)
+
+
+def _surcharge_of(surcharge: Surcharge) -> SurchargeData:
+    price = surcharge.price
+    data: SurchargeData = {
+        "book_id": price.book_id,
+        "book_version": price.version,
+        "matched": price.prefix,
+        "quantity": surcharge.billed,
+        "unit_price": price.unit_price,
+        "per": price.per,
+        "connection_fee": price.connection_fee,
+        "minimum": price.minimum,
+        "increment": price.increment,
+    }
+    if price.window:
+        data["window"] = price.window
+    return data
 
 
 def _outside(usage: Usage) -> Rejected | None:

@@ -143,6 +143,7 @@ CHARGE = Table(
     Column("schedule", Text),
     Column("counted_before", BigInteger),
     Column("counted_after", BigInteger),
+    Column("surcharge", Text),  # JSON as it is published
 )
 CHARGE_COLUMNS = tuple(column.name for column in CHARGE.columns)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from fractions import Fraction
 from typing import Any
 from uuid import UUID
 
@@ -20,7 +21,7 @@ from services.usage.events import EventRefused, decode
 from services.usage.price_files import read_price_file
 from tests.support.rooms import Log, Rooms
 from tests.support.servers import Database
-from tests.support.usage_registry import SOURCE
+from tests.support.usage_registry import LONG_AGO, SOURCE, leg
 from tests.support.usage_room import Usage
 
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -219,6 +220,35 @@ async def test_cost_centers_are_the_profiles_outbound_and_the_numbers_else(usage
     )
     found = {charge["event_id"]: charge["cost_center_id"] for charge in usage.charges}
     assert found == {"out": "north", "in": "south", "rent": "south", "data": "south", "none": None, "own": "north"}
+
+
+async def test_a_surcharge_stands_in_the_charge_and_its_amount_can_be_computed_from_it(usage: Usage) -> None:
+    prices = b"""product,prefix,price,currency,minimum,increment,fee
+voice.toll_free,1877,0.022,USD,1,1,
+voice.toll_free.surcharge,1248,0.05,USD,60,60,0.01
+"""
+    await api.import_prices(usage.engine, "toll-free", read_price_file(prices), LONG_AGO, is_default=True)
+    await usage.take(
+        leg("known", NOW, direction="inbound", caller="+12485550101", called="+18778874413"),
+        leg("unknown", NOW, direction="inbound", caller=None, called="+18778874413"),
+    )
+    known, unknown = usage.charges
+    assert known["surcharge"] == {
+        "book_id": "toll-free", "book_version": 1, "matched": "+1248", "quantity": 120, "unit_price": "0.05", "per": 60,
+        "connection_fee": "0.01", "minimum": 60, "increment": 60,
+    }  # fmt: skip
+    explained = await api.charge(usage.engine, UUID(known["charge_id"]))
+    row = explained.charge
+    parts = [known | {"quantity": row["quantity"]}, row["surcharge"]]
+    exact = sum(
+        Fraction(part["connection_fee"]) + Fraction(part["quantity"]) * Fraction(part["unit_price"]) / part["per"]
+        for part in parts
+    )
+    assert known["amount"] == "0.144833333"
+    assert row["amount_nano"] == round(exact * 10**9)
+    assert explained.steps[-1] == "rounded half-even to 9 decimals: 0.144833333 USD"
+    assert ("surcharge" in unknown, unknown["amount"]) == (False, "0.034833333")
+    assert "surcharge" not in " ".join((await api.charge(usage.engine, UUID(unknown["charge_id"]))).steps)
 
 
 # ---- price files by product ------------------------------------------------------------------------------------------

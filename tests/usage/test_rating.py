@@ -8,11 +8,14 @@ from fractions import Fraction
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
+from services.kernel.errors import InvalidInput
 from services.kernel.money import NANO, format_nano, parse_amount
 from services.usage.books import (
     INBOUND,
     OUTBOUND,
+    SURCHARGE,
     TOLL_FREE,
     BookVersion,
     Chain,
@@ -20,11 +23,14 @@ from services.usage.books import (
     Price,
     PriceBooks,
     PriceRow,
+    check_schedules,
 )
 from services.usage.rating import (
+    Counted,
     NoPrice,
     NotBillable,
     Rated,
+    Surcharge,
     TooLarge,
     WrongCurrency,
     amount_nano,
@@ -32,6 +38,7 @@ from services.usage.rating import (
     explain,
     rate,
 )
+from services.usage.tiers import Band, Schedule
 from services.usage.uses import Leg
 
 NOW = datetime(2026, 10, 15, 12, tzinfo=UTC)
@@ -129,6 +136,100 @@ def test_inbound_is_priced_by_the_own_number_and_toll_free_is_a_product_of_its_o
     assert isinstance(rate(leg("+18778874413", 60), NOW, with_it, "USD"), NoPrice), "outbound has no price here"
 
 
+def from_caller(caller: str | None, seconds: int) -> Leg:
+    times = ("2026-10-15T11:00:00Z", "2026-10-15T12:00:00Z")
+    return Leg("inbound", caller, "+18778874413", *times, True, seconds, seconds, "sales")
+
+
+TOLL_FREE_ROW = row("+1877", "0.0220", product=TOLL_FREE, minimum_s=1, increment_s=1)
+PAYPHONE = row("+1248555", "0", product=SURCHARGE, fee="0.60", minimum_s=0, increment_s=1)
+MOBILE = row("+1248556", "0.05", product=SURCHARGE, fee="0.01", minimum_s=60, increment_s=60)
+
+
+@pytest.mark.parametrize(
+    ("caller", "seconds", "surcharge", "amount"),
+    [
+        ("+12485550101", 90, "+1248555", "0.633"),  # 90 x 0.022 / 60 + 0.60
+        ("+12485560101", 90, "+1248556", "0.143"),  # 0.033 + 2 minutes of 0.05 + 0.01
+        ("+12485560101", 1, "+1248556", "0.060366667"),  # 0.000366666… + 0.06: rounded once
+        ("+13135550101", 90, None, "0.033"),
+        (None, 90, None, "0.033"),
+    ],
+)
+def test_a_toll_free_leg_costs_more_by_where_its_caller_is(
+    caller: str | None, seconds: int, surcharge: str | None, amount: str
+) -> None:
+    outcome = rated(from_caller(caller, seconds), chain(book("list", TOLL_FREE_ROW, PAYPHONE, MOBILE)))
+    assert (outcome.surcharge.price.prefix if outcome.surcharge else None) == surcharge
+    assert format_nano(outcome.amount_nano) == amount
+
+
+def test_a_caller_that_is_not_known_takes_the_surcharge_of_any() -> None:
+    any_caller = row("*", "0", product=SURCHARGE, fee="0.25")
+    books = chain(book("list", TOLL_FREE_ROW, PAYPHONE, any_caller))
+    callers = (None, "+4930123456", "+12485550101")
+    assert [cost(from_caller(caller, 60), books) for caller in callers] == ["0.272", "0.272", "0.622"]
+
+
+def test_a_surcharge_comes_from_the_first_book_that_has_one_and_no_other_leg_takes_it() -> None:
+    versions = [book("own", TOLL_FREE_ROW), book("list", PAYPHONE, row("+1", "0.0085", product=INBOUND))]
+    outcome = rated(from_caller("+12485550101", 60), chain(*versions))
+    assert (outcome.price.book_id, outcome.surcharge.price.book_id if outcome.surcharge else None) == ("own", "list")
+    waived = book("own", TOLL_FREE_ROW, row("*", "0", product=SURCHARGE, minimum_s=0, increment_s=1))
+    assert cost(from_caller("+12485550101", 60), chain(waived, versions[1])) == "0.022"
+    inbound = leg("+12484329407", 60, direction="inbound")
+    assert rated(inbound, chain(*versions)).surcharge is None
+
+
+def test_a_surcharge_in_another_currency_or_of_a_book_that_is_not_loaded_stops_the_charge() -> None:
+    books = chain(book("list", TOLL_FREE_ROW), book("euro", PAYPHONE, currency="EUR"))
+    assert isinstance(rate(from_caller("+12485550101", 60), NOW, books, "USD"), WrongCurrency)
+    missing = PriceBooks([book("list", TOLL_FREE_ROW)]).chain(default=("list", "to-come"))
+    outcome = rate(from_caller("+12485550101", 60), NOW, missing, "USD")
+    assert outcome == NoPrice(SURCHARGE, "+12485550101", missing_book="to-come")
+
+
+def test_a_surcharge_is_never_lost_beside_tiers() -> None:
+    schedule = Schedule("monthly", "graduated", 60, (Band(None, 10_000_000),))
+    by_tiers = structs.replace(TOLL_FREE_ROW, price_nano=0, schedule="monthly")
+    tiered = BookVersion("tiers", 1, "USD", START, (by_tiers,), schedules=(schedule,))
+    outcome = rate(from_caller("+12485550101", 60), NOW, chain(tiered, book("list", PAYPHONE)), "USD")
+    assert isinstance(outcome, NoPrice)
+    assert "by tiers, to which the surcharge of book list cannot be added" in outcome.message
+    assert isinstance(rate(from_caller("+13135550101", 60), NOW, chain(tiered, book("list", PAYPHONE)), "USD"), Counted)
+    with pytest.raises(InvalidInput, match="it has no tiers"):
+        check_schedules([structs.replace(by_tiers, product=SURCHARGE)], [schedule])
+
+
+def test_explain_adds_the_surcharge_before_it_rounds() -> None:
+    outcome = rated(from_caller("+12485560101", 1), chain(book("list", TOLL_FREE_ROW, MOBILE)))
+    assert outcome.surcharge is not None
+    assert explain(outcome.price, 1, 60, surcharge=outcome.surcharge.price)[2:] == (
+        "1 s x 0.022 / 60 = 0.000366666666…",
+        "surcharge by the caller: prefix +1248556 of book list, version 1 (voice.toll_free.surcharge): 0.05 USD a minute,"
+        " connection fee 0.01, 60/60 seconds",
+        "surcharge by the caller: answered 1 s; at least 60 s, then steps of 60 s: billed 60 s",
+        "surcharge by the caller: 60 s x 0.05 / 60 = 0.05",
+        "surcharge by the caller: 0.05 + connection fee 0.01 = 0.06",
+        "0.000366666666… + surcharge 0.06 = 0.060366666666…",
+        "rounded half-even to 9 decimals: 0.060366667 USD",
+    )
+
+
+@given(
+    seconds=st.integers(1, 7 * 86_400),
+    prices=st.tuples(*[st.integers(0, 10 * NANO)] * 4),
+    per=st.sampled_from([60, 1, 7, 3_600]),
+)
+def test_a_charge_with_a_surcharge_is_the_exact_sum_rounded_once(
+    seconds: int, prices: tuple[int, ...], per: int
+) -> None:
+    price = Price("list", 1, "USD", TOLL_FREE, "+1", prices[0], prices[1], 1, 1)
+    more = Price("list", 1, "USD", SURCHARGE, "+1", prices[2], prices[3], 1, 1, per)
+    exact = prices[1] + prices[3] + Fraction(seconds * prices[0], 60) + Fraction(seconds * prices[2], per)
+    assert amount_nano(seconds, 60, price, Surcharge(more, seconds)) == round(exact)
+
+
 def test_no_match_is_no_price_and_an_explicit_zero_is_a_price() -> None:
     books = chain(book("list", row("+1", "0")))
     assert cost(leg("+12485252160", 60), books) == "0"
@@ -213,3 +314,8 @@ def test_an_amount_is_the_exact_fraction_rounded_once_half_even(
 def test_half_a_nano_goes_to_the_even_neighbour() -> None:
     halves = [Price("list", 1, "USD", OUTBOUND, "+1", nano, 0, 1, 1) for nano in (1, 3, 5)]
     assert [amount_nano(30, 60, price) for price in halves] == [0, 2, 2]
+
+
+def test_voice_that_is_not_priced_by_the_minute_says_so() -> None:
+    price = Price("list", 1, "USD", OUTBOUND, "+1", NANO, 0, 1, 1, 3_600)
+    assert explain(price, 60, 3_600)[0].endswith("1 USD for 3600 s, connection fee 0, 1/1 seconds")
