@@ -7,12 +7,13 @@ contract always shows in the diff.
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from contracts.topics import TOPICS, Topic
+from contracts.topics import TOPICS, USAGE_EVENTS, Topic
 
 HERE = Path(__file__).parent
 
@@ -40,18 +41,11 @@ def asyncapi() -> dict[str, Any]:
         channels[_id(topic)] = {
             "address": address,
             "description": f"{topic.summary}. Key: {topic.key}.",
-            "messages": {
-                topic.type: {
-                    "name": topic.type,
-                    "contentType": "application/json",
-                    "payload": {"$ref": f"#/components/schemas/{_id(topic)}"},
-                    "bindings": {
-                        "kafka": {"key": {"type": "string", "description": topic.key}, "bindingVersion": "0.5.0"}
-                    },
-                }
-            },
+            "messages": {topic.type: _message(topic, topic.type, {"$ref": f"#/components/schemas/{_id(topic)}"})},
             "bindings": {"kafka": {"partitions": topic.partitions, "bindingVersion": "0.5.0"}},
         }
+        if topic is USAGE_EVENTS:
+            channels[_id(topic)]["messages"] = _both_modes(topic, schemas)
         if topic.is_family:
             channels[_id(topic)]["parameters"] = {"member": {"description": "the publisher or processor"}}
         operations[f"send_{_id(topic)}"] = {
@@ -67,6 +61,43 @@ def asyncapi() -> dict[str, Any]:
         "operations": operations,
         "components": {"schemas": schemas},
     }
+
+
+def _message(
+    topic: Topic, name: str, payload: dict[str, Any], content_type: str = "application/json"
+) -> dict[str, Any]:
+    return {
+        "name": name,
+        "contentType": content_type,
+        "payload": payload,
+        "bindings": {"kafka": {"key": {"type": "string", "description": topic.key}, "bindingVersion": "0.5.0"}},
+    }
+
+
+def _both_modes(topic: Topic, schemas: dict[str, Any]) -> dict[str, Any]:
+    """CloudEvents in structured mode, and each type of event in binary mode: its attributes as headers, its data alone."""
+    whole = {"$ref": f"#/components/schemas/{_id(topic)}"}
+    messages = {
+        topic.type: _message(topic, topic.type, whole, "application/cloudevents+json")
+        | {"title": "Structured mode: the whole event is the value"}
+    }
+    for each in schemas[_id(topic)]["oneOf"]:
+        event = deepcopy(schemas[each["$ref"].rsplit("/", 1)[1]])  # or the YAML would be full of anchors
+        headers = {
+            f"ce_{name}": next(kind for kind in attribute.get("anyOf", [attribute]) if kind.get("type") != "null")
+            for name, attribute in event["properties"].items()
+            if name not in ("data", "datacontenttype")
+        }
+        name = f"binary.{headers['ce_type']['const']}"
+        messages[name] = _message(topic, name, event["properties"]["data"]) | {
+            "title": "Binary mode: the data are the value; any other extension is a header ce_NAME too",
+            "headers": {
+                "type": "object",
+                "properties": headers | {"content-type": {"const": "application/json"}},
+                "required": [f"ce_{name}" for name in event["required"] if name != "data"],
+            },
+        }
+    return messages
 
 
 def _id(topic: Topic) -> str:

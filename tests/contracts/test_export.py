@@ -2,6 +2,7 @@
 
 from contracts.export import HERE, asyncapi, documents
 from contracts.topics import TOPICS
+from contracts.usage import USAGE_EVENT_TYPES, VOICE_LEG
 
 
 def test_committed_schemas_and_asyncapi_are_not_stale():
@@ -42,3 +43,22 @@ def test_every_enveloped_topic_carries_link_seq_and_epoch():
             assert {"id", "type", "version", "time", "link", "seq", "epoch", "trace", "data"} <= set(required), (
                 topic.name
             )
+
+
+def test_the_asyncapi_document_says_both_content_modes_of_usage_events():
+    messages = asyncapi()["channels"]["usage_events"]["messages"]
+    assert messages["usage.event"]["contentType"] == "application/cloudevents+json"
+    assert set(messages) == {"usage.event", *(f"binary.{each}" for each in USAGE_EVENT_TYPES)}
+    leg = messages[f"binary.{VOICE_LEG}"]
+    assert leg["payload"] == {"$ref": "#/components/schemas/usage_events_VoiceLeg"}
+    headers = leg["headers"]
+    assert set(headers["required"]) == {"ce_specversion", "ce_id", "ce_source", "ce_type"}
+    assert headers["properties"]["ce_type"]["const"] == VOICE_LEG
+    assert set(headers["properties"]) == {
+        *headers["required"],
+        "ce_time",
+        "ce_subject",
+        "ce_dataschema",
+        "content-type",
+    }
+    assert {each.get("type", "string") for each in headers["properties"].values()} == {"string"}
