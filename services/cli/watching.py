@@ -296,6 +296,13 @@ class _Watch:
             except OSError as error:
                 self._put_aside(file, f"cannot be read: {error.strerror or error}")
                 continue
+            except Unavailable:
+                raise
+            except (
+                Exception
+            ) as error:  # a file that shows a mistake of ours must not keep the others from being imported
+                self._put_aside(file, f"cannot be imported, which is a mistake of this program: {error!r}")
+                continue
             if report is None:
                 continue
             if report.rows and report.rows == sum(report.refused_by_code[code] for code in UNREADABLE):

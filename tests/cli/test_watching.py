@@ -270,6 +270,27 @@ async def test_a_file_without_its_header_is_put_aside_by_that_reason(watched: Wa
     assert "export it with a header row" in (watched.folder / ASIDE / "cdr.csv.reason").read_text()
 
 
+async def test_a_file_that_shows_a_mistake_of_ours_keeps_no_other_from_being_imported(watched: Watched) -> None:
+    (watched.folder / "1.csv").write_bytes(rows(0, 1))
+    (watched.folder / "2.csv").write_bytes(rows(1, 1))
+    stop = Stop()
+
+    def mistaken(records: Any, profile: Any, report: ImportReport, *, shift_days: int = 0) -> Iterator[LegEvent]:
+        for event in FORMATS["asterisk"](records, profile, report, shift_days=shift_days):
+            if event.event["id"] in ids(0, 1):
+                raise KeyError("nobody thought of this")
+            stop.now = True
+            yield event
+
+    await watched.watch(mistaken, stop)
+    assert [outcome.file for outcome in watched.outcomes] == ["1.csv"]
+    reason = (watched.folder / ASIDE / "1.csv.reason").read_text()
+    assert reason == "cannot be imported, which is a mistake of this program: KeyError('nobody thought of this')\n"
+    async with watched.running():
+        await watched.wait(2)
+    assert (await watched.ids()).keys() == ids(1, 1)
+
+
 async def test_while_kafka_is_away_it_waits_and_nothing_is_lost(
     tmp_path: Path, kafka: str, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

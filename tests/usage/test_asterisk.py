@@ -220,6 +220,13 @@ def test_an_inbound_number_that_is_not_in_the_profile_is_published_under_the_acc
     assert (data["account_id"], data["called"]) == ("VIOrig", "+13135550100")
 
 
+def test_a_number_of_ours_is_known_without_its_plus_where_the_trunk_leaves_it_out() -> None:
+    trunks = [{"channel": "PJSIP/VIOrig", "plus_missing": True}]
+    berlin = profile(country="DE", international_prefixes=["00"], trunks=trunks, numbers={"+4930123456": "support"})
+    assert only(inbound(dst="4930123456"), switch=berlin)["account_id"] == "support"
+    assert only(inbound(dst="030123456"), switch=berlin)["account_id"] == "support"
+
+
 @pytest.mark.parametrize(
     ("src", "caller"),
     [

@@ -216,6 +216,27 @@ def test_cdr_custom_writes_the_columns_of_its_mapping() -> None:
     assert only(row, format_name="asterisk", switch=custom()) == only(line(MASTER), format_name="asterisk")
 
 
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\0"), max_size=30)
+
+
+@given(
+    clid=TEXTS, userfield=TEXTS, dcontext=TEXTS, answered=st.booleans(), billsec=st.integers(0, 21),
+    uniqueid=st.from_regex(r"([a-z]{1,8}-)?15[0-9]{8}\.[0-9]{1,6}", fullmatch=True), sequence=st.integers(0, 2**31 - 1),
+)  # fmt: skip
+def test_the_same_call_is_the_same_event_whichever_backend_wrote_it(
+    clid: str, userfield: str, dcontext: str, answered: bool, billsec: int, uniqueid: str, sequence: int
+) -> None:
+    one = call(
+        clid=clid, userfield=userfield, dcontext=dcontext, disposition="ANSWERED" if answered else "BUSY",
+        billsec=str(billsec) if answered else "0", uniqueid=uniqueid, sequence=str(sequence),
+    )  # fmt: skip
+    extra = ("uniqueid", "userfield", "peeraccount", "linkedid", "sequence")
+    master = only(line([one[name] for name in (*COLUMNS, *extra)]), format_name="asterisk")
+    assert master["id"] == f"{uniqueid}|{sequence}"
+    assert only(table(TABLE, one)) == master
+    assert only(line([one[name] for name in MAPPING]), format_name="asterisk", switch=custom()) == master
+
+
 def test_the_columns_may_be_copied_from_the_fields_of_an_advanced_mapping() -> None:
     names = [
         "Uniqueid(noquote)" if name == "uniqueid" else "a literal" if name == "userfield" else name for name in MAPPING

@@ -372,6 +372,13 @@ def test_an_inbound_number_that_is_not_in_the_profile_is_published_under_the_acc
     assert (data["account_id"], data["called"]) == ("trunk-a", "+13135550100")
 
 
+def test_a_number_of_ours_is_known_without_its_plus_where_the_gateway_leaves_it_out() -> None:
+    changes = {"country": "DE", "international_prefixes": ["00"], "numbers": {"+4930123456": "support"}}
+    came_in = inbound(sip_gateway_name="idt", dialled=("4930123456", "1001"))
+    event = only(document(**came_in), "freeswitch-json", SwitchProfile.model_validate(PROFILE | changes))
+    assert (event["data"]["account_id"], event["data"]["called"]) == ("support", "+4930123456")
+
+
 def test_where_both_legs_are_logged_the_callers_own_leg_is_internal() -> None:
     events, report = read(document(**caller(uuid=OTHER_UUID)) + document(), "freeswitch-json")
     assert ([event.event["id"] for event in events], report.internal) == ([UUID], 1)

@@ -101,8 +101,8 @@ def _events(
                 case (None, None):
                     report.internal += 1
                     continue
-                case (Trunk(), None):
-                    leg = _inbound(row, profile, called_on)
+                case (Trunk() as trunk, None):
+                    leg = _inbound(row, profile, trunk, called_on)
                 case (None, Trunk() as trunk) if row.lastapp != "ConfBridge":
                     dialled = _dialled(row, trunk)
                     if profile.is_internal(dialled):
@@ -306,10 +306,9 @@ def _dialled(row: _Row, trunk: Trunk) -> str:
     return row.dst
 
 
-def _inbound(row: _Row, profile: SwitchProfile, called_on: _CalledNumbers) -> Leg:
-    called = profile.e164(row.dst)
-    if called not in profile.numbers:
-        called = profile.e164(called_on.first_of(row))
+def _inbound(row: _Row, profile: SwitchProfile, trunk: Trunk, called_on: _CalledNumbers) -> Leg:
+    first = called_on.first_of(row)
+    called = profile.number_of_ours(row.dst, trunk) or profile.number_of_ours(first, trunk) or profile.e164(first)
     # A number that is not in the profile is told by its trunk's code, which usage does not know as an account.
     account = profile.numbers.get(called, row.accountcode) if called else row.accountcode
     return _leg(row, profile, account, "inbound", called)
@@ -329,7 +328,7 @@ def _leg(
     duration_s = seconds(row.duration, "duration", fractions=row.named)
     billsec = billed_within(seconds(row.billsec, "billsec", fractions=row.named), duration_s, "billsec")
     starts, ends = _times(row, profile)
-    started_at, ended_at = span(starts, ends, duration_s, not_before=_created(row))
+    started_at, ended_at = span(starts, ends, duration_s, not_before=lambda: _created(row))
     caller = profile.e164(row.src) if direction == "inbound" else own_number(row.src, profile)
     start = starts[0].astimezone(profile.tz).strftime("%Y-%m-%d %H:%M:%S") if row.named else row.start
     return Leg(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from services.usage.importing.profile import SwitchProfile
@@ -78,7 +79,7 @@ def span(
     ends: tuple[datetime, ...] | None,
     duration_s: int,
     *,
-    not_before: datetime | None = None,
+    not_before: Callable[[], datetime | None] = lambda: None,
     field: str = "end",
 ) -> tuple[datetime, datetime]:
     """Start and end in UTC; without an end it is the start and the duration.
@@ -87,9 +88,13 @@ def span(
     one that does not begin before ``not_before``.
     """
     duration = timedelta(seconds=duration_s)
-    pairs = [(start, start + duration) for start in starts] if ends is None else [(s, e) for s in starts for e in ends]
-    created = not_before or datetime.min.replace(tzinfo=UTC)
-    start, end = min(pairs, key=lambda pair: (abs(pair[1] - pair[0] - duration), pair[0] < created, pair[0]))
+    if len(starts) == 1 and (ends is None or len(ends) == 1):
+        start = starts[0]
+        end = start + duration if ends is None else ends[0]
+    else:
+        pairs = [(s, s + duration) for s in starts] if ends is None else [(s, e) for s in starts for e in ends]
+        created = not_before() or datetime.min.replace(tzinfo=UTC)
+        start, end = min(pairs, key=lambda pair: (abs(pair[1] - pair[0] - duration), pair[0] < created, pair[0]))
     if end < start:
         raise Refused("invalid", field, "is before the start; check the switch's clock")
     return start, end

@@ -283,11 +283,11 @@ def _dialled(record: _Record, trunk: Trunk | None) -> str:
     return record.first("destination_number")
 
 
-def _called_in(record: _Record, profile: SwitchProfile) -> str | None:
+def _called_in(record: _Record, profile: SwitchProfile, trunk: Trunk | None) -> str | None:
     """The first number of ours that was called, else the first that was called: a transfer changes it on the way."""
     called = [*record.said("destination_number"), record.get("sip_req_user"), record.get("sip_to_user")]
-    numbers = [profile.e164(number) for number in called if number]
-    return next((number for number in numbers if number in profile.numbers), numbers[0] if numbers else None)
+    ours = (profile.number_of_ours(number, trunk) for number in called if number)
+    return next((number for number in ours if number), None) or profile.e164(called[0])
 
 
 def _leg(
@@ -295,7 +295,7 @@ def _leg(
 ) -> Leg:
     billsec = seconds(record.get("billsec"), "billsec")
     answered = _answered(record, billsec)
-    called = _called_in(record, profile) if direction == "inbound" else profile.e164(dialled, trunk)
+    called = _called_in(record, profile, trunk) if direction == "inbound" else profile.e164(dialled, trunk)
     number = billable_number(called, answered, "destination_number")
     code = record.get(*part.account_variables)
     account = profile.numbers.get(number, code) if direction == "inbound" else profile.account_of_code(code)

@@ -107,7 +107,10 @@ def _leg(values: dict[str, str], profile: SwitchProfile, part: MappedCsv) -> Leg
         return None
     billable = _seconds(values["billable"], "billable", part)
     answered = _answered(values["answered"], part) if "answered" in values else billable > 0
-    called = profile.e164(values["called"], trunk if direction == "outbound" else None)
+    if direction == "inbound":
+        called = profile.number_of_ours(values["called"], trunk) or profile.e164(values["called"])
+    else:
+        called = profile.e164(values["called"], trunk)
     number = billable_number(called, answered, "called")
     code = profile.account_of_code(values.get("account", ""))
     account = profile.numbers.get(number, code) if direction == "inbound" else code

@@ -142,6 +142,13 @@ class SwitchProfile(Part):
                 return account
         return code
 
+    def number_of_ours(self, number: str, trunk: Trunk | None) -> str | None:
+        """The number in E.164 if it is one of ours, read by the country's rules or else by those of the trunk it came in on."""
+        for rules in (None, trunk) if trunk is not None and trunk.plus_missing else (None,):
+            if (ours := self.e164(number, rules)) in self.numbers:
+                return ours
+        return None
+
     def e164(self, number: str, trunk: Trunk | None = None) -> str | None:
         """The number in E.164, or None where it cannot be one. Rules of the trunk hold where one is given."""
         if trunk is None:
