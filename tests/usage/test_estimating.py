@@ -14,12 +14,15 @@ from sqlalchemy import func, select
 
 from services.runtime.database import transaction
 from services.usage import api, estimating
+from services.usage.books import PriceRow
 from services.usage.consumer import build
 from services.usage.importing import LegEvent
+from services.usage.price_files import PriceFile
 from services.usage.tables import CHARGE, IDENTITY
+from services.usage.tiers import Band, Schedule
 from tests.support.rooms import Log, Rooms
 from tests.support.servers import Database
-from tests.support.usage_registry import PUBLISHER, leg
+from tests.support.usage_registry import LONG_AGO, PUBLISHER, leg
 from tests.support.usage_room import Usage
 
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -134,6 +137,22 @@ async def test_what_is_estimated_is_what_is_charged(
         reasons.total() == told.total()
     )  # which of several reasons comes first depends on how records fall into batches
     assert estimate.parts == -(-len(events) // together)
+
+
+async def test_what_is_priced_by_tiers_goes_on_from_where_the_counter_stands_and_leaves_it_there(usage: Usage) -> None:
+    bands = (Band(300, 10**7), Band(None, 10**6))
+    row = PriceRow("voice.outbound", "+44", 0, 0, 60, 60, 60, schedule="s")
+    tiered = PriceFile("USD", (row,), (), schedules=(Schedule("s", "graduated", 60, bands),))
+    await api.import_prices(usage.engine, "list", tiered, LONG_AGO, is_default=True)
+    await usage.take(leg("before", NOW, called="+442071234567"))
+    events = [leg(f"e{number}", NOW, called="+442071234567") for number in range(3)]
+    first, again = await estimated(usage, *events), await estimated(usage, *events)
+    assert first == again
+    await usage.take(*events)
+    charged = sum(Decimal(charge["amount"]) for charge in usage.charges[1:])
+    # 120 s each: 180 s of the 300 at 0.01 a minute are left, and 180 s cost 0.001 a minute
+    assert [(each.legs, each.billed_s, Decimal(each.amount)) for each in first.accounts] == [(3, 360, charged)]
+    assert charged == Decimal("0.033")
 
 
 async def test_what_only_the_database_refuses_is_told_alone(usage: Usage) -> None:
