@@ -9,9 +9,10 @@ from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
 from contracts.payments import MethodKind, Token
-from contracts.words import Amount, CurrencyCode, Id, Instant, Message, Month, Name, SignedAmount, Text
+from contracts.words import Amount, CurrencyCode, Day, Id, Instant, Message, Month, Name, SignedAmount, Text
 
 RechargeMode = Literal["up_to_sum", "target", "fixed"]
+CALLS_MAX = 1_000_000  # calls of one account at once; more is a mistyped limit
 
 
 class _Command(Message):
@@ -62,8 +63,21 @@ class SetPreferences(_Command):
     currency: CurrencyCode = "USD"
 
 
+class SetLimits(_Command):
+    """What an account, or one of its outbound profiles, may spend a UTC day and how many calls it may have at once.
+
+    The command says all of it: what is null or left out has no limit. 0 allows nothing.
+    """
+
+    kind: Literal["set_limits"] = "set_limits"
+    outbound_profile: Annotated[Id | None, Field(description="null: the account as a whole")] = None
+    daily_spend: Annotated[Amount | None, Field(description="by the event time of charges; resets at 00:00 UTC")] = None
+    calls_max: Annotated[int | None, Field(ge=0, le=CALLS_MAX, description="calls in progress at once")] = None
+    currency: Annotated[CurrencyCode, Field(description="ISO 4217, of daily_spend")] = "USD"
+
+
 BalanceCommand = Annotated[
-    OpenBalance | GrantGoodwill | SaveMethod | DeleteMethod | SetPreferences, Field(discriminator="kind")
+    OpenBalance | GrantGoodwill | SaveMethod | DeleteMethod | SetPreferences | SetLimits, Field(discriminator="kind")
 ]
 balance_command: TypeAdapter[BalanceCommand] = TypeAdapter(BalanceCommand)
 
@@ -89,6 +103,7 @@ BalanceEventKind = Literal[
     "method_saved",
     "method_deleted",
     "preferences_set",
+    "limits_set",
     "command_refused",
     "recharge_requested",
     "recharge_settled",
@@ -102,6 +117,8 @@ BalanceEventKind = Literal[
     "contradiction",
     "suspended",
     "restored",
+    "spend_limit_near",
+    "spend_limit_reached",
     "invoice_posted",
 ]
 
@@ -124,3 +141,7 @@ class BalanceEvent(Message):
     message: Text | None = None
     next_allowed_at: Instant | None = None
     reasons: tuple[Literal["funds", "overdue", "operator"], ...] = ()
+    outbound_profile: Annotated[Id | None, Field(description="Whose limit it is; null: the account's")] = None
+    limit: Annotated[Amount | None, Field(description="The daily spend limit; `amount` is what was spent")] = None
+    calls_max: int | None = None
+    day: Annotated[Day | None, Field(description="The UTC day that was spent on")] = None

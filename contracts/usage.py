@@ -219,6 +219,7 @@ class Charge(TypedDict):
     period: Annotated[Month | None, Field(description="Period of the event time in the group's zone")]
     bill_to: Annotated[Month | None, Field(description="Period on whose invoice the charge stands; >= period")]
     cost_center_id: Annotated[Id | None, Field(description="null: ungrouped")]
+    outbound_profile: NotRequired[Annotated[Id | None, Field(description="The profile that the use went out by")]]
     assignment_version: Annotated[int, Field(ge=0, description="Version of the account's timeline it was stamped with")]
     event_time: InstantText
     publisher: Id

@@ -54,6 +54,11 @@ Month = Annotated[
     StringConstraints(pattern=r"^[0-9]{4}-(0[1-9]|1[0-2])$"),
     Field(description="A billing period", examples=["2026-10"]),
 ]
+Day = Annotated[
+    str,
+    StringConstraints(pattern=r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])$"),
+    Field(description="A day of UTC", examples=["2026-10-31"]),
+]
 Instant = Annotated[AwareDatetime, AfterValidator(_utc), Field(description="UTC with Z")]
 InstantText = Annotated[
     str,

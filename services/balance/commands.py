@@ -18,10 +18,11 @@ from contracts.balance import (
     GrantGoodwill,
     OpenBalance,
     SaveMethod,
+    SetLimits,
     SetPreferences,
     balance_command,
 )
-from services.balance import ledger, recharge, store
+from services.balance import daily_spend, ledger, recharge, store
 from services.balance.book import Book
 from services.balance.decoding import decode
 from services.balance.evaluation import Tell, evaluate, load
@@ -48,7 +49,7 @@ _USED_AGAIN = Refused(
 
 PROCESSORS = ("sandbox",)  # those that take requests and have a topic for their results
 
-Command = OpenBalance | GrantGoodwill | SaveMethod | DeleteMethod | SetPreferences
+Command = OpenBalance | GrantGoodwill | SaveMethod | DeleteMethod | SetPreferences | SetLimits
 
 
 async def commands(work: Work, records: list[Record], *, tell: Tell) -> None:
@@ -60,6 +61,7 @@ async def commands(work: Work, records: list[Record], *, tell: Tell) -> None:
     wallets = await load(work, {command.account_id for _, command in asked})
     done = await store.carried_out(work, {(command.account_id, command.command_id) for _, command in asked})
     book = Book()
+    limits: dict[tuple[str, str], store.SpendLimit] = {}
     log: list[dict[str, Any]] = []
     funded: set[str] = set()
     for _, command in asked:
@@ -77,6 +79,9 @@ async def commands(work: Work, records: list[Record], *, tell: Tell) -> None:
             _CARRY_OUT[type(command)](work, wallet, command, book)
             if isinstance(command, OpenBalance | GrantGoodwill):
                 funded.add(wallet.account_id)
+            if isinstance(command, SetLimits):
+                limit = _limit_of(command)
+                limits[limit.account_id, limit.outbound_profile] = limit
         except TollbookError as error:
             refused = error
             _refuse(work, wallet, command, error)
@@ -84,6 +89,8 @@ async def commands(work: Work, records: list[Record], *, tell: Tell) -> None:
     if log:
         await store.append_commands(work, log)
     await book.write(work)
+    if limits:
+        await daily_spend.limit(work, wallets, limits.values())
     await evaluate(work, wallets, funds_of=funded, tell=tell)
 
 
@@ -93,7 +100,7 @@ async def commands(work: Work, records: list[Record], *, tell: Tell) -> None:
 def _read(work: Work, record: Record) -> Command | None:
     try:
         command: Command = decode(balance_command, record.value)
-        if isinstance(command, OpenBalance | GrantGoodwill | SetPreferences):
+        if isinstance(command, OpenBalance | GrantGoodwill | SetPreferences | SetLimits):
             currency(command.currency)
         return command
     except InvalidInput as error:
@@ -239,12 +246,36 @@ def _set_preferences(work: Work, wallet: Wallet, command: SetPreferences, book: 
     wallet.tell(work, "preferences_set", command_id=command.command_id)
 
 
+def _set_limits(work: Work, wallet: Wallet, command: SetLimits, book: Book) -> None:
+    if command.daily_spend is not None:
+        _need_currency(wallet, command.currency)
+    limit = _limit_of(command)
+    wallet.spend_counted = True
+    wallet.tell(
+        work,
+        "limits_set",
+        command_id=command.command_id,
+        outbound_profile=command.outbound_profile,
+        limit=None if limit.daily_spend_nano is None else format_nano(limit.daily_spend_nano),
+        calls_max=limit.calls_max,
+    )
+
+
+def _limit_of(command: SetLimits) -> store.SpendLimit:
+    """`InvalidInput` when the daily spend is more than a wallet can ever hold."""
+    nano = None
+    if command.daily_spend is not None:
+        nano = _within_bounds(parse_amount(command.daily_spend, field="daily_spend"), WALLET_NANO_MAX, "daily_spend")
+    return store.SpendLimit(command.account_id, command.outbound_profile or daily_spend.WHOLE, nano, command.calls_max)
+
+
 _CARRY_OUT: dict[type[Any], Callable[[Work, Wallet, Any, Book], None]] = {
     OpenBalance: _open_balance,
     GrantGoodwill: _grant_goodwill,
     SaveMethod: _save_method,
     DeleteMethod: _delete_method,
     SetPreferences: _set_preferences,
+    SetLimits: _set_limits,
 }
 
 

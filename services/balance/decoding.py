@@ -36,7 +36,7 @@ def decode(adapter: TypeAdapter[Any], raw: bytes | None) -> Any:
 
 
 # Pydantic names the member of a union in the place of an error; a writer of commands knows no such member.
-_TAGS = frozenset({"open_balance", "grant_goodwill", "save_method", "delete_method", "set_preferences"})
+_TAGS = frozenset({"open_balance", "grant_goodwill", "save_method", "delete_method", "set_preferences", "set_limits"})
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from contracts.topics import BALANCE_POSTINGS
-from services.balance import store
+from services.balance import daily_spend, store
 from services.balance.evaluation import Tell, demands_attention, evaluate, load
 from services.kernel.errors import Corrupt
 from services.kernel.money import format_nano, parse_amount
@@ -106,9 +106,14 @@ async def charges(work: Work, records: list[Record], *, tell: Tell) -> None:
     for standing in standings:
         if standing.currency != accounts[standing.account_id].currency:
             raise Corrupt(f"a charge in {accounts[standing.account_id].currency} reached a {standing.currency} wallet")
-    demanding = [standing.account_id for standing in standings if demands_attention(standing)]
+    demanding = {standing.account_id for standing in standings if demands_attention(standing)}
+    counted = [standing.account_id for standing in standings if standing.spend_counted]
+    spent = await daily_spend.count(work, records, counted) if counted else []
+    demanding.update(row.account_id for row in spent)
     if demanding:
-        await evaluate(work, await load(work, demanding), tell=tell)
+        wallets = await load(work, demanding)
+        await daily_spend.tell(work, wallets, spent)
+        await evaluate(work, wallets, tell=tell)
 
 
 def _tell_postings(work: Work, batch_id: int, account_id: str, folded: Folded) -> None:

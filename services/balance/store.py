@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import (
     BigInteger,
+    Date,
     DateTime,
+    Integer,
     Row,
+    SmallInteger,
     Text,
     Uuid,
     and_,
@@ -65,6 +68,7 @@ class Standing(NamedTuple):
     recharge_enabled: bool
     threshold_nano: int
     suspended: bool
+    spend_counted: bool
 
 
 _additions = unnest(
@@ -187,6 +191,116 @@ async def append_entries(work: Work, rows: Sequence[Mapping[str, Any]]) -> None:
     new = unnest("new", **kinds)
     statement = insert(tables.entry).from_select(list(kinds), select(*[new.c[name] for name in kinds]))
     await work.execute(statement, {f"new_{name}": [row[name] for row in rows] for name in kinds})
+
+
+# ---- limits and what counts against them ---------------------------------------------------------------------------
+
+SpendKey = tuple[str, date, str]  # account, day of UTC, outbound profile or, empty, the account as a whole
+
+
+class SpendLimit(NamedTuple):
+    """What an account or, where it is named, an outbound profile of it may do; None: no limit."""
+
+    account_id: str
+    outbound_profile: str
+    daily_spend_nano: int | None
+    calls_max: int | None
+
+
+class Spent(NamedTuple):
+    """A day after an addition, with the limit on it and what was told of the day."""
+
+    account_id: str
+    day: date
+    outbound_profile: str
+    spent_nano: int
+    told: int
+    told_limit_nano: int | None
+    limit_nano: int | None
+
+
+class SpendTold(NamedTuple):
+    """What was told of a day now, and of which limit."""
+
+    account_id: str
+    day: date
+    outbound_profile: str
+    told: int
+    told_limit_nano: int
+
+
+_spend = tables.spend.c
+_limit = tables.spend_limit.c
+_limits = unnest("new", account_id=Text(), outbound_profile=Text(), daily_spend_nano=BigInteger(), calls_max=Integer())
+_set_limits = upsert(tables.spend_limit).from_select(
+    [*SpendLimit._fields, "set_at"],
+    select(*[_limits.c[name] for name in SpendLimit._fields], bindparam("set_at", type_=DateTime(timezone=True))),
+)
+_SAVE_LIMITS = _set_limits.on_conflict_do_update(
+    index_elements=["account_id", "outbound_profile"],
+    set_={name: _set_limits.excluded[name] for name in ("daily_spend_nano", "calls_max", "set_at")},
+)
+
+
+async def save_limits(work: Work, limits: Iterable[SpendLimit]) -> None:
+    """Limits of accounts whose wallets are locked, each as a whole."""
+    columns = zip(*sorted(limits), strict=True)
+    parameters = {f"new_{name}": list(column) for name, column in zip(SpendLimit._fields, columns, strict=True)}
+    await work.execute(_SAVE_LIMITS, {"set_at": work.now, **parameters})
+
+
+_sums = unnest("new", account_id=Text(), day=Date(), outbound_profile=Text(), spent_nano=BigInteger())
+_SUMS = ("account_id", "day", "outbound_profile", "spent_nano")
+_add_spend = upsert(tables.spend).from_select(_SUMS, select(*[_sums.c[name] for name in _SUMS]))
+_added = (
+    _add_spend.on_conflict_do_update(
+        index_elements=["account_id", "day", "outbound_profile"],
+        set_={"spent_nano": _spend.spent_nano + _add_spend.excluded.spent_nano},
+    )
+    .returning(tables.spend)
+    .cte("added")
+)
+_ADD_TO_SPEND = select(
+    *[_added.c[name] for name in Spent._fields[:-1]], _limit.daily_spend_nano.label("limit_nano")
+).outerjoin_from(
+    _added,
+    tables.spend_limit,
+    and_(_limit.account_id == _added.c.account_id, _limit.outbound_profile == _added.c.outbound_profile),
+)
+
+
+async def add_to_spend(work: Work, sums: Mapping[SpendKey, int]) -> list[Spent]:
+    """Add nanos to days of accounts whose wallets are locked; a day that has no row gets one."""
+    keys = sorted(sums)
+    parameters = {
+        "new_account_id": [account_id for account_id, _, _ in keys],
+        "new_day": [day for _, day, _ in keys],
+        "new_outbound_profile": [profile for _, _, profile in keys],
+        "new_spent_nano": [sums[key] for key in keys],
+    }
+    return [Spent._make(row) for row in (await work.execute(_ADD_TO_SPEND, parameters)).all()]
+
+
+_told = unnest(
+    "new", account_id=Text(), day=Date(), outbound_profile=Text(), told=SmallInteger(), told_limit_nano=BigInteger()
+)
+_SAVE_TOLD = (
+    update(tables.spend)
+    .where(
+        _spend.account_id == _told.c.account_id,
+        _spend.day == _told.c.day,
+        _spend.outbound_profile == _told.c.outbound_profile,
+    )
+    .values(told=_told.c.told, told_limit_nano=_told.c.told_limit_nano)
+)
+
+
+async def save_told(work: Work, rows: Sequence[SpendTold]) -> None:
+    """What was told of days, of accounts whose wallets are locked."""
+    columns = zip(*rows, strict=True)
+    await work.execute(
+        _SAVE_TOLD, {f"new_{name}": list(column) for name, column in zip(SpendTold._fields, columns, strict=True)}
+    )
 
 
 # ---- attempts and results ------------------------------------------------------------------------------------------

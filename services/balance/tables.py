@@ -7,6 +7,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Date,
     DateTime,
     Integer,
     LargeBinary,
@@ -53,6 +54,29 @@ wallet = Table(
     Column("paused", Boolean, nullable=False),
     Column("notice", Text),
     Column("suspended", Boolean, nullable=False),
+    Column("spend_counted", Boolean, nullable=False),
+)
+
+# Of an account, or, where a profile is named, of that outbound profile of it.
+spend_limit = Table(
+    "spend_limit",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("outbound_profile", Text, primary_key=True),
+    Column("daily_spend_nano", BigInteger),
+    Column("calls_max", Integer),
+    Column("set_at", Instant, nullable=False),
+)
+
+spend = Table(
+    "spend",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("day", Date, primary_key=True),
+    Column("outbound_profile", Text, primary_key=True),
+    Column("spent_nano", BigInteger, nullable=False),
+    Column("told", SmallInteger, nullable=False),
+    Column("told_limit_nano", BigInteger),
 )
 
 charge_batch = Table(

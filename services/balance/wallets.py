@@ -47,6 +47,7 @@ class Wallet:
     paused: bool
     notice: str | None
     suspended: bool
+    spend_counted: bool
     changed: bool = False
 
     @classmethod

@@ -14,7 +14,9 @@ from contracts.sentences import first_problem
 from contracts.topics import BALANCE_COMMANDS, GROUPS_COMMANDS, Topic
 from services.kernel.errors import InvalidInput
 
-TO_WALLETS = frozenset({"open_balance", "grant_goodwill", "save_method", "delete_method", "set_preferences"})
+TO_WALLETS = frozenset(
+    {"open_balance", "grant_goodwill", "save_method", "delete_method", "set_preferences", "set_limits"}
+)
 
 
 def build(fields: Mapping[str, Any]) -> tuple[Topic, str, Any]:

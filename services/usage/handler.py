@@ -310,6 +310,8 @@ class UsageEvents:
         text = str(id)
         group_id = each.payer.group_id if each.payer is not None else None
         cost_center_id = self.memory.registry.cost_center(account, use, event.event_time)
+        kind, name = use.resource
+        outbound_profile = name if kind == "outbound_profile" else None
         charge: Charge = {
             "charge_id": text,
             "revision": 0,
@@ -321,6 +323,7 @@ class UsageEvents:
             "period": each.period,
             "bill_to": each.bill_to,
             "cost_center_id": cost_center_id,
+            "outbound_profile": outbound_profile,
             "assignment_version": account.version,
             "event_time": use.event_time,
             "publisher": usage.publisher.publisher_id,
@@ -381,6 +384,7 @@ class UsageEvents:
             each.period,
             each.bill_to,
             cost_center_id,
+            outbound_profile,
             use.origin,
             use.destination,
             price.product,

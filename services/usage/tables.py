@@ -132,6 +132,7 @@ CHARGE = Table(
     Column("period", Text),
     Column("bill_to", Text),
     Column("cost_center_id", Text),
+    Column("outbound_profile", Text),
     Column("origin", Text),
     Column("destination", Text, nullable=False),
     Column("product", Text, nullable=False),

@@ -133,9 +133,11 @@ class Town:
         bill_to: str | None = "2026-10",
         product: str = "voice.outbound",
         currency: str = "USD",
+        **more: Any,
     ) -> None:
         """A rated call."""
-        self.send("usage.charges", account_id, charge(account_id, amount, plan, group_id, bill_to, product, currency))
+        made = charge(account_id, amount, plan, group_id, bill_to, product, currency) | more
+        self.send("usage.charges", account_id, made)
 
     def command(self, kind: str, account_id: str, *, command_id: str | None = None, **more: Any) -> str:
         """A command; returns its id."""
@@ -157,6 +159,10 @@ class Town:
     def prefer(self, account_id: str, threshold: str, recharge: str, mode: str = "up_to_sum") -> None:
         """Auto-recharge is switched on."""
         self.command("set_preferences", account_id, enabled=True, mode=mode, threshold=threshold, recharge=recharge)
+
+    def limit(self, account_id: str, daily_spend: str | None = None, calls_max: int | None = None, **more: Any) -> None:
+        """Limits of an account or, with `outbound_profile`, of a profile of it."""
+        self.command("set_limits", account_id, daily_spend=daily_spend, calls_max=calls_max, **more)
 
     def result(
         self,

@@ -11,6 +11,7 @@ from uuid import UUID
 
 import pytest
 from pydantic import TypeAdapter
+from sqlalchemy import select
 
 from contracts.usage import DATA, MESSAGE, PRODUCT, RENTAL, Charge
 from services.kernel.errors import InvalidInput
@@ -19,6 +20,7 @@ from services.usage.books import PriceRow
 from services.usage.consumer import build
 from services.usage.events import EventRefused, decode
 from services.usage.price_files import read_price_file
+from services.usage.tables import CHARGE
 from tests.support.rooms import Log, Rooms
 from tests.support.servers import Database
 from tests.support.usage_registry import LONG_AGO, SOURCE, leg
@@ -249,6 +251,19 @@ voice.toll_free.surcharge,1248,0.05,USD,60,60,0.01
     assert explained.steps[-1] == "rounded half-even to 9 decimals: 0.144833333 USD"
     assert ("surcharge" in unknown, unknown["amount"]) == (False, "0.034833333")
     assert "surcharge" not in " ".join((await api.charge(usage.engine, UUID(unknown["charge_id"]))).steps)
+
+
+async def test_a_charge_names_the_profile_that_the_use_went_out_by(usage: Usage) -> None:
+    await usage.take(
+        event(MESSAGE, SMS, "out", outbound_profile="profile-1"),
+        event(MESSAGE, SMS, "none"),
+        event(MESSAGE, SMS, "in", direction="inbound", recipient=RENT["number"], outbound_profile="profile-1"),
+        event(DATA, BYTES, "data"),
+    )
+    named = {"out": "profile-1", "none": None, "in": None, "data": None}
+    assert {charge["event_id"]: charge.get("outbound_profile") for charge in usage.charges} == named
+    rows = await usage.rooms.query("usage", select(CHARGE.c.event_id, CHARGE.c.outbound_profile))
+    assert {row.event_id: row.outbound_profile for row in rows} == named
 
 
 # ---- price files by product ------------------------------------------------------------------------------------------

@@ -110,6 +110,10 @@ class Narrator:
                 self.say("capped", f"{account_id}: ten recharges in 24 h; the next from {event['next_allowed_at']}")
             case "recharge_eighth":
                 self.say("notice", f"{account_id}: this was the 8th of ten recharges in 24 h")
+            case "spend_limit_near" | "spend_limit_reached":
+                self.say(
+                    kind.replace("spend_", ""), f"{account_id}: {amount} of {event['limit']} spent on {event['day']}"
+                )
             case "suspended":
                 self.say("suspended", f"{account_id}: wallet {wallet}")
             case "restored":
