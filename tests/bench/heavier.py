@@ -1,4 +1,4 @@
-"""What makes usage heavier: a carrier's price list of 50,000 prefixes, and millions of charges that were made before."""
+"""What makes usage heavier: a carrier's price list of 50,000 prefixes with tiers, and millions of charges that were made before."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import random
 import time
 from datetime import UTC, datetime, timedelta
 
+from msgspec.structs import replace
+
 from services.runtime.database import open_engine
 from services.usage import api
 from services.usage.books import PriceRow
 from services.usage.price_files import PriceFile
+from services.usage.tiers import Band, Schedule
 from tests.bench.events import ORGANIZATION, price_files
 from tests.bench.worlds import OPENED_BEFORE, World
 
@@ -27,16 +30,26 @@ select case when n % 2 = 0 then 1 else 2 end, gen_random_uuid(), gen_random_uuid
 
 
 def carrier_prices() -> PriceFile:
-    """The outbound prices of the list, told apart by three to five more digits: every call costs what it costs without."""
+    """The outbound prices of the list, told apart by three to five more digits. The American ones, half of all calls, are
+    tiers of which both bands have the same price. In whole minutes every call costs what it costs without all this."""
     dice = random.Random(1)
-    listed = {row.prefix: row for row in price_files()["list"].rows}
+    listed = {row.prefix: _tiered(row) for row in price_files()["list"].rows}
     rows = dict(listed)
     while len(rows) < PREFIXES:
         number = dice.choice(tuple(listed)) + "".join(dice.choices("0123456789", k=dice.choice((3, 4, 5))))
         longest = next(number[:length] for length in range(len(number), 1, -1) if number[:length] in listed)
-        row = listed[longest]
-        rows[number] = PriceRow(row.product, number, row.price_nano)
-    return PriceFile("USD", tuple(rows.values()), ())
+        rows[number] = replace(listed[longest], prefix=number)
+    named = sorted({row.schedule for row in rows.values() if row.schedule})
+    return PriceFile("USD", tuple(rows.values()), (), schedules=tuple(_schedule(name) for name in named))
+
+
+def _tiered(row: PriceRow) -> PriceRow:
+    return replace(row, price_nano=0, schedule=f"nano-{row.price_nano}") if row.prefix.startswith("+1") else row
+
+
+def _schedule(name: str) -> Schedule:
+    price_nano = int(name.removeprefix("nano-"))
+    return Schedule(name, "graduated", 60, (Band(6_000, price_nano), Band(None, price_nano)))
 
 
 async def sell_by_carrier(world: World) -> float:

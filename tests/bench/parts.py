@@ -143,7 +143,9 @@ class Bench:
                 async with self.worlds.fresh() as world:
                     rates["import"].append(await sell_by_carrier(world))
                     async with started(world, USAGE_ALONE):
-                        run = await self._alone(world, many, f"usage, {PREFIXES:,} prefixes in a third book")
+                        run = await self._alone(
+                            world, many, f"usage, {PREFIXES:,} prefixes in a third book, half in tiers"
+                        )
                         rates["prices"].append(run.published_rate)
                         rates["memory"].append(run.memory_mb)
         self.rows += _stage_rows({name: found for name, found in rates.items() if found})
@@ -222,7 +224,7 @@ def _stage_rows(rates: dict[str, list[float]]) -> list[Row]:
         note += f"; imported in {median(rates['import']):.1f} s"
         rows.append(
             _ratio(
-                "usage, a third book of 50,000 prefixes / without",
+                f"usage, third book of {PREFIXES:,} prefixes, half in tiers / without",
                 PRICES_GOAL,
                 median(rates["prices"]) / one,
                 note,
