@@ -220,10 +220,11 @@ def test_an_inbound_number_that_is_not_in_the_profile_is_published_under_the_acc
     assert (data["account_id"], data["called"]) == ("VIOrig", "+13135550100")
 
 
-def test_a_number_of_ours_is_known_without_its_plus_where_the_trunk_leaves_it_out() -> None:
+def test_both_numbers_of_an_inbound_leg_are_known_without_their_plus_where_the_trunk_leaves_it_out() -> None:
     trunks = [{"channel": "PJSIP/VIOrig", "plus_missing": True}]
     berlin = profile(country="DE", international_prefixes=["00"], trunks=trunks, numbers={"+4930123456": "support"})
-    assert only(inbound(dst="4930123456"), switch=berlin)["account_id"] == "support"
+    data = only(inbound(dst="4930123456", src="491711234567"), switch=berlin)
+    assert (data["account_id"], data["called"], data["caller"]) == ("support", "+4930123456", "+491711234567")
     assert only(inbound(dst="030123456"), switch=berlin)["account_id"] == "support"
 
 

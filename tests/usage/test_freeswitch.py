@@ -390,6 +390,12 @@ def test_where_only_calling_legs_are_logged_the_caller_is_the_leg_and_both_recor
     assert events[0].event["data"] == LEG
 
 
+def test_the_caller_of_a_call_that_the_switch_began_itself_is_not_the_called_one() -> None:
+    flipped = {"channel_cid_flipped": "yes", "caller_id_number": "12485252160", "originator": ""}
+    data = only(document(**flipped, origination_caller_id_number="3135550100"), "freeswitch-json")["data"]
+    assert data == LEG | {"caller": "+13135550100"}
+
+
 def test_a_call_that_the_switch_began_itself_is_a_leg_in_either() -> None:
     for legs in ("a", "ab"):
         assert only(document(originator=""), "freeswitch-json", profile(legs=legs))["data"] == LEG

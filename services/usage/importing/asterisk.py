@@ -311,16 +311,21 @@ def _inbound(row: _Row, profile: SwitchProfile, trunk: Trunk, called_on: _Called
     called = profile.number_of_ours(row.dst, trunk) or profile.number_of_ours(first, trunk) or profile.e164(first)
     # A number that is not in the profile is told by its trunk's code, which usage does not know as an account.
     account = profile.numbers.get(called, row.accountcode) if called else row.accountcode
-    return _leg(row, profile, account, "inbound", called)
+    return _leg(row, profile, account, "inbound", called, profile.caller_in(row.src, trunk))
 
 
 def _outbound(row: _Row, profile: SwitchProfile, trunk: Trunk, dialled: str) -> Leg:
     account = profile.account_of_code(row.accountcode)
-    return _leg(row, profile, account, "outbound", profile.e164(dialled, trunk))
+    return _leg(row, profile, account, "outbound", profile.e164(dialled, trunk), own_number(row.src, profile))
 
 
 def _leg(
-    row: _Row, profile: SwitchProfile, account: str, direction: Literal["inbound", "outbound"], called: str | None
+    row: _Row,
+    profile: SwitchProfile,
+    account: str,
+    direction: Literal["inbound", "outbound"],
+    called: str | None,
+    caller: str | None,
 ) -> Leg:
     answered = _answered(row)
     number = billable_number(called, answered, "lastdata" if direction == "outbound" and "@" in row.lastdata else "dst")
@@ -329,7 +334,6 @@ def _leg(
     billsec = billed_within(seconds(row.billsec, "billsec", fractions=row.named), duration_s, "billsec")
     starts, ends = _times(row, profile)
     started_at, ended_at = span(starts, ends, duration_s, not_before=lambda: _created(row))
-    caller = profile.e164(row.src) if direction == "inbound" else own_number(row.src, profile)
     start = starts[0].astimezone(profile.tz).strftime("%Y-%m-%d %H:%M:%S") if row.named else row.start
     return Leg(
         _event_id(row, start), account, direction, caller, number, started_at, ended_at, answered, duration_s, billsec

@@ -290,6 +290,13 @@ def _called_in(record: _Record, profile: SwitchProfile, trunk: Trunk | None) -> 
     return next((number for number in ours if number), None) or profile.e164(called[0])
 
 
+def _caller(record: _Record) -> str:
+    """Who calls. Of a call that the switch began itself the caller profile names the called one ("flipped")."""
+    if record.get("channel_cid_flipped") == "yes":
+        return record.get("origination_caller_id_number", "pre_transfer_caller_id_number") or record.first("ani")
+    return record.first("caller_id_number") or record.first("ani")
+
+
 def _leg(
     record: _Record, profile: SwitchProfile, part: FreeSwitch, direction: Direction, trunk: Trunk | None, dialled: str
 ) -> Leg:
@@ -315,8 +322,8 @@ def _leg(
     if starts is None:
         starts = tuple(end - timedelta(seconds=duration_s) for end in ends)
     started_at, ended_at = span(starts, ends, duration_s)
-    source = record.first("caller_id_number") or record.get("ani")
-    caller = profile.e164(source) if direction == "inbound" else own_number(source, profile)
+    source = _caller(record)
+    caller = profile.caller_in(source, trunk) if direction == "inbound" else own_number(source, profile)
     uuid = event_id(record.get("uuid"), "uuid")
     return Leg(uuid, account, direction, caller, number, started_at, ended_at, answered, duration_s, billsec)
 

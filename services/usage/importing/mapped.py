@@ -130,7 +130,7 @@ def _leg(values: dict[str, str], profile: SwitchProfile, part: MappedCsv) -> Leg
         starts = tuple(end - timedelta(seconds=duration_s) for end in ends)
     started_at, ended_at = span(starts, ends, duration_s, field="ended_at")
     source = values.get("caller", "")
-    caller = profile.e164(source) if direction == "inbound" else own_number(source, profile)
+    caller = profile.caller_in(source, trunk) if direction == "inbound" else own_number(source, profile)
     identity = "|".join(value for field, value in values.items() if field.startswith("id."))
     if not identity.strip("|"):
         raise Refused("invalid", "id", "is empty; without an id the same leg could be billed twice")

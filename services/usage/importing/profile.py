@@ -149,6 +149,11 @@ class SwitchProfile(Part):
                 return ours
         return None
 
+    def caller_in(self, number: str, trunk: Trunk | None) -> str | None:
+        """The caller of an inbound leg in E.164, or None if unknown. A trunk that leaves the plus out does so here too."""
+        plus_missing = trunk is not None and trunk.plus_missing
+        return _e164(number, self.country, self.international_prefixes, plus_missing)
+
     def e164(self, number: str, trunk: Trunk | None = None) -> str | None:
         """The number in E.164, or None where it cannot be one. Rules of the trunk hold where one is given."""
         if trunk is None:
