@@ -91,7 +91,7 @@ class Topic:
 USAGE_EVENTS = Topic(
     "usage.events.", "usage.event", usage.UsageEvent, "account id",
     "One fact from a telephony service; the topic authenticates the publisher",
-    ("upstreams",), ("usage",), bare=True, retention_days=45, log_append_time=True,
+    ("upstreams", "usage"), ("usage",), bare=True, retention_days=45, log_append_time=True,
 )  # fmt: skip
 USAGE_REJECTIONS = Topic(
     "usage.rejections.", "usage.rejection", usage.Rejection, "source",

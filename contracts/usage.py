@@ -14,6 +14,8 @@ from contracts.cloudevents import AbsoluteUri, Attribute, Timestamp
 from contracts.words import E164, Amount, CurrencyCode, Id, Instant, InstantText, Month, SignedAmount, Text
 from contracts.words import Message as Model
 
+TOLLBOOK = "tollbook"  # the publisher of what Tollbook itself publishes; nobody can be registered by this name
+RECURRING_SOURCE = "tollbook/recurring"
 VOICE_LEG = "tollbook.usage.voice.leg.v1"
 MESSAGE = "tollbook.usage.message.v1"
 DATA = "tollbook.usage.data.v1"

@@ -29,6 +29,7 @@ from contracts.groups import (
     Publisher,
     UpgradeAccount,
 )
+from contracts.usage import TOLLBOOK
 from services.groups import sharing
 from services.groups.objects import Account, CostCenter, Organization, PayerGroup, Resource
 from services.groups.timeline import Span, from_then_on, value_before
@@ -178,6 +179,12 @@ def create_organization(registry: Registry, command: CreateOrganization, now: da
 
 def create_publisher(registry: Registry, command: CreatePublisher, now: datetime) -> Outcome:
     sharing.require_operator(command.role, "create a publisher")
+    if command.publisher_id == TOLLBOOK:
+        raise Refused(
+            f"{TOLLBOOK} is the name by which Tollbook publishes the fees of numbers; choose another",
+            field="publisher_id",
+            code="reserved",
+        )
     _must_be_new(registry.publishers, command.publisher_id, "publisher", "publisher_id")
     organization_ids = tuple(dict.fromkeys((command.organization_id, *command.organization_ids)))
     for organization_id in organization_ids:

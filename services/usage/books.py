@@ -245,6 +245,11 @@ class PriceBook:
         self.exists = bool(compiled)
         self._versions: tuple[_CompiledVersion, ...] = tuple(newest_first(compiled.values()))
 
+    def sells(self, product: str, at: datetime) -> bool:
+        """Whether the version that is effective at an instant has any price for a product."""
+        version = next((version for version in self._versions if version.effective_from <= at), None)
+        return version is not None and product in version.products
+
     def find(self, product: str, destination: str, at: datetime, duration_s: int = 0) -> Price | None:
         """The price of the longest prefix in the version that is effective at an instant, or None.
 

@@ -9,7 +9,7 @@ from contracts.topics import (
 )
 from services.runtime.room import Input, Room, Tick
 from services.runtime.settings import Settings
-from services.usage import handler
+from services.usage import handler, renting
 from services.usage.closing import EVENTS, Passing, take_cut
 from services.usage.generations import look_after
 from services.usage.memory import Memory
@@ -23,6 +23,7 @@ def build(_: Settings | None = None) -> Room:
     """The room with a memory of its own: one for each process."""
     memory = Memory()
     events = Rejections(handler.UsageEvents(memory))
+    fees = renting.Renting(memory)
     return Room(
         "usage",
         inputs=(
@@ -35,4 +36,5 @@ def build(_: Settings | None = None) -> Room:
             Tick("pass", Passing(memory).run),
             Tick("partitions", look_after, seconds=PARTITIONS_LOOKED_AT_S),
         ),
+        timers={renting.NUMBER: fees.numbers, renting.ACCOUNT: fees.accounts, renting.PRICES: fees.prices},
     )

@@ -27,7 +27,7 @@ from services.kernel.money import format_nano
 from services.kernel.period import period_of
 from services.runtime.records import Record
 from services.runtime.work import Work
-from services.usage import retrying, store
+from services.usage import renting, retrying, store
 from services.usage.cloudevents import structured
 from services.usage.events import Event, EventRefused, decode
 from services.usage.memory import Memory
@@ -523,6 +523,9 @@ async def registry(work: Work, records: list[Record]) -> None:
     await store.project_timelines(work.connection, changed, [(*key, *latest[key]) for key in sorted(latest)])
     now = {key: document for key, (_, document) in latest.items()}
     await retrying.registry_changed(work.connection, before, now)
+    accounts = [id for kind, id in latest if kind == "account"]
+    numbers = [id for kind, id in latest if kind == "resource" and now[kind, id]["number"] is not None]
+    await renting.registry_changed(work, accounts, numbers)
 
 
 async def closing(work: Work, records: list[Record]) -> None:

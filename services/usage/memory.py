@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from datetime import date
+from datetime import UTC, date, datetime
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -22,6 +22,7 @@ from services.usage.registry import Prices, Registry
 from services.usage.stamping import Cut, Cuts
 
 NO_VERSION = -1
+NEVER = datetime.max.replace(tzinfo=UTC)
 
 
 class Memory:
@@ -32,6 +33,7 @@ class Memory:
         self.prices = Prices(PriceBooks(()), {}, {}, ())
         self.cuts = Cuts()
         self.generation = 0
+        self.rentals_from = NEVER  # since when Tollbook bills numbers
         self.charge_days: set[date] = set()  # event days whose partition exists for certain
         self.sources_seen: set[store.Seen] = set()  # noted for certain
         self._reading_books = asyncio.Lock()
@@ -56,6 +58,7 @@ class Memory:
         if state.cuts_version > self._cuts_version:
             await self._read_cuts(connection, state.cuts_version)
         self.generation = max(self.generation, state.generation)
+        self.rentals_from = state.rentals_from
 
     @property
     def sealed_generations(self) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ Pure values, made from what the store holds. Source: domain, sections 3 and 5; d
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -20,12 +20,16 @@ from contracts.groups import (
     ResourceTimeline,
 )
 from contracts.topics import GROUPS_ACCOUNTS, GROUPS_ASSIGNMENTS, GROUPS_COST_CENTERS, GROUPS_PUBLISHERS
+from contracts.usage import RECURRING_SOURCE, TOLLBOOK
 from services.kernel.period import Period, period_of
 from services.usage.books import Chain, PriceBooks
 from services.usage.uses import Use
 
 REGISTRY_TOPICS = (GROUPS_ACCOUNTS, GROUPS_ASSIGNMENTS, GROUPS_COST_CENTERS, GROUPS_PUBLISHERS)
 """All of the registry that rating and stamping depend on; what else it says (addresses, tax) is for invoices."""
+
+
+ANY_TIME_MS = 100 * 365 * 86_400_000
 
 
 class Payer:
@@ -54,7 +58,7 @@ class Account:
     """One account at every instant."""
 
     __slots__ = (
-        "_chains", "_payers", "_plans", "account_id", "closed_at", "currency", "opened_at", "organization_id", "version",
+        "_chains", "_plans", "account_id", "closed_at", "currency", "opened_at", "organization_id", "payers", "version",
     )  # fmt: skip
 
     def __init__(self, timeline: AccountTimeline) -> None:
@@ -65,7 +69,7 @@ class Account:
         self.opened_at = timeline.opened_at
         self.closed_at = timeline.closed_at
         self._plans: tuple[PlanInterval, ...] = timeline.plans
-        self._payers = tuple(Payer(interval) for interval in timeline.groups)
+        self.payers = tuple(Payer(interval) for interval in timeline.groups)
         self._chains: dict[str | None, Chain] = {}
 
     def plan_at(self, event_time: datetime) -> Plan | None:
@@ -77,7 +81,7 @@ class Account:
 
     def payer_at(self, event_time: datetime) -> Payer | None:
         """Who pays for what was used at an instant; None for a trial."""
-        for payer in self._payers:
+        for payer in self.payers:
             if payer.start <= event_time and (payer.end is None or event_time < payer.end):
                 return payer
         return None
@@ -121,26 +125,42 @@ class Source:
 
     def __init__(self, publisher: Publisher) -> None:
         self.publisher_id: str = publisher.publisher_id
-        self.organizations = frozenset(publisher.organization_ids)
+        self.organizations: Container[str] = frozenset(publisher.organization_ids)
         self.sources = frozenset(publisher.sources)
         self.late_ms = publisher.late_s_max * 1000
         self.early_ms = publisher.early_s_max * 1000
 
 
+class _Every:
+    """Holds every organization."""
+
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
+def _tollbook() -> Source:
+    """Tollbook itself: it bills everybody, from one source. The one clock decided that its fees are due, so a broker's clock
+    has no say."""
+    source = Source(Publisher(publisher_id=TOLLBOOK, version=1, organization_ids=(), sources=(RECURRING_SOURCE,)))
+    source.organizations = _Every()
+    source.late_ms = source.early_ms = ANY_TIME_MS
+    return source
+
+
 class Number:
     """One number at every instant."""
 
-    __slots__ = ("_owners", "cost_centers", "number", "resource_id")
+    __slots__ = ("cost_centers", "number", "owners", "resource_id")
 
     def __init__(self, resource: ResourceTimeline) -> None:
         self.resource_id: str = resource.resource_id
         self.number: str = resource.number or ""
         self.cost_centers = resource.cost_centers
-        self._owners = resource.owned()
+        self.owners = resource.owned()
 
     def owner_at(self, instant: datetime) -> str | None:
         """The account that has it at an instant."""
-        for interval in self._owners:
+        for interval in self.owners:
             if interval.start <= instant and (interval.end is None or instant < interval.end):
                 return interval.account_id
         return None
@@ -151,8 +171,10 @@ class Registry:
 
     def __init__(self) -> None:
         self.accounts: dict[str, Account] = {}
-        self.publishers: dict[str, Source] = {}
+        self.publishers: dict[str, Source] = {TOLLBOOK: _tollbook()}
         self._resources: dict[str, ResourceTimeline] = {}
+        self._number_of: dict[str, Number] = {}  # by resource
+        self._numbers_of: dict[str, set[str]] = {}  # resources by account: the numbers that it has or had
         self._profiles: dict[tuple[str, str], ResourceTimeline] = {}
         self._numbers: dict[str, dict[str, Number]] = {}  # by number, then by resource: another one may take it over
         self._cost_centers: dict[str, set[str]] = {}
@@ -168,6 +190,8 @@ class Registry:
         for account in accounts:
             self.accounts[account.account_id] = Account(account)
         for publisher in publishers:
+            if publisher.publisher_id == TOLLBOOK:
+                continue  # registered before that name was ours
             self.publishers[publisher.publisher_id] = Source(publisher)
         for center in cost_centers:
             self._cost_centers.setdefault(center.organization_id, set()).add(center.cost_center_id)
@@ -175,7 +199,10 @@ class Registry:
             self._forget(self._resources.get(resource.resource_id))
             self._resources[resource.resource_id] = resource
             if resource.number is not None:
-                self._numbers.setdefault(resource.number, {})[resource.resource_id] = Number(resource)
+                number = self._number_of[resource.resource_id] = Number(resource)
+                self._numbers.setdefault(resource.number, {})[resource.resource_id] = number
+                for owner in number.owners:
+                    self._numbers_of.setdefault(owner.account_id, set()).add(resource.resource_id)
             else:
                 for owner in resource.owned():
                     self._profiles[owner.account_id, resource.resource_id] = resource
@@ -187,6 +214,8 @@ class Registry:
             return
         if resource.number is not None:
             self._numbers[resource.number].pop(resource.resource_id, None)
+            for owner in resource.owned():
+                self._numbers_of[owner.account_id].discard(resource.resource_id)
         for owner in resource.owned():
             self._profiles.pop((owner.account_id, resource.resource_id), None)
 
@@ -211,6 +240,18 @@ class Registry:
             if number.owner_at(event_time) == account.account_id:
                 return _at(number.cost_centers, event_time)
         return None
+
+    def number(self, resource_id: str) -> Number | None:
+        """The number that a resource is; None for an outbound profile, and for what is not known."""
+        return self._number_of.get(resource_id)
+
+    def numbers_of(self, account_id: str) -> frozenset[str]:
+        """The resources that are numbers which an account has or had."""
+        return frozenset(self._numbers_of.get(account_id, ()))
+
+    def all_numbers(self) -> list[str]:
+        """Every resource that is a number."""
+        return list(self._number_of)
 
     def owner_of(self, number: str, event_time: datetime) -> str | None:
         """The account that had a number at an instant; None where nobody had it."""

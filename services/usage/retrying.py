@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.runtime import parking
 from services.runtime.parking import Parked
-from services.usage import store
+from services.usage import renting, store
 from services.usage.tables import RUNTIME
 
 BY_ITSELF = "usage"  # who asked, where nobody did
@@ -28,11 +28,13 @@ Timelines = Mapping[tuple[str, str], Mapping[str, Any]]  # documents by (kind, i
 
 
 async def prices_changed(connection: AsyncConnection) -> None:
-    """Try all that had no price; what still has none goes back to quarantine without a word.
+    """Try all that had no price; what still has none goes back to quarantine without a word. A number that had no fee may
+    have one now.
 
     The caller holds the state alone, so no batch is under way that knows the old prices and not yet the new.
     """
     await parking.ask(connection, RUNTIME, "replaying", BY_ITSELF, reason=NO_PRICE)
+    await store.look_at_rentals(connection, renting.PRICES, renting.ALL)
 
 
 async def registry_changed(connection: AsyncConnection, before: Timelines, now: Timelines) -> None:

@@ -58,11 +58,13 @@ from services.usage.tables import (
     CUT_POSITION,
     HELD_GROUP,
     IDENTITY,
+    RENTAL,
     RUNTIME,
     SOURCE_SEEN,
     STATE,
     TIMELINE,
     WAIVED,
+    Instant,
 )
 from services.usage.tiers import Band, CounterKey, Schedule
 from services.usage.windows import Window, window_of
@@ -501,6 +503,49 @@ async def class_counts(connection: AsyncConnection, segment: int | None = None) 
     if segment is not None:
         statement = statement.where(columns.segment == segment)
     return (await connection.execute(statement)).all()
+
+
+# ---- fees of numbers -----------------------------------------------------------------------------------------------
+
+
+async def last_rentals(connection: AsyncConnection, resource_ids: Sequence[str]) -> dict[str, str]:
+    """The last period that was paid of each of these numbers."""
+    columns = RENTAL.c
+    wanted = columns.resource_id == func.any(bindparam("ids", type_=ARRAY(Text())))
+    last = func.max(columns.period).label("last")
+    statement = select(columns.resource_id, last).where(wanted).group_by(columns.resource_id)
+    rows = await connection.execute(statement, {"ids": list(resource_ids)})
+    return {row.resource_id: row.last for row in rows}
+
+
+async def insert_rentals(
+    connection: AsyncConnection, fees: Sequence[tuple[str, str, str, str, datetime, int]], published_at: datetime
+) -> set[tuple[str, str]]:
+    """Note fees (resource, period, account, number, start, days), sorted; returns those (resource, period) that were new."""
+    names = ("resource_id", "period", "account_id", "number", "starts_at", "days")
+    new = unnest(
+        "new",
+        resource_id=Text(),
+        period=Text(),
+        account_id=Text(),
+        number=Text(),
+        starts_at=Instant,
+        days=SmallInteger(),
+    )
+    source = select(*(new.c[name] for name in names), literal(published_at, Instant))
+    statement = insert(RENTAL).from_select([*names, "published_at"], source).on_conflict_do_nothing()
+    rows = await connection.execute(
+        statement.returning(RENTAL.c.resource_id, RENTAL.c.period),
+        {f"new_{name}": list(values) for name, values in zip(names, zip(*fees, strict=True), strict=True)},
+    )
+    return {(resource_id, period) for resource_id, period in rows}
+
+
+async def look_at_rentals(connection: AsyncConnection, kind: str, key: str) -> None:
+    """Let a timer of numbers fire now."""
+    statement = insert(RUNTIME.due).values(kind=kind, key=key, due_at=func.runtime.clock_now())
+    now = {"due_at": statement.excluded.due_at, "failures": 0}
+    await connection.execute(statement.on_conflict_do_update(index_elements=["kind", "key"], set_=now))
 
 
 # ---- sources -------------------------------------------------------------------------------------------------------

@@ -22,6 +22,20 @@ STATE = Table(
     Column("registry_version", BigInteger, nullable=False),
     Column("books_version", BigInteger, nullable=False),
     Column("cuts_version", BigInteger, nullable=False),
+    Column("rentals_from", Instant, nullable=False),
+)
+
+# The fees of numbers that were published: one a number and period, whoever pays it.
+RENTAL = Table(
+    "rental",
+    METADATA,
+    Column("resource_id", Text, primary_key=True),
+    Column("period", Text, primary_key=True),
+    Column("account_id", Text, nullable=False),
+    Column("number", Text, nullable=False),
+    Column("starts_at", Instant, nullable=False),
+    Column("days", SmallInteger, nullable=False),
+    Column("published_at", Instant, nullable=False),
 )
 
 TIMELINE = Table(

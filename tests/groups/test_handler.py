@@ -228,6 +228,8 @@ async def test_a_publisher_owns_sources_and_bills_organizations_that_exist(desk)
     assert await desk.refused("create_publisher", role="operator", **unknown) == ("not_found", "organization_ids")
     silent = publisher | {"sources": []}
     assert await desk.refused("create_publisher", role="operator", **silent) == ("invalid", "sources")
+    ours = publisher | {"publisher_id": "tollbook"}
+    assert await desk.refused("create_publisher", role="operator", **ours) == ("reserved", "publisher_id")
     await desk.done("create_publisher", role="operator", **publisher)
     state = desk.state(PUBLISHERS, "pbx")
     assert state["organization_ids"] == ["lakeside", "northwind"]
