@@ -1,0 +1,300 @@
+"""The same use in any order of arrival is the same money: charges' sums, wallets and invoices, against the page by fractions.
+
+Each world has the same events for accounts and a group of its own, published in an order of its own: shuffled, over two
+partitions, some twice, read by two workers in batches of any size and at once, cut while some are still unread, with late
+ones after the cut. The model is written from designs/tiers.md; it imports nothing of how tiers are made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from fractions import Fraction
+from math import floor
+from typing import Any
+
+import pytest
+
+from contracts.topics import GROUPS_BILLING_GROUPS
+from contracts.usage import PRODUCT
+from services.balance import api as balance_api
+from services.balance.consumer import room as balance_room
+from services.balance.refuse_fast import RefuseFast
+from services.invoices import api as invoices_api
+from services.invoices.consumer import build as invoices_room
+from services.kernel.money import format_nano, parse_amount, round_minor
+from services.kernel.period import period_of
+from services.runtime.processor import Processor
+from services.runtime.settings import Settings
+from services.usage import api as usage_api
+from services.usage.consumer import build as usage_room
+from services.usage.price_documents import read_price_document
+from tests.invoices.neighbours import billing_group
+from tests.support.rooms import Log, Rooms
+from tests.support.servers import Database
+from tests.support.usage_registry import LONG_AGO, SOURCE, Sender
+
+NOW = datetime.now(UTC).replace(microsecond=0)
+BOUNDARY = period_of(NOW).start
+THIS, LAST = period_of(NOW).name, period_of(BOUNDARY - timedelta(seconds=1)).name
+WORLDS = 3
+PLANS = {"desk": "payg", "east": "invoiced"}
+
+
+# ---- what is used ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Event:
+    """A use of `quantity`; ``late`` ones are published after the cut."""
+
+    event_id: str
+    account: str
+    product: str
+    center: str | None
+    quantity: int
+    at: datetime
+    late: bool
+
+    @property
+    def period(self) -> str:
+        return period_of(self.at).name
+
+    @property
+    def bill_to(self) -> str:
+        return THIS if self.late else self.period
+
+    def told(self, world: int) -> dict[str, Any]:
+        data = {
+            "account_id": f"w{world}-{self.account}", "product": self.product, "quantity": self.quantity, "unit": "request",
+            "used_at": f"{self.at:%Y-%m-%dT%H:%M:%SZ}", "cost_center_id": self.center,
+        }  # fmt: skip
+        return {
+            "specversion": "1.0", "id": f"w{world}-{self.event_id}", "source": SOURCE, "type": PRODUCT, "data": data,
+        }  # fmt: skip
+
+
+def some_schedule(chance: random.Random) -> dict[str, Any]:
+    ends = [*sorted(chance.sample(range(1, 500), chance.randint(0, 3))), None]
+    bands = [
+        {
+            "up_to": end,
+            "price": format_nano(chance.choice([0, 10**7, chance.randint(1, 10**9)])),
+            "fee": chance.choice(["0", "0", "1.5"]),
+        }
+        for end in ends
+    ]
+    return {"id": "s", "form": chance.choice(["graduated", "volume"]), "per": chance.choice([1, 3, 7]), "bands": bands}
+
+
+def some_events(chance: random.Random) -> list[Event]:
+    return [
+        Event(
+            f"e{number}",
+            chance.choice(list(PLANS)),
+            chance.choice(["api.lookups", "api.lookups", "api.other"]),
+            chance.choice([None, "north", "south"]),
+            chance.randint(1, 150),
+            BOUNDARY + timedelta(seconds=chance.choice([-3_000, -2_000, -2_000, -1_000, 60])),
+            chance.random() < 0.3,
+        )
+        for number in range(chance.randint(8, 24))
+    ]
+
+
+# ---- what it costs, by the page --------------------------------------------------------------------------------------
+
+
+def total(schedule: dict[str, Any], quantity: int) -> int:
+    """R(T(Q)) in nanos."""
+    exact, below = Fraction(0), 0
+    for band in schedule["bands"]:
+        if quantity <= below:
+            break
+        top = quantity if band["up_to"] is None else min(quantity, band["up_to"])
+        price, fee = Fraction(parse_amount(band["price"]), schedule["per"]), parse_amount(band["fee"])
+        exact = exact + (top - below) * price + fee if schedule["form"] == "graduated" else quantity * price + fee
+        below = top
+    return round(exact)  # a fraction is rounded half-even
+
+
+def expected_lines(schedule: dict[str, Any], events: list[Event], invoice: str) -> list[dict[str, Any]]:
+    """The lines of an invoice: each counter's sum, divided by quantity with the largest remainders."""
+    lines = []
+    counters: dict[tuple[str, str, str], list[Event]] = defaultdict(list)
+    for event in events:
+        counters[event.account, event.product, event.period].append(event)
+    for (account, product, period), of_counter in counters.items():
+        before = [event for event in of_counter if event.bill_to < invoice]
+        mine = [event for event in of_counter if event.bill_to == invoice]
+        if not mine:
+            continue
+        counted = sum(event.quantity for event in before)
+        used = sum(event.quantity for event in mine)
+        cost = total(schedule, counted + used) - total(schedule, counted)
+        centers = sorted({event.center or "" for event in mine})
+        quantities = [sum(event.quantity for event in mine if (event.center or "") == center) for center in centers]
+        exact = [Fraction(cost * quantity, used) for quantity in quantities]
+        parts = [floor(each) for each in exact]
+        by_rest = sorted(range(len(parts)), key=lambda index: (parts[index] - exact[index], centers[index]))
+        for index in by_rest[: cost - sum(parts)]:
+            parts[index] += 1
+        for center, quantity, part in zip(centers, quantities, parts, strict=True):
+            lines.append(
+                {
+                    "account_id": account, "product": product, "cost_center_id": center or None, "period": period,
+                    "prior_period": period != invoice, "payment": "postpaid" if PLANS[account] == "invoiced" else "prepaid",
+                    "charges": sum((event.center or "") == center for event in mine), "quantity": quantity,
+                    "unit_price": None, "schedule": "list/1/s", "exact": format_nano(part),
+                    "amount": format_nano(round_minor(part, 2), decimals_min=2),
+                }
+            )  # fmt: skip
+    return sorted(
+        lines, key=lambda line: (line["account_id"], line["product"], line["cost_center_id"] or "", line["period"])
+    )
+
+
+# ---- how it comes ----------------------------------------------------------------------------------------------------
+
+
+class Arrival:
+    """All worlds over one log, with the rooms that read it and a second worker of usage."""
+
+    def __init__(self, log: Log, rooms: Rooms, second: Rooms, chance: random.Random) -> None:
+        self.log, self.rooms, self.chance = log, rooms, chance
+        self.send = Sender(log)
+        self.slow = chance.randrange(2)
+        self.workers = (rooms.processors["usage"], second.processors["usage"])
+
+    async def start(self, schedule: dict[str, Any]) -> None:
+        self.send.publisher()
+        for center in ("north", "south"):
+            self.send.cost_center(center)
+        for world in range(WORLDS):
+            group = billing_group(f"g{world}", organization_id="lakeside")
+            self.send.send(GROUPS_BILLING_GROUPS, group.group_id, group.data())
+            for account, plan in PLANS.items():
+                self.send.account(f"w{world}-{account}", group=group.group_id, plan=plan)
+        await self.rooms.pump()
+        prices = [{"product": name, "unit": "request", "schedule": "s"} for name in ("api.lookups", "api.other")]
+        document = {"currency": "USD", "schedules": [schedule], "prices": prices}
+        book = read_price_document(json.dumps(document).encode())
+        assert book.refused == ()
+        await usage_api.import_prices(self.workers[0].engine, "list", book, LONG_AGO, is_default=True)
+        await invoices_api.set_grace(self.rooms.processors["invoices"].engine, timedelta(0))
+
+    def order(self, events: list[Event]) -> list[dict[str, Any]]:
+        """The events of all worlds, in another order in each, some of them again later."""
+        told: list[tuple[float, dict[str, Any]]] = []
+        for world in range(WORLDS):
+            for event in events:
+                place = self.chance.random()
+                told.append((place, event.told(world)))
+                if self.chance.random() < 0.2:
+                    told.append((self.chance.uniform(place, 1), event.told(world)))
+        return [event for _, event in sorted(told, key=lambda each: each[0])]
+
+    async def publish(self, events: list[dict[str, Any]]) -> None:
+        """Write them over both partitions, while the workers read now and then."""
+        for event in events:
+            partition = self.chance.randrange(2)
+            self.send.leg(event, partition=partition, at=BOUNDARY + timedelta(hours=1))
+            if self.chance.random() < 0.25:
+                await self.read()
+
+    async def read(self) -> None:
+        """One or both workers handle a batch of their partition; which worker has which changes. One partition is slow: late
+        records of the other are met before what they are late for."""
+        is_slow = self.chance.random() < 0.1
+        partitions = self.chance.sample((0, 1), self.chance.randint(1, 2)) if is_slow else [1 - self.slow]
+        workers = self.chance.sample(self.workers, 2)
+        await asyncio.gather(*(self._batch(worker, part) for worker, part in zip(workers, partitions, strict=False)))
+
+    async def _batch(self, worker: Processor, partition: int) -> None:
+        source = worker.room.input("events")
+        object.__setattr__(source, "max_records", self.chance.randint(1, 12))
+        await self.rooms.feed(worker, source, partition=partition)
+
+    async def cut(self) -> None:
+        """The month is closed by command: usage takes the cut while records may still be unread."""
+        invoices, usage = self.rooms.processors["invoices"], self.workers[0]
+        await invoices_api.request_close(invoices.engine, LAST, "test")
+        await invoices.tick(next(tick for tick in invoices.room.ticks if tick.name == "cut"))
+        await self.rooms.drain("invoices")
+        await self.rooms.feed(usage, usage.room.input("closing"))
+        await usage.tick(next(tick for tick in usage.room.ticks if tick.name == "cut"))
+        (cut,) = await usage_api.cuts(usage.engine)
+        assert cut.taken_at is not None
+
+    async def settle(self) -> None:
+        self.send.groups_covered(BOUNDARY)
+        for _ in range(3):
+            await self.rooms.pump(ticks=True)
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_any_order_of_arrival_is_the_same_money_to_the_last_digit(database: Database, seed: int) -> None:
+    chance = random.Random(seed)
+    schedule, events = some_schedule(chance), some_events(chance)
+    events = [replace(event, late=False) if event.period == THIS else event for event in events]
+    log = Log()
+    balance = balance_room(RefuseFast(lambda: None, prefix="t."))
+    async with (
+        Rooms(log, database, [usage_room(), balance, invoices_room(Settings())]) as rooms,
+        Rooms(log, database, [usage_room()]) as second,
+    ):
+        arrival = Arrival(log, rooms, second, chance)
+        await arrival.start(schedule)
+        await arrival.publish(arrival.order([event for event in events if not event.late]))
+        await arrival.cut()
+        await arrival.publish(arrival.order([event for event in events if event.late]))
+        await arrival.settle()
+
+        seen = [await money_of(arrival, world, events) for world in range(WORLDS)]
+        assert (await invoices_api.audit(rooms.processors["invoices"].engine)).findings == ()
+    assert seen[0] == seen[1] == seen[2]
+    documents, by_invoice, purses = seen[0]["documents"], seen[0]["charged"], seen[0]["purses"]
+    assert (LAST in documents) == any(event.bill_to == LAST for event in events)
+    for invoice, document in documents.items():
+        lines = expected_lines(schedule, events, invoice)
+        assert [{name: line[name] for name in lines[0]} for line in document["lines"]] == lines
+        cost = {name: sum(parse_amount(line["exact"], signed=True) for line in lines if line["account_id"] == name) for name in PLANS}  # fmt: skip
+        assert {name: by_invoice.get(f"{name} {invoice}", 0) for name in PLANS} == cost
+    paid = {
+        each["account_id"]: parse_amount(each["paid_from_balance"], signed=True)
+        for each in documents.get(LAST, {"accounts": ()})["accounts"]
+    }
+    running = {name: by_invoice.get(f"{name} {THIS}", 0) for name in PLANS}
+    assert purses["desk"] == [format_nano(-paid.get("desk", 0) - running["desk"]), "0"]
+    assert purses["east"] == ["0", format_nano(running["east"])]
+
+
+async def money_of(arrival: Arrival, world: int, events: list[Event]) -> dict[str, Any]:
+    """Everything that a world's events came to, without the names of the world."""
+    engines = {name: processor.engine for name, processor in arrival.rooms.processors.items()}
+    group = f"g{world}"
+    charges = [each for each in arrival.log.data("usage.charges") if each["group_id"] == group]
+    assert sorted(each["event_id"] for each in charges) == sorted(f"w{world}-{event.event_id}" for event in events)
+    charged: dict[str, int] = defaultdict(int)
+    for charge in charges:
+        charged[f"{charge['account_id']} {charge['bill_to']}"] += parse_amount(charge["amount"], signed=True)
+    documents = {
+        each.period: (await invoices_api.show(engines["invoices"], each.number or "")).document
+        for each in await invoices_api.list_invoices(engines["invoices"], group_id=group, state="closed")
+    }
+    if any(event.bill_to == THIS for event in events):
+        documents[THIS] = await invoices_api.estimate(engines["invoices"], group, THIS)
+    sections = ("lines", "rounding", "tax", "totals", "accounts")
+    told = {
+        period: {name: document[name] for name in sections} | {"exact": document["evidence"]["exact_sum"]}
+        for period, document in documents.items()
+    }
+    wallets = await balance_api.balances(engines["balance"], [f"w{world}-{name}" for name in PLANS])
+    purses = {each.account_id: [each.wallet, each.unbilled] for each in wallets}
+    found = {"documents": told, "charged": charged, "purses": purses}
+    without_names: dict[str, Any] = json.loads(json.dumps(found).replace(f"w{world}-", ""))
+    return without_names
