@@ -22,7 +22,15 @@ from services.cli.watching import Outcome, Stop, watch
 from services.kernel.errors import InvalidInput, NotFound, Unavailable
 from services.runtime.settings import Settings, load
 from services.usage.estimating import Estimate
-from services.usage.importing import FORMATS, Importer, ImportReport, LegEvent, SwitchProfile, read_profile
+from services.usage.importing import (
+    FORMATS,
+    SELF_CLOSING,
+    Importer,
+    ImportReport,
+    LegEvent,
+    SwitchProfile,
+    read_profile,
+)
 
 REGISTRY_S_MAX = 60.0
 REGISTRY_S_TRIED = 3.0  # of a dry run, which goes on without
@@ -52,14 +60,14 @@ async def import_file(
 ) -> None:
     """Publish the calls in a switch's file, or in every file of a folder; the report accounts for every row."""
     switch = read_profile(profile)
-    read = importer(format_)
+    importer(format_)
     if (file is None) == (folder is None):
         raise InvalidInput("name either a file or, by --watch, a folder", field="FILE")
     settings = load()
     if folder is not None:
         if dry_run:
             raise InvalidInput("cannot be tried on a folder; name a file", field="dry-run")
-        await _watch(settings, folder, switch, read, still_s, shift_days, output)
+        await _watch(settings, folder, switch, format_, still_s, shift_days, output)
     elif file is not None:
         await _import(settings, file, switch, format_, shift_days, dry_run, output)
 
@@ -68,7 +76,7 @@ async def _watch(
     settings: Settings,
     folder: Path,
     switch: SwitchProfile,
-    read: Importer,
+    format_: str,
     still_s: float,
     shift_days: int,
     output: Format,
@@ -85,8 +93,8 @@ async def _watch(
     stop = Stop()
     with stop.by_signals():
         await watch(
-            settings, folder, switch, read, stop, still_s=still_s, shift_days=shift_days, tell=tell,
-            warn=lambda line: typer.echo(line, err=True),
+            settings, folder, switch, importer(format_), stop, still_s=still_s, whole_lines=format_ not in SELF_CLOSING,
+            shift_days=shift_days, tell=tell, warn=lambda line: typer.echo(line, err=True),
         )  # fmt: skip
 
 

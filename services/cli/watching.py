@@ -207,13 +207,17 @@ async def watch(
     stop: Stop,
     *,
     still_s: float,
+    whole_lines: bool = True,
     shift_days: int = 0,
     tell: Callable[[Outcome], None],
     warn: Callable[[str], None],
 ) -> None:
-    """Imports every finished file of a folder until it is asked to stop. Kafka's absence is waited out."""
+    """Imports every finished file of a folder until it is asked to stop. Kafka's absence is waited out.
+
+    With ``whole_lines`` a file is not finished before its last line is: half a row could pass for another call.
+    """
     memory = Memory(folder)
-    watched = _Watch(folder, profile, read, stop, memory, shift_days, tell, warn)
+    watched = _Watch(folder, profile, read, stop, memory, whole_lines, shift_days, tell, warn)
     back_off_s = BACK_OFF_S_MIN
     try:
         while not stop.now:
@@ -241,6 +245,7 @@ class _Watch:
         read: Importer,
         stop: Stop,
         memory: Memory,
+        whole_lines: bool,
         shift_days: int,
         tell: Callable[[Outcome], None],
         warn: Callable[[str], None],
@@ -250,11 +255,13 @@ class _Watch:
         self._read = read
         self._stop = stop
         self._memory = memory
+        self._whole_lines = whole_lines
         self._shift_days = shift_days
         self._tell = tell
         self._warn = warn
         self._still: dict[str, tuple[Seen, float]] = {}
         self._left: set[Seen] = set()  # bad files that could not be moved away
+        self._unended: set[Seen] = set()  # files that were told of because their last line has no end
 
     def ready(self, still_s: float) -> list[Seen]:
         """The files that are not done and have not changed for ``still_s``, the oldest first."""
@@ -276,9 +283,29 @@ class _Watch:
         ready = [
             file
             for file, since in found.values()
-            if now - since >= still_s and not self._memory.knows(file) and file not in self._left
+            if now - since >= still_s
+            and not self._memory.knows(file)
+            and file not in self._left
+            and (not self._whole_lines or self._ends_whole(file))
         ]
         return sorted(ready, key=lambda file: (file.mtime_ns, file.name))
+
+    def _ends_whole(self, file: Seen) -> bool:
+        try:
+            with (self._folder / file.name).open("rb") as records:
+                if file.size:
+                    records.seek(-1, os.SEEK_END)
+                    if records.read(1) != b"\n":
+                        if file not in self._unended:
+                            self._unended.add(file)
+                            self._warn(
+                                f"{file.name} is not taken: its last line has no end, so it may be half a row; wait for the "
+                                "rest, or end the line"
+                            )
+                        return False
+        except OSError:
+            pass  # whoever takes it finds out
+        return True
 
     async def take(self, publishing: Publishing, files: list[Seen]) -> None:
         """Imports files and remembers them; a bad one is put aside, and the others go on."""

@@ -21,7 +21,7 @@ from services.cli.watching import ASIDE, MEMORY, Memory, Outcome, Seen, Stop, wa
 from services.kernel.errors import Refused, TollbookError
 from services.runtime.broker import Offsets
 from services.runtime.settings import Settings
-from services.usage.importing import FORMATS, Importer, ImportReport, LegEvent
+from services.usage.importing import FORMATS, SELF_CLOSING, Importer, ImportReport, LegEvent
 from tests.support.processes import Processes, until
 from tests.support.servers import Database
 from tests.usage.test_asterisk import PROFILE, columns, line, profile
@@ -153,16 +153,16 @@ class Watched:
         self.outcomes: list[Outcome] = []
         self.warnings: list[str] = []
 
-    async def watch(self, read: Importer, stop: Stop) -> None:
+    async def watch(self, read: Importer, stop: Stop, *, whole_lines: bool = True) -> None:
         await watch(
-            self.settings, self.folder, profile(), read, stop, still_s=self.still_s, tell=self.outcomes.append,
+            self.settings, self.folder, profile(), read, stop, still_s=self.still_s, whole_lines=whole_lines, tell=self.outcomes.append,
             warn=self.warnings.append,
         )  # fmt: skip
 
     @asynccontextmanager
     async def running(self, format_name: str = "asterisk") -> AsyncIterator[None]:
         stop = Stop()
-        task = asyncio.create_task(self.watch(FORMATS[format_name], stop))
+        task = asyncio.create_task(self.watch(FORMATS[format_name], stop, whole_lines=format_name not in SELF_CLOSING))
         try:
             yield
         finally:
@@ -215,6 +215,32 @@ async def test_a_growing_file_is_taken_when_it_has_been_still_and_whole(watched:
                 assert watched.outcomes == []
         await watched.wait(1)
     assert await watched.ids() == dict.fromkeys(ids(0, 30), 1)
+
+
+async def test_half_a_row_at_the_end_of_a_file_is_waited_for_and_told(watched: Watched) -> None:
+    """A uniqueid that is cut off would be another call, and the whole row would be billed beside it."""
+    whole = line([*columns()[:16], "1543540817.123"])
+    (watched.folder / "Master.csv").write_bytes(whole[:-6])
+    async with watched.running():
+
+        async def warned() -> bool:
+            return bool(watched.warnings)
+
+        await until(warned, "a warning")
+        await asyncio.sleep(3 * STILL_S)
+        assert (watched.outcomes, len(watched.warnings)) == ([], 1)
+        assert "Master.csv is not taken: its last line has no end" in watched.warnings[0]
+        (watched.folder / "Master.csv").write_bytes(whole)
+        await watched.wait(1)
+    (event_id,) = await watched.ids()
+    assert event_id.startswith("1543540817.123|")
+
+
+async def test_a_json_document_needs_no_end_of_its_last_line(watched: Watched) -> None:
+    (watched.folder / "a.cdr.json").write_bytes(b'{"variables": {"uuid": "a"}}')
+    async with watched.running("freeswitch-json"):
+        await watched.wait(1)
+    assert watched.warnings == []
 
 
 async def test_a_done_file_is_not_read_again_not_even_renamed_but_one_that_grew_is_taken_anew(watched: Watched) -> None:

@@ -22,8 +22,12 @@ FORMATS: Mapping[str, Importer] = MappingProxyType(
     }
 )
 
+SELF_CLOSING = frozenset({"freeswitch-json"})
+"""Formats whose last record closes itself. In every other a last line without its end may be only the beginning of a row."""
+
 __all__ = [
     "FORMATS",
+    "SELF_CLOSING",
     "ImportReport",
     "Importer",
     "LegEvent",
