@@ -298,6 +298,14 @@ class PriceBooks:
         for book_id, of_book in by_book.items():
             self._books[book_id] = PriceBook(book_id, of_book, known=self._books.get(book_id))
 
+    def has(self, book_id: str) -> bool:
+        """Whether a book is loaded."""
+        return book_id in self._books
+
+    def book(self, book_id: str) -> PriceBook:
+        """A book, with no price at all if it is not loaded."""
+        return self._books.get(book_id) or PriceBook(book_id, ())
+
     def chain(
         self,
         *,
@@ -314,4 +322,4 @@ class PriceBooks:
         """
         named = [book_id for book_id in (account, pricing_model, organization) if book_id is not None]
         order = dict.fromkeys((*named, *default))
-        return tuple(self._books.get(book_id) or PriceBook(book_id, ()) for book_id in order)
+        return tuple(self.book(book_id) for book_id in order)
