@@ -274,8 +274,7 @@ class UsageEvents:
     async def _charge(self, work: Work, charges: list[Acceptable]) -> None:
         """Store and publish the charges of a batch, in the order of their records.
 
-        Counters are moved before partitions are opened: who opens one waits for all that write charges, and they hold
-        theirs.
+        Counters are locked after identities and before partitions are opened, in every batch.
         """
         by_counters = [each for each in charges if isinstance(each.rated, Counted)]
         if by_counters:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
 from typing import Any
 from uuid import UUID
 
@@ -18,6 +17,7 @@ from contracts.usage import PRODUCT, RENTAL, Charge
 from services.kernel.errors import InvalidInput
 from services.kernel.money import NANO, format_nano, parse_amount
 from services.kernel.period import period_of
+from services.runtime.database import transaction
 from services.usage import api
 from services.usage.books import PriceRow
 from services.usage.consumer import build
@@ -32,6 +32,9 @@ from tests.support.usage_room import Usage
 NOW = datetime.now(UTC).replace(microsecond=0)
 MONTH = period_of(NOW).name
 CENT = 10**7
+WAITING = """
+select count(*) from pg_locks join pg_stat_activity using (pid) where not granted and datname = current_database()
+"""
 BANDS = (Band(1_000, CENT), Band(None, 8 * 10**6))
 
 
@@ -214,34 +217,46 @@ async def test_a_batch_without_tiers_has_no_statement_more_and_one_with_them_one
     assert len(tiered) == len(flat) + 1
 
 
-async def test_workers_that_move_the_same_counters_at_once_lose_nothing(usage: Usage, database: Database) -> None:
-    """Twenty accounts in both batches, in opposite orders; event days that nobody has opened yet, too."""
+async def test_workers_that_move_the_same_counters_at_once_lose_nothing_and_never_wait_in_a_circle(
+    usage: Usage, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ten accounts in both batches, in opposite orders; a third transaction keeps both in the middle of it for a while."""
     await import_book(usage, book("volume"))
-    accounts = [f"a{number:02}" for number in range(20)]
+    accounts = [f"a{number}" for number in range(10)]
     for account in accounts:
         usage.send.account(account)
     await usage.rooms.pump()
     async with Rooms(usage.log, database, [build()]) as other:
-        for turn in range(3):
-            at = NOW - timedelta(days=turn)
-            for number in range(60):
-                for partition, order in ((0, accounts), (1, accounts[::-1])):
-                    usage.send.leg(
-                        lookups(f"{turn}/{partition}/{number}", 100, at, order[number % 20]), partition=partition, at=at
-                    )
-            workers = (usage.rooms.processors["usage"], other.processors["usage"])
+        workers = (usage.rooms.processors["usage"], other.processors["usage"])
+
+        async def batches(turn: int) -> None:
+            """Each worker reads a partition of its own."""
+            for partition, order in enumerate((accounts, accounts[::-1])):
+                for account in order:
+                    event_id, at = f"{turn}/{partition}/{account}", NOW - timedelta(seconds=partition)
+                    usage.send.leg(lookups(event_id, 400, at, account), partition=partition)
             await asyncio.gather(
                 *(usage.rooms.feed(each, each.room.input("events"), partition=n) for n, each in enumerate(workers))
             )
+
+        await batches(0)
+        async with transaction(usage.engine) as connection:
+            await connection.execute(select(COUNTER).where(COUNTER.c.account_id == "a5").with_for_update())
+            running = asyncio.create_task(batches(1))
+            async with database.connected() as looking:
+                for _ in range(500):
+                    if await looking.fetchval(WAITING) == 2:
+                        break
+                    await asyncio.sleep(0.02)
+                else:
+                    pytest.fail("the two workers do not wait")
+        await running
+        await batches(2)
         await usage.rooms.pump()
-    expected = dict.fromkeys(accounts, 3 * 2 * 3 * 100)
-    by_account: dict[str, int] = dict.fromkeys(accounts, 0)
-    for key, quantity in (await counters(usage)).items():
-        by_account[key[0]] += quantity
-    assert by_account == expected
-    steps = sorted((c["account_id"], c["period"], c["tier"]["before"], c["tier"]["after"]) for c in usage.charges)
-    for (account, month, _, after), (next_account, next_month, before, _) in pairwise(steps):
-        assert before == (after if (account, month) == (next_account, next_month) else 0)
+    assert "tries a batch again" not in caplog.text
+    assert {key[0]: quantity for key, quantity in (await counters(usage)).items()} == dict.fromkeys(accounts, 2_400)
+    steps = sorted((c["account_id"], c["tier"]["before"], c["tier"]["after"]) for c in usage.charges)
+    assert steps == [(account, 400 * n, 400 * n + 400) for account in accounts for n in range(6)]
 
 
 # ---- schedules in a book ---------------------------------------------------------------------------------------------
