@@ -1,4 +1,4 @@
-"""What people and the auditor read of balance, with the room's own role. Nothing here changes anything."""
+"""What people and the auditor read of balance, with the room's own role. Only calls are changed: started and ended."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.sql import Select
 
 from contracts.topics import USAGE_CHARGES
-from services.balance import ledger, tables
+from services.balance import calls, ledger, store, tables
+from services.balance.spending import CallAsked
 from services.kernel.errors import NotFound
 from services.kernel.money import format_nano
 from services.runtime import parking
 from services.runtime.database import transaction
+from services.runtime.lanes import CLOCK_NOW
 from services.runtime.parking import ParkedRow
 from services.runtime.tables import runtime_tables
 
@@ -197,6 +199,54 @@ async def commands_done(engine: AsyncEngine, account_id: str) -> dict[str, bool]
     columns = tables.command.c
     query = select(columns.command_id, columns.accepted).where(columns.account_id == account_id)
     return {row.command_id: row.accepted for row in await _all(engine, query)}
+
+
+# ---- spend control -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LimitRow:
+    """A limit of an account (no profile) or of an outbound profile, and what counts against it now. None: no limit."""
+
+    outbound_profile: str | None
+    daily_spend: str | None
+    spent_today: str
+    calls_max: int | None
+    calls: int
+
+
+async def limits(engine: AsyncEngine, account_id: str) -> list[LimitRow]:
+    """The limits of an account and of its profiles, the account's first. Spend is counted since its first limit."""
+    async with transaction(engine) as connection:
+        now = (await connection.execute(select(CLOCK_NOW))).scalar_one()
+        return [
+            LimitRow(
+                row.outbound_profile or None,
+                None if row.daily_spend_nano is None else format_nano(row.daily_spend_nano),
+                format_nano(row.spent_nano),
+                row.calls_max,
+                row.calls,
+            )
+            for row in await store.limits_now(connection, account_id, now)
+        ]
+
+
+async def may_call(engine: AsyncEngine, asked: CallAsked) -> calls.Decision:
+    """Whether a call could start now, by suspension, price, daily spend and calls in progress; starts nothing."""
+    async with transaction(engine) as connection:
+        return await calls.ask(connection, asked)
+
+
+async def start_call(engine: AsyncEngine, asked: CallAsked, call_leg_id: str, *, lease_s: int) -> calls.Decision:
+    """Start a call if it may, in one transaction with the decision; see `calls.start`."""
+    async with transaction(engine) as connection:
+        return await calls.start(connection, asked, call_leg_id, lease_s)
+
+
+async def end_call(engine: AsyncEngine, account_id: str, call_leg_id: str) -> bool:
+    """End a call; False when it is not known or has ended before, which is no error."""
+    async with transaction(engine) as connection:
+        return await calls.end(connection, account_id, call_leg_id)
 
 
 async def quarantine(engine: AsyncEngine, *, reason: str | None = None) -> list[ParkedRow]:

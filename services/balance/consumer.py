@@ -12,7 +12,7 @@ from contracts.topics import (
     PAYMENTS_RESULTS,
     USAGE_CHARGES,
 )
-from services.balance import api, closing, commands, evaluation, handler, registry, results
+from services.balance import api, calls, closing, commands, evaluation, handler, registry, results
 from services.balance.refuse_fast import RefuseFast
 from services.runtime.processor import Processor
 from services.runtime.room import Input, Room, Tick
@@ -57,7 +57,11 @@ def room(refuse_fast: RefuseFast) -> Room:
             Input("progress", (CLOSING_PROGRESS,), closing.progress),
             Input("invoices", (INVOICES_EVENTS,), partial(closing.invoices, tell=tell)),
         ),
-        ticks=(Tick("covered", closing.cover), Tick("waiting", commands.look_at_waiting)),
+        ticks=(
+            Tick("covered", closing.cover),
+            Tick("waiting", commands.look_at_waiting),
+            Tick("forget", calls.forget, seconds=60.0),
+        ),
         timers={
             evaluation.RESULT_TIMEOUT: partial(evaluation.silence, tell=tell),
             evaluation.CAP_OPEN: partial(evaluation.look_again, tell=tell),

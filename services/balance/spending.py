@@ -6,7 +6,11 @@ Source: domain, section 3.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+from services.kernel.money import format_nano
 
 NEAR_PERCENT = 80  # of a limit: time enough to raise it, late enough to mean something
 
@@ -53,3 +57,94 @@ def to_tell(spent_nano: int, limit_nano: int | None, told: Told | None) -> Told 
     now = level(spent_nano, limit_nano)
     before = told.level if told is not None and told.limit_nano == limit_nano else NOTHING
     return Told(now, limit_nano) if now > before else None
+
+
+# ---- whether a call may start --------------------------------------------------------------------------------------
+
+RefusalReason = Literal["closed", "suspended", "price_too_high", "daily_spend", "concurrent_calls"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A limit and what counts against it now: today's spend, and the calls in progress without the one that asks.
+
+    ``outbound_profile`` is None for the account as a whole; an amount or number of None is no limit.
+    """
+
+    outbound_profile: str | None
+    daily_spend_nano: int | None
+    calls_max: int | None
+    spent_nano: int
+    calls: int
+
+
+@dataclass(frozen=True, slots=True)
+class CallAsked:
+    """A call that wants to start, with its price a minute and the most that a minute may cost, if there is a most.
+
+    Prices are nanos of ``currency`` without connection fees. ``maximum_profile`` is the outbound profile whose maximum it is.
+    """
+
+    account_id: str
+    outbound_profile: str | None
+    price_nano: int
+    currency: str
+    maximum_nano: int | None = None
+    maximum_profile: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """The call may start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The call may not start; the message names the limit and what stands against it."""
+
+    reason: RefusalReason
+    message: str
+
+
+def decide(asked: CallAsked, limits: Sequence[Limit], *, closed: bool, suspended: bool) -> Allowed | Refused:
+    """Whether a call may start; the first thing against it is named.
+
+    A price may be as high as the maximum. A day's spend and the calls in progress must be below their limits: what reaches a
+    limit stops the next call, not the one that runs, so a day can end above its limit by the calls that ran then. The limits
+    are those of the account and of the call's profile, and both hold. Source: domain, section 3.
+
+    >>> asked = CallAsked("sales", "dialer", 14_000_000, "USD", maximum_nano=14_000_000)
+    >>> day = Limit(None, 10 * 10**9, None, 9_999_999_999, 0)
+    >>> decide(asked, [day, Limit("dialer", None, 2, 0, 1)], closed=False, suspended=False)
+    Allowed()
+    >>> print(decide(asked, [day, Limit("dialer", None, 2, 0, 2)], closed=False, suspended=False).message)
+    profile dialer of sales has 2 of at most 2 calls in progress
+    """
+    if closed:
+        return Refused("closed", f"account {asked.account_id} is closed")
+    if suspended:
+        return Refused("suspended", f"account {asked.account_id} is suspended")
+    if asked.maximum_nano is not None and asked.price_nano > asked.maximum_nano:
+        return Refused(
+            "price_too_high",
+            f"a minute costs {format_nano(asked.price_nano)} {asked.currency}; {_of(asked, asked.maximum_profile)} allows at"
+            f" most {format_nano(asked.maximum_nano)}",
+        )
+    for limit in limits:
+        if limit.daily_spend_nano is not None and limit.spent_nano >= limit.daily_spend_nano:
+            return Refused(
+                "daily_spend",
+                f"{_of(asked, limit.outbound_profile)} has spent {format_nano(limit.spent_nano)} {asked.currency} today; its"
+                f" limit is {format_nano(limit.daily_spend_nano)} a day, and the next day begins at 00:00 UTC",
+            )
+    for limit in limits:
+        if limit.calls_max is not None and limit.calls >= limit.calls_max:
+            return Refused(
+                "concurrent_calls",
+                f"{_of(asked, limit.outbound_profile)} has {limit.calls} of at most {limit.calls_max} calls in progress",
+            )
+    return Allowed()
+
+
+def _of(asked: CallAsked, profile: str | None) -> str:
+    return f"account {asked.account_id}" if profile is None else f"profile {profile} of {asked.account_id}"

@@ -14,11 +14,13 @@ from sqlalchemy import (
     DateTime,
     Integer,
     Row,
+    Select,
     SmallInteger,
     Text,
     Uuid,
     and_,
     bindparam,
+    delete,
     func,
     insert,
     literal,
@@ -29,10 +31,12 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.balance import tables
 from services.runtime import parking
 from services.runtime.database import copy_rows, unnest
+from services.runtime.lanes import CLOCK_NOW
 from services.runtime.work import Work
 
 _NAMES = ARRAY(Text)
@@ -301,6 +305,114 @@ async def save_told(work: Work, rows: Sequence[SpendTold]) -> None:
     await work.execute(
         _SAVE_TOLD, {f"new_{name}": list(column) for name, column in zip(SpendTold._fields, columns, strict=True)}
     )
+
+
+# ---- calls in progress ---------------------------------------------------------------------------------------------
+
+_call = tables.call.c
+_CALLER = select(
+    _wallet.currency, _wallet.suspended, _wallet.closed_at, _wallet.registry_version, CLOCK_NOW.label("now")
+).where(_wallet.account_id == bindparam("account_id"))
+_CALLER_LOCKED = _CALLER.with_for_update()
+
+
+async def caller(connection: AsyncConnection, account_id: str, *, lock: bool) -> Any | None:
+    """What of a wallet decides about calls, and the one clock's instant; None for an unknown account."""
+    return (await connection.execute(_CALLER_LOCKED if lock else _CALLER, {"account_id": account_id})).first()
+
+
+_in_progress = (
+    select(func.count())
+    .where(
+        _call.account_id == _limit.account_id,
+        or_(_limit.outbound_profile == "", _call.outbound_profile == _limit.outbound_profile),
+        _call.ended_at.is_(None),
+        _call.expires_at > bindparam("now", type_=DateTime(timezone=True)),
+    )
+    .scalar_subquery()
+)
+_spent_today = (
+    select(_spend.spent_nano)
+    .where(
+        _spend.account_id == _limit.account_id,
+        _spend.outbound_profile == _limit.outbound_profile,
+        _spend.day == bindparam("today", type_=Date()),
+    )
+    .scalar_subquery()
+)
+_LIMITS_NOW: Select[Any] = (
+    select(
+        _limit.outbound_profile,
+        _limit.daily_spend_nano,
+        _limit.calls_max,
+        func.coalesce(_spent_today, 0).label("spent_nano"),
+        _in_progress.label("calls"),
+    )
+    .where(_limit.account_id == bindparam("account_id"))
+    .order_by(_limit.outbound_profile)
+)
+_LIMITS_NOW_OF = _LIMITS_NOW.where(_any_of(_limit.outbound_profile, "profiles"))
+
+
+async def limits_now(
+    connection: AsyncConnection, account_id: str, now: datetime, profiles: Iterable[str] | None = None
+) -> Sequence[Row[Any]]:
+    """The limits of an account and of its profiles, or of these, with today's spend and the calls in progress."""
+    statement, parameters = _LIMITS_NOW, {"account_id": account_id, "now": now, "today": now.date()}
+    if profiles is not None:
+        statement, parameters = _LIMITS_NOW_OF, parameters | {"profiles": sorted(profiles)}
+    rows: Sequence[Row[Any]] = (await connection.execute(statement, parameters)).all()
+    return rows
+
+
+async def call(connection: AsyncConnection, account_id: str, call_leg_id: str) -> Any | None:
+    """A call by its id. It holds while its wallet is locked."""
+    statement = select(tables.call).where(_call.account_id == account_id, _call.call_leg_id == call_leg_id)
+    return (await connection.execute(statement)).first()
+
+
+async def start_call(
+    connection: AsyncConnection, account_id: str, call_leg_id: str, profile: str, now: datetime, expires_at: datetime
+) -> None:
+    """A new call, or one whose lease is over; the wallet is locked."""
+    begun = {"outbound_profile": profile, "started_at": now, "expires_at": expires_at}
+    statement = upsert(tables.call).values(account_id=account_id, call_leg_id=call_leg_id, **begun)
+    await connection.execute(statement.on_conflict_do_update(index_elements=["account_id", "call_leg_id"], set_=begun))
+
+
+async def lengthen_lease(connection: AsyncConnection, account_id: str, call_leg_id: str, expires_at: datetime) -> None:
+    """A later end of a call's lease; the wallet is locked."""
+    statement = update(tables.call).where(_call.account_id == account_id, _call.call_leg_id == call_leg_id)
+    await connection.execute(statement.values(expires_at=expires_at))
+
+
+async def end_call(connection: AsyncConnection, account_id: str, call_leg_id: str) -> bool:
+    """End a call that has not ended; whether there was one."""
+    statement = (
+        update(tables.call)
+        .where(_call.account_id == account_id, _call.call_leg_id == call_leg_id, _call.ended_at.is_(None))
+        .values(ended_at=CLOCK_NOW)
+        .returning(_call.call_leg_id)
+    )
+    return (await connection.execute(statement)).first() is not None
+
+
+async def forget_calls(work: Work, expired_before: datetime, limit: int) -> None:
+    """Delete the calls whose leases ended longest ago; one that is being started again stays."""
+    key = tuple_(_call.account_id, _call.call_leg_id)
+    oldest = (
+        select(_call.account_id, _call.call_leg_id)
+        .where(_call.expires_at < expired_before)
+        .order_by(_call.expires_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    await work.execute(delete(tables.call).where(key.in_(oldest)))
+
+
+async def forget_days(work: Work, before: date) -> None:
+    """Delete what was spent before a day."""
+    await work.execute(delete(tables.spend).where(_spend.day < before))
 
 
 # ---- attempts and results ------------------------------------------------------------------------------------------

@@ -79,6 +79,17 @@ spend = Table(
     Column("told_limit_nano", BigInteger),
 )
 
+call = Table(
+    "call",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("call_leg_id", Text, primary_key=True),
+    Column("outbound_profile", Text, nullable=False),
+    Column("started_at", Instant, nullable=False),
+    Column("expires_at", Instant, nullable=False),
+    Column("ended_at", Instant),
+)
+
 charge_batch = Table(
     "charge_batch",
     metadata,

@@ -27,6 +27,7 @@ COMMANDS = {
     "import": "services.cli.importing:import_file",
     "profile": "services.cli.profile:app",
     "charge": "services.cli.charge:app",
+    "simulate": "services.cli.simulate:simulate",
     "invoice": "services.cli.invoice:app",
     "quarantine": "services.cli.quarantine:app",
     "lane": "services.cli.lane:app",

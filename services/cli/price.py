@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -13,7 +13,8 @@ from services.cli.output import Format, Output, console, instant, plain, show_js
 from services.cli.reading import room
 from services.kernel.errors import InvalidInput
 from services.kernel.money import format_nano
-from services.usage.books import Price, PriceRow
+from services.usage.books import BookVersion, Price, PriceRow
+from services.usage.comparing import Change, Kind, compare
 from services.usage.price_files import PriceFile
 from services.usage.tiers import describe
 
@@ -197,6 +198,107 @@ def price_in_words(price: PriceRow | Price) -> dict[str, Any]:
         "bill_on": "delivered" if price.delivered_only else None,
         "schedule": price.schedule or None,
     }
+
+
+@app.command()
+@asynchronous
+async def diff(
+    book: Annotated[str, typer.Argument(metavar="BOOK", help="its id, as `price list` shows it")],
+    old: Annotated[int | None, typer.Option("--from", help="the version that was; else the one that holds now")] = None,
+    new: Annotated[int | None, typer.Option("--to", help="the version that is compared with it")] = None,
+    other: Annotated[str | None, typer.Option("--to-book", help="of another book; else of the same")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="a price file that is not imported yet, instead of a version")
+    ] = None,
+    minimum_s: Annotated[int, typer.Option(help="of the file, as in import")] = 60,
+    increment_s: Annotated[int, typer.Option(help="of the file, as in import")] = 60,
+    windows: Windows = None,
+    output: Output = Format.table,
+) -> None:
+    """Say which prices are added, removed, raised and lowered from one version to another, to another book, or to a file."""
+    from services.usage import api
+
+    if file is not None and (new is not None or other is not None):
+        raise InvalidInput("compare with a file, or with a version; not with both", field="file")
+    if file is None and new is None and other is None:
+        raise InvalidInput("name what to compare with: --to VERSION, --to-book BOOK or --file FILE", field="to")
+    prices = None
+    if file is not None:
+        prices = read_prices(file, windows, minimum_s=minimum_s, increment_s=increment_s, field="file")
+    async with room("usage") as engine:
+        before = await api.book_version(engine, book, old)
+        if prices is None:
+            after = await api.book_version(engine, other or book, new)
+        else:
+            after = BookVersion(
+                book,
+                before.version,
+                prices.currency,
+                before.effective_from,
+                prices.rows,
+                prices.windows,
+                prices.schedules,
+            )
+    changes = compare(before, after)
+    counts = {kind: sum(each.kind == kind for each in changes) for kind in get_args(Kind)}
+    compared = str(file) if file is not None else f"{after.book_id} version {after.version}"
+    rows = [change_in_words(change) for change in changes]
+    if output is Format.json:
+        show_json(
+            {
+                "from": {"book_id": before.book_id, "version": before.version},
+                "to": {"file": str(file)} if file is not None else {"book_id": after.book_id, "version": after.version},
+                "counts": counts,
+                "changes": rows,
+                "refused": plain(prices.refused) if prices is not None else [],
+            }
+        )
+        return
+    said = ", ".join(f"{number} {kind}" for kind, number in counts.items() if number)
+    console.print(f"from {book} version {before.version} to {compared}: {said or 'no difference'}", markup=False)
+    columns = {
+        "kind": "what", "product": "product", "prefix": "prefix", "window": "window", "was": "was", "is": "is",
+        "percent": "%", "fields": "differs in",
+    }  # fmt: skip
+    if rows:
+        show_rows(rows[:PRICES_SHOWN], columns, output, right=("percent",))
+    if len(rows) > PRICES_SHOWN:
+        console.print(f"and {len(rows) - PRICES_SHOWN} more; --output json shows all")
+    for refusal in prices.refused[:REFUSALS_SHOWN] if prices is not None else ():
+        console.print(f"refused: {refusal}", markup=False)
+
+
+def change_in_words(change: Change) -> dict[str, Any]:
+    """A change with both prices, and each in short for people."""
+    covered = f" (by {change.covered_by.prefix})" if change.covered_by is not None else ""
+    old, new = change.old or (change.covered_by if change.new else None), change.new or change.covered_by
+    return {
+        "kind": change.kind,
+        "product": change.product,
+        "prefix": change.prefix,
+        "window": change.window or None,
+        "old": price_in_words(change.old) if change.old is not None else None,
+        "new": price_in_words(change.new) if change.new is not None else None,
+        "percent": change.percent,
+        "fields": list(change.fields),
+        "covered_by": price_in_words(change.covered_by) if change.covered_by is not None else None,
+        "was": short(old) + ("" if change.old is not None else covered),
+        "is": short(new) + ("" if change.new is not None else covered),
+    }
+
+
+def short(price: PriceRow | None) -> str:
+    """A price in a few characters.
+
+    >>> short(PriceRow("voice.outbound", "+1", 14_000_000, 1_000_000, 60, 6)), short(None)
+    ('0.014 for 60, 60/6, fee 0.001', 'none')
+    """
+    if price is None:
+        return "none"
+    if price.schedule:
+        return f"tiers of {price.schedule}, {price.minimum}/{price.increment}"
+    fee = f", fee {format_nano(price.connection_fee_nano)}" if price.connection_fee_nano else ""
+    return f"{format_nano(price.price_nano)} for {price.per}, {price.minimum}/{price.increment}{fee}"
 
 
 @app.command()

@@ -44,6 +44,7 @@ from services.usage.memory import Memory
 from services.usage.price_files import PriceFile
 from services.usage.rating import explain
 from services.usage.registry import REGISTRY_TOPICS
+from services.usage.simulating import Draft, Replay, draft_of
 from services.usage.tables import RUNTIME
 from services.usage.tiers import Share
 
@@ -287,6 +288,43 @@ async def charge_links(engine: AsyncEngine) -> list[LinkMark]:
     """The last seq of every link of `usage.charges`."""
     async with transaction(engine) as connection:
         return await marks(connection, RUNTIME, [USAGE_CHARGES.name])
+
+
+# ---- simulation ----------------------------------------------------------------------------------------------------
+
+
+async def simulate(
+    engine: AsyncEngine,
+    book: PriceFile | str,
+    start: datetime,
+    end: datetime,
+    *,
+    in_place_of: str | None = None,
+    account_id: str | None = None,
+    group_id: str | None = None,
+) -> Replay:
+    """What was charged in [start, end) by event time beside what it would be by a draft: a price file, or a loaded book.
+
+    The draft takes the place of a book, or stands before all. Nothing is written: the transaction cannot. Charges are
+    read in pieces; memory is that of accounts, destinations and the books.
+    """
+    if start >= end:
+        raise InvalidInput("must be after --from", field="to")
+    async with transaction(engine) as connection:
+        await store.read_only(connection)
+        memory = Memory()
+        await memory.refresh(connection, await store.read_state(connection))
+        for name, named in (("book", book), ("in_place_of", in_place_of)):
+            if isinstance(named, str) and not memory.prices.books.has(named):
+                raise NotFound(f"there is no price book {named}; `tollbook price list` names them", field=name)
+        if account_id is not None and account_id not in memory.registry.accounts:
+            raise NotFound(f"there is no account {account_id}", field="account")
+        drafted = draft_of(book) if isinstance(book, PriceFile) else memory.prices.books.book(book)
+        replay = Replay(Draft(drafted, in_place_of), memory.registry, memory.prices)
+        async for charge in store.recorded_uses(connection, start, end, account_id, group_id):
+            replay.add(charge)
+    replay.finish()
+    return replay
 
 
 # ---- quarantine ----------------------------------------------------------------------------------------------------

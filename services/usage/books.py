@@ -5,7 +5,7 @@ Pure values; what a book holds comes from the store or from a price file (`price
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal, Protocol, TypeVar
@@ -176,23 +176,31 @@ def newest_first(versions: Iterable[DatedT]) -> list[DatedT]:
     return sorted(versions, key=lambda version: (version.effective_from, version.version), reverse=True)
 
 
-@dataclass(frozen=True, slots=True)
 class _Prefixes:
-    """The prefixes of one product: asked by length, longest first. A price for any destination stands under ""."""
+    """The prefixes of one product: asked by length, longest first. A price for any destination stands under "".
 
-    lengths: tuple[int, ...]
-    prices: Mapping[str, Price]
-    in_windows: Mapping[str, tuple[tuple[Window, Price], ...]]
+    Without windows ``lengths`` are all there are and ``get`` finds the price; with windows there are none, and `in_window`
+    is asked.
+    """
+
+    __slots__ = ("_all_lengths", "get", "in_windows", "lengths")
+
+    def __init__(self, prices: dict[str, Price], in_windows: Mapping[str, tuple[tuple[Window, Price], ...]]) -> None:
+        self._all_lengths = tuple(sorted({len(prefix) for prefix in (*prices, *in_windows)}, reverse=True))
+        self.lengths = () if in_windows else self._all_lengths
+        self.get: Callable[[str], Price | None] = prices.get
+        self.in_windows = in_windows
 
     def in_window(self, destination: str, began: datetime) -> Price | None:
         """Of the longest prefix that has a price at this time: the price of the window, or the one without."""
-        for length in self.lengths:
+        for length in self._all_lengths:
             prefix = destination[:length]
             for window, price in self.in_windows.get(prefix, ()):
                 if window.holds(began):
                     return price
-            if prefix in self.prices:
-                return self.prices[prefix]
+            price_at_any_time = self.get(prefix)
+            if price_at_any_time is not None:
+                return price_at_any_time
         return None
 
 
@@ -228,8 +236,7 @@ class _CompiledVersion:
         self.products: dict[str, _Prefixes] = {}
         for product, of_product in prices.items():
             windowed = {prefix: tuple(choices) for prefix, choices in in_windows.get(product, {}).items()}
-            lengths = {len(prefix) for prefix in (*of_product, *windowed)}
-            self.products[product] = _Prefixes(tuple(sorted(lengths, reverse=True)), of_product, windowed)
+            self.products[product] = _Prefixes(of_product, windowed)
 
 
 class PriceBook:
@@ -263,13 +270,13 @@ class PriceBook:
                 prefixes = version.products.get(product)
                 if prefixes is None:
                     return None
-                if prefixes.in_windows:
-                    return prefixes.in_window(destination, at - timedelta(seconds=duration_s))
-                prices = prefixes.prices
+                get = prefixes.get
                 for length in prefixes.lengths:
-                    price = prices.get(destination[:length])
+                    price = get(destination[:length])
                     if price is not None:
                         return price
+                if prefixes.in_windows:
+                    return prefixes.in_window(destination, at - timedelta(seconds=duration_s))
                 return None
         return None
 
@@ -291,6 +298,14 @@ class PriceBooks:
         for book_id, of_book in by_book.items():
             self._books[book_id] = PriceBook(book_id, of_book, known=self._books.get(book_id))
 
+    def has(self, book_id: str) -> bool:
+        """Whether a book is loaded."""
+        return book_id in self._books
+
+    def book(self, book_id: str) -> PriceBook:
+        """A book, with no price at all if it is not loaded."""
+        return self._books.get(book_id) or PriceBook(book_id, ())
+
     def chain(
         self,
         *,
@@ -307,4 +322,4 @@ class PriceBooks:
         """
         named = [book_id for book_id in (account, pricing_model, organization) if book_id is not None]
         order = dict.fromkeys((*named, *default))
-        return tuple(self._books.get(book_id) or PriceBook(book_id, ()) for book_id in order)
+        return tuple(self.book(book_id) for book_id in order)

@@ -455,6 +455,30 @@ async def charges_of(connection: AsyncConnection, account_id: str, limit: int) -
     return (await connection.execute(statement.limit(limit))).all()
 
 
+async def read_only(connection: AsyncConnection) -> None:
+    """This transaction reads one state and can write nothing; before anything else."""
+    await connection.execute(text("set transaction isolation level repeatable read, read only"))
+
+
+async def recorded_uses(
+    connection: AsyncConnection, start: datetime, end: datetime, account_id: str | None, group_id: str | None
+) -> AsyncIterator[Found]:
+    """The charges of event times in [start, end), of one account or group or of all, read in pieces."""
+    columns = CHARGE.c
+    names = (
+        "account_id", "group_id", "period", "plan", "event_time", "product", "unit", "origin", "destination", "used",
+        "quantity", "duration_s", "amount_nano", "currency", "book_id", "matched", "surcharge",
+    )  # fmt: skip
+    statement = select(*(columns[name] for name in names)).where(columns.event_time >= start, columns.event_time < end)
+    if account_id is not None:
+        statement = statement.where(columns.account_id == account_id)
+    if group_id is not None:
+        statement = statement.where(columns.group_id == group_id)
+    result = await connection.stream(statement.execution_options(yield_per=CHARGES_AT_ONCE))
+    async for row in result:
+        yield row
+
+
 async def all_charges(connection: AsyncConnection) -> AsyncIterator[Found]:
     """(charge_id, group_id, bill_to, account_id, amount_nano) of every charge, read in pieces."""
     columns = CHARGE.c

@@ -151,6 +151,35 @@ async def test_a_csv_file_takes_its_windows_from_a_second_one(on_database: Tollb
     assert imported.out == "list version 2: 2 prices in USD from 2026-01-01T00:00:00Z\n"
 
 
+async def test_a_diff_says_what_a_version_a_book_or_a_file_changes(on_database: Tollbook, tmp_path: Path) -> None:
+    def written(name: str, *lines: str) -> str:
+        (tmp_path / name).write_text("\n".join(["product,prefix,price,currency", *lines]))
+        return str(tmp_path / name)
+
+    first = written("1.csv", "voice.outbound,1,0.01,USD", "voice.outbound,49,0.02,USD", "voice.outbound,33,0.03,USD")
+    second = written("2.csv", "voice.outbound,1,0.02,USD", "voice.outbound,49,0.01,USD", "voice.outbound,4917,0.05,USD")
+    for book, file in (("list", first), ("list", second), ("other", second)):
+        await on_database("price", "import", file, "--book", book, "--from", "2026-01-01")
+    diff = (await on_database("price", "diff", "list", "--from", "1", "--to", "2", "-o", "json")).json
+    assert diff["counts"] == {"added": 1, "removed": 1, "raised": 1, "lowered": 1, "changed": 0}
+    assert [(each["kind"], each["prefix"], each["percent"]) for each in diff["changes"]] == [
+        ("raised", "+1", "100.00"), ("removed", "+33", None), ("lowered", "+49", "-50.00"), ("added", "+4917", None),
+    ]  # fmt: skip
+    assert (diff["changes"][0]["old"]["price"], diff["changes"][0]["new"]["price"]) == ("0.01", "0.02")
+    assert diff["changes"][3]["covered_by"]["prefix"] == "+49"
+    assert (await on_database("price", "diff", "list", "--to-book", "other")).out == (
+        "from list version 2 to other version 1: no difference\n"
+    )
+    from_file = (await on_database("price", "diff", "list", "--file", first, "-o", "json")).json
+    assert (from_file["from"]["version"], from_file["to"]) == (2, {"file": first})
+    assert from_file["counts"] == {"added": 1, "removed": 1, "raised": 1, "lowered": 1, "changed": 0}
+    table = (await on_database("price", "diff", "list", "--from", "1", "--to", "2")).out
+    assert "from list version 1 to list version 2: 1 added, 1 removed, 1 raised, 1 lowered" in table
+    assert "0.02 for 60, 60/60 (by +49)" in table
+    ran = await on_database("price", "diff", "list")
+    assert (ran.code, ran.err) == (2, "to: name what to compare with: --to VERSION, --to-book BOOK or --file FILE\n")
+
+
 async def test_a_default_book_must_exist(on_database: Tollbook) -> None:
     ran = await on_database("price", "default", "no-such-book")
     assert (ran.code, ran.err) == (2, "BOOK: there is no price book no-such-book; import it first\n")

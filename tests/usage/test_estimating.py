@@ -74,7 +74,7 @@ async def test_every_class_is_told_by_account_with_the_exact_amount_and_nothing_
         leg("e7", NOW, "elsewhere"),
         leg("e8", NOW, "euro"),
         leg("e9", NOW - timedelta(days=36)),
-        leg("e10", NOW + timedelta(minutes=11)),
+        leg("e10", NOW + timedelta(hours=6)),
         leg("e11", NOW, source="pbx/other"),
     )
     assert await kept(usage) == before
