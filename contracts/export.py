@@ -84,7 +84,9 @@ def _both_modes(topic: Topic, schemas: dict[str, Any]) -> dict[str, Any]:
     for each in schemas[_id(topic)]["oneOf"]:
         event = deepcopy(schemas[each["$ref"].rsplit("/", 1)[1]])  # or the YAML would be full of anchors
         headers = {
-            f"ce_{name}": next(kind for kind in attribute.get("anyOf", [attribute]) if kind.get("type") != "null")
+            f"ce_{name}": _header(
+                next(kind for kind in attribute.get("anyOf", [attribute]) if kind.get("type") != "null")
+            )
             for name, attribute in event["properties"].items()
             if name not in ("data", "datacontenttype")
         }
@@ -98,6 +100,11 @@ def _both_modes(topic: Topic, schemas: dict[str, Any]) -> dict[str, Any]:
             },
         }
     return messages
+
+
+def _header(attribute: dict[str, Any]) -> dict[str, Any]:
+    """An attribute as the text of a header."""
+    return {"type": "string", "pattern": "^(0|[1-9][0-9]{0,9})$"} if attribute.get("type") == "integer" else attribute
 
 
 def _id(topic: Topic) -> str:

@@ -21,11 +21,13 @@ MESSAGE = "tollbook.usage.message.v1"
 DATA = "tollbook.usage.data.v1"
 RENTAL = "tollbook.usage.rental.v1"
 PRODUCT = "tollbook.usage.product.v1"
+VOIDED = "tollbook.usage.voided.v1"
 EVENT_BYTES_MAX = 65_536  # an event is a few hundred bytes; larger ones are quarantined, not parsed
 CALL_SECONDS_MAX = 7 * 86_400  # a leg of more than a week is a broken clock, not a call
 SEGMENTS_MAX = 255  # a concatenated message counts its parts in one byte
 BYTES_MAX = 2**50  # a petabyte in one session is a broken counter
 QUANTITY_MAX = 10**15
+REVISION_MAX = 2**31 - 1  # an integer of CloudEvents
 RESERVED_PRODUCTS = r"voice\.|message\.|number\.|data$"  # of the other kinds of events
 
 _STRICT = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
@@ -123,9 +125,17 @@ class Product(TypedDict):
     reference: NotRequired[Attribute | None]
 
 
+@with_config(_STRICT)
+class Voided(TypedDict):
+    """What was told never was. The event has the id and source of the one that it takes back, and a higher revision."""
+
+    account_id: Annotated[Id, Field(description="Must be one that the publisher may bill; usually that of the event")]
+    reason: Attribute
+
+
 @with_config(_STRICT_OPEN)
-class _Event(TypedDict):
-    """A CloudEvents 1.0 event in structured JSON; extension attributes are allowed and ignored."""
+class _Attributes(TypedDict):
+    """A CloudEvents 1.0 event in structured JSON; extension attributes are allowed and, but for revision, ignored."""
 
     specversion: Literal["1.0"]
     id: Attribute
@@ -134,6 +144,16 @@ class _Event(TypedDict):
     subject: NotRequired[Attribute | None]
     datacontenttype: NotRequired[Literal["application/json"] | None]
     dataschema: NotRequired[AbsoluteUri | None]
+
+
+@with_config(_STRICT_OPEN)
+class _Event(_Attributes):
+    revision: NotRequired[
+        Annotated[
+            Annotated[int, Field(ge=0, le=REVISION_MAX)] | None,
+            Field(description="Of one id and source the highest counts, with its whole content; absent is 0"),
+        ]
+    ]
 
 
 @with_config(_STRICT_OPEN)
@@ -166,10 +186,17 @@ class ProductEvent(_Event):
     data: Product
 
 
+@with_config(_STRICT_OPEN)
+class VoidedEvent(_Attributes):
+    type: Literal["tollbook.usage.voided.v1"]
+    revision: Annotated[int, Field(ge=1, le=REVISION_MAX, description="Higher than that of what is taken back")]
+    data: Voided
+
+
 UsageEvent = Annotated[
-    VoiceLegEvent | MessageEvent | DataEvent | RentalEvent | ProductEvent, Field(discriminator="type")
+    VoiceLegEvent | MessageEvent | DataEvent | RentalEvent | ProductEvent | VoidedEvent, Field(discriminator="type")
 ]
-USAGE_EVENT_TYPES = (VOICE_LEG, MESSAGE, DATA, RENTAL, PRODUCT)
+USAGE_EVENT_TYPES = (VOICE_LEG, MESSAGE, DATA, RENTAL, PRODUCT, VOIDED)
 
 
 @with_config(_STRICT)
@@ -209,11 +236,14 @@ class Surcharge(TypedDict):
 
 @with_config(_STRICT)
 class Charge(TypedDict):
-    """A rated usage event, as balance, invoices and downstream consumers read it. Negative for a reversal."""
+    """A rated usage event, as balance, invoices and downstream consumers read it.
+
+    A reversal takes a charge back: its amount and quantity are the negative ones, all else is as in that charge.
+    """
 
     charge_id: Annotated[str, Field(min_length=36, max_length=36)]
-    revision: Annotated[int, Field(ge=0)]
-    reverses: str | None
+    revision: Annotated[int, Field(ge=0, description="Of the event that was rated; a reversal has that of its charge")]
+    reverses: Annotated[str | None, Field(description="The charge that a reversal takes back")]
     account_id: Id
     organization_id: Id
     plan: Annotated[Literal["trial", "payg", "invoiced"], Field(description="The account's plan at event time")]

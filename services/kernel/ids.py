@@ -56,6 +56,15 @@ def charge_id_bytes(digest: bytes, revision: int = 0) -> bytes:
     return _uuid8(_hash16(digest, revision.to_bytes(4, "big")))
 
 
+def reversal_id(charge: UUID, revision: int) -> UUID:
+    """The reversal of a charge, caused by a higher revision of its usage fact.
+
+    >>> reversal_id(charge_id(bytes(16)), 1) == reversal_id(charge_id(bytes(16)), 2)
+    False
+    """
+    return UUID(bytes=_uuid8(_hash16(b"rev", charge.bytes, revision.to_bytes(4, "big"))))
+
+
 def evidence_hash(charge: UUID) -> int:
     """The signed 64-bit hash of a charge id whose XOR stands on the invoice: the first 8 bytes of its BLAKE2b-512."""
     return _signed64(charge.bytes)

@@ -444,20 +444,21 @@ async def classify(
     async with transaction(engine) as connection:
         stands = await store.parked_states(connection, topic, partition, [offset for offset, _, _ in records])
         generations = await store.existing_generations(connection)
-        known = await store.known_identities(connection, generations, sorted(set(digests.values())))
+        known = await store.accepted_records(connection, generations, sorted(set(digests.values())))
+    digests_known = {row.digest.bytes for row in known}
+    accepted = {(row.digest.bytes, row.partition, row.offset): row.state for row in known}
     classes: dict[int, str | None] = {}
     for offset, _, _ in records:
         row = stands.get(offset)
         if row is not None and row.state != "replayed":
             classes[offset] = "waiting" if row.reason == "waiting" else "quarantined"
             continue
-        identity = known.get(digests[offset]) if offset in digests else None
-        if identity is None:
+        digest = digests.get(offset)
+        if digest is None or digest not in digests_known:
             classes[offset] = None
-        elif (identity.partition, identity.offset) == (partition, offset):
-            classes[offset] = CLASS_OF_STATE[identity.state]
         else:
-            classes[offset] = DUPLICATE
+            state = accepted.get((digest, partition, offset))
+            classes[offset] = DUPLICATE if state is None else CLASS_OF_STATE[state]
     return classes
 
 

@@ -28,6 +28,7 @@ PREFIX = "ce_"
 
 _REQUIRED = ("specversion", "id", "source", "type")
 _NAME = re.compile(r"[a-z0-9]+", re.ASCII)
+_INTEGER = re.compile(r"0|[1-9][0-9]{0,9}", re.ASCII)
 _CHARSET = re.compile(r";\s*charset\s*=\s*\"?([^\s\";]*)", re.IGNORECASE)
 _is_json = msgspec.json.Decoder(Raw).decode
 _encode = msgspec.json.encode
@@ -158,7 +159,7 @@ def _assembled(ours: dict[str, str], media_type: str | None, value: bytes | None
             _refuse(header, f"is no header of binary mode: {place}; leave it out")
         if _NAME.fullmatch(name) is None:
             _refuse(header, "is no name of an attribute: use ce_ with lower-case letters and digits")
-        event[name] = text
+        event[name] = int(text) if name == "revision" and _INTEGER.fullmatch(text) is not None else text
     if media_type is not None:
         event["datacontenttype"] = media_type
     if value is not None:

@@ -30,6 +30,7 @@ from contracts.usage import (
     RESERVED_PRODUCTS,
     USAGE_EVENT_TYPES,
     VOICE_LEG,
+    VOIDED,
 )
 from services.kernel.ids import content_digest
 from services.usage.uses import Data, Leg, Message, Product, Rental, Text, Use, UseRefused
@@ -37,8 +38,6 @@ from services.usage.uses import Data, Leg, Message, Product, Rental, Text, Use, 
 ABOUT_CHARACTERS_MAX = 256
 KNOWN_TYPES = f"the types are {', '.join(USAGE_EVENT_TYPES)}"
 
-_USES: dict[str, type[Use]] = {VOICE_LEG: Leg, MESSAGE: Message, DATA: Data, RENTAL: Rental, PRODUCT: Product}
-_CONTENT_FIELDS = {kind: tuple(sorted(use.__struct_fields__)) for kind, use in _USES.items()}
 _INSTANTS = frozenset({"ended_at", "sent_at", "started_at", "starts_at", "used_at"})
 _RESERVED = re.compile(RESERVED_PRODUCTS)
 _VOICE_HEAD = VOICE_LEG.encode() + b"\0"
@@ -65,9 +64,31 @@ class Event(Struct, gc=False):
     use: Use
     event_time: datetime
     content: bytes
+    revision: int = 0
 
 
-def decode(value: bytes | None) -> Event:
+class Void(Struct, gc=False):
+    """What was told under this id never was, from this revision on."""
+
+    source: str
+    event_id: str
+    account_id: str
+    content: bytes
+    revision: int
+
+
+class _Voided(Struct, forbid_unknown_fields=True, gc=False):
+    account_id: str
+    reason: str
+
+
+_USES: dict[str, type[Use | _Voided]] = {
+    VOICE_LEG: Leg, MESSAGE: Message, DATA: Data, RENTAL: Rental, PRODUCT: Product, VOIDED: _Voided,
+}  # fmt: skip
+_CONTENT_FIELDS = {kind: tuple(sorted(use.__struct_fields__)) for kind, use in _USES.items()}
+
+
+def decode(value: bytes | None) -> Event | Void:
     """The event in the bytes of a record, or `EventRefused`.
 
     CloudEvents 1.0 in structured JSON, of the contract's form, no name twice, real calendar dates, no character that
@@ -77,12 +98,14 @@ def decode(value: bytes | None) -> Event:
         raise EventRefused("not_json", "the record has no value (a tombstone); publish the event as JSON")
     if len(value) > EVENT_BYTES_MAX:
         raise EventRefused("invalid_event", f"the event has {len(value)} bytes; at most {EVENT_BYTES_MAX} are allowed")
-    source, event_id, use, content = _plain(value) or _judged(value)
+    source, event_id, revision, use, content = _plain(value) or _judged(value)
+    if isinstance(use, _Voided):
+        return Void(source, event_id, use.account_id, content_digest(content), revision)
     try:
         event_time = use.checked()
     except UseRefused as refused:
         raise EventRefused("invalid_event", refused.message, refused.field) from None
-    return Event(source, event_id, use, event_time, content_digest(content))
+    return Event(source, event_id, use, event_time, content_digest(content), revision)
 
 
 # ---- the plain form, which nearly all events have ------------------------------------------------------------------
@@ -110,8 +133,8 @@ _PLAIN_CONTENT = re.compile(
 )
 
 
-def _plain(value: bytes) -> tuple[str, str, Leg, bytes] | None:
-    """Source, id, leg and canonical form of an event in plain ASCII without escapes, rare attributes and parts of seconds;
+def _plain(value: bytes) -> tuple[str, str, int, Leg, bytes] | None:
+    """Source, id, revision 0, leg and canonical form of an event in plain ASCII without escapes, rare attributes and parts of seconds;
     None for every other, right or wrong: pydantic judges it.
 
     Each name, and each value that is a text, stands between two quotes. No more quotes than that: no name stands there twice.
@@ -132,7 +155,7 @@ def _plain(value: bytes) -> tuple[str, str, Leg, bytes] | None:
         return None
     if time is not None and time != leg.ended_at and not _is_plain_time(time):
         return None
-    return event.source, event.id, leg, _VOICE_HEAD + text.encode()
+    return event.source, event.id, 0, leg, _VOICE_HEAD + text.encode()
 
 
 def _plain_content(leg: Leg) -> str:
@@ -162,8 +185,8 @@ def _is_plain_time(text: str) -> bool:
 # ---- every other form ----------------------------------------------------------------------------------------------
 
 
-def _judged(value: bytes) -> tuple[str, str, Use, bytes]:
-    """Source, id, use and canonical form of an event of the contract's form, or `EventRefused`."""
+def _judged(value: bytes) -> tuple[str, str, int, Use | _Voided, bytes]:
+    """Source, id, revision, use and canonical form of an event of the contract's form, or `EventRefused`."""
     try:
         event = _validate(value)
     except ValidationError as error:
@@ -179,13 +202,15 @@ def _judged(value: bytes) -> tuple[str, str, Use, bytes]:
         _check_controls(event)
     if kind == PRODUCT and _RESERVED.match(data["product"]) is not None:
         raise EventRefused("invalid_event", "belongs to another type of event; choose another name", "data.product")
-    return event["source"], event["id"], convert(data, _USES[kind]), canonical(kind, data)
+    revision = event.get("revision") or 0
+    return event["source"], event["id"], revision, convert(data, _USES[kind]), canonical(kind, data)
 
 
 def canonical(kind: str, data: Mapping[str, Any]) -> bytes:
     """What an event says, in one form: the names sorted, absent and null the same, times without trailing zeros.
 
-    The attributes around the data (time, subject, dataschema, extensions) say how it was sent, and do not count.
+    The attributes around the data (time, subject, dataschema, extensions) say how it was sent, and do not count; the
+    revision says which of several contents holds.
     """
     content: dict[str, Any] = {name: value for name in _CONTENT_FIELDS[kind] if (value := data.get(name)) is not None}
     for name in _INSTANTS & content.keys():

@@ -1,6 +1,6 @@
 """One batch of usage events: read, admit, recognise, rate, stamp, publish; and what the registry and closing say.
 
-Every record ends in exactly one class: rated, rated_ungrouped, duplicate, not_billable, quarantined or waiting.
+Every record ends in exactly one class: rated, rated_ungrouped, duplicate, not_billable, voided, quarantined or waiting.
 Source: domain, section 3; designs/identity; designs/closing, lines 7 and 8.
 """
 
@@ -27,9 +27,9 @@ from services.kernel.money import format_nano
 from services.kernel.period import period_of
 from services.runtime.records import Record
 from services.runtime.work import Work
-from services.usage import renting, retrying, store
+from services.usage import renting, retrying, revising, store
 from services.usage.cloudevents import structured
-from services.usage.events import Event, EventRefused, decode
+from services.usage.events import Event, EventRefused, Void, decode
 from services.usage.memory import Memory
 from services.usage.rating import (
     Counted,
@@ -44,11 +44,15 @@ from services.usage.rating import (
     rate,
 )  # fmt: skip
 from services.usage.registry import Account, Payer, Source
+from services.usage.stamping import BillTo
 from services.usage.tiers import CounterKey, Movement, Share, apportion, moved
 from services.usage.uses import Data, Leg, Message, Product, Rental
 
-RATED, RATED_UNGROUPED, NOT_BILLABLE = 1, 2, 3  # states of an identity
-CLASS_OF_STATE = {RATED: "rated", RATED_UNGROUPED: "rated_ungrouped", NOT_BILLABLE: "not_billable"}
+RATED, RATED_UNGROUPED, NOT_BILLABLE, VOIDED = 1, 2, 3, 4  # states of an identity
+CHARGED = (RATED, RATED_UNGROUPED)
+CLASS_OF_STATE = {
+    RATED: "rated", RATED_UNGROUPED: "rated_ungrouped", NOT_BILLABLE: "not_billable", VOIDED: "voided",
+}  # fmt: skip
 DUPLICATE = "duplicate"
 PARKED = ("quarantined", "waiting")
 OUT_OF_TIME = ("too_old", "in_future")
@@ -79,7 +83,7 @@ class Usage(Struct, gc=False):
     """An admitted event: readable, sent by one who may, for an account that was open."""
 
     record: Record
-    event: Event
+    event: Event | Void
     account: Account
     publisher: Source
     digest: bytes
@@ -114,6 +118,21 @@ class Waiting(Struct, gc=False):
     usage: Usage
 
 
+class Holding(Struct, gc=False):
+    """The revision of a fact that holds."""
+
+    revision: int
+    state: int
+    content: bytes
+
+
+class Revision(Struct, gc=False):
+    """What stands already of the facts that a batch revises: rows of the current generation, and the live charges."""
+
+    locked: dict[bytes, store.Found]
+    reversals: dict[bytes, revising.Reversal]
+
+
 class UsageEvents:
     """The handler of `usage.events.*`, with what its worker keeps in memory."""
 
@@ -122,50 +141,67 @@ class UsageEvents:
 
     async def handle(self, work: Work, records: list[Record]) -> None:
         """One batch, or one load of the replay lane."""
-        memory = self.memory
-        await memory.share(work.connection)
-        admitted = [usage for record in records if (usage := self._admit(work, record)) is not None]
-        digests = [usage.digest for usage in admitted]
-        known = await store.known_identities(work.connection, memory.sealed_generations, digests)
-        contents = {digest: row.content.bytes for digest, row in known.items()}
+        await self.memory.share(work.connection)
+        undecided = [usage for record in records if (usage := self._admit(work, record)) is not None]
+        while undecided:
+            left = await self._decide(work, undecided)
+            if len(left) == len(undecided):  # an identity is never deleted, so this cannot be
+                raise Corrupt("an identity is neither new nor known", code="identity_lost")
+            undecided = left
+        await self._count(work, records)
 
+    async def _decide(self, work: Work, usages: list[Usage]) -> list[Usage]:
+        """Accept, recognise, reject or let wait; returns those to look at again, since what was to come before them did not.
+
+        Of several revisions of a fact the highest that can be accepted is, and absorbs the others.
+        """
+        memory = self.memory
+        digests = [usage.digest for usage in usages]
+        sealed = await store.known_identities(work.connection, memory.sealed_generations, digests)
         first: dict[bytes, Acceptable] = {}
         others: list[Acceptable | Rejected | Waiting] = []
-        for usage in admitted:
-            if usage.digest in contents:
-                self._recognise(work, usage, contents[usage.digest])
+        for usage in usages:
+            event, row = usage.event, sealed.get(usage.digest)
+            if row is not None and row.revision == event.revision and row.content.bytes == event.content:
+                usage.record.verdict = DUPLICATE
                 continue
             outcome = self._rate(usage)
-            if isinstance(outcome, Acceptable) and usage.digest not in first:
-                first[usage.digest] = outcome
-            else:
-                others.append(outcome)
+            if isinstance(outcome, Acceptable) and (row is None or row.revision < event.revision):
+                rival = first.get(usage.digest)
+                if rival is None:
+                    first[usage.digest] = outcome
+                    continue
+                if rival.usage.event.revision < event.revision:
+                    first[usage.digest], outcome = outcome, rival
+            others.append(outcome)
+        await self._note_sources(work, first, others)
 
-        accepted = await self._accept(work, first)
+        revised = sorted(digest for digest, each in first.items() if each.usage.event.revision)
+        revision = await self._look_back(work, revised, sealed, first, others) if revised else Revision({}, {})
+        accepted = await self._accept(work, first, revision)
         unclear = [digest for digest in first if digest not in accepted]
         unclear += [other.usage.digest for other in others if other.usage.digest not in first]
         current = await store.known_identities(work.connection, (memory.generation,), unclear)
-        contents.update((digest, row.content.bytes) for digest, row in current.items())
-        contents.update((digest, first[digest].usage.event.content) for digest in accepted)
-        again: list[Acceptable] = []
+        left: list[Usage] = []
+        absorbed: list[Usage] = []
         for outcome in [*(first[digest] for digest in first if digest not in accepted), *others]:
-            content = contents.get(outcome.usage.digest)
-            if content is not None:
-                self._recognise(work, outcome.usage, content)
+            usage = outcome.usage
+            holding = self._holding(usage.digest, first if usage.digest in accepted else {}, current, sealed)
+            if holding is not None and usage.event.revision <= holding.revision:
+                self._recognise(work, usage, holding, absorbed)
             elif isinstance(outcome, Rejected):
-                work.quarantine(outcome.usage.record, outcome.reason, outcome.message, field=outcome.field)
+                work.quarantine(usage.record, outcome.reason, outcome.message, field=outcome.field)
             elif isinstance(outcome, Waiting):
-                work.wait(outcome.usage.record, "waits until the cut that it came after has passed its group")
+                work.wait(usage.record, "waits until the cut that it came after has passed its group")
             else:
-                again.append(outcome)
-        if again:  # not inserted and not there: an identity is never deleted, so this cannot be
-            raise Corrupt("an identity is neither new nor known", code="identity_lost")
-
+                left.append(usage)
+        if absorbed:
+            await self._absorb(work, absorbed)
+        reversals = [reversal for digest, reversal in revision.reversals.items() if digest in accepted]
         charges = [each for digest, each in first.items() if digest in accepted and each.rated is not None]
-        if charges:
-            await self._charge(work, charges)
-        await self._note_sources(work, first, others)
-        await self._count(work, records)
+        if charges or reversals:
+            await self._charge(work, reversals, charges)
+        return left
 
     # ---- the steps ---------------------------------------------------------------------------------------------------
 
@@ -177,11 +213,11 @@ class UsageEvents:
         except EventRefused as refused:
             work.quarantine(record, refused.reason, refused.message, field=refused.field)
             return None
-        use = event.use
         name = USAGE_EVENTS.member(record.topic)
         publisher = registry.publishers.get(name)
-        account_id, field = use.account_id, "data.account_id"
-        if account_id is None:
+        account_id, field = event.account_id if isinstance(event, Void) else event.use.account_id, "data.account_id"
+        if account_id is None and isinstance(event, Event):
+            use = event.use
             account_id, field = registry.owner_of(use.destination, event.event_time), PRICED_BY[type(use)]
         account = registry.accounts.get(account_id) if account_id is not None else None
         problem: tuple[str, str, str | None] | None = None
@@ -196,6 +232,8 @@ class UsageEvents:
             problem = "unknown_account", "is not registered; register the account, and the record is retried", field
         elif account.organization_id not in publisher.organizations:
             problem = "not_permitted", "is of an organization that this publisher may not bill", field
+        elif isinstance(event, Void):  # takes back what was used at any time
+            return Usage(record, event, account, publisher, identity_digest(name, event.source, event.event_id))
         elif event.event_time < account.opened_at:
             problem = "unknown_account", "was not opened yet at the time of the event", field
         elif account.closed_at is not None and event.event_time >= account.closed_at:
@@ -209,8 +247,10 @@ class UsageEvents:
     def _rate(self, usage: Usage) -> Acceptable | Rejected | Waiting:
         """What an event becomes that nobody has seen: time, price, payer and invoice, in this order."""
         record, event, account = usage.record, usage.event, usage.account
+        if isinstance(event, Void):
+            return Acceptable(usage, VOIDED)
         event_time = event.event_time
-        if outside := _outside(usage):
+        if outside := _outside(usage, event):
             return outside
         plan = account.plan_at(event_time)
         if plan is None:
@@ -249,51 +289,145 @@ class UsageEvents:
             return Waiting(usage)
         return Acceptable(usage, RATED, outcome, plan, payer, period.name, stamp.period)
 
-    def _recognise(self, work: Work, usage: Usage, content: bytes) -> None:
-        """The identity is known: the same event again is counted, another one under its name is a conflict."""
-        if content == usage.event.content:
-            usage.record.verdict = DUPLICATE
-            return
-        message = "another event of this source has the same id and other content; ids must not be used again"
-        work.quarantine(usage.record, "conflict", message, field="id")
+    async def _look_back(
+        self,
+        work: Work,
+        digests: list[bytes],
+        sealed: Mapping[bytes, store.Found],
+        first: dict[bytes, Acceptable],
+        others: list[Acceptable | Rejected | Waiting],
+    ) -> Revision:
+        """Hold the rows of the facts that are revised, and find the charges to take back.
 
-    async def _accept(self, work: Work, first: dict[bytes, Acceptable]) -> set[bytes]:
-        """Insert the identities; returns those that nobody had. The order keeps two workers from locking each other."""
-        if not first:
-            return set()
-        rows = [
-            (digest, each.usage.event.content, each.state, each.usage.record.partition, each.usage.record.offset)
-            for digest, each in sorted(first.items(), key=_digest_of)
-        ]
-        accepted = await store.insert_identities(work.connection, self.memory.generation, rows)
+        What cannot be accepted for what it finds moves from ``first`` to ``others``.
+        """
+        memory = self.memory
+        locked = await store.lock_identities(work.connection, memory.generation, digests)
+        holding = {digest: row for digest in digests if (row := locked.get(digest) or sealed.get(digest)) is not None}
+        unknown = {digest: first[digest].usage.event.revision for digest in digests if digest not in holding}
+        for digest in await revising.charged_long_ago(work.connection, memory, unknown):
+            message = "revises an event that came so long ago that it cannot be corrected by itself; correct its charge by hand"
+            others.append(Rejected(first.pop(digest).usage, "too_old", message, "id"))
+        for digest, row in holding.items():
+            if row.revision >= first[digest].usage.event.revision:
+                others.append(first.pop(digest))
+        live = await revising.live_charges(
+            work.connection,
+            {digest: row for digest, row in holding.items() if digest in first and row.state in CHARGED},
+        )
+        schedules = await revising.schedules_of(work.connection, live.values())
+        reversals = {}
+        for digest, charge in live.items():
+            usage = first[digest].usage
+            stamp = BillTo("") if charge.group_id is None else revising.bill_to(memory, charge, usage.record)
+            if stamp is None:
+                message = f"nobody knows the billing group {charge.group_id} of the charge that it takes back"
+                others.append(Rejected(first.pop(digest).usage, "unknown_account", message, "id"))
+            elif stamp.waits:
+                others.append(Waiting(first.pop(digest).usage))
+            else:
+                reversals[digest] = revising.Reversal(
+                    charge, stamp.period or None, usage.event.revision, usage.record, schedules.get(charge.schedule)
+                )
+        return Revision(locked, reversals)
+
+    def _holding(
+        self,
+        digest: bytes,
+        accepted: Mapping[bytes, Acceptable],
+        current: Mapping[bytes, store.Found],
+        sealed: Mapping[bytes, store.Found],
+    ) -> Holding | None:
+        """The revision of a fact that holds now, if any does: what is current is higher than what is sealed."""
+        if (each := accepted.get(digest)) is not None:
+            event = each.usage.event
+            return Holding(event.revision, each.state, event.content)
+        row = current.get(digest) or sealed.get(digest)
+        return None if row is None else Holding(row.revision, row.state, row.content.bytes)
+
+    def _recognise(self, work: Work, usage: Usage, holding: Holding, absorbed: list[Usage]) -> None:
+        """The fact is known in this revision or a higher one: the same event again, or a lower revision, is counted, another
+        event under its name is a conflict. What a void absorbs is noted."""
+        event = usage.event
+        if event.revision < holding.revision and holding.state == VOIDED:
+            absorbed.append(usage)
+        elif event.revision < holding.revision or event.content == holding.content:
+            usage.record.verdict = DUPLICATE
+        else:
+            message = (
+                "another event of this source has the same id and revision, and other content; a correction needs a higher"
+                " revision, another event another id"
+            )
+            work.quarantine(usage.record, "conflict", message, field="id")
+
+    async def _absorb(self, work: Work, absorbed: list[Usage]) -> None:
+        """Of each revision that a void absorbs, the first record is in its class and all others are duplicates."""
+        firsts: dict[tuple[bytes, int], Usage] = {}
+        for usage in absorbed:
+            usage.record.verdict = DUPLICATE
+            firsts.setdefault((usage.digest, usage.event.revision), usage)
+        rows = [_identity(usage, VOIDED) for usage in firsts.values()]
+        for key in await store.absorb(work.connection, self.memory.generation, rows):
+            firsts[key].record.verdict = CLASS_OF_STATE[VOIDED]
+
+    async def _accept(self, work: Work, first: dict[bytes, Acceptable], revision: Revision) -> set[bytes]:
+        """Insert the identities, and let higher revisions hold; returns those that nobody was faster with. The order keeps
+        two workers from locking each other."""
+        rows: dict[bool, list[store.IdentityRow]] = {True: [], False: []}
+        for digest, each in sorted(first.items(), key=_digest_of):
+            rows[digest in revision.locked].append(_identity(each.usage, each.state))
+        new, higher = rows[False], rows[True]
+        accepted = {row[0] for row in higher}
+        if new:
+            has_revisions = any(each.usage.event.revision for each in first.values())
+            accepted |= await store.insert_identities(
+                work.connection, self.memory.generation, new, has_revisions=has_revisions
+            )
+        if higher:
+            await store.revise_identities(work.connection, self.memory.generation, higher)
         for digest in accepted:
             each = first[digest]
             each.usage.record.verdict = CLASS_OF_STATE[each.state]
         return accepted
 
-    async def _charge(self, work: Work, charges: list[Acceptable]) -> None:
-        """Store and publish the charges of a batch, in the order of their records.
+    async def _charge(self, work: Work, reversals: Sequence[revising.Reversal], charges: Sequence[Acceptable]) -> None:
+        """Store and publish what a batch takes back, then its charges in the order of their records.
 
         Counters are locked after identities and before partitions are opened, in every batch.
         """
-        by_counters = [each for each in charges if isinstance(each.rated, Counted)]
-        if by_counters:
-            await self._move_counters(work, by_counters)
-        await self._open_days(work, {each.usage.event.event_time.date() for each in charges})
+        await self._move_counters(
+            work,
+            [each for each in reversals if each.charge.schedule is not None],
+            [each for each in charges if isinstance(each.rated, Counted)],
+        )
+        await self._open_days(
+            work, {each.usage.event.event_time.date() for each in charges if isinstance(each.usage.event, Event)}
+        )
         rows = []
+        for reversal in reversals:
+            row, id, data = reversal.written()
+            rows.append(row)
+            work.publish(USAGE_CHARGES, reversal.charge.account_id, id, data)
         for each in charges:
             row, id, data = self._charge_of(each)
             rows.append(row)
             work.publish(USAGE_CHARGES, each.usage.account.account_id, id, data)
         await store.append_charges(work.connection, rows)
 
-    async def _move_counters(self, work: Work, charges: list[Acceptable]) -> None:
-        """Let quantities into their counters, all at once; what that costs is each one's amount."""
-        movements = [movement_of(each) for each in charges]
+    async def _move_counters(
+        self, work: Work, reversals: Sequence[revising.Reversal], charges: Sequence[Acceptable]
+    ) -> None:
+        """Take quantities out of their counters and let others in, all at once; what that costs is each one's amount."""
+        movements = [*(each.movement() for each in reversals), *map(movement_of, charges)]
+        if not movements:
+            return
         by = moved(movements)
         after = await store.move_counters(work.connection, by)
         shares = apportion(movements, {key: quantity - by[key] for key, quantity in after.items()})
-        for each, movement, share in zip(charges, movements, shares, strict=True):
+        for reversal, share in zip(reversals, shares[: len(reversals)], strict=True):
+            reversal.share = share
+        entered = zip(charges, movements[len(reversals) :], shares[len(reversals) :], strict=True)
+        for each, movement, share in entered:
             if each.rated is not None:
                 each.rated = Rated(each.rated.price, movement.quantity, movement.per, share.amount_nano)
             each.share = share
@@ -301,11 +435,12 @@ class UsageEvents:
     def _charge_of(self, each: Acceptable) -> tuple[tuple[Any, ...], str, bytes]:
         """One charge: its row in the order of `CHARGE_COLUMNS`, its id, and the data that is published."""
         usage, rated = each.usage, each.rated
-        if not isinstance(rated, Rated):
+        event, account, record = usage.event, usage.account, usage.record
+        if not isinstance(rated, Rated) or isinstance(event, Void):
             raise Corrupt("a charge without a price", code="charge_unpriced")
-        event, account, record, price = usage.event, usage.account, usage.record, rated.price
+        price = rated.price
         use = event.use
-        id = DriverUUID(charge_id_bytes(usage.digest))
+        id = DriverUUID(charge_id_bytes(usage.digest, event.revision))
         text = str(id)
         group_id = each.payer.group_id if each.payer is not None else None
         cost_center_id = self.memory.registry.cost_center(account, use, event.event_time)
@@ -313,7 +448,7 @@ class UsageEvents:
         outbound_profile = name if kind == "outbound_profile" else None
         charge: Charge = {
             "charge_id": text,
-            "revision": 0,
+            "revision": event.revision,
             "reverses": None,
             "account_id": account.account_id,
             "organization_id": account.organization_id,
@@ -394,6 +529,8 @@ class UsageEvents:
             price.window or None,
             *tier,
             surcharge,
+            event.revision,
+            None,
         )
         return row, text, _encode(charge)
 
@@ -414,7 +551,9 @@ class UsageEvents:
         came = [each.usage for each in first.values()]
         came += [each.usage for each in others if not (isinstance(each, Rejected) and each.reason in OUT_OF_TIME)]
         new = {
-            (usage.event.use.event_time[:7], usage.publisher.publisher_id, usage.event.source) for usage in came
+            (event.use.event_time[:7], usage.publisher.publisher_id, event.source)
+            for usage in came
+            if isinstance(event := usage.event, Event)  # a void has no time of its own
         } - self.memory.sources_seen
         if new:
             await store.note_sources(work.connection, new)
@@ -444,10 +583,10 @@ def count_record(memory: Memory, counts: Counter[store.ClassKey], record: Record
 def movement_of(each: Acceptable) -> Movement:
     """What an event does to the counter of its account, payer group, month, product and schedule."""
     usage, rated = each.usage, each.rated
-    schedule = rated.price.tiers if rated is not None else None
-    if rated is None or schedule is None:
+    event, schedule = usage.event, rated.price.tiers if rated is not None else None
+    if rated is None or schedule is None or isinstance(event, Void):
         raise Corrupt("a charge without a price", code="charge_unpriced")
-    event, price = usage.event, rated.price
+    price = rated.price
     key = CounterKey(
         usage.account.account_id,
         each.payer.group_id if each.payer is not None else "",
@@ -478,19 +617,23 @@ def _surcharge_of(surcharge: Surcharge) -> SurchargeData:
     return data
 
 
-def _outside(usage: Usage) -> Rejected | None:
+def _outside(usage: Usage, event: Event) -> Rejected | None:
     """The time tolerance, against the broker's clock of the record."""
     publisher = usage.publisher
-    after_ms = (
-        usage.event.event_time.timestamp() * 1000 - usage.record.timestamp_ms
-    )  # exact: both fit a float's 53 bits
+    after_ms = event.event_time.timestamp() * 1000 - usage.record.timestamp_ms  # exact: both fit a float's 53 bits
     if after_ms < -publisher.late_ms:
         message = f"is more than {publisher.late_ms / 86_400_000:g} days before the event was published"
-        return Rejected(usage, "too_old", message, DATED_BY[type(usage.event.use)])
+        return Rejected(usage, "too_old", message, DATED_BY[type(event.use)])
     if after_ms > publisher.early_ms:
         message = f"is more than {publisher.early_ms / 60_000:g} minutes after the event was published"
-        return Rejected(usage, "in_future", message, DATED_BY[type(usage.event.use)])
+        return Rejected(usage, "in_future", message, DATED_BY[type(event.use)])
     return None
+
+
+def _identity(usage: Usage, state: int) -> store.IdentityRow:
+    event, record = usage.event, usage.record
+    day = 0 if isinstance(event, Void) else revising.day_of(event.event_time)
+    return usage.digest, event.content, state, day, record.partition, record.offset, event.revision
 
 
 def _digest_of(item: tuple[bytes, Acceptable]) -> bytes:

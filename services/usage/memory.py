@@ -34,6 +34,7 @@ class Memory:
         self.cuts = Cuts()
         self.generation = 0
         self.rentals_from = NEVER  # since when Tollbook bills numbers
+        self.generation_since: datetime | None = None
         self.charge_days: set[date] = set()  # event days whose partition exists for certain
         self.sources_seen: set[store.Seen] = set()  # noted for certain
         self._reading_books = asyncio.Lock()
@@ -57,7 +58,8 @@ class Memory:
             await self._read_books(connection, state.books_version)
         if state.cuts_version > self._cuts_version:
             await self._read_cuts(connection, state.cuts_version)
-        self.generation = max(self.generation, state.generation)
+        if state.generation > self.generation:
+            self.generation, self.generation_since = state.generation, state.generation_since
         self.rentals_from = state.rentals_from
 
     @property

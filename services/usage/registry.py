@@ -178,6 +178,7 @@ class Registry:
         self._profiles: dict[tuple[str, str], ResourceTimeline] = {}
         self._numbers: dict[str, dict[str, Number]] = {}  # by number, then by resource: another one may take it over
         self._cost_centers: dict[str, set[str]] = {}
+        self._zones: dict[str, str] = {}
 
     def learn(
         self,
@@ -189,6 +190,7 @@ class Registry:
         """Take in timelines; each replaces what was known of its object."""
         for account in accounts:
             self.accounts[account.account_id] = Account(account)
+            self._zones.update((interval.group_id, interval.zone) for interval in account.groups)
         for publisher in publishers:
             if publisher.publisher_id == TOLLBOOK:
                 continue  # registered before that name was ours
@@ -223,6 +225,10 @@ class Registry:
         """The price books have changed."""
         for account in self.accounts.values():
             account.forget_books()
+
+    def zone_of(self, group_id: str) -> str | None:
+        """The zone of a payer group that some account has or had; None for one that no timeline names."""
+        return self._zones.get(group_id)
 
     def cost_center(self, account: Account, use: Use, event_time: datetime) -> str | None:
         """The override of the event if it is one of the account's organization, else the outbound profile's (outbound) or the

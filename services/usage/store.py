@@ -19,6 +19,7 @@ from sqlalchemy import (
     Integer,
     Select,
     SmallInteger,
+    Table,
     Text,
     Update,
     Uuid,
@@ -39,6 +40,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB, Insert, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.dml import ReturningInsert
+from sqlalchemy.sql.selectable import TableValuedAlias
+from sqlalchemy.types import TypeEngine
 
 from services.kernel.money import parse_amount
 from services.runtime.database import copy_rows, unnest
@@ -62,6 +65,7 @@ from services.usage.tables import (
     RUNTIME,
     SOURCE_SEEN,
     STATE,
+    SUPERSEDED,
     TIMELINE,
     WAIVED,
     Instant,
@@ -336,27 +340,69 @@ _DIGESTS = bindparam("digests", type_=ARRAY(Uuid()))
 async def known_identities(
     connection: AsyncConnection, generations: Sequence[int], digests: Sequence[bytes]
 ) -> dict[bytes, Found]:
+    """The rows of these digests in these generations, of each the highest revision."""
+    rows = await _of_generations(connection, IDENTITY, generations, digests)
+    found: dict[bytes, Found] = {}
+    for row in rows:
+        digest = row.digest.bytes
+        if digest not in found or found[digest].revision < row.revision:
+            found[digest] = row
+    return found
+
+
+async def accepted_records(connection: AsyncConnection, generations: Sequence[int], digests: Sequence[bytes]) -> Rows:
+    """(digest, partition, offset, state) of every record that ever held or was absorbed by a void, under these digests."""
+    return [
+        *await _of_generations(connection, IDENTITY, generations, digests),
+        *await _of_generations(connection, SUPERSEDED, generations, digests),
+    ]
+
+
+async def _of_generations(
+    connection: AsyncConnection, table: Table, generations: Sequence[int], digests: Sequence[bytes]
+) -> Rows:
     """The rows of these digests in these generations, each partition asked by a SELECT of its own."""
-    columns = IDENTITY.c
     parts = [
-        select(columns.digest, columns.content, columns.state, columns.partition, columns.offset).where(
-            columns.generation == literal(generation, Integer()), columns.digest == func.any(_DIGESTS)
-        )
+        select(table).where(table.c.generation == literal(generation, Integer()), table.c.digest == func.any(_DIGESTS))
         for generation in generations
     ]
     if not parts or not digests:
-        return {}
+        return []
     statement = union_all(*parts) if len(parts) > 1 else parts[0]
-    rows = (await connection.execute(statement, {"digests": [DriverUUID(digest) for digest in digests]})).all()
+    return (await connection.execute(statement, {"digests": [DriverUUID(digest) for digest in digests]})).all()
+
+
+async def lock_identities(connection: AsyncConnection, generation: int, digests: Sequence[bytes]) -> dict[bytes, Found]:
+    """The rows of these digests, sorted, in the current generation, held until the commit."""
+    columns = IDENTITY.c
+    statement = select(IDENTITY).where(
+        columns.generation == literal(generation, Integer()), columns.digest == func.any(_DIGESTS)
+    )
+    rows = await connection.execute(
+        statement.order_by(columns.digest).with_for_update(), {"digests": [DriverUUID(digest) for digest in digests]}
+    )
     return {row.digest.bytes: row for row in rows}
 
 
+IdentityRow = tuple[bytes, bytes, int, int, int, int, int]
+"""digest, content, state, day, partition, offset, revision."""
+
+
+def _new_identities(*, has_revisions: bool = True) -> TableValuedAlias:
+    revision: dict[str, TypeEngine[Any]] = {"revision": Integer()} if has_revisions else {}
+    return unnest(
+        "new", digest=Uuid(), content=Uuid(), state=SmallInteger(), day=SmallInteger(), part=Integer(), at=BigInteger(),
+        **revision,
+    )  # fmt: skip
+
+
 @cache
-def _insert_identities() -> Select[Any]:
-    new = unnest("new", digest=Uuid(), content=Uuid(), state=SmallInteger(), part=Integer(), at=BigInteger())
+def _insert_identities(*, has_revisions: bool) -> Select[Any]:
+    new = _new_identities(has_revisions=has_revisions)
     generation = bindparam("generation", type_=Integer())
-    source = select(generation, new.c.digest, new.c.content, new.c.state, new.c.part, new.c["at"])
-    columns = ["generation", "digest", "content", "state", "partition", "offset"]
+    revision = new.c.revision if has_revisions else literal(0, Integer())
+    source = select(generation, new.c.digest, new.c.content, new.c.state, new.c.day, new.c.part, new.c["at"], revision)
+    columns = ["generation", "digest", "content", "state", "day", "partition", "offset", "revision"]
     statement = insert(IDENTITY).from_select(columns, source).on_conflict_do_nothing().returning(IDENTITY.c.digest)
     accepted = statement.cte("accepted")
     digests = func.coalesce(func.array_agg(accepted.c.digest), cast([], ARRAY(Uuid())))
@@ -365,24 +411,62 @@ def _insert_identities() -> Select[Any]:
 
 
 async def insert_identities(
-    connection: AsyncConnection, generation: int, rows: Sequence[tuple[bytes, bytes, int, int, int]]
+    connection: AsyncConnection, generation: int, rows: Sequence[IdentityRow], *, has_revisions: bool
 ) -> set[bytes]:
-    """Accept (digest, content, state, partition, offset), sorted by digest; returns the digests that were new."""
-    digests, contents, states, partitions, offsets = zip(*rows, strict=True)
-    accepted = await connection.execute(
-        _insert_identities(),
-        {
-            "generation": generation,
-            "rows": len(rows),
-            "new_digest": list(map(DriverUUID, digests)),
-            "new_content": list(map(DriverUUID, contents)),
-            "new_state": states,
-            "new_part": partitions,
-            "new_at": offsets,
-        },
-    )
+    """Accept identities, sorted by digest; returns the digests that were new in this generation."""
+    parameters = {"generation": generation, "rows": len(rows), **_identity_parameters(rows)}
+    if not has_revisions:
+        del parameters["new_revision"]
+    accepted = await connection.execute(_insert_identities(has_revisions=has_revisions), parameters)
     some = accepted.scalar_one()
-    return set(digests) if some is None else {digest.bytes for digest in some}
+    return {row[0] for row in rows} if some is None else {digest.bytes for digest in some}
+
+
+def _identity_parameters(rows: Sequence[IdentityRow]) -> dict[str, Any]:
+    digests, contents, states, days, partitions, offsets, revisions = zip(*rows, strict=True)
+    return {
+        "new_digest": list(map(DriverUUID, digests)),
+        "new_content": list(map(DriverUUID, contents)),
+        "new_state": states,
+        "new_day": days,
+        "new_part": partitions,
+        "new_at": offsets,
+        "new_revision": revisions,
+    }
+
+
+async def revise_identities(connection: AsyncConnection, generation: int, rows: Sequence[IdentityRow]) -> None:
+    """Let these revisions hold from now on; what held before is kept beside them. Their rows are locked."""
+    parameters = _identity_parameters(rows)
+    old, kept = IDENTITY.c, [column.name for column in SUPERSEDED.columns]
+    held = select(*(old[name] for name in kept)).where(
+        old.generation == literal(generation, Integer()), old.digest == func.any(_DIGESTS)
+    )
+    await connection.execute(insert(SUPERSEDED).from_select(kept, held), {"digests": parameters["new_digest"]})
+    new = _new_identities()
+    statement = (
+        update(IDENTITY)
+        .where(old.generation == literal(generation, Integer()), old.digest == new.c.digest)
+        .values(
+            content=new.c.content, state=new.c.state, day=new.c.day, partition=new.c.part, offset=new.c["at"],
+            revision=new.c.revision,
+        )
+    )  # fmt: skip
+    await connection.execute(statement, parameters)
+
+
+async def absorb(connection: AsyncConnection, generation: int, rows: Sequence[IdentityRow]) -> set[tuple[bytes, int]]:
+    """Keep lower revisions that a void absorbed; returns (digest, revision) of those that nobody had sent yet."""
+    new = _new_identities()
+    source = select(
+        literal(generation, Integer()), new.c.digest, new.c.revision, new.c.content, new.c.state,
+        new.c.part, new.c["at"],
+    )  # fmt: skip
+    columns = ["generation", "digest", "revision", "content", "state", "partition", "offset"]
+    statement = insert(SUPERSEDED).from_select(columns, source).on_conflict_do_nothing()
+    kept = statement.returning(SUPERSEDED.c.digest, SUPERSEDED.c.revision)
+    parameters = _identity_parameters(sorted(rows))
+    return {(row.digest.bytes, row.revision) for row in await connection.execute(kept, parameters)}
 
 
 async def existing_generations(connection: AsyncConnection) -> list[int]:
@@ -447,6 +531,42 @@ async def move_counters(connection: AsyncConnection, by: Mapping[CounterKey, int
 
 async def charge_by_id(connection: AsyncConnection, charge_id: UUID) -> Found | None:
     return (await connection.execute(select(CHARGE).where(CHARGE.c.charge_id == charge_id))).first()
+
+
+async def charges_with_prices(
+    connection: AsyncConnection, charge_ids: Sequence[UUID], start: datetime | None, end: datetime | None
+) -> Rows:
+    """These charges, each with what its price says, of event times in [start, end): only these days are searched."""
+    charge, price = CHARGE.c, BOOK_PRICE.c
+    of_charge = and_(
+        price.book_id == charge.book_id, price.version == charge.book_version, price.product == charge.product,
+        price.prefix == charge.matched, price.window == func.coalesce(charge.window, ""),
+    )  # fmt: skip
+    statement = (
+        select(CHARGE, price.price_nano, price.connection_fee_nano, price.minimum, price.increment)
+        .join(BOOK_PRICE, of_charge)
+        .where(charge.charge_id == func.any(bindparam("ids", type_=ARRAY(Uuid()))))
+    )
+    if start is not None:
+        statement = statement.where(charge.event_time >= start)
+    if end is not None:
+        statement = statement.where(charge.event_time < end)
+    return (await connection.execute(statement, {"ids": list(charge_ids)})).all()
+
+
+async def existing_charges(connection: AsyncConnection, charge_ids: Sequence[UUID], before: datetime) -> set[UUID]:
+    """Which of these charges are there, of event times before an instant."""
+    columns = CHARGE.c
+    statement = select(columns.charge_id).where(
+        columns.charge_id == func.any(bindparam("ids", type_=ARRAY(Uuid()))), columns.event_time < before
+    )
+    return set((await connection.execute(statement, {"ids": list(charge_ids)})).scalars())
+
+
+async def reversal_of(connection: AsyncConnection, charge: Found) -> Found | None:
+    """What reversed a charge: it has the same event time."""
+    statement = select(CHARGE).where(CHARGE.c.reverses == charge.charge_id, CHARGE.c.event_time == charge.event_time)
+    return (await connection.execute(statement)).first()
 
 
 async def charges_of(connection: AsyncConnection, account_id: str, limit: int) -> Rows:

@@ -110,11 +110,27 @@ BOOK_ORDER = Table(
     Column("book_id", Text, nullable=False),
 )
 
+# The revision of a fact that holds, as far as its generation knows; of two generations the higher one.
 IDENTITY = Table(
     "identity",
     METADATA,
     Column("generation", Integer, primary_key=True),
     Column("digest", Uuid, primary_key=True),
+    Column("content", Uuid, nullable=False),
+    Column("state", SmallInteger, nullable=False),
+    Column("day", SmallInteger),
+    Column("revision", Integer, nullable=False),
+    Column("partition", Integer, nullable=False),
+    Column("offset", BigInteger, nullable=False),
+)
+
+# What it was before, and the lower revisions that a void absorbed.
+SUPERSEDED = Table(
+    "superseded",
+    METADATA,
+    Column("generation", Integer, primary_key=True),
+    Column("digest", Uuid, primary_key=True),
+    Column("revision", Integer, primary_key=True),
     Column("content", Uuid, nullable=False),
     Column("state", SmallInteger, nullable=False),
     Column("partition", Integer, nullable=False),
@@ -159,6 +175,8 @@ CHARGE = Table(
     Column("counted_before", BigInteger),
     Column("counted_after", BigInteger),
     Column("surcharge", Text),  # JSON as it is published
+    Column("revision", Integer, nullable=False),
+    Column("reverses", Uuid),
 )
 CHARGE_COLUMNS = tuple(column.name for column in CHARGE.columns)
 

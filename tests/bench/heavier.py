@@ -24,8 +24,8 @@ COLUMNS = """
 select attname from pg_attribute where attrelid = 'usage.charge'::regclass and attnum > 0 and not attisdropped order by attnum
 """
 IDENTITIES = """
-insert into usage.identity (generation, digest, content, state, partition, "offset")
-select case when n % 2 = 0 then 1 else 2 end, gen_random_uuid(), gen_random_uuid(), 1, 0, n from generate_series(1, $1) n
+insert into usage.identity (generation, digest, content, state, revision, partition, "offset")
+select case when n % 2 = 0 then 1 else 2 end, gen_random_uuid(), gen_random_uuid(), 1, 0, 0, n from generate_series(1, $1) n
 """
 
 

@@ -59,6 +59,7 @@ def test_the_asyncapi_document_says_both_content_modes_of_usage_events():
         "ce_time",
         "ce_subject",
         "ce_dataschema",
+        "ce_revision",
         "content-type",
     }
     assert {each.get("type", "string") for each in headers["properties"].values()} == {"string"}

@@ -204,3 +204,17 @@ def leg(event_id: str, ended_at: datetime, account_id: str = "sales", **changes:
     started_at = ended_at - timedelta(seconds=data["duration_s"] if isinstance(data["duration_s"], int) else 0)
     data.setdefault("started_at", instant_text(started_at))
     return {"specversion": "1.0", "id": event_id, "source": source, "type": "tollbook.usage.voice.leg.v1", "data": data}
+
+
+def void(
+    event_id: str, revision: int, *, account: str = "sales", source: str = SOURCE, reason: str = "never took place"
+) -> dict[str, Any]:
+    """A valid event that takes back what was told under this id."""
+    return {
+        "specversion": "1.0",
+        "id": event_id,
+        "source": source,
+        "type": "tollbook.usage.voided.v1",
+        "revision": revision,
+        "data": {"account_id": account, "reason": reason},
+    }

@@ -22,7 +22,7 @@ from services.usage.price_files import read_price_file
 from services.usage.tables import RUNTIME
 from tests.support.rooms import Log, Rooms
 from tests.support.servers import Database
-from tests.support.usage_registry import LONG_AGO, TOPIC, Sender, leg
+from tests.support.usage_registry import LONG_AGO, TOPIC, Sender, leg, void
 
 ENDED = datetime(2026, 10, 31, 23, 50, tzinfo=UTC)
 GOOD = leg("e1", ENDED)
@@ -68,6 +68,17 @@ def test_a_whole_event_is_read_with_the_headers_of_structured_mode(headers: Head
 @pytest.mark.parametrize("value", [DATA, json.dumps(GOOD["data"], indent=2).encode()])
 def test_in_binary_mode_it_is_the_same_event(content_type: bytes | None, value: bytes) -> None:
     assert read(binary(GOOD, content_type), value) == decode(json.dumps(GOOD).encode())
+
+
+def test_a_revision_is_a_number_in_either_mode() -> None:
+    for event in (GOOD | {"revision": 12}, void("e1", 3)):
+        data = json.dumps(event["data"]).encode()
+        assert read(binary(event), data) == decode(json.dumps(event).encode())
+        assert read((WHOLE, ("ce_revision", str(event["revision"]).encode())), json.dumps(event).encode())
+    for text in (b"-1", b"1.0", b"01", b" 1", b"true", b"", b"2147483648"):
+        with pytest.raises(EventRefused) as refused:
+            read((*binary(GOOD), ("ce_revision", text)), DATA)
+        assert refused.value.field == "revision", text
 
 
 def test_attributes_and_extensions_of_binary_mode_are_judged_like_those_of_a_whole_event() -> None:

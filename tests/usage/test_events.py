@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from contracts.usage import VOICE_LEG
 from services.usage import events
-from services.usage.events import Event, EventRefused, canonical, decode, readable
-from tests.support.usage_registry import leg
+from services.usage.events import Event, EventRefused, Void, canonical, decode, readable
+from tests.support.usage_registry import leg, void
 
 ENDED = datetime(2026, 10, 31, 23, 50, tzinfo=UTC)
 GOOD = leg("e1", ENDED)
+VOID = void("e1", 1)
 
 
 def encoded(event: Any = GOOD, **around: Any) -> bytes:
@@ -90,6 +91,18 @@ def test_what_is_no_event_is_refused(value: bytes | None, reason: str) -> None:
         (encoded(extension=[1]), "extension"),
         (encoded(extension=1.5), "extension"),
         (encoded(extension=2**31), "extension"),
+        (encoded(revision=-1), "revision"),
+        (encoded(revision=2**31), "revision"),
+        (encoded(revision="1"), "revision"),
+        (encoded(revision=1.0), "revision"),
+        (encoded(revision=True), "revision"),
+        (encoded(VOID | {"revision": 0}), "revision"),
+        (encoded(VOID | {"revision": None}), "revision"),
+        (encoded({name: VOID[name] for name in VOID if name != "revision"}), "revision"),
+        (encoded(VOID | {"data": {"account_id": "sales"}}), "data.reason"),
+        (encoded(VOID | {"data": {"account_id": "sales", "reason": ""}}), "data.reason"),
+        (encoded(VOID | {"data": {"account_id": "sales", "reason": "x" * 257}}), "data.reason"),
+        (encoded(VOID | {"data": VOID["data"] | {"called": "+12485550100"}}), "data.called"),
         (encoded(extension=float("nan")), "extension"),
         (encoded(extension="a\0b"), "extension"),
         (encoded(data="60 seconds"), "data"),
@@ -176,6 +189,21 @@ def test_other_content_has_another_hash(changes: dict[str, Any]) -> None:
     assert decode(with_data(**changes)).content != decode(encoded()).content
 
 
+def test_the_revision_says_which_content_holds_and_is_none() -> None:
+    first, amended = decode(encoded()), decode(encoded(revision=3))
+    assert (first.revision, amended.revision, decode(encoded(revision=None)).revision) == (0, 3, 0)
+    assert first.content == amended.content == decode(encoded(revision=0)).content
+
+
+def test_a_void_says_whose_event_never_was_from_which_revision_on() -> None:
+    void_event = decode(encoded(VOID))
+    assert isinstance(void_event, Void)
+    assert (void_event.source, void_event.event_id, void_event.account_id) == ("pbx/detroit", "e1", "sales")
+    assert void_event.revision == 1
+    other = decode(encoded(VOID | {"data": VOID["data"] | {"reason": "another"}}))
+    assert other.content != void_event.content != decode(encoded()).content
+
+
 def test_the_canonical_form_does_not_change() -> None:
     assert canonical(VOICE_LEG, GOOD["data"]) == (
         b"tollbook.usage.voice.leg.v1\0"
@@ -220,7 +248,7 @@ def test_what_is_recognised_as_plain_is_what_the_contract_accepts(
         assert recognised == decoded(value)
 
 
-def decoded(value: bytes) -> Event | None:
+def decoded(value: bytes) -> Event | Void | None:
     try:
         return decode(value)
     except EventRefused:

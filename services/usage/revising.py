@@ -1,0 +1,184 @@
+"""Higher revisions of a usage fact: which charge they take back, and on which invoice.
+
+What is live is the charge of the revision that holds. A higher one takes it back by a reversal, the exact negative of it
+under the same stamps, and unless it is a void has a charge of its own. Source: designs/identity, "Void, amend, re-rate".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from msgspec import Struct
+from msgspec.json import Encoder
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from contracts.usage import Charge
+from services.kernel.errors import Corrupt
+from services.kernel.ids import charge_id, reversal_id
+from services.kernel.money import format_nano
+from services.kernel.period import instant_text, period_named, period_of
+from services.runtime.records import Record
+from services.usage import store
+from services.usage.generations import GENERATION_LASTS
+from services.usage.memory import Memory
+from services.usage.stamping import BillTo
+from services.usage.tables import CHARGE_COLUMNS
+from services.usage.tiers import CounterKey, Movement, Schedule, Share, schedule_version
+
+EARLY = timedelta(days=1)  # an event is told at most so long before it happens
+LOWER_LOOKED_FOR = 8  # revisions below that of an event whose fact is forgotten: one of them, or 0, was charged
+DAY_MAX = 2**15 - 1
+_EPOCH = date(1970, 1, 1).toordinal()
+
+_encode = Encoder().encode
+
+
+def day_of(event_time: datetime) -> int:
+    """The day of an event time, as identities keep it to find the charge again: days since 1970, in two bytes.
+
+    >>> day_of(datetime(2026, 10, 31, 23, 50, tzinfo=UTC)), day_of(datetime(1, 1, 1)), day_of(datetime(9999, 1, 1))
+    (20757, 0, 32767)
+    """
+    return min(max(event_time.toordinal() - _EPOCH, 0), DAY_MAX)
+
+
+class Reversal(Struct, gc=False):
+    """A charge that a record takes back, and the period on whose invoice that stands. Of a price by tiers it takes back
+    what the counter costs less without it: ``share``."""
+
+    charge: store.Found
+    bill_to: str | None
+    revision: int
+    record: Record
+    schedule: Schedule | None = None
+    share: Share | None = None
+
+    def movement(self) -> Movement:
+        """What it takes out of the counter that the charge went into."""
+        live = self.charge
+        if self.schedule is None:
+            raise Corrupt(f"the schedule of charge {live.charge_id} is gone", code="schedule_lost")
+        period = live.period or period_of(live.event_time).name
+        key = CounterKey(
+            live.account_id, live.group_id or "", period, live.product, live.plan != "invoiced", live.schedule
+        )
+        place = (live.event_time, live.publisher, live.source, live.event_id)
+        return Movement(key, self.schedule, live.per, -live.quantity, place)
+
+    def written(self) -> tuple[tuple[Any, ...], str, bytes]:
+        """Its row in the order of `CHARGE_COLUMNS`, its id, and the data that is published."""
+        live, share = self.charge, self.share
+        id = reversal_id(live.charge_id, self.revision)
+        amount_nano = -live.amount_nano if share is None else share.amount_nano
+        changed = {
+            "charge_id": id,
+            "amount_nano": amount_nano,
+            "quantity": -live.quantity,
+            "bill_to": self.bill_to,
+            "reverses": live.charge_id,
+            "partition": self.record.partition,
+            "offset": self.record.offset,
+            "counted_before": share.before if share is not None else None,
+            "counted_after": share.after if share is not None else None,
+        }
+        row = tuple(changed[name] if name in changed else getattr(live, name) for name in CHARGE_COLUMNS)
+        charge: Charge = {
+            "charge_id": str(id),
+            "revision": live.revision,
+            "reverses": str(live.charge_id),
+            "account_id": live.account_id,
+            "organization_id": live.organization_id,
+            "plan": live.plan,
+            "group_id": live.group_id,
+            "period": live.period,
+            "bill_to": self.bill_to,
+            "cost_center_id": live.cost_center_id,
+            "outbound_profile": live.outbound_profile,
+            "assignment_version": live.assignment_version,
+            "event_time": instant_text(live.event_time.astimezone(UTC)),
+            "publisher": live.publisher,
+            "source": live.source,
+            "event_id": live.event_id,
+            "call_leg_id": live.call_leg_id,
+            "product": live.product,
+            "unit": live.unit,
+            "quantity": -live.quantity,
+            "duration_s": live.duration_s,
+            "amount": format_nano(amount_nano),
+            "currency": live.currency,
+            "book_id": live.book_id,
+            "book_version": live.book_version,
+            "matched": live.matched,
+            "unit_price": format_nano(live.price_nano),
+            "per": live.per,
+            "connection_fee": format_nano(live.connection_fee_nano),
+            "minimum": live.minimum,
+            "increment": live.increment,
+        }
+        if live.window is not None:
+            charge["window"] = live.window
+        if live.surcharge is not None:
+            charge["surcharge"] = json.loads(live.surcharge)
+        if share is not None and self.schedule is not None:
+            charge["unit_price"] = None
+            charge["tier"] = {
+                "schedule": live.schedule, "form": self.schedule.form, "before": share.before, "after": share.after,
+            }  # fmt: skip
+            if share.is_adjustment:
+                charge["kind"] = "tier_adjustment"
+        return row, str(id), _encode(charge)
+
+
+def bill_to(memory: Memory, charge: store.Found, record: Record) -> BillTo | None:
+    """Where the reversal of a charge stands: not before the charge itself. None when nobody knows its group any more."""
+    zone = memory.registry.zone_of(charge.group_id)
+    if zone is None:
+        return None
+    period = period_named(charge.bill_to, zone)
+    lane = (record.topic, record.partition)
+    return memory.cuts.bill_to(charge.group_id, zone, period, lane, record.offset, replayed=record.replayed)
+
+
+async def live_charges(connection: AsyncConnection, holding: Mapping[bytes, store.Found]) -> dict[bytes, store.Found]:
+    """The charges, with their prices, of the revisions that hold; these were all charged."""
+    if not holding:
+        return {}
+    ids = {charge_id(digest, row.revision): digest for digest, row in holding.items()}
+    days = [row.day for row in holding.values()]
+    start = end = None
+    if None not in days:  # it was not kept before there were revisions
+        start = datetime.fromordinal(_EPOCH + min(days)).replace(tzinfo=UTC)
+        end = datetime.fromordinal(_EPOCH + max(days) + 1).replace(tzinfo=UTC)
+    found = {ids[row.charge_id]: row for row in await store.charges_with_prices(connection, list(ids), start, end)}
+    if found.keys() != holding.keys():
+        raise Corrupt("a usage fact says that it is charged, and its charge is not there", code="charge_lost")
+    return found
+
+
+async def charged_long_ago(connection: AsyncConnection, memory: Memory, revisions: Mapping[bytes, int]) -> set[bytes]:
+    """Which of these facts, of which no identity is known, were charged under one that is forgotten.
+
+    Nothing is forgotten before the third generation. After that only the days before the sealed one are searched.
+    """
+    if memory.generation < 3 or memory.generation_since is None or not revisions:
+        return set()
+    ids: dict[UUID, bytes] = {}
+    for digest, revision in revisions.items():
+        lower = {0, *range(max(0, revision - LOWER_LOOKED_FOR), revision)}
+        ids.update((charge_id(digest, each), digest) for each in lower)
+    before = memory.generation_since - GENERATION_LASTS + EARLY
+    return {ids[each] for each in await store.existing_charges(connection, list(ids), before)}
+
+
+async def schedules_of(connection: AsyncConnection, charges: Iterable[store.Found]) -> dict[str, Schedule]:
+    """The schedules of these charges' versions of books, by the names that charges give them."""
+    versions = {(each.book_id, each.book_version) for each in charges if each.schedule is not None}
+    return {
+        schedule_version(*version, schedule.schedule_id): schedule
+        for version in sorted(versions)
+        for schedule in await store.book_schedules(connection, *version)
+    }
