@@ -91,9 +91,10 @@ class RoomProcesses:
                     f"ended with code {copy.process.returncode}; the end of {copy.log}:\n{lines}", field=copy.room
                 )
 
-    def stop(self) -> list[str]:
-        """Asks all of them to end, waits, kills what does not; returns the names of those that had to be killed."""
-        running = [copy for copy in self.copies if copy.process is not None and copy.process.poll() is None]
+    def stop(self, rooms: Iterable[str] = ROOMS) -> list[str]:
+        """Asks the copies of these rooms to end, waits, kills what does not; returns those that had to be killed."""
+        stopped = [copy for copy in self.copies if copy.room in set(rooms)]
+        running = [copy for copy in stopped if copy.process is not None and copy.process.poll() is None]
         for copy in running:
             _signal(copy, signal.SIGTERM)
         give_up = time.monotonic() + STOP_S_MAX
@@ -105,7 +106,7 @@ class RoomProcesses:
                 _signal(copy, signal.SIGKILL)
                 _process(copy).wait()
                 killed.append(copy.room)
-        self.copies.clear()
+        self.copies = [copy for copy in self.copies if copy not in stopped]
         return killed
 
 

@@ -157,14 +157,17 @@ class Performance:
         await self.at_rest()
 
     async def field_is_registered(self) -> None:
-        """The account that was unknown is registered, and its records run again."""
+        """The account that was unknown is registered, and its records run by themselves. Usage is down meanwhile: else it
+        could charge them before the opening balance is there, and suspend the account for a moment."""
         late = [account for account in self.cast["accounts"] if account.get("later")]
-        self.narrator.act(f"{late[0]['account']} is registered; its records are replayed")
+        self.narrator.act(f"{late[0]['account']} is registered while usage is down; then its records are retried")
+        await asyncio.to_thread(self.stage.rooms.stop, ["usage"])
         await self._groups([command for account in late for command in self._account(account)])
         await self._wallets([command for account in late for command in self._money(account)])
+        self.stage.rooms.start(["usage"])
         await registry_known(self.settings)
-        await self._replay("unknown_account")
         await self.at_rest()
+        await self._tell_retried("unknown_account")
 
     async def close(self) -> None:
         """Last month is closed by command; support waits, and it is said for what."""
@@ -185,9 +188,7 @@ class Performance:
         async with room("invoices", self.settings) as engine:
             await self._until_decided(engine)
         await self.at_rest()
-        async with room("usage", self.settings) as engine:
-            retried = await usage_api.parked(engine, states=("replayed",), reason="no_price")
-        self.narrator.say("retried", f"{len(retried)} records that were no_price")
+        await self._tell_retried("no_price")
         self.seen["charges"] = str(sum(len(rows) for rows in (await self.figures.charges()).values()))
 
     async def same_file_again(self) -> None:
@@ -311,10 +312,10 @@ class Performance:
             self.narrator.say("import", line.strip())
         return report
 
-    async def _replay(self, reason: str) -> None:
+    async def _tell_retried(self, reason: str) -> None:
         async with room("usage", self.settings) as engine:
-            count = await usage_api.replay(engine, ACTOR, reason=reason)
-        self.narrator.say("replay", f"{count} records that were {reason}")
+            retried = await usage_api.parked(engine, states=("replayed",), reason=reason)
+        self.narrator.say("retried", f"{len(retried)} records that were {reason}")
 
     async def _tell_classes(self) -> None:
         async with room("usage", self.settings) as engine:
