@@ -26,6 +26,7 @@ COMMANDS = {
     "price": "services.cli.price:app",
     "import": "services.cli.importing:import_file",
     "profile": "services.cli.profile:app",
+    "call": "services.cli.call:app",
     "charge": "services.cli.charge:app",
     "simulate": "services.cli.simulate:simulate",
     "invoice": "services.cli.invoice:app",

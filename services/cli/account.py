@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from services.cli.asking import Actor, CommandId, Role, ask
+from services.cli.asking import Actor, CommandId, Role, ask, me
 from services.cli.asynchronous import asynchronous
 from services.cli.output import Format, Output, console, plain, show_facts, show_json, show_rows
 from services.cli.reading import room
 from services.kernel.errors import InvalidInput, NotFound
+from services.kernel.money import parse_amount
 
 app = typer.Typer(no_args_is_help=True, help="Accounts, their plans and groups, their wallets and recharges.")
 
@@ -229,6 +230,104 @@ async def preferences(
         output, actor=actor, kind="set_preferences", account_id=account_id, enabled=not off, mode=mode,
         threshold=threshold, recharge=recharge, currency=currency, role=role, command_id=command_id,
     )  # fmt: skip
+
+
+NO_LIMIT = "none"
+Whose = Annotated[str | None, typer.Option(help="of this outbound profile; else of the account as a whole")]
+
+
+@app.command()
+@asynchronous
+async def limits(
+    account_id: AccountId,
+    profile: Whose = None,
+    daily_spend: Annotated[
+        str | None, typer.Option(help="what a UTC day may cost at most, such as 100.00; none lifts it")
+    ] = None,
+    calls_max: Annotated[str | None, typer.Option(help="calls at once at most, such as 10; none lifts it")] = None,
+    max_price: Annotated[
+        str | None, typer.Option(help="what a minute may cost at most, such as 0.05; none lifts it")
+    ] = None,
+    currency: Annotated[str, typer.Option(help="ISO 4217, of the daily spend")] = "USD",
+    role: Role = "owner",
+    actor: Actor = "",
+    command_id: CommandId = None,
+    output: Output = Format.table,
+) -> None:
+    """Show what an account and its outbound profiles may spend and call; with an option set that limit, and keep the others."""
+    from services.balance import api as balance_api
+    from services.usage import api as usage_api
+
+    if daily_spend is None and calls_max is None and max_price is None:
+        await _show_limits(account_id, output)
+        return
+    price = None if max_price in (None, NO_LIMIT) else max_price
+    if price is not None:
+        parse_amount(price, field="max_price")  # before anything is sent
+    if daily_spend is not None or calls_max is not None:
+        async with room("balance") as engine:
+            rows = await balance_api.limits(engine, account_id)
+        before = next((row for row in rows if row.outbound_profile == profile), None)
+        kept = (before.daily_spend, before.calls_max) if before is not None else (None, None)
+        await ask(
+            output, actor=actor, kind="set_limits", account_id=account_id, outbound_profile=profile,
+            daily_spend=kept[0] if daily_spend is None else None if daily_spend == NO_LIMIT else daily_spend,
+            calls_max=kept[1] if calls_max is None else None if calls_max == NO_LIMIT else _whole(calls_max),
+            currency=currency, role=role, command_id=command_id,
+        )  # fmt: skip
+    if max_price is not None:
+        async with room("usage") as engine:
+            await usage_api.set_maximum_price(engine, account_id, price, actor or me(), profile=profile)
+        if output is Format.table:
+            console.print(f"a minute costs {profile or account_id} at most: {max_price}", markup=False)
+
+
+async def _show_limits(account_id: str, output: Format) -> None:
+    from services.balance import api as balance_api
+    from services.usage import api as usage_api
+
+    async with room("balance") as engine:
+        wallet = await balance_api.balance(engine, account_id)
+        limited = {row.outbound_profile: row for row in await balance_api.limits(engine, account_id)}
+    async with room("usage") as engine:
+        maxima = {row.outbound_profile: row for row in await usage_api.maximum_prices(engine, account_id)}
+    rows = []
+    for profile in sorted({*limited, *maxima}, key=lambda name: name or ""):
+        limit, maximum = limited.get(profile), maxima.get(profile)
+        rows.append(
+            {
+                "outbound_profile": profile,
+                "daily_spend": limit and limit.daily_spend,
+                "spent_today": limit and limit.spent_today,
+                "calls_max": limit and limit.calls_max,
+                "calls": limit and limit.calls,
+                "maximum_price": maximum and maximum.price,
+                "currency": wallet.currency,
+            }
+        )
+    columns = {
+        "outbound_profile": "profile", "daily_spend": "a day at most", "spent_today": "spent today",
+        "calls_max": "calls at most", "calls": "calls now", "maximum_price": "a minute at most", "currency": "currency",
+    }  # fmt: skip
+    show_rows(
+        rows,
+        columns,
+        output,
+        empty=f"{account_id} has no limits",
+        right=("daily_spend", "spent_today", "calls_max", "calls", "maximum_price"),
+    )
+
+
+def _whole(text: str) -> int:
+    """A number of calls.
+
+    >>> _whole("ten")
+    Traceback (most recent call last):
+    services.kernel.errors.InvalidInput: calls_max: must be a whole number such as 10, or none
+    """
+    if not (text.isascii() and text.isdigit()):
+        raise InvalidInput(f"must be a whole number such as 10, or {NO_LIMIT}", field="calls_max")
+    return int(text)
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------

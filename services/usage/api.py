@@ -6,6 +6,7 @@ Every function takes an engine of that role and is one transaction.
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,18 +18,21 @@ from msgspec import structs
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from contracts.topics import USAGE_CHARGES, USAGE_EVENTS
+from contracts.words import ID_PATTERN
 from services.kernel.errors import InvalidInput, NotFound
 from services.kernel.ids import evidence_hash, identity_digest
+from services.kernel.money import CHARGE_NANO_MAX, format_nano, parse_amount
 from services.kernel.period import instant_text
 from services.runtime import parking
 from services.runtime.database import transaction
 from services.runtime.lanes import lanes_of
 from services.runtime.links import LinkMark, marks
 from services.runtime.parking import ParkedRow
-from services.usage import retrying, store
+from services.usage import quoting, retrying, store
 from services.usage.books import (
     SURCHARGE,
     BookVersion,
+    Direction,
     Price,
     PriceBook,
     check_schedules,
@@ -42,6 +46,7 @@ from services.usage.events import EventRefused, decode
 from services.usage.handler import CLASS_OF_STATE, DUPLICATE
 from services.usage.memory import Memory
 from services.usage.price_files import PriceFile
+from services.usage.quoting import Quote
 from services.usage.rating import explain
 from services.usage.registry import REGISTRY_TOPICS
 from services.usage.simulating import Draft, Replay, draft_of
@@ -178,6 +183,83 @@ async def prices_of_number(
     compiled = PriceBook(book_id, [replace(found, effective_from=min(found.effective_from, moment))])
     prices = [compiled.find(product, number, moment) for product in products_of_number(number)]
     return moment, [price for price in prices if price is not None]
+
+
+# ---- before a call -------------------------------------------------------------------------------------------------
+
+
+async def quote(
+    engine: AsyncEngine,
+    account_id: str,
+    called: str,
+    *,
+    direction: Direction = "outbound",
+    caller: str | None = None,
+    at: datetime | None = None,
+    profile: str | None = None,
+    memory: Memory | None = None,
+) -> Quote:
+    """What a call that begins at an instant (else now) costs a minute, and what it may cost; see `quoting.quote`.
+
+    ``memory`` is what one who asks often keeps: then all is looked up in it, and one small row is read to know that nothing
+    has changed. Without it the registry and all books are read each time.
+    """
+    kept = memory or Memory()
+    async with transaction(engine) as connection:
+        await kept.refresh(connection, await store.read_state(connection))
+        moment = at or await store.clock_now(connection)
+    account = kept.registry.accounts.get(account_id)
+    if account is None:
+        raise NotFound(f"there is no account {account_id}", field="account_id", code="unknown_account")
+    return quoting.quote(
+        account, kept.prices, kept.maximum_prices, direction=direction, called=called, caller=caller, at=moment,
+        profile=profile,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class MaximumPrice:
+    """What a minute may cost at most, by whose word; no profile: for the account as a whole."""
+
+    outbound_profile: str | None
+    price: str
+    currency: str
+    set_at: datetime
+    set_by: str
+
+
+async def maximum_prices(engine: AsyncEngine, account_id: str) -> list[MaximumPrice]:
+    """The maximum prices of an account and of its outbound profiles, the account's first."""
+    async with transaction(engine) as connection:
+        return [
+            MaximumPrice(
+                row.outbound_profile or None, format_nano(row.price_nano), row.currency, row.set_at, row.set_by
+            )
+            for row in await store.maximum_prices(connection, account_id)
+            if row.price_nano is not None
+        ]
+
+
+async def set_maximum_price(
+    engine: AsyncEngine, account_id: str, price: str | None, by: str, *, profile: str | None = None
+) -> None:
+    """Say what a minute may cost at most from now on, for an account or an outbound profile of it; None lifts it.
+
+    The price is in the account's currency and without fees. Both maxima hold where both are set. Every word is kept.
+    """
+    price_nano = None if price is None else parse_amount(price, field="max_price")
+    if price_nano is not None and price_nano > CHARGE_NANO_MAX:
+        raise InvalidInput(f"must be at most {format_nano(CHARGE_NANO_MAX)}", field="max_price")
+    if profile is not None and re.fullmatch(ID_PATTERN, profile) is None:
+        raise InvalidInput('must hold only letters, digits, "_", "." and "-"', field="outbound_profile")
+    async with transaction(engine) as connection:
+        await store.lock_state(connection)
+        found = await store.timelines(connection, [("account", account_id)])
+        if not found:
+            raise NotFound(f"there is no account {account_id}", field="account_id", code="unknown_account")
+        currency = found["account", account_id]["currency"]
+        await store.bump(connection, "books_version")
+        await store.append_maximum_price(connection, account_id, profile or quoting.WHOLE, price_nano, currency, by)
 
 
 # ---- the registry as usage knows it --------------------------------------------------------------------------------

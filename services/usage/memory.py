@@ -31,6 +31,7 @@ class Memory:
     def __init__(self) -> None:
         self.registry = Registry()
         self.prices = Prices(PriceBooks(()), {}, {}, ())
+        self.maximum_prices: dict[tuple[str, str], int] = {}  # (account, outbound profile or empty), nanos a minute
         self.cuts = Cuts()
         self.generation = 0
         self.rentals_from = NEVER  # since when Tollbook bills numbers
@@ -96,6 +97,11 @@ class Memory:
                 for each in await store.book_versions_since(connection, self._books_version)
             ]  # fmt: skip
             order = await store.book_order(connection)
+            self.maximum_prices = {
+                (each.account_id, each.outbound_profile): each.price_nano
+                for each in await store.maximum_prices(connection)
+                if each.price_nano is not None
+            }
             self._learn_books(versions, order)
             self._books_version = version
 

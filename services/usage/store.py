@@ -37,7 +37,7 @@ from sqlalchemy import (
     union_all,
     update,
 )
-from sqlalchemy.dialects.postgresql import JSONB, Insert, insert
+from sqlalchemy.dialects.postgresql import JSONB, Insert, distinct_on, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.dml import ReturningInsert
 from sqlalchemy.sql.selectable import TableValuedAlias
@@ -61,6 +61,7 @@ from services.usage.tables import (
     CUT_POSITION,
     HELD_GROUP,
     IDENTITY,
+    MAXIMUM_PRICE,
     RENTAL,
     RUNTIME,
     SOURCE_SEEN,
@@ -306,6 +307,30 @@ async def insert_book_order(connection: AsyncConnection, scope: str, subject: st
         for position, book_id in enumerate(book_ids, start=1)
     ]
     await connection.execute(insert(BOOK_ORDER), rows)
+
+
+async def append_maximum_price(
+    connection: AsyncConnection, account_id: str, profile: str, price_nano: int | None, currency: str, by: str
+) -> None:
+    """The last word on what a minute may cost; None lifts the maximum."""
+    values = {
+        "account_id": account_id, "outbound_profile": profile, "price_nano": price_nano, "currency": currency,
+        "set_at": func.runtime.clock_now(), "set_by": by,
+    }  # fmt: skip
+    await connection.execute(insert(MAXIMUM_PRICE).values(values))
+
+
+async def maximum_prices(connection: AsyncConnection, account_id: str | None = None) -> Rows:
+    """The last word for each account and profile, or for those of one account."""
+    columns = MAXIMUM_PRICE.c
+    statement = (
+        select(MAXIMUM_PRICE)
+        .ext(distinct_on(columns.account_id, columns.outbound_profile))
+        .order_by(columns.account_id, columns.outbound_profile, columns.id.desc())
+    )
+    if account_id is not None:
+        statement = statement.where(columns.account_id == account_id)
+    return (await connection.execute(statement)).all()
 
 
 async def book_listing(connection: AsyncConnection, book_id: str | None = None) -> Rows:

@@ -110,6 +110,19 @@ BOOK_ORDER = Table(
     Column("book_id", Text, nullable=False),
 )
 
+# What a minute may cost at most, for an account or, where it is named, an outbound profile of it. The last word holds.
+MAXIMUM_PRICE = Table(
+    "maximum_price",
+    METADATA,
+    Column("id", BigInteger, primary_key=True),
+    Column("account_id", Text, nullable=False),
+    Column("outbound_profile", Text, nullable=False),
+    Column("price_nano", BigInteger),
+    Column("currency", Text, nullable=False),
+    Column("set_at", Instant, nullable=False),
+    Column("set_by", Text, nullable=False),
+)
+
 # The revision of a fact that holds, as far as its generation knows; of two generations the higher one.
 IDENTITY = Table(
     "identity",
