@@ -62,13 +62,14 @@ async def explain(
     async with room("usage") as engine:
         explained = await api.charge(engine, identifier)
     if output is Format.json:
-        show_json({"charge": in_words(explained.charge), "steps": explained.steps})
+        reversed_by = plain({"reversed_by": explained.reversed_by})
+        show_json({"charge": in_words(explained.charge), "steps": explained.steps, **reversed_by})
         return
-    for line in explanation(explained.charge, explained.steps):
+    for line in explanation(explained.charge, explained.steps, explained.reversed_by):
         console.print(line, markup=False)
 
 
-def explanation(charge: Mapping[str, Any], steps: tuple[str, ...]) -> list[str]:
+def explanation(charge: Mapping[str, Any], steps: tuple[str, ...], reversed_by: UUID | None = None) -> list[str]:
     """A charge with the steps of its arithmetic, line by line."""
     who = f"{charge['account_id']} of {charge['organization_id']}"
     billed = (
@@ -78,9 +79,13 @@ def explanation(charge: Mapping[str, Any], steps: tuple[str, ...]) -> list[str]:
     )
     to = f" to {charge['destination']}" if charge["destination"] else ""
     lasted = f", {charge['duration_s']} s in all" if charge["unit"] == "second" else ""
+    revision = f", revision {charge['revision']}" if charge["revision"] else ""
+    taken_back = [f"takes back charge {charge['reverses']}"] if charge["reverses"] is not None else []
+    taken_back += [f"taken back by charge {reversed_by}"] if reversed_by is not None else []
     return [
         f"charge {charge['charge_id']}: {format_nano(charge['amount_nano'])} {charge['currency']} for {who}, {billed}",
         f"{charge['product']}{to}, ended {instant(charge['event_time'])}{lasted}",
-        f"event {charge['event_id']} of {charge['source']}, published by {charge['publisher']}",
+        f"event {charge['event_id']} of {charge['source']}, published by {charge['publisher']}{revision}",
+        *taken_back,
         *[f"{number}. {step}" for number, step in enumerate(steps, start=1)],
     ]

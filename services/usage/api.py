@@ -277,10 +277,11 @@ async def registry_received(engine: AsyncEngine) -> list[LinkMark]:
 
 @dataclass(frozen=True, slots=True)
 class ExplainedCharge:
-    """A charge with every column of its row, and the steps of its arithmetic, one sentence each."""
+    """A charge with every column of its row, the steps of its arithmetic, one sentence each, and the charge that reverses it."""
 
     charge: dict[str, Any]
     steps: tuple[str, ...]
+    reversed_by: UUID | None = None
 
 
 async def charge(engine: AsyncEngine, charge_id: UUID) -> ExplainedCharge:
@@ -294,6 +295,7 @@ async def charge(engine: AsyncEngine, charge_id: UUID) -> ExplainedCharge:
         )
         windows = {each.window_id: each for each in await store.book_windows(connection, row.book_id, row.book_version)}
         schedules = await store.book_schedules(connection, row.book_id, row.book_version)
+        reversal = await store.reversal_of(connection, row)
         charged, surcharge = _charge(row), None
         more = charged["surcharge"]
         if more is not None:
@@ -307,10 +309,12 @@ async def charge(engine: AsyncEngine, charge_id: UUID) -> ExplainedCharge:
         price = structs.replace(price, tiers=of_price)
         share = Share(row.counted_before, row.counted_after, row.amount_nano)
     steps = explain(price, row.used, row.per, share, surcharge)
+    if row.reverses is not None and share is None:
+        steps = (*steps, f"taken back: {format_nano(row.amount_nano)} {row.currency}")
     if price.window:
         began = row.event_time - timedelta(seconds=row.duration_s)
         steps = (windows[price.window].explain(began), *steps)
-    return ExplainedCharge(charged, steps)
+    return ExplainedCharge(charged, steps, reversal.charge_id if reversal is not None else None)
 
 
 def _charge(row: store.Found) -> dict[str, Any]:

@@ -64,24 +64,33 @@ class Holder:
 def holders(registry: Registry, cut: Cut, parked: Iterable[store.Found]) -> list[Holder]:
     """The records that hold a group at a cut: below it, used before its boundary, of a group whose period ends there.
 
-    A record whose account is not registered holds nobody.
+    A record whose account is not registered holds nobody. A void or an amendment holds the group of the live charge too.
     """
     found: list[Holder] = []
     for row in parked:
-        event_time = datetime.fromisoformat(row.event_time)
-        account = registry.accounts.get(row.account_id)
-        if account is None or event_time >= cut.boundary or cut.is_before((row.topic, row.partition), row.offset):
+        if cut.is_before((row.topic, row.partition), row.offset):
             continue
-        payer = account.payer_at(event_time)
-        if payer is None or not is_boundary(cut.boundary, payer.zone):
-            continue
-        found.append(
-            Holder(
-                row.id, payer.group_id, row.account_id, row.topic, row.partition, row.offset, event_time, row.state,
-                row.reason, row.field, row.message,
-            )
-        )  # fmt: skip
+        mine: dict[str, Holder] = {}
+        for account_id, group_id, zone, event_time in _used_by(registry, row):
+            if event_time < cut.boundary and is_boundary(cut.boundary, zone):
+                mine[group_id] = Holder(
+                    row.id, group_id, account_id, row.topic, row.partition, row.offset, event_time, row.state,
+                    row.reason, row.field, row.message,
+                )  # fmt: skip
+        found += mine.values()
     return found
+
+
+def _used_by(registry: Registry, row: store.Found) -> Iterator[tuple[str, str, str, datetime]]:
+    """Account, group, its zone and event time of what a record tells, and of the charge that it would take back."""
+    event_time = datetime.fromisoformat(row.event_time)
+    account = registry.accounts.get(row.account_id)
+    payer = account.payer_at(event_time) if account is not None else None
+    if payer is not None:
+        yield row.account_id, payer.group_id, payer.zone, event_time
+    live = row.live
+    if live is not None and (zone := registry.zone_of(live["group_id"])) is not None:
+        yield live["account_id"], live["group_id"], zone, datetime.fromisoformat(live["event_time"])
 
 
 # ---- the cut -------------------------------------------------------------------------------------------------------

@@ -44,12 +44,11 @@ from services.usage.rating import (
     rate,
 )  # fmt: skip
 from services.usage.registry import Account, Payer, Source
+from services.usage.revising import CHARGED, NOT_BILLABLE, RATED, RATED_UNGROUPED, VOIDED
 from services.usage.stamping import BillTo
 from services.usage.tiers import CounterKey, Movement, Share, apportion, moved
 from services.usage.uses import Data, Leg, Message, Product, Rental
 
-RATED, RATED_UNGROUPED, NOT_BILLABLE, VOIDED = 1, 2, 3, 4  # states of an identity
-CHARGED = (RATED, RATED_UNGROUPED)
 CLASS_OF_STATE = {
     RATED: "rated", RATED_UNGROUPED: "rated_ungrouped", NOT_BILLABLE: "not_billable", VOIDED: "voided",
 }  # fmt: skip

@@ -19,7 +19,7 @@ from services.kernel.period import instant_text
 from services.runtime.parking import Parked, ParkedRow
 from services.runtime.records import Record
 from services.runtime.work import Work
-from services.usage import store
+from services.usage import revising, store
 from services.usage.cloudevents import legible
 from services.usage.events import readable, storable
 from services.usage.handler import UsageEvents, count_record
@@ -58,8 +58,15 @@ class Rejections:
                     count_record(memory, counts, item.record)
             if counts:
                 await store.add_class_counts(work.connection, counts, replayed=replayed)
-        for item in parked:
+        live = await revising.live_of(work.connection, memory, [item.record for item in parked])
+        for item, charge in zip(parked, live, strict=True):
             item.about = what_is_known(memory.registry, item.record)
+            if charge is not None and charge.group_id is not None:
+                item.about["live"] = {
+                    "account_id": charge.account_id,
+                    "group_id": charge.group_id,
+                    "event_time": charge.event_time.isoformat(),
+                }
             if item.state == "quarantined" and not is_no_news(item):
                 tell(work, "quarantined", item.record, item.about, item.reason, item.field, item.message)
 

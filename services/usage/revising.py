@@ -7,7 +7,7 @@ under the same stamps, and unless it is a void has a charge of its own. Source: 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -16,19 +16,24 @@ from msgspec import Struct
 from msgspec.json import Encoder
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from contracts.topics import USAGE_EVENTS
 from contracts.usage import Charge
 from services.kernel.errors import Corrupt
-from services.kernel.ids import charge_id, reversal_id
+from services.kernel.ids import charge_id, identity_digest, reversal_id
 from services.kernel.money import format_nano
 from services.kernel.period import instant_text, period_named, period_of
 from services.runtime.records import Record
 from services.usage import store
+from services.usage.cloudevents import structured
+from services.usage.events import EventRefused, decode
 from services.usage.generations import GENERATION_LASTS
 from services.usage.memory import Memory
 from services.usage.stamping import BillTo
 from services.usage.tables import CHARGE_COLUMNS
 from services.usage.tiers import CounterKey, Movement, Schedule, Share, schedule_version
 
+RATED, RATED_UNGROUPED, NOT_BILLABLE, VOIDED = 1, 2, 3, 4  # states of an identity
+CHARGED = (RATED, RATED_UNGROUPED)
 EARLY = timedelta(days=1)  # an event is told at most so long before it happens
 LOWER_LOOKED_FOR = 8  # revisions below that of an event whose fact is forgotten: one of them, or 0, was charged
 DAY_MAX = 2**15 - 1
@@ -156,6 +161,28 @@ async def live_charges(connection: AsyncConnection, holding: Mapping[bytes, stor
     found = {ids[row.charge_id]: row for row in await store.charges_with_prices(connection, list(ids), start, end)}
     if found.keys() != holding.keys():
         raise Corrupt("a usage fact says that it is charged, and its charge is not there", code="charge_lost")
+    return found
+
+
+async def live_of(connection: AsyncConnection, memory: Memory, records: Sequence[Record]) -> list[store.Found | None]:
+    """Of each of these records the live charge that it would take back: None of one that is no higher revision."""
+    digests: dict[int, tuple[bytes, int]] = {}
+    for number, record in enumerate(records):
+        if b'"revision"' not in (record.value or b"") and all(name != "ce_revision" for name, _ in record.headers):
+            continue
+        try:
+            event = decode(structured(record.headers, record.value))
+        except EventRefused:
+            continue
+        digest = identity_digest(USAGE_EVENTS.member(record.topic), event.source, event.event_id)
+        digests[number] = digest, event.revision
+    generations = (*memory.sealed_generations, memory.generation)
+    known = await store.known_identities(connection, generations, [digest for digest, _ in digests.values()])
+    live = await live_charges(connection, {digest: row for digest, row in known.items() if row.state in CHARGED})
+    found: list[store.Found | None] = [None] * len(records)
+    for number, (digest, revision) in digests.items():
+        if digest in live and live[digest].revision < revision:
+            found[number] = live[digest]
     return found
 
 

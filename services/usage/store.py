@@ -836,6 +836,7 @@ async def records_that_may_hold(connection: AsyncConnection, ids: Sequence[int] 
             columns.message,
             columns.about["account_id"].astext.label("account_id"),
             columns.about["event_time"].astext.label("event_time"),
+            columns.about["live"].label("live"),
             columns.timestamp,
         )
         .where(

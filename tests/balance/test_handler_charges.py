@@ -79,6 +79,29 @@ async def test_postings_say_who_paid_per_account_group_and_bill_to(town: Town) -
     }
 
 
+async def test_what_is_taken_back_returns_to_the_wallet_or_the_unbilled_amount_and_restores_by_itself(
+    town: Town,
+) -> None:
+    await town.account("desk", level_2=True)
+    town.open("desk", "10")
+    await town.settle()
+    town.charge("desk", "12", charge_id="6f0a3c52-7f0e-8d0b-9a55-2b6c3a1f4e77")
+    town.charge("east", "3", plan="invoiced")
+    await town.settle()
+    assert town.kinds("desk") == ["balance_opened", "suspended"]
+    town.charge("desk", "-12", reverses="6f0a3c52-7f0e-8d0b-9a55-2b6c3a1f4e77", quantity=-60)
+    town.charge("desk", "0.5")
+    town.charge("east", "-3", plan="invoiced", quantity=-60)
+    await town.settle()
+    assert town.kinds("desk") == ["balance_opened", "suspended", "restored"]
+    assert await town.balance("desk") == "9.5"
+    assert (
+        sum(parse_amount(nano, signed=True) for ledger, nano in await town.entries("east") if ledger == "unbilled") == 0
+    )
+    assert [each.charged_nano for each in await api.charge_totals(engine_of(town))] == [500_000_000, 0]
+    await town.assert_conserved()
+
+
 async def test_a_charge_before_its_registry_makes_the_wallet_and_waits_for_nothing(town: Town) -> None:
     town.charge("early", "3")
     await town.settle()

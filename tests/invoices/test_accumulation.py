@@ -50,6 +50,16 @@ def test_the_unit_price_is_shown_only_where_it_is_one():
     assert mixed.lines[KEY][0].unit_price_nano is None
 
 
+def test_a_reversal_takes_amount_and_quantity_off_its_line_and_counts_as_a_charge_of_its_own():
+    kept, taken_back = charge("east", "0.0202", quantity=96), charge("east", "0.0140", quantity=60)
+    reversal = charge("east", "-0.0140", quantity=-60, reverses=taken_back["charge_id"])
+    folded = fold_charges([kept, taken_back, reversal])
+    (line,) = folded.lines[KEY]
+    assert (line.charges, line.quantity, line.exact_nano) == (3, 96, 20_200_000)
+    hashes = (evidence_hash(UUID(each["charge_id"])) for each in (kept, taken_back, reversal))
+    assert folded.tallies[KEY] == Tally(3, 20_200_000, reduce(xor, hashes))
+
+
 def test_charges_without_a_payer_group_stand_on_no_invoice():
     folded = fold_charges([charge("try", "0.07", group_id=None, bill_to=None, plan="trial")])
     assert (folded.lines, folded.tallies) == ({}, {})

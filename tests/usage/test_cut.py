@@ -24,7 +24,7 @@ from services.usage.consumer import build
 from services.usage.price_files import read_price_file
 from tests.support.rooms import Log, Rooms
 from tests.support.servers import Database
-from tests.support.usage_registry import LONG_AGO, SOURCE, TOPIC, Sender, leg
+from tests.support.usage_registry import LONG_AGO, SOURCE, TOPIC, Sender, leg, void
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 THIS = period_of(NOW)  # its start is the boundary of the period before
@@ -55,8 +55,10 @@ class Closing:
 
     def event(self, event_id: str, ended_at: datetime = BEFORE, account_id: str = "sales", **changes: Any) -> int:
         partition = changes.pop("partition", 0)
+        around = {"revision": changes.pop("revision")} if "revision" in changes else {}
         at = max(ended_at, BOUNDARY) + timedelta(hours=1)
-        return self.send.leg(leg(event_id, ended_at, account_id, **changes), partition=partition, at=at)
+        event = leg(event_id, ended_at, account_id, **changes) | around
+        return self.send.leg(event, partition=partition, at=at)
 
     async def run(self, *, ticks: bool = True) -> None:
         await self.rooms.pump(ticks=ticks)
@@ -499,3 +501,95 @@ async def test_a_cut_that_cannot_read_the_offsets_leaves_nothing_behind(
     assert (await api.cuts(closing.engine))[0].taken_at is None
     await closing.run()
     assert (await api.cuts(closing.engine))[0].positions[TOPIC, 0] == 1
+
+
+# ---- revisions -----------------------------------------------------------------------------------------------------
+
+
+def corrected(closing: Closing) -> list[tuple[str, str, str, str]]:
+    """Of each charge the amount, account, period and invoice."""
+    return [(c["amount"], c["account_id"], c["period"], c["bill_to"]) for c in closing.log.data("usage.charges")]
+
+
+def take_back(closing: Closing, event_id: str, **changes: Any) -> None:
+    closing.send.leg(void(event_id, 1, **changes), at=BOUNDARY + timedelta(hours=2))
+
+
+async def test_a_void_before_the_cut_takes_back_on_the_same_invoice(closing: Closing) -> None:
+    closing.event("e1")
+    await closing.run()
+    take_back(closing, "e1")
+    await closing.close()
+    assert corrected(closing) == [("0.028", "sales", *both(LAST)), ("-0.028", "sales", *both(LAST))]
+    assert closing.covered()[0]["counts"] == {"rated": 1, "voided": 1}
+
+
+async def test_a_void_after_the_cut_waits_for_the_pass_and_stands_on_the_next_invoice(closing: Closing) -> None:
+    closing.event("e1")
+    closing.event("e2")
+    await closing.cut()
+    take_back(closing, "e1")
+    closing.event("e2", BEFORE, "main", billable_s=10, revision=1)
+    await closing.run()
+    assert [row.reason for row in await closing.parked("waiting")] == ["waiting"] * 2
+    closing.send.groups_covered(BOUNDARY)
+    await closing.run()
+    assert corrected(closing)[2:] == [
+        ("-0.028", "sales", *both(LAST, THIS)),
+        ("-0.028", "sales", *both(LAST, THIS)),
+        ("0.014", "main", *both(LAST, THIS)),
+    ]
+    assert closing.covered()[0]["counts"] == {"rated": 2}
+
+
+async def test_an_amendment_into_the_open_period_waits_to_take_back_what_was_cut(closing: Closing) -> None:
+    closing.event("e1")
+    await closing.cut()
+    closing.event("e1", AFTER, revision=1)
+    await closing.run()
+    assert corrected(closing) == [("0.028", "sales", *both(LAST))]
+    closing.send.groups_covered(BOUNDARY)
+    await closing.run()
+    assert corrected(closing)[1:] == [("-0.028", "sales", *both(LAST, THIS)), ("0.028", "sales", *both(THIS))]
+
+
+async def test_a_late_original_that_waits_is_absorbed_by_its_void(closing: Closing) -> None:
+    await closing.cut()
+    closing.event("e1")
+    await closing.run()
+    take_back(closing, "e1")
+    closing.send.groups_covered(BOUNDARY)
+    await closing.run()
+    assert corrected(closing) == []
+    assert sum(counts.get("voided", 0) for counts in await counted(closing)) == 2
+
+
+async def counted(closing: Closing) -> list[dict[str, int]]:
+    return [counts for lanes in (await api.class_counts(closing.engine)).values() for counts in lanes.values()]
+
+
+async def test_a_revision_in_quarantine_holds_the_group_of_the_charge_that_it_would_take_back(closing: Closing) -> None:
+    closing.event("e1")
+    closing.event("e2", account_id="main")
+    await closing.run()
+    closing.event("e1", AFTER, "nobody", revision=1)
+    take_back(closing, "e2", account="nobody")
+    closing.event("e3", AFTER, "nobody", revision=1)
+    await closing.close()
+    assert closing.covered()[0]["held"] == ["g-main", "g-sales"]
+    (state,) = await api.cuts(closing.engine)
+    assert {(each.group_id, each.account_id, each.event_time) for each in state.holders} == {
+        ("g-main", "main", BEFORE), ("g-sales", "sales", BEFORE),
+    }  # fmt: skip
+    closing.send.account("nobody")
+    await closing.run()
+    assert sorted(corrected(closing)) == [
+        ("-0.028", "main", *both(LAST)),
+        ("-0.028", "sales", *both(LAST)),
+        ("0.028", "main", *both(LAST)),
+        ("0.028", "nobody", *both(THIS)),
+        ("0.028", "nobody", *both(THIS)),
+        ("0.028", "sales", *both(LAST)),
+    ]
+    await closing.run()
+    assert [told["group_id"] for told in closing.covered()[1:]] == ["g-main", "g-sales"]

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 from sqlalchemy import func, select
 
 from contracts.usage import Charge
+from services.cli.charge import explanation
 from services.kernel.ids import charge_id, identity_digest, reversal_id
 from services.kernel.money import parse_amount
 from services.runtime.database import transaction
@@ -116,6 +117,20 @@ async def test_a_batch_with_several_revisions_goes_up_to_the_highest_at_once(usa
     await usage.take(leg("e2", NOW), amended("e2", 2, billable_s=10), amended("e2", 1))
     assert amounts(usage)[2:] == ["0.014"]
     assert await usage.classes() == {"rated": 2, "voided": 3, "duplicate": 2}
+
+
+async def test_a_charge_and_its_reversal_name_each_other(usage: Usage) -> None:
+    await usage.take(leg("e1", NOW))
+    await usage.take(amended("e1", 3, billable_s=10))
+    charge, reversal, replacement = [await api.charge(usage.engine, UUID(each["charge_id"])) for each in usage.charges]
+    assert charge.reversed_by == reversal.charge["charge_id"]
+    assert reversal.charge["reverses"] == charge.charge["charge_id"]
+    assert (reversal.reversed_by, replacement.reversed_by) == (None, None)
+    assert reversal.steps == (*charge.steps, "taken back: -0.028 USD")
+    told = [explanation(each.charge, each.steps, each.reversed_by) for each in (charge, reversal, replacement)]
+    assert f"taken back by charge {reversal.charge['charge_id']}" in told[0]
+    assert f"takes back charge {charge.charge['charge_id']}" in told[1]
+    assert any(line.endswith(f"published by {PUBLISHER}, revision 3") for line in told[2])
 
 
 # ---- order ---------------------------------------------------------------------------------------------------------

@@ -247,7 +247,7 @@ class Performance:
         )
         async with room("usage", self.settings) as engine:
             explained = await usage_api.charge(engine, row["charge_id"])
-        for line in explanation(explained.charge, explained.steps):
+        for line in explanation(explained.charge, explained.steps, explained.reversed_by):
             console.print(line, markup=False)
         self.seen[f"first call of {wanted['billable_s']} s to India"] = format_nano(row["amount_nano"])
 
