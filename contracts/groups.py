@@ -250,7 +250,8 @@ class CreateCostCenter(_Command):
 
 
 class AssignResource(_Command):
-    """Registers a number or outbound profile of an account and its cost center, from now on."""
+    """Registers a number or outbound profile of an account and its cost center, or moves it to another account of the
+    organization. Cost centers change from now on."""
 
     kind: Literal["assign_resource"] = "assign_resource"
     resource_id: Id
@@ -258,6 +259,17 @@ class AssignResource(_Command):
     number: E164 | None = None
     account_id: Id
     cost_center_id: Id | None = None
+    since: Annotated[
+        Instant | None,
+        Field(description="When the account got it, if not now; not before the oldest period that is not cut"),
+    ] = None
+
+
+class ReleaseResource(_Command):
+    """From now on it is nobody's, and its number may be registered again, for whomever."""
+
+    kind: Literal["release_resource"] = "release_resource"
+    resource_id: Id
 
 
 GroupsCommand = Annotated[
@@ -271,7 +283,8 @@ GroupsCommand = Annotated[
     | ApproveSharing
     | MoveAccounts
     | CreateCostCenter
-    | AssignResource,
+    | AssignResource
+    | ReleaseResource,
     Field(discriminator="kind"),
 ]
 groups_command: TypeAdapter[GroupsCommand] = TypeAdapter(GroupsCommand)

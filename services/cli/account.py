@@ -126,16 +126,36 @@ async def assign(
     organization: Organization,
     number: Annotated[str | None, typer.Option(help="E.164, for a number; without it: an outbound profile")] = None,
     cost_center: Annotated[str | None, typer.Option(help="without it: ungrouped")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="when the account got it, such as 2026-10-01; without it: now")
+    ] = None,
     role: Role = "owner",
     actor: Actor = "",
     command_id: CommandId = None,
     output: Output = Format.table,
 ) -> None:
-    """Register a number or outbound profile of an account and its cost center, from now on."""
+    """Register a number or outbound profile of an account and its cost center, or move it to another account."""
     await ask(
         output, actor=actor, kind="assign_resource", organization_id=organization, resource_id=resource_id,
         resource="outbound_profile" if number is None else "number", number=number, account_id=account,
-        cost_center_id=cost_center, role=role, command_id=command_id,
+        cost_center_id=cost_center, since=instant_of(since, "since"), role=role, command_id=command_id,
+    )  # fmt: skip
+
+
+@app.command()
+@asynchronous
+async def release(
+    resource_id: Annotated[str, typer.Argument(metavar="RESOURCE", help="the id of a number or outbound profile")],
+    organization: Organization,
+    role: Role = "owner",
+    actor: Actor = "",
+    command_id: CommandId = None,
+    output: Output = Format.table,
+) -> None:
+    """Take a number or outbound profile from its account, from now on; the number may be registered again."""
+    await ask(
+        output, actor=actor, kind="release_resource", organization_id=organization, resource_id=resource_id, role=role,
+        command_id=command_id,
     )  # fmt: skip
 
 

@@ -114,7 +114,10 @@ async def _save_resources(work: Work, changed: Sequence[Resource]) -> None:
     if not changed:
         return
     await store.save_resources(work, changed)
-    table = tables.resource_cost_center
-    await store.forget_spans(work, table, table.c.resource_no, [each.resource_no for each in changed])
-    timelines = [(each.resource_no, each.cost_centers) for each in changed]
-    await store.append_spans(work, table, "resource_no", "cost_center_id", timelines)
+    numbers = [each.resource_no for each in changed]
+    for table, value, timelines in (
+        (tables.resource_owner, "account_id", [(each.resource_no, each.owners) for each in changed]),
+        (tables.resource_cost_center, "cost_center_id", [(each.resource_no, each.cost_centers) for each in changed]),
+    ):
+        await store.forget_spans(work, table, table.c.resource_no, numbers)
+        await store.append_spans(work, table, "resource_no", value, timelines)

@@ -11,6 +11,7 @@ from contracts.groups import (
     CostCenter,
     CostCenterInterval,
     GroupInterval,
+    OwnerInterval,
     Plan,
     PlanInterval,
     Publisher,
@@ -96,7 +97,7 @@ def account_timeline(registry: Registry, account: Account) -> AccountTimeline:
 
 
 def resource_timeline(resource: Resource) -> ResourceTimeline:
-    """A number or outbound profile with its cost centers over time."""
+    """A number or outbound profile with its owners and cost centers over time."""
     return ResourceTimeline(
         resource_id=resource.resource_id,
         version=resource.version,
@@ -104,6 +105,11 @@ def resource_timeline(resource: Resource) -> ResourceTimeline:
         number=resource.number,
         account_id=resource.account_id,
         organization_id=resource.organization_id,
+        owners=tuple(
+            OwnerInterval(start=span.start, end=span.end, account_id=span.value)
+            for span in resource.owners
+            if span.value is not None
+        ),
         cost_centers=tuple(
             CostCenterInterval(start=span.start, end=span.end, cost_center_id=span.value)
             for span in resource.cost_centers

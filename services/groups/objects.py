@@ -83,13 +83,15 @@ class CostCenter:
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """A number or outbound profile of one account, and its cost centers over time."""
+    """A number or outbound profile, whose it is and its cost centers, each over time. ``account_id`` is by the last word;
+    None when it was released."""
 
     resource_id: str
     resource_no: int
     version: int
     kind: ResourceKind
     number: str | None
-    account_id: str
+    account_id: str | None
     organization_id: str
+    owners: Timeline
     cost_centers: Timeline

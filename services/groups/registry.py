@@ -27,6 +27,7 @@ from contracts.groups import (
     GroupsCommand,
     MoveAccounts,
     Publisher,
+    ReleaseResource,
     UpgradeAccount,
 )
 from contracts.usage import TOLLBOOK
@@ -37,7 +38,7 @@ from services.kernel.currency import currency
 from services.kernel.errors import InvalidInput, NotFound, Refused
 from services.kernel.ids import derived_id
 from services.kernel.money import parse_amount
-from services.kernel.period import zone
+from services.kernel.period import instant_text, zone
 
 Change = Organization | BillingEntity | PayerGroup | Account | CostCenter | Resource | Publisher
 
@@ -62,7 +63,7 @@ class Registry:
     numbers: Iterator[int] = field(default_factory=lambda: iter(()))
     changed: dict[tuple[type[Any], str], Change] = field(default_factory=dict)
     _members: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    _numbered: dict[str, str] = field(default_factory=dict)
+    _numbered: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
     def __post_init__(self) -> None:
         for account in self.accounts.values():
@@ -75,7 +76,7 @@ class Registry:
             for span in item.groups:
                 self._members[span.value or ""].add(item.account_id)
         elif isinstance(item, Resource) and item.number is not None:
-            self._numbered[item.number] = item.resource_id
+            self._numbered[item.number].add(item.resource_id)
 
     def put(self, changes: Iterable[Change]) -> None:
         """Make the changes of one command; they are to be stored and told."""
@@ -136,9 +137,9 @@ class Registry:
         """The accounts that are, were or will be in a group."""
         return [self.accounts[account_id] for account_id in sorted(self._members.get(group_id, ()))]
 
-    def resource_with(self, number: str) -> Resource | None:
-        """The resource that has this number."""
-        return self.resources.get(self._numbered.get(number, ""))
+    def resources_with(self, number: str | None) -> list[Resource]:
+        """The resources that have or had this number."""
+        return [self.resources[resource_id] for resource_id in sorted(self._numbered.get(number or "", ()))]
 
 
 _KNOWN: dict[type[Any], tuple[Callable[[Any], str], Callable[[Registry], dict[str, Any]]]] = {
@@ -450,6 +451,7 @@ def assign_resource(registry: Registry, command: AssignResource, now: datetime) 
         f"{command.resource_id} of account {account.account_id} is in {command.cost_center_id or 'no cost center'}"
     )
     if known is None:
+        start = _owned_since(registry, command, account, now, _last_owned(registry, command.number))
         made = Resource(
             resource_id=command.resource_id,
             resource_no=next(registry.numbers),
@@ -458,26 +460,85 @@ def assign_resource(registry: Registry, command: AssignResource, now: datetime) 
             number=command.number,
             account_id=account.account_id,
             organization_id=organization.organization_id,
-            cost_centers=(Span(now, None, command.cost_center_id),),
+            owners=(Span(start, None, account.account_id),),
+            cost_centers=(Span(start, None, command.cost_center_id),),
         )
         return Outcome((made,), objects, message)
     if known.organization_id != organization.organization_id:
         raise Refused(f"{command.resource_id} is taken", field="resource_id", code="already_exists")
-    for name, have, asked in (
-        ("account_id", known.account_id, account.account_id),
-        ("resource", known.kind, command.resource),
-        ("number", known.number, command.number),
-    ):
+    for name, have, asked in (("resource", known.kind, command.resource), ("number", known.number, command.number)):
         if have != asked:
             raise Refused(
                 f"{command.resource_id} is registered with {have}, not {asked}", field=name, code="resource_differs"
             )
+    if known.account_id != account.account_id:
+        return _take_over(registry, command, known, account, now, message)
+    if command.since is not None:
+        raise Refused(
+            f"{command.resource_id} is account {account.account_id}'s since"
+            f" {instant_text(known.owners[-1].start)}; leave since out",
+            field="since",
+            code="nothing_to_change",
+        )
     # a copy of the room that waited for the registry's lock has a `now` from before the wait
     start = max(now, known.cost_centers[-1].start)
     timeline = from_then_on(known.cost_centers, start, command.cost_center_id)
     if timeline == known.cost_centers:
         raise Refused(f"{message} already", field="cost_center_id", code="nothing_to_change")
     return Outcome((replace(known, version=known.version + 1, cost_centers=timeline),), objects, message)
+
+
+def _take_over(
+    registry: Registry, command: AssignResource, known: Resource, account: Account, now: datetime, message: str
+) -> Outcome:
+    """A resource becomes another account's; what was used before stays with the one before."""
+    before = max(known.owners[-1].start, _last_owned(registry, known.number, but=known.resource_id))
+    start = _owned_since(registry, command, account, now, before)
+    moved = replace(
+        known,
+        version=known.version + 1,
+        account_id=account.account_id,
+        owners=from_then_on(known.owners, start, account.account_id),
+        cost_centers=from_then_on(known.cost_centers, start, command.cost_center_id),
+    )
+    warnings = () if known.account_id is None else (f"{known.resource_id} leaves account {known.account_id}",)
+    return Outcome((moved,), {"resource_id": known.resource_id}, message, warnings)
+
+
+def release_resource(registry: Registry, command: ReleaseResource, now: datetime) -> Outcome:
+    organization = registry.organization(command.organization_id)
+    known = registry.resources.get(command.resource_id)
+    if known is None or known.organization_id != organization.organization_id:
+        raise NotFound(
+            f"there is no resource {command.resource_id} in organization {organization.organization_id}",
+            field="resource_id",
+        )
+    if known.account_id is None:
+        raise Refused(f"{known.resource_id} is nobody's already", field="resource_id", code="nothing_to_change")
+    start = max(now, known.owners[-1].start)
+    released = replace(
+        known,
+        version=known.version + 1,
+        account_id=None,
+        owners=from_then_on(known.owners, start, None),
+        cost_centers=from_then_on(known.cost_centers, start, None),
+    )
+    message = f"{known.resource_id} of account {known.account_id} is released"
+    return Outcome((released,), {"resource_id": known.resource_id}, message)
+
+
+def _owned_since(
+    registry: Registry, command: AssignResource, account: Account, now: datetime, before: datetime
+) -> datetime:
+    payer = registry.groups.get(account.groups[-1].value or "") if account.groups else None
+    place = payer.zone if payer is not None else sharing.DEFAULT_ZONE
+    return sharing.owned_since(command.since, now, account.opened_at, before, place, registry.cuts)
+
+
+def _last_owned(registry: Registry, number: str | None, *, but: str | None = None) -> datetime:
+    """Until when a number was others'; they have released it."""
+    ends = [each.owners[-1].start for each in registry.resources_with(number) if each.resource_id != but]
+    return max(ends, default=sharing.OPENED_AT_MIN)
 
 
 def _check_cost_center(registry: Registry, organization: Organization, cost_center_id: str | None) -> None:
@@ -497,9 +558,9 @@ def _check_number(registry: Registry, command: AssignResource) -> None:
             "a resource of kind number needs its number such as +12485252160; an outbound profile has none",
             field="number",
         )
-    holder = None if command.number is None else registry.resource_with(command.number)
-    if holder is not None and holder.resource_id != command.resource_id:
-        raise Refused(f"{command.number} is registered as another resource", field="number", code="number_taken")
+    for holder in registry.resources_with(command.number):
+        if holder.account_id is not None and holder.resource_id != command.resource_id:
+            raise Refused(f"{command.number} is registered as another resource", field="number", code="number_taken")
 
 
 # ---- one command ---------------------------------------------------------------------------------------------------
@@ -516,6 +577,7 @@ CARRY_OUT: dict[type[Any], Callable[[Registry, Any, datetime], Outcome]] = {
     MoveAccounts: move_accounts,
     CreateCostCenter: create_cost_center,
     AssignResource: assign_resource,
+    ReleaseResource: release_resource,
 }
 
 

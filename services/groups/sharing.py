@@ -228,18 +228,35 @@ def opening(asked: datetime | None, now: datetime, zone: str, cuts: Sequence[dat
     >>> opening(None, datetime(2026, 11, 5, tzinfo=UTC), "UTC", []).isoformat()
     '2026-11-05T00:00:00+00:00'
     """
+    return _dated_back(asked, now, zone, cuts, field="opened_at", code="opened")
+
+
+def owned_since(
+    asked: datetime | None, now: datetime, opened_at: datetime, before: datetime, zone: str, cuts: Sequence[datetime]
+) -> datetime:
+    """Since when an account has a resource: now, unless an earlier instant is asked for at which the account was open, that
+    is not before the last change of hands (``before``), nor before the oldest period not yet cut."""
+    start = _dated_back(asked, now, zone, cuts, field="since", code="since")
+    for earliest, why in ((opened_at, "when the account was opened"), (before, "when it last changed hands")):
+        if start < earliest and asked is not None:
+            raise Refused(f"must not be before {instant_text(earliest)}, {why}", field="since", code="since_too_early")
+    # a copy of the room that waited for the registry's lock has a `now` from before the wait
+    return max(start, opened_at, before)
+
+
+def _dated_back(
+    asked: datetime | None, now: datetime, zone: str, cuts: Sequence[datetime], *, field: str, code: str
+) -> datetime:
     if asked is None:
         return now
     if asked > now:
-        raise Refused(
-            f"must not be in the future; now is {instant_text(now)}", field="opened_at", code="opened_in_future"
-        )
+        raise Refused(f"must not be in the future; now is {instant_text(now)}", field=field, code=f"{code}_in_future")
     earliest = earliest_opening(zone, cuts)
     if asked < earliest:
         raise Refused(
             f"must not be before {instant_text(earliest)}, the start of the oldest period not yet cut ({zone})",
-            field="opened_at",
-            code="opened_too_early",
+            field=field,
+            code=f"{code}_too_early",
         )
     return asked
 

@@ -165,15 +165,21 @@ async def cost_centers(work: Work, ids: Iterable[str]) -> dict[str, CostCenter]:
 
 
 async def resources(work: Work, ids: Iterable[str], numbers: Iterable[str]) -> dict[str, Resource]:
-    """These resources and the holders of these numbers, with their cost centers."""
-    spans = tables.resource_cost_center
+    """These resources and those that have or had these numbers, with their owners and cost centers."""
+    number = tables.resource.c.resource_no
+    owners, centers = tables.resource_owner, tables.resource_cost_center
     statement = select(
         tables.resource,
-        *_spans("cost_centers", spans, spans.c.cost_center_id, spans.c.resource_no, tables.resource.c.resource_no),
+        *_spans("owners", owners, owners.c.account_id, owners.c.resource_no, number),
+        *_spans("cost_centers", centers, centers.c.cost_center_id, centers.c.resource_no, number),
     ).where(or_(_is_one_of(tables.resource.c.resource_id, "ids"), _is_one_of(tables.resource.c.number, "numbers")))
     rows = await work.execute(statement, {"ids": sorted(ids), "numbers": sorted(numbers)})
     return {
-        row.resource_id: Resource(**_columns(row, tables.resource), cost_centers=_timeline(row, "cost_centers"))
+        row.resource_id: Resource(
+            **_columns(row, tables.resource),
+            owners=_timeline(row, "owners"),
+            cost_centers=_timeline(row, "cost_centers"),
+        )
         for row in rows.all()
     }
 
@@ -233,7 +239,8 @@ async def save_cost_centers(work: Work, changed: Sequence[CostCenter]) -> None:
 async def save_resources(work: Work, changed: Sequence[Resource]) -> None:
     """Insert or replace, without their timelines."""
     names = [column.name for column in tables.resource.c]
-    await _upsert(work, tables.resource, [{name: getattr(each, name) for name in names} for each in changed])
+    released_first = sorted(changed, key=lambda each: each.account_id is not None)  # whose number another one takes
+    await _upsert(work, tables.resource, [{name: getattr(each, name) for name in names} for each in released_first])
 
 
 async def forget_spans(work: Work, table: Table, number: Column[int], numbers: Iterable[int]) -> None:

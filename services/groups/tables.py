@@ -133,6 +133,14 @@ resource = Table(
     Column("organization_id", Text),
 )
 
+resource_owner = Table(
+    "resource_owner",
+    metadata,
+    Column("resource_no", BigInteger, nullable=False),
+    Column("during", TSTZRANGE, nullable=False),
+    Column("account_id", Text),
+)
+
 resource_cost_center = Table(
     "resource_cost_center",
     metadata,

@@ -572,7 +572,6 @@ async def test_a_resource_that_makes_no_sense_is_refused(desk):
     await desk.done("assign_resource", **number)
     for changes, refusal in (
         ({"resource_id": "n2"}, ("number_taken", "number")),
-        ({"account_id": "other"}, ("resource_differs", "account_id")),
         ({"number": "+12484329408"}, ("resource_differs", "number")),
         ({"resource": "outbound_profile"}, ("invalid", "number")),
         ({"resource": "outbound_profile", "number": None}, ("resource_differs", "resource")),
@@ -588,6 +587,62 @@ async def test_a_resource_that_makes_no_sense_is_refused(desk):
     assert await desk.refused("assign_resource", "northwind", **taken) == ("already_exists", "resource_id")
 
 
+async def test_a_number_moves_to_another_account_and_is_released_and_registered_again(desk):
+    opened_at = period_of(await desk.now()).start
+    for name in ("desk", "other"):
+        await desk.done("create_account", account_id=name, name=name, plan="payg", opened_at=instant_text(opened_at))
+    await desk.done("create_cost_center", cost_center_id="sales", name="sales")
+    number = {"resource_id": "n1", "resource": "number", "number": "+12484329407"}
+    first = opened_at + timedelta(minutes=1)
+    await desk.done("assign_resource", account_id="desk", cost_center_id="sales", since=instant_text(first), **number)
+    again = {"account_id": "desk", "since": instant_text(first)}
+    assert await desk.refused("assign_resource", **number, **again) == ("nothing_to_change", "since")
+    for since, code in (
+        (opened_at - timedelta(seconds=1), "since_too_early"),  # the account was not open
+        (opened_at, "since_too_early"),  # before it changed hands last
+        (await desk.now() + timedelta(days=1), "since_in_future"),
+    ):
+        asked = number | {"account_id": "other", "since": instant_text(since)}
+        assert await desk.refused("assign_resource", **asked) == (code, "since")
+    moved = await desk.done("assign_resource", account_id="other", **number)
+    assert moved["warnings"] == ["n1 leaves account desk"]
+    state = desk.state(ASSIGNMENTS, "n1")
+    assert state["owners"] == [
+        {"from": instant_text(first), "to": moved["at"], "account_id": "desk"},
+        {"from": moved["at"], "to": None, "account_id": "other"},
+    ]
+    assert [each["cost_center_id"] for each in state["cost_centers"]] == ["sales", None]
+    released = await desk.done("release_resource", resource_id="n1")
+    state = desk.state(ASSIGNMENTS, "n1")
+    assert (state["version"], state["account_id"], state["owners"][-1]["to"]) == (3, None, released["at"])
+    assert await desk.refused("release_resource", resource_id="n1") == ("nothing_to_change", "resource_id")
+    assert await desk.refused("release_resource", resource_id="n9") == ("not_found", "resource_id")
+    # registered again by another organization, not before it was released
+    await desk.found("northwind")
+    await desk.done(
+        "create_account",
+        "northwind",
+        account_id="theirs",
+        name="theirs",
+        plan="payg",
+        opened_at=instant_text(opened_at),
+    )
+    other = number | {"resource_id": "a2", "account_id": "theirs"}
+    early = other | {"since": instant_text(first)}
+    assert await desk.refused("assign_resource", "northwind", **early) == ("since_too_early", "since")
+    await desk.done("assign_resource", "northwind", **other)
+    assert await desk.refused("assign_resource", account_id="desk", **number) == ("number_taken", "number")
+    # given back, and taken again by the first
+    await desk.done("release_resource", "northwind", resource_id="a2")
+    await desk.done("assign_resource", account_id="desk", **number)
+    assert desk.state(ASSIGNMENTS, "n1")["account_id"] == "desk"
+    # released and registered as another resource in one batch
+    desk.write("release_resource", resource_id="n1")
+    desk.write("assign_resource", account_id="other", **(number | {"resource_id": "a0"}))
+    await desk.rooms.pump()
+    assert (desk.state(ASSIGNMENTS, "n1")["account_id"], desk.state(ASSIGNMENTS, "a0")["account_id"]) == (None, "other")
+
+
 # ---- what the database holds by itself
 
 
@@ -597,6 +652,7 @@ async def test_a_resource_that_makes_no_sense_is_refused(desk):
         (tables.account_group, "account_no", {"group_id": "desk"}),
         (tables.account_plan, "account_no", {"plan": "invoiced"}),
         (tables.resource_cost_center, "resource_no", {"cost_center_id": None}),
+        (tables.resource_owner, "resource_no", {"account_id": None}),
     ],
 )
 async def test_the_database_refuses_two_values_at_one_instant(desk, table, number, values):
