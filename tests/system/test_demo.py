@@ -33,7 +33,7 @@ def test_the_demo_shows_no_difference_and_leaves_nothing_running(tmp_path: Path)
         assert shown in lines
     for happened in (
         "rated", "quarantined", "debited", "owed", "recharge", "recharged", "cut", "capped", "declined", "suspended",
-        "restored", "replayed", "closed", "waiting", "duplicates",
+        "restored", "replayed", "closed", "waiting", "duplicates", "reversed", "credited",
     ):  # fmt: skip
         assert any(line.split(" s ", 1)[-1].startswith(f"{happened} ") for line in lines), happened
     assert "131 not billable" in ran.stdout

@@ -75,9 +75,11 @@ class Narrator:
         for (action, account_id, reason, message), count in self._rejected.items():
             self.say(action, f"{_records(count)} of {account_id}: {reason}: {message}")
         for account_id, (count, nano) in self._rated.items():
-            self.say("rated", f"{account_id}: {_charges(count)}, {format_nano(nano)}")
+            self.say("rated" if nano >= 0 else "reversed", f"{account_id}: {_charges(count)}, {format_nano(nano)}")
         for account_id, (count, nano) in self._debited.items():
-            self.say("debited", f"{account_id}: {format_nano(nano)} for {_charges(count)}")
+            self.say(
+                "debited" if nano >= 0 else "credited", f"{account_id}: {format_nano(abs(nano))} for {_charges(count)}"
+            )
         for account_id, (count, nano) in self._owed.items():
             self.say("owed", f"{account_id}: {format_nano(nano)} for {_charges(count)}, on the next invoice")
         self._rejected.clear()

@@ -16,7 +16,9 @@ from zoneinfo import ZoneInfo
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from contracts.topics import USAGE_EVENTS
+from contracts.usage import VOICE_LEG, VOIDED
 from services.balance import api as balance_api
+from services.cli import simulate as simulation
 from services.cli import verify
 from services.cli.charge import explanation
 from services.cli.demo import cast as casting
@@ -26,16 +28,17 @@ from services.cli.demo.narrator import FOLLOWED, Narrator
 from services.cli.demo.stage import PROCESSOR, Stage
 from services.cli.idle import Idle, watching
 from services.cli.importing import import_records, in_words, registry_known
-from services.cli.output import console, instant
+from services.cli.output import Format, console, instant, show_rows
+from services.cli.publishing import Publishing
 from services.cli.reading import room
 from services.cli.verifying import show_report
 from services.cli.wire import Wire
 from services.invoices import api as invoices_api
 from services.kernel.errors import Refused, Unavailable
 from services.kernel.money import format_nano
-from services.kernel.period import Period, next_period
+from services.kernel.period import Period, instant_text, next_period
 from services.usage import api as usage_api
-from services.usage.importing import ImportReport
+from services.usage.importing import ImportReport, LegEvent
 from services.usage.price_files import read_price_file
 
 ACTOR = "demo"
@@ -91,7 +94,7 @@ class Performance:
         """Every act."""
         for act in (
             self.books, self.registry, self.opening, self.first_import, self.sales_pays, self.field_is_registered,
-            self.close, self.version_2, self.same_file_again, self.late_row,
+            self.close, self.version_2, self.same_file_again, self.late_row, self.void, self.simulate,
         ):  # fmt: skip
             await act()
         return await self.judge()
@@ -208,6 +211,45 @@ class Performance:
         _write_late_row(file, late, self._code_of(late["account"]), ZoneInfo(self.sample.profile.zone))
         await self._import(file)
         await self.at_rest()
+
+    async def void(self) -> None:
+        """A call that never was is charged, and taken back by a higher revision of its event."""
+        wanted = self.cast["voided"]
+        account_id = wanted["account"]
+        self.narrator.act(f"{account_id} is charged for {wanted['reason']}, which is voided")
+        await self._groups([each | {"opened_at": self.end} for each in self._account(wanted)])  # the month is closed
+        await self._wallets(self._money(wanted))
+        await registry_known(self.settings)
+        call, void = _call_and_void(wanted, self.sample.profile.source, datetime.now(UTC))
+        for event in (call, void):
+            async with Publishing(self.settings, self.cast["publisher"]) as publishing:
+                await publishing.send(LegEvent(account_id, event))
+                await publishing.acknowledged()
+            await self.at_rest()
+        async with room("usage", self.settings) as engine:
+            charges = await usage_api.charges(engine, account_id)
+            charged = next(row for row in charges if row["amount_nano"] > 0)
+            back = next(row for row in charges if row["amount_nano"] < 0)
+            explained = await usage_api.charge(engine, back["charge_id"])
+        for line in explanation(explained.charge, explained.steps):
+            console.print(line, markup=False)
+        async with room("balance", self.settings) as engine:
+            wallet = (await balance_api.balance(engine, account_id)).wallet
+        amounts = f"{format_nano(charged['amount_nano'])} - {format_nano(-back['amount_nano'])}"
+        left = format_nano(sum(row["amount_nano"] for row in charges))
+        self.seen[f"the voided call of {account_id}"] = f"{amounts} = {left}, wallet {wallet}"
+
+    async def simulate(self) -> None:
+        """What the month would have brought by a draft of prices; nothing is written."""
+        file = self.cast["simulated"]["file"]
+        self.narrator.act(f"tollbook simulate --book {file} --from {self.month.name}-01")
+        draft = await asyncio.to_thread(read_price_file, casting.path(file).read_bytes())
+        async with room("usage", self.settings) as engine:
+            replay = await usage_api.simulate(engine, draft, self.month.start, datetime.now(UTC))
+        (total,) = simulation.told(replay.total, "currency")
+        rows = simulation.told(replay.accounts, "account_id", "currency")
+        show_rows(rows, {"account_id": "account"} | simulation.SUMS, Format.table, right=simulation.RIGHT)
+        self.seen[f"prices of {file}"] = f"{total['now']} now, {total['then']} then"
 
     # ---- the end ---------------------------------------------------------------------------------------------------
 
@@ -384,6 +426,19 @@ class Performance:
             {"kind": "save_method", **who, "processor": PROCESSOR, "token": account["method"]},
             {"kind": "set_preferences", **who, "enabled": True, **account["preferences"]},
         ]
+
+
+def _call_and_void(wanted: Mapping[str, Any], source: str, now: datetime) -> tuple[dict[str, Any], dict[str, Any]]:
+    """One call that ended now, and the event that takes it back."""
+    seconds = wanted["seconds"]
+    begun, ended = (instant_text(now.replace(microsecond=0) - timedelta(seconds=each)) for each in (seconds, 0))
+    event = {"specversion": "1.0", "id": "test-call-1", "source": source}
+    data = {
+        "account_id": wanted["account"], "direction": "outbound", "caller": None, "called": wanted["called"],
+        "started_at": begun, "ended_at": ended, "answered": True, "duration_s": seconds, "billable_s": seconds,
+    }  # fmt: skip
+    taken_back = {"account_id": wanted["account"], "reason": wanted["reason"]}
+    return event | {"type": VOICE_LEG, "data": data}, event | {"type": VOIDED, "revision": 1, "data": taken_back}
 
 
 def _stood_still(before: Moved, after: Moved, published: int) -> str:
