@@ -6,11 +6,13 @@ Pure values; what a book holds comes from the store or from a price file (`price
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from sys import intern
 from typing import Literal, Protocol, TypeVar
 
 from msgspec import Struct
+from msgspec.msgpack import Decoder, encode
 from msgspec.structs import force_setattr
 
 from services.kernel.errors import InvalidInput
@@ -71,7 +73,7 @@ def message_product(channel: str, direction: Direction) -> str:
     return f"message.{channel}.{direction}"
 
 
-class PriceRow(Struct, frozen=True, gc=False):
+class PriceRow(Struct, frozen=True, gc=False, array_like=True):
     """What one prefix costs for one product: nanos for ``per`` units, a fee an event, and which quantity is billed.
 
     Voice has its price a minute, ``per`` 60 seconds; ``60/6`` is minimum 60, increment 6. Data of 0.01 a started megabyte
@@ -91,6 +93,9 @@ class PriceRow(Struct, frozen=True, gc=False):
     delivered_only: bool = False
     window: str = ""
     schedule: str = ""
+
+
+_decode_rows = Decoder(tuple[PriceRow, ...]).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +135,7 @@ def check_schedules(rows: Iterable[PriceRow], schedules: Iterable[Schedule]) -> 
 class Price(Struct, frozen=True, gc=False):
     """A price row and where it stands: all that a charge names. The texts are the decimal strings of the charge.
 
-    A worker holds one for every row of every book: a structure that the collector of garbage need not walk through.
+    A worker holds one for every row of the versions in use: a structure that the collector of garbage need not walk through.
     """
 
     book_id: str
@@ -204,58 +209,76 @@ class _Prefixes:
         return None
 
 
-class _CompiledVersion:
-    __slots__ = ("effective_from", "products", "schedules", "version")
+class _Version:
+    """A version as it is asked: packed, and unpacked when somebody asks for it. Of the lists of a carrier, dozens a year with
+    tens of thousands of prices each, one or two are in use."""
+
+    __slots__ = ("_listed", "_packed", "effective_from", "products", "version")
 
     def __init__(self, version: BookVersion) -> None:
-        self.schedules = {schedule.schedule_id: schedule for schedule in version.schedules}
-        prices: dict[str, dict[str, Price]] = {}
-        in_windows: dict[str, dict[str, list[tuple[Window, Price]]]] = {}
-        windows = {window.window_id: window for window in version.windows}
-        for row in version.rows:
-            of_product = prices.setdefault(row.product, {})
-            key = "" if row.prefix == ANY else row.prefix
-            price = Price(
-                version.book_id, version.version, version.currency, row.product, row.prefix, row.price_nano,
-                row.connection_fee_nano, row.minimum, row.increment, row.per, row.unit, row.delivered_only, row.window,
-                row.schedule, self.schedules[row.schedule] if row.schedule else None,
-            )  # fmt: skip
-            if row.window:
-                of_prefix = in_windows.setdefault(row.product, {}).setdefault(key, [])
-                of_prefix.append((windows[row.window], price))
-                continue
-            if key in of_product:
-                raise InvalidInput(
-                    f"{row.product} {row.prefix} stands twice in {version.book_id} version {version.version};"
-                    " keep one of the rows",
-                    field="prefix",
-                )
-            of_product[key] = price
         self.version = version.version
         self.effective_from = version.effective_from
         self.products: dict[str, _Prefixes] = {}
-        for product, of_product in prices.items():
-            windowed = {prefix: tuple(choices) for prefix, choices in in_windows.get(product, {}).items()}
-            self.products[product] = _Prefixes(of_product, windowed)
+        self._packed: bytes | None = encode(version.rows)
+        self._listed = replace(version, rows=())
+
+    def unpack(self, product: str) -> _Prefixes | None:
+        """The prefixes of a product that is not among ``products``, if it was only not unpacked yet."""
+        if self._packed is None:
+            return None
+        self.products = _products(self._listed, _decode_rows(self._packed))
+        self._packed = None
+        return self.products.get(product)
+
+
+def _products(version: BookVersion, rows: Iterable[PriceRow]) -> dict[str, _Prefixes]:
+    prices: dict[str, dict[str, Price]] = {}
+    in_windows: dict[str, dict[str, list[tuple[Window, Price]]]] = {}
+    windows = {window.window_id: window for window in version.windows}
+    schedules = {schedule.schedule_id: schedule for schedule in version.schedules}
+    for row in rows:
+        product, unit = intern(row.product), intern(row.unit)  # of all rows the same few
+        of_product = prices.setdefault(product, {})
+        key = "" if row.prefix == ANY else row.prefix
+        price = Price(
+            version.book_id, version.version, version.currency, product, row.prefix, row.price_nano,
+            row.connection_fee_nano, row.minimum, row.increment, row.per, unit, row.delivered_only, row.window,
+            row.schedule, schedules[row.schedule] if row.schedule else None,
+        )  # fmt: skip
+        if row.window:
+            in_windows.setdefault(product, {}).setdefault(key, []).append((windows[row.window], price))
+        elif key in of_product:
+            raise InvalidInput(
+                f"{product} {row.prefix} stands twice in {version.book_id} version {version.version}; keep one of the rows",
+                field="prefix",
+            )
+        else:
+            of_product[key] = price
+    return {
+        product: _Prefixes(
+            of_product, {prefix: tuple(choices) for prefix, choices in in_windows.get(product, {}).items()}
+        )
+        for product, of_product in prices.items()
+    }
 
 
 class PriceBook:
-    """All versions of one book, compiled for looking up. ``exists`` is False for a book that is named but not loaded."""
+    """All versions of one book. ``exists`` is False for a book that is named but not loaded."""
 
     __slots__ = ("_versions", "book_id", "exists")
 
     def __init__(self, book_id: str, versions: Iterable[BookVersion], *, known: PriceBook | None = None) -> None:
-        """A book of these versions and of those that are known of it already, which are not compiled again."""
-        compiled = {version.version: version for version in known._versions} if known is not None else {}
-        compiled |= {version.version: _CompiledVersion(version) for version in versions}
+        """A book of these versions and of those that are known of it already, which stay as they are."""
+        by_number = {version.version: version for version in known._versions} if known is not None else {}
+        by_number |= {version.version: _Version(version) for version in versions}
         self.book_id = book_id
-        self.exists = bool(compiled)
-        self._versions: tuple[_CompiledVersion, ...] = tuple(newest_first(compiled.values()))
+        self.exists = bool(by_number)
+        self._versions: tuple[_Version, ...] = tuple(newest_first(by_number.values()))
 
     def sells(self, product: str, at: datetime) -> bool:
         """Whether the version that is effective at an instant has any price for a product."""
         version = next((version for version in self._versions if version.effective_from <= at), None)
-        return version is not None and product in version.products
+        return version is not None and (product in version.products or version.unpack(product) is not None)
 
     def find(self, product: str, destination: str, at: datetime, duration_s: int = 0) -> Price | None:
         """The price of the longest prefix in the version that is effective at an instant, or None.
@@ -269,7 +292,9 @@ class PriceBook:
             if version.effective_from <= at:
                 prefixes = version.products.get(product)
                 if prefixes is None:
-                    return None
+                    prefixes = version.unpack(product)
+                    if prefixes is None:
+                        return None
                 get = prefixes.get
                 for length in prefixes.lengths:
                     price = get(destination[:length])

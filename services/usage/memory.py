@@ -87,32 +87,29 @@ class Memory:
         async with self._reading_books:  # tasks that found the same change at once wait for the one that reads it
             if version <= self._books_version:
                 return
-            versions = [
-                BookVersion(
+            books = self.prices.books
+            for each in await store.book_versions_since(connection, self._books_version):
+                read = BookVersion(
                     each.book_id, each.version, each.currency, each.effective_from,
                     tuple([row async for row in store.book_prices(connection, each.book_id, each.version)]),
                     await store.book_windows(connection, each.book_id, each.version),
                     schedules=await store.book_schedules(connection, each.book_id, each.version),
-                )
-                for each in await store.book_versions_since(connection, self._books_version)
-            ]  # fmt: skip
+                )  # fmt: skip
+                books = PriceBooks([read], known=books)  # one at a time is in memory as it is read
             order = await store.book_order(connection)
             self.maximum_prices = {
                 (each.account_id, each.outbound_profile): each.price_nano
                 for each in await store.maximum_prices(connection)
                 if each.price_nano is not None
             }
-            self._learn_books(versions, order)
+            self.prices = Prices(
+                books,
+                {each.subject: each.book_id for each in order if each.scope == "account"},
+                {each.subject: each.book_id for each in order if each.scope == "organization"},
+                tuple(each.book_id for each in order if each.scope == "default"),
+            )
+            self.registry.forget_books()
             self._books_version = version
-
-    def _learn_books(self, versions: list[BookVersion], order: store.Rows) -> None:
-        self.prices = Prices(
-            PriceBooks(versions, known=self.prices.books),
-            {each.subject: each.book_id for each in order if each.scope == "account"},
-            {each.subject: each.book_id for each in order if each.scope == "organization"},
-            tuple(each.book_id for each in order if each.scope == "default"),
-        )
-        self.registry.forget_books()
 
     async def _read_cuts(self, connection: AsyncConnection, version: int) -> None:
         cuts = await store.taken_cuts(connection)

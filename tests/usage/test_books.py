@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+import tracemalloc
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from services.kernel.errors import InvalidInput
 from services.kernel.money import format_nano
-from services.usage.books import INBOUND, OUTBOUND, TOLL_FREE, BookVersion, PriceBooks, PriceRow
+from services.usage.books import INBOUND, OUTBOUND, TOLL_FREE, BookVersion, PriceBook, PriceBooks, PriceRow
 from services.usage.number_plan import number_blocks
 from services.usage.price_files import PriceFile, read_price_file
 
@@ -74,8 +75,33 @@ def test_a_version_is_complete_so_a_prefix_it_leaves_out_has_no_price() -> None:
 
 
 def test_a_prefix_stands_once_in_a_version() -> None:
+    twice = version(1, DAY, PriceRow(OUTBOUND, "+1", 1), PriceRow(OUTBOUND, "+1", 2))
+    book = PriceBooks([twice]).chain(default=("list",))[0]
     with pytest.raises(InvalidInput, match=r"voice.outbound \+1 stands twice in list version 1"):
-        PriceBooks([version(1, DAY, PriceRow(OUTBOUND, "+1", 1), PriceRow(OUTBOUND, "+1", 2))])
+        book.find(OUTBOUND, "+1248", DAY)
+
+
+def test_a_version_that_nobody_asks_takes_little_memory() -> None:
+    """A carrier's list of 50,000 prefixes every week, and a worker that must not hold four hundred megabytes for a year of it."""
+
+    def weekly(number: int) -> BookVersion:
+        rows = (PriceRow(OUTBOUND, f"+{prefix}", prefix * number) for prefix in range(100_000, 105_000))
+        return version(number, DAY + timedelta(weeks=number), *rows)
+
+    tracemalloc.start()
+    try:
+        book = PriceBook("list", (weekly(number) for number in range(20)))
+        packed, _ = tracemalloc.get_traced_memory()
+        price = book.find(OUTBOUND, "+1045678", DAY + timedelta(weeks=7, days=1))
+        unpacked, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert price is not None
+    assert (price.version, price.prefix, price.price_nano) == (7, "+104567", 104_567 * 7)
+    assert packed / (20 * 5_000) < 60, "bytes a price"
+    assert (unpacked - packed) / 5_000 < 500
+    assert book.sells(OUTBOUND, DAY + timedelta(weeks=3))
+    assert not book.sells(INBOUND, DAY + timedelta(weeks=3))
 
 
 def test_books_are_asked_once_each_in_the_order_account_model_organization_default() -> None:

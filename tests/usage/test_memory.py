@@ -79,7 +79,7 @@ async def test_a_new_version_is_read_alone_and_the_other_books_stay_as_they_are(
     after = await share()
     assert [book.book_id for book in after] == ["list", "other"]
     assert after[1] is before[1]
-    assert after[0].find("voice.outbound", "+1", LONG_AGO) is price, "the first version was not compiled again"
+    assert after[0].find("voice.outbound", "+1", LONG_AGO) is price, "the first version was not read again"
     newest = after[0].find("voice.outbound", "+1", LONG_AGO + timedelta(days=1))
     assert newest is not None
     assert newest.version == 2
