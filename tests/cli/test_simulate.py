@@ -170,6 +170,16 @@ async def test_prices_by_tiers_are_costed_by_the_months_sum(
     assert "tiers" in found["notes"][0]
 
 
+async def test_what_was_taken_back_or_amended_counts_as_it_stands(
+    usage: Usage, tollbook: Tollbook, tmp_path: Path
+) -> None:
+    await usage.take(leg("p0", NOW, "poor", billable_s=100, duration_s=100) | {"revision": 1})  # two minutes now
+    file = draft(tmp_path, "voice.outbound,1,0.0280,USD,60,60")
+    found = (await tollbook("simulate", "--book", file, *RANGE, "--account", "poor", "-o", "json")).json
+    (total,) = found["total"]
+    assert (total["charges"], total["now"], total["then"]) == (4, "0.07", "0.14")
+
+
 async def test_a_loaded_book_can_be_the_draft_and_what_is_not_there_is_named(
     usage: Usage, tollbook: Tollbook, tmp_path: Path
 ) -> None:
