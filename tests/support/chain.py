@@ -37,15 +37,13 @@ from contracts.topics import TOPICS, USAGE_EVENTS
 from services.cli import idle, verify
 from services.invoices import api as invoices
 from services.kernel.errors import Unavailable
-from services.kernel.money import parse_amount
 from services.runtime.broker import Offsets, ensure_topics
 from services.runtime.database import open_engine
 from services.runtime.settings import ROOMS, Settings
 from services.usage import api as usage
-from services.usage.books import PriceRow
-from services.usage.price_files import PriceFile
 from tests.support import model
 from tests.support.model import Attempt, Charge, RawRecord, RestingAccount, nano
+from tests.support.prices import price_file
 from tests.support.processes import Processes, until
 from tests.support.servers import Database, TestedServers
 from tests.support.usage_factory import (
@@ -54,7 +52,6 @@ from tests.support.usage_factory import (
     UsageFactory,
     UsageInput,
     example_prices,
-    price_prefix,
 )
 
 REFUSED_PREFIX = "refuse-"  # events whose id begins so are refused by the database alone
@@ -308,19 +305,13 @@ class Chain:
 
     async def price(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Import versions of default books, in the order of their rows, and remember them for the model."""
-        books: dict[tuple[str, datetime, str], list[PriceRow]] = defaultdict(list)
+        books: dict[tuple[str, datetime], list[Mapping[str, Any]]] = defaultdict(list)
         for row in rows:
-            books[row["book"], row["effective_from"], row["currency"]].append(
-                PriceRow(
-                    row["product"], price_prefix(row), parse_amount(row["price"]), parse_amount(row.get("fee", "0")),
-                    row["minimum"], row["increment"], row.get("per", 60), row.get("unit", "second"),
-                    row.get("delivered_only", False),
-                )
-            )  # fmt: skip
+            books[row["book"], row["effective_from"]].append(row)
         known = list(dict.fromkeys(row["book"] for row in [*self.facts["prices"], *rows]))
         async with self.engine("usage") as engine:
-            for (book, effective_from, currency), prices in books.items():
-                await usage.import_prices(engine, book, PriceFile(currency, tuple(prices), ()), effective_from)
+            for (book, effective_from), prices in books.items():
+                await usage.import_prices(engine, book, price_file(prices), effective_from)
             await usage.set_default_books(engine, known)
         self.facts = self.facts | {"prices": [*self.facts["prices"], *rows]}
 

@@ -19,6 +19,7 @@ Shape of the facts (as in the timelines of the registry; instants are text with 
      "cost_centers":   {organization_id: [cost_center_id]},                      # absent: every override is one of ours
      "prices":         [{"book"?, "version"?, "effective_from", "currency"?, "product", "prefix", "price", "per"?, "unit"?,
                          "fee"?, "minimum", "increment", "delivered_only"?,
+                         "window"?: {"id", "zone", "days", "from", "to", "holidays"?},  # texts as in a price file
                          one of "account_id" | "pricing_model" | "organization_id", or none for a default book}]}
 
 Default books are asked in the order of their first rows. A version of a book is a complete list.
@@ -329,6 +330,7 @@ class Use:
     is_free: bool  # costs nothing whatever the prices are
     content: tuple[Any, ...]
     duration_s: int = 0
+    caller: str | None = None  # of a leg
     is_delivered: bool = True
     days_of_month: int | None = None  # of a rental
     profile: str | None = None  # the resource whose cost center it takes is an outbound profile,
@@ -405,6 +407,7 @@ def _leg(common: Mapping[str, Any], data: Mapping[str, Any]) -> Use:
         unit="second",
         is_free=not data["answered"] or data["billable_s"] == 0,
         duration_s=data["duration_s"],
+        caller=data.get("caller"),
         profile=data.get("outbound_profile") if outbound else None,
         number=None if outbound else data["called"],
     )
@@ -577,13 +580,25 @@ def billed_quantity(used: int, minimum: int, increment: int) -> int:
     return minimum + -(-beyond // increment) * increment
 
 
-def charge_amount(billed: int, price: str, fee: str = "0", per: int = 60) -> int:
-    """Nanos of fee + billed / per x price, rounded once, half-even to 9 decimals.
+def charge_amount(billed: int, price: str, fee: str = "0", per: int = 60, more: Fraction = Fraction(0)) -> int:
+    """Nanos of fee + billed / per x price, and of a surcharge, rounded once, half-even to 9 decimals.
 
     >>> charge_amount(96, "0.0120", "0.0010"), charge_amount(1, "0.0085"), charge_amount(10, "1", per=31)
     (20200000, 141667, 322580645)
     """
-    return half_even((Fraction(fee) + Fraction(billed, per) * Fraction(price)) * NANO)
+    return half_even((Fraction(fee) + Fraction(billed, per) * Fraction(price) + more) * NANO)
+
+
+def surcharge_of(use: Use, prices: PriceBooks, organization_id: str | None, pricing_model: str | None) -> Fraction:
+    """What a toll-free leg costs more, exactly: by the price of the surcharge for its caller, if there is one."""
+    if use.product != "voice.toll_free":
+        return Fraction(0)
+    by_caller = replace(use, product="voice.toll_free.surcharge", destination=use.caller or "")
+    price = prices.find(by_caller, organization_id, pricing_model)
+    if price is None:
+        return Fraction(0)
+    billed = billed_quantity(use.used, price["minimum"], price["increment"])
+    return Fraction(price.get("fee", "0")) + Fraction(billed, price.get("per", 60)) * Fraction(price["price"])
 
 
 class PriceBooks:
@@ -598,7 +613,9 @@ class PriceBooks:
 
     def find(self, use: Use, organization_id: str | None, pricing_model: str | None) -> Mapping[str, Any] | None:
         """Account override, pricing model, organization, default: the first book with a match. In a book the version
-        with the latest date that has come at event time (of two, the higher), in it the longest prefix."""
+        with the latest date that has come at event time (of two, the higher), in it the longest prefix that has a price
+        when the use began, and of that the price of a window before the one without."""
+        began = use.event_time - timedelta(seconds=use.duration_s)
         scopes = [
             ("account_id", use.account_id),
             ("pricing_model", pricing_model),
@@ -611,14 +628,36 @@ class PriceBooks:
                 rows = versions[max(begun)] if begun else []
                 rows = [row for row in rows if row["product"] == use.product]
                 rows = [row for row in rows if use.destination.lstrip("+").startswith(_digits(row))]
+                rows = [row for row in rows if row.get("window") is None or _is_open(row["window"], began)]
                 if rows:
-                    return max(rows, key=lambda row: len(_digits(row)))
+                    return max(rows, key=lambda row: (len(_digits(row)), row.get("window") is not None))
         return None
 
 
 def _digits(row: Mapping[str, Any]) -> str:
     """The prefix of a price; ``*`` is a prefix of everything."""
     return str(row["prefix"]).lstrip("+*")
+
+
+def _is_open(window: Mapping[str, Any], moment: datetime) -> bool:
+    """Whether a window is open by the clock on the wall. The hours after midnight are of the day before."""
+    local = moment.astimezone(ZoneInfo(window["zone"]))
+    clock, day = local.strftime("%H:%M"), local.date()
+    if window["from"] >= window["to"] and clock < window["to"]:
+        return _is_day_of(window, day - timedelta(days=1))
+    is_late_enough = clock >= window["from"]
+    is_early_enough = window["from"] >= window["to"] or clock < window["to"]
+    return is_late_enough and is_early_enough and _is_day_of(window, day)
+
+
+def _is_day_of(window: Mapping[str, Any], day: date) -> bool:
+    week = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+    name = "holiday" if day.isoformat() in window.get("holidays", "").split() else week[day.weekday()]
+    for word in window["days"].split():
+        first, _, last = word.partition("-")
+        if name == word or (last and name in week and week.index(first) <= week.index(name) <= week.index(last)):
+            return True
+    return False
 
 
 class Registry:
@@ -724,7 +763,8 @@ def rate(record: RawRecord, use: Use, registry: Registry, passed: Collection[dat
         return None
     billed = billed_quantity(use.used, price["minimum"], price["increment"])
     per = use.days_of_month or price.get("per", 60)
-    amount_nano = charge_amount(billed, price["price"], price.get("fee", "0"), per)
+    more = surcharge_of(use, registry.prices, account["organization_id"], pricing_model)
+    amount_nano = charge_amount(billed, price["price"], price.get("fee", "0"), per, more)
     if amount_nano > CHARGE_NANO_MAX:
         reasons |= {REFUSED_BY_STORE, INVALID_EVENT}
     if reasons:

@@ -79,9 +79,14 @@ class _Sent:
     index: int
 
 
+NIGHT = {"id": "night", "zone": "Europe/London", "days": "mon-sun", "from": "19:30", "to": "07:00"}
+WEEKEND = {"id": "weekend", "zone": "Europe/London", "days": "sat sun", "from": "00:00", "to": "24:00"}
+
+
 def example_prices(effective_from: datetime) -> list[dict[str, Any]]:
     """Three default books, each one version in one currency, that price what the factory makes: outbound to the United
-    States, Great Britain and India; inbound and toll-free; one network in euros."""
+    States, Great Britain and India, to some of it at other prices by night and at weekends; inbound; toll-free, with
+    surcharges for callers; one network in euros."""
     default = {"book": "list", "version": 1, "effective_from": effective_from, "currency": "USD"}
     default |= {"minimum": 60, "increment": 60}
     inbound = default | {"book": "inbound", "minimum": 1, "increment": 1}
@@ -92,9 +97,15 @@ def example_prices(effective_from: datetime) -> list[dict[str, Any]]:
         default | {"product": "voice.outbound", "prefix": "1", "price": "0.0140"},
         default | {"product": "voice.outbound", "prefix": "44", "price": "0.0158"},
         default | {"product": "voice.outbound", "prefix": "447", "price": "0.0325", "fee": "0.0010"},
+        default | {"product": "voice.outbound", "prefix": "447", "price": "0.0101", "increment": 6, "window": NIGHT},
+        default | {"product": "voice.outbound", "prefix": "4420", "price": "0.0091", "window": WEEKEND},
         default | {"product": "voice.outbound", "prefix": "91", "price": "0.0497", "increment": 6},
         euro | {"product": "voice.outbound", "prefix": "878", "price": "0.9000"},
         inbound | {"product": "voice.inbound", "prefix": "1", "price": "0.0085"},
+        inbound | {"product": "voice.toll_free.surcharge", "prefix": "1248555", "price": "0.0371", "increment": 7},
+        inbound
+        | {"product": "voice.toll_free.surcharge", "prefix": "12485551", "price": "0", "fee": "0.6", "window": NIGHT},
+        inbound | {"product": "voice.toll_free.surcharge", "prefix": "*", "price": "0.0003", "fee": "0.01"},
         services | {"product": "message.sms.outbound", "prefix": "1", "price": "0.0075", "unit": "segment"},
         services
         | {"product": "message.sms.outbound", "prefix": "44", "price": "0.04", "fee": "0.001", "unit": "segment"}
@@ -109,12 +120,6 @@ def example_prices(effective_from: datetime) -> list[dict[str, Any]]:
     ]
     tolls = ("1800", "1833", "1844", "1855", "1866", "1877", "1888")
     return rows + [inbound | {"product": "voice.toll_free", "prefix": p, "price": "0.0220"} for p in tolls]
-
-
-def price_prefix(row: Mapping[str, Any]) -> str:
-    """The prefix of a price as a book holds it: a number's with its plus."""
-    has_no_plus = row["prefix"] == "*" or row["product"] == "data"
-    return str(row["prefix"]) if has_no_plus else f"+{row['prefix']}"
 
 
 def as_records(inputs: Iterable[UsageInput], *, partitions: int, timestamp_ms: int) -> list[RawRecord]:

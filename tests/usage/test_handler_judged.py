@@ -8,16 +8,14 @@ from typing import Any
 
 import pytest
 
-from services.kernel.money import parse_amount
 from services.usage import api
-from services.usage.books import BookVersion, PriceRow
 from services.usage.cloudevents import Headers
 from services.usage.consumer import build
-from services.usage.price_files import PriceFile
 from tests.support.model import judge
+from tests.support.prices import price_file
 from tests.support.rooms import Log, Logged, Rooms
 from tests.support.servers import Database
-from tests.support.usage_factory import UsageFactory, as_records, example_prices, price_prefix
+from tests.support.usage_factory import UsageFactory, as_records, example_prices
 from tests.support.usage_registry import LONG_AGO, Sender
 
 ALWAYS = {"from": LONG_AGO, "to": None}
@@ -45,24 +43,6 @@ PUBLISHERS = [
     {"publisher_id": "both", "organization_ids": ["lakeside", "northwind"], "sources": ["pbx/both"]},
 ]
 ZONES = {"g1": "UTC", "g2": "Asia/Tokyo", "g3": "America/Detroit"}
-
-
-def version(rows: list[dict[str, Any]], currency: str) -> BookVersion:
-    prices = tuple(
-        PriceRow(
-            row["product"],
-            price_prefix(row),
-            parse_amount(row["price"]),
-            parse_amount(row.get("fee", "0")),
-            row["minimum"],
-            row["increment"],
-            row.get("per", 60),
-            row.get("unit", "second"),
-            row.get("delivered_only", False),
-        )
-        for row in rows
-    )
-    return BookVersion("", 1, currency, LONG_AGO, prices)
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -94,8 +74,9 @@ async def test_every_class_and_every_charge_is_as_the_reference_model_says(datab
         await rooms.pump()
         engine = rooms.processors["usage"].engine
         for name, currency in (("list", "USD"), ("euro", "EUR")):
-            book = version([row for row in prices if row["book"] == name], currency)
-            await api.import_prices(engine, name, PriceFile(book.currency, book.rows, ()), LONG_AGO, is_default=True)
+            file = price_file(row for row in prices if row["book"] == name)
+            assert file.currency == currency
+            await api.import_prices(engine, name, file, LONG_AGO, is_default=True)
         for record in records:
             log.records[record.topic, record.partition].append(Logged(record.timestamp_ms, record.key, record.value))
         source = rooms.processors["usage"].room.input("events")
