@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
 import typer
@@ -13,6 +13,9 @@ from services.cli.output import Format, Output, console, instant, plain, show_js
 from services.cli.reading import room
 from services.kernel.errors import InvalidInput
 from services.kernel.money import format_nano
+
+if TYPE_CHECKING:
+    from services.usage.api import ExplainedCharge
 
 app = typer.Typer(no_args_is_help=True, help="Charges: list them, explain one to the last digit.")
 
@@ -50,7 +53,7 @@ async def explain(
     charge_id: Annotated[str, typer.Argument(metavar="CHARGE", help="its id, as `charge list` shows it")],
     output: Output = Format.table,
 ) -> None:
-    """Say how a charge came about: the price that matched, the seconds billed, each step of the arithmetic."""
+    """Say how a charge came about: the price that matched, what was billed, each step of the arithmetic, who pays and why."""
     from services.usage import api
 
     try:
@@ -63,14 +66,16 @@ async def explain(
         explained = await api.charge(engine, identifier)
     if output is Format.json:
         reversed_by = plain({"reversed_by": explained.reversed_by})
-        show_json({"charge": in_words(explained.charge), "steps": explained.steps, **reversed_by})
+        steps = {"steps": explained.steps, "who_pays": explained.who_pays}
+        show_json({"charge": in_words(explained.charge), **steps, **reversed_by})
         return
-    for line in explanation(explained.charge, explained.steps, explained.reversed_by):
+    for line in explanation(explained):
         console.print(line, markup=False)
 
 
-def explanation(charge: Mapping[str, Any], steps: tuple[str, ...], reversed_by: UUID | None = None) -> list[str]:
-    """A charge with the steps of its arithmetic, line by line."""
+def explanation(explained: ExplainedCharge) -> list[str]:
+    """A charge with the steps of its arithmetic, and who pays and why, line by line."""
+    charge, reversed_by = explained.charge, explained.reversed_by
     who = f"{charge['account_id']} of {charge['organization_id']}"
     billed = (
         "on no invoice"
@@ -87,5 +92,6 @@ def explanation(charge: Mapping[str, Any], steps: tuple[str, ...], reversed_by: 
         f"{charge['product']}{to}, ended {instant(charge['event_time'])}{lasted}",
         f"event {charge['event_id']} of {charge['source']}, published by {charge['publisher']}{revision}",
         *taken_back,
-        *[f"{number}. {step}" for number, step in enumerate(steps, start=1)],
+        *[f"{number}. {step}" for number, step in enumerate(explained.steps, start=1)],
+        *explained.who_pays,
     ]

@@ -17,6 +17,7 @@ from uuid import UUID
 from msgspec import structs
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from contracts.groups import AccountTimeline, ResourceTimeline
 from contracts.topics import USAGE_CHARGES, USAGE_EVENTS
 from contracts.words import ID_PATTERN
 from services.kernel.errors import InvalidInput, NotFound
@@ -45,10 +46,11 @@ from services.usage.estimating import estimate as estimate
 from services.usage.events import EventRefused, decode
 from services.usage.handler import CLASS_OF_STATE, DUPLICATE
 from services.usage.memory import Memory
+from services.usage.paying import who_pays
 from services.usage.price_files import PriceFile
 from services.usage.quoting import Quote
 from services.usage.rating import explain
-from services.usage.registry import REGISTRY_TOPICS
+from services.usage.registry import REGISTRY_TOPICS, Account
 from services.usage.simulating import Draft, Replay, draft_of
 from services.usage.tables import RUNTIME
 from services.usage.tiers import Share
@@ -277,10 +279,12 @@ async def registry_received(engine: AsyncEngine) -> list[LinkMark]:
 
 @dataclass(frozen=True, slots=True)
 class ExplainedCharge:
-    """A charge with every column of its row, the steps of its arithmetic, one sentence each, and the charge that reverses it."""
+    """A charge with every column of its row, the steps of its arithmetic and who pays and why, one sentence each, and the
+    charge that reverses it."""
 
     charge: dict[str, Any]
     steps: tuple[str, ...]
+    who_pays: tuple[str, ...]
     reversed_by: UUID | None = None
 
 
@@ -301,6 +305,7 @@ async def charge(engine: AsyncEngine, charge_id: UUID) -> ExplainedCharge:
         if more is not None:
             place = more["book_id"], more["book_version"], row.currency, SURCHARGE, more["matched"], more.get("window")
             surcharge = await _price(connection, *place)
+        account, resource = await _account_and_resource(connection, row)
     if price is None or (more is None) != (surcharge is None):
         raise NotFound(f"the price of charge {charge_id} is gone", field="charge_id")
     share = None
@@ -314,7 +319,27 @@ async def charge(engine: AsyncEngine, charge_id: UUID) -> ExplainedCharge:
     if price.window:
         began = row.event_time - timedelta(seconds=row.duration_s)
         steps = (windows[price.window].explain(began), *steps)
-    return ExplainedCharge(charged, steps, reversal.charge_id if reversal is not None else None)
+    reversed_by = reversal.charge_id if reversal is not None else None
+    return ExplainedCharge(charged, steps, who_pays(charged, account, resource), reversed_by)
+
+
+async def _account_and_resource(
+    connection: AsyncConnection, row: store.Found
+) -> tuple[Account | None, ResourceTimeline | None]:
+    """The timelines of a charge's account, and of its outbound profile or the account's number."""
+    keys = ("account", row.account_id), ("resource", row.outbound_profile or "")
+    found = await store.timelines(connection, keys)
+    account = Account(AccountTimeline.model_validate_json(json.dumps(found[keys[0]]))) if keys[0] in found else None
+    documents = [found[keys[1]]] if keys[1] in found else []
+    if row.outbound_profile is None and row.destination:
+        documents += await store.numbers(connection, row.destination)
+    for document in documents:
+        resource = ResourceTimeline.model_validate_json(json.dumps(document))
+        for interval in resource.owned():
+            until = interval.end is None or row.event_time < interval.end
+            if interval.account_id == row.account_id and interval.start <= row.event_time and until:
+                return account, resource
+    return account, None
 
 
 def _charge(row: store.Found) -> dict[str, Any]:

@@ -241,10 +241,10 @@ class Registry:
             return None
         if kind == "outbound_profile":
             profile = self._profiles.get((account.account_id, name))
-            return _at(profile.cost_centers, event_time) if profile is not None else None
+            return center_at(profile.cost_centers, event_time) if profile is not None else None
         for number in self._numbers.get(name, {}).values():
             if number.owner_at(event_time) == account.account_id:
-                return _at(number.cost_centers, event_time)
+                return center_at(number.cost_centers, event_time)
         return None
 
     def number(self, resource_id: str) -> Number | None:
@@ -268,7 +268,8 @@ class Registry:
         return None
 
 
-def _at(intervals: Iterable[CostCenterInterval], event_time: datetime) -> str | None:
+def center_at(intervals: Iterable[CostCenterInterval], event_time: datetime) -> str | None:
+    """The cost center of a resource at an instant; None: ungrouped."""
     for interval in intervals:
         if interval.start <= event_time and (interval.end is None or event_time < interval.end):
             return interval.cost_center_id

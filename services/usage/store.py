@@ -222,6 +222,13 @@ async def timelines(connection: AsyncConnection, keys: Iterable[tuple[str, str]]
     return {(row.kind, row.id): row.document for row in rows}
 
 
+async def numbers(connection: AsyncConnection, number: str) -> Rows:
+    """The documents of every resource that is a number."""
+    document = TIMELINE.c.document
+    statement = select(document).where(TIMELINE.c.kind == "resource", document["number"].astext == number)
+    return (await connection.execute(statement)).scalars().all()
+
+
 async def retry_records_of_accounts(connection: AsyncConnection, account_ids: Sequence[str], by: str) -> None:
     """Ask to replay what is in quarantine because one of these accounts was not known."""
     statement = retry_statement("unknown_account", "account_id", by)

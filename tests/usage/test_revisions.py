@@ -127,7 +127,7 @@ async def test_a_charge_and_its_reversal_name_each_other(usage: Usage) -> None:
     assert reversal.charge["reverses"] == charge.charge["charge_id"]
     assert (reversal.reversed_by, replacement.reversed_by) == (None, None)
     assert reversal.steps == (*charge.steps, "taken back: -0.028 USD")
-    told = [explanation(each.charge, each.steps, each.reversed_by) for each in (charge, reversal, replacement)]
+    told = [explanation(each) for each in (charge, reversal, replacement)]
     assert f"taken back by charge {reversal.charge['charge_id']}" in told[0]
     assert f"takes back charge {charge.charge['charge_id']}" in told[1]
     assert any(line.endswith(f"published by {PUBLISHER}, revision 3") for line in told[2])

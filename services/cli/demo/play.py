@@ -231,7 +231,7 @@ class Performance:
             charged = next(row for row in charges if row["amount_nano"] > 0)
             back = next(row for row in charges if row["amount_nano"] < 0)
             explained = await usage_api.charge(engine, back["charge_id"])
-        for line in explanation(explained.charge, explained.steps):
+        for line in explanation(explained):
             console.print(line, markup=False)
         async with room("balance", self.settings) as engine:
             wallet = (await balance_api.balance(engine, account_id)).wallet
@@ -289,7 +289,7 @@ class Performance:
         )
         async with room("usage", self.settings) as engine:
             explained = await usage_api.charge(engine, row["charge_id"])
-        for line in explanation(explained.charge, explained.steps, explained.reversed_by):
+        for line in explanation(explained):
             console.print(line, markup=False)
         self.seen[f"first call of {wanted['billable_s']} s to India"] = format_nano(row["amount_nano"])
 
