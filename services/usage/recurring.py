@@ -58,6 +58,8 @@ def stretches(number: Number, accounts: Mapping[str, Account]) -> list[Stretch]:
             continue
         start = max(owner.start, account.opened_at)
         end = _earlier(owner.end, account.closed_at)
+        if end is not None and end <= start:
+            continue
         payers = [payer for payer in account.payers if _overlap(payer.start, payer.end, start, end)]
         edges = {start, *(payer.start for payer in payers), *(payer.end for payer in payers if payer.end is not None)}
         inside = sorted(edge for edge in edges if edge >= start and (end is None or edge < end))

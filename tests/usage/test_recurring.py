@@ -12,6 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from contracts.groups import AccountTimeline, GroupInterval, OwnerInterval, PlanInterval, ResourceTimeline
 from contracts.topics import USAGE_EVENTS
 from services.kernel.period import next_period, period_of
 from services.runtime.database import open_engine
@@ -19,7 +20,8 @@ from services.runtime.processor import Processor
 from services.usage import api
 from services.usage.consumer import build
 from services.usage.price_files import read_price_file
-from services.usage.recurring import Stretch, due
+from services.usage.recurring import Stretch, due, stretches
+from services.usage.registry import Account, Number
 from tests.support.rooms import Log, Rooms
 from tests.support.servers import Database
 from tests.support.usage_registry import LONG_AGO, leg
@@ -305,3 +307,71 @@ def test_any_history_is_paid_as_a_walk_through_time_says(
         assert decided.look_again is None or decided.look_again > FIRST + look * STEP
     assert found == walked(parts, begins, FIRST + max(looks) * STEP, has_fee)
     assert len({fee[0] for fee in found}) == len(found)
+
+
+cuts = st.lists(st.integers(0, 200), min_size=2, max_size=7, unique=True).map(sorted)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    owned=cuts,
+    owners=st.lists(st.sampled_from(("a", "b", None)), min_size=6, max_size=6),
+    paid=cuts,
+    zones=st.lists(st.sampled_from(ZONES), min_size=6, max_size=6),
+    opened=st.integers(0, 100),
+    closed=st.none() | st.integers(100, 200),
+    is_open_ended=st.booleans(),
+)
+def test_whose_a_number_is_and_in_which_zone_is_what_each_instant_says(
+    owned: list[int],
+    owners: list[str | None],
+    paid: list[int],
+    zones: list[str],
+    opened: int,
+    closed: int | None,
+    is_open_ended: bool,
+) -> None:
+    """Owners may leave gaps; account `a` is a trial before its first group, opens and closes; `b` was not told."""
+
+    def at(step: int) -> datetime:
+        return FIRST + step * STEP
+
+    def spans(edges: list[int], values: list[Any]) -> list[tuple[datetime, datetime | None, Any]]:
+        ends = [*map(at, edges[1:]), None if is_open_ended else at(300)]
+        return [(at(start), end, value) for start, end, value in zip(edges, ends, values, strict=False)]
+
+    held = [(start, end, owner) for start, end, owner in spans(owned, owners) if owner is not None]
+    payers = [
+        (max(start, at(opened)), end, name)
+        for start, end, name in spans(paid, zones)
+        if end is None or end > at(opened)
+    ]
+    number = Number(
+        ResourceTimeline(
+            resource_id="main", version=1, kind="number", number=NUMBER, account_id=None, organization_id="lakeside",
+            owners=tuple(OwnerInterval(start=start, end=end, account_id=owner) for start, end, owner in held),
+            cost_centers=(),
+        )
+    )  # fmt: skip
+    account = Account(
+        AccountTimeline(
+            account_id="a", account_no=1, version=1, organization_id="lakeside", name="a", currency="USD",
+            opened_at=at(opened), created_at=at(opened), level_2=False, credit_limit="0",
+            closed_at=None if closed is None else at(closed),
+            plans=(PlanInterval(start=at(opened), end=None, plan="payg"),),
+            groups=tuple(
+                GroupInterval(start=start, end=end, group_id=f"g-{name[-3:]}", zone=name, currency="USD", pricing_model=None)
+                for start, end, name in payers
+            ),
+        )
+    )  # fmt: skip
+    found = stretches(number, {"a": account})
+    for step in range(310):
+        now = at(step)
+        holds = [each for each in found if each.start <= now and each.holds(now)]
+        owner = next((name for start, end, name in held if start <= now and (end is None or now < end)), None)
+        if owner != "a" or now < at(opened) or (closed is not None and now >= at(closed)):
+            assert holds == []
+            continue
+        zone = next((name for start, end, name in payers if start <= now and (end is None or now < end)), "UTC")
+        assert [(each.account_id, each.zone) for each in holds] == [("a", zone)]
