@@ -26,7 +26,7 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,7 @@ class Chain:
     openings: list[tuple[str, int]] = field(default_factory=list)
     goodwill: list[tuple[str, int]] = field(default_factory=list)
     methods: dict[str, tuple[Mapping[str, Any], bool]] = field(default_factory=dict)  # preferences, level 2
+    limited: set[str] = field(default_factory=set)  # accounts with a daily spend limit, from before their first use on
     commands: list[Command] = field(default_factory=list)
     facts_before_prices: dict[str, Any] | None = None
     discards: set[model.Position] = field(default_factory=set)
@@ -298,6 +299,8 @@ class Chain:
             wish = {"enabled": True, "mode": "up_to_sum", **person.recharge}
             await self.wallet_command("set_preferences", person.account_id, currency="USD", **wish)
             self.methods[person.account_id] = (wish, person.level_2)
+        await self.wallet_command("set_limits", person.account_id, daily_spend="0.50", currency="USD")
+        self.limited.add(person.account_id)
 
     async def grant(self, account_id: str, amount: str) -> None:
         await self.wallet_command("grant_goodwill", account_id, amount=amount, currency="USD")
@@ -629,6 +632,7 @@ class Chain:
         wanted = {charge_id: charge.amount_nano for charge_id, charge in charges.items()}
         problems += [f"charge {i}: stored {stored.get(i)}, expected {wanted.get(i)}" for i in _differ(stored, wanted)]
         problems += await self._check_money(charges)
+        problems += await self._check_spend(charges)
         problems += await self._check_recharges()
         problems += await self._check_held(records, cuts)
         problems += await self._check_commands()
@@ -706,6 +710,25 @@ class Chain:
             if kinds.get(kind, 0) != have_kinds.get(kind, 0):
                 problems.append(f"ledger {kind}: {have_kinds.get(kind, 0)}, expected {kinds.get(kind, 0)}")
         return problems
+
+    async def _check_spend(self, charges: Mapping[str, Charge]) -> list[str]:
+        """What each limited account spent on each day, and that no notice of a day and limit was given twice."""
+        want: Counter[tuple[str, date]] = Counter()
+        for charge in charges.values():
+            if charge.account_id in self.limited:
+                want[charge.account_id, charge.event_time.astimezone(UTC).date()] += charge.amount_nano
+        rows = await self.rows("select account_id, day, spent_nano from balance.spend where outbound_profile = ''")
+        have = {(row["account_id"], row["day"]): row["spent_nano"] for row in rows}
+        notices = Counter(
+            (said["account_id"], said["day"], said["limit"], said["kind"])
+            for said in await self.published("balance.events")
+            if said["kind"] in ("spend_limit_near", "spend_limit_reached")
+        )
+        return [
+            f"spent by {account_id} on {day}: {have.get((account_id, day), 0)}, expected {want[account_id, day]}"
+            for account_id, day in sorted(have.keys() | want.keys())
+            if have.get((account_id, day), 0) != want[account_id, day]
+        ] + [f"told {count} times: {notice}" for notice, count in notices.items() if count > 1]
 
     async def _check_recharges(self) -> list[str]:
         now = (await self.rows("select runtime.clock_now()"))[0][0]
