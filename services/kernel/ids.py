@@ -56,13 +56,26 @@ def charge_id_bytes(digest: bytes, revision: int = 0) -> bytes:
     return _uuid8(_hash16(digest, revision.to_bytes(4, "big")))
 
 
-def reversal_id(charge: UUID, revision: int) -> UUID:
-    """The reversal of a charge, caused by a higher revision of its usage fact.
+def reversal_id(charge: UUID, cause: int | UUID) -> UUID:
+    """The reversal of a charge: caused by a higher revision of its usage fact, by a timeline version, or by a re-rate's plan.
 
     >>> reversal_id(charge_id(bytes(16)), 1) == reversal_id(charge_id(bytes(16)), 2)
     False
     """
-    return UUID(bytes=_uuid8(_hash16(b"rev", charge.bytes, revision.to_bytes(4, "big"))))
+    return UUID(bytes=_uuid8(_hash16(b"rev", charge.bytes, _cause(cause))))
+
+
+def replacement_id(charge: UUID, cause: int | UUID) -> UUID:
+    """The charge that stands in the place of one that was reversed for a timeline version or a re-rate's plan.
+
+    >>> replacement_id(charge_id(bytes(16)), UUID(int=1)) == replacement_id(charge_id(bytes(16)), UUID(int=2))
+    False
+    """
+    return UUID(bytes=_uuid8(_hash16(charge.bytes, _cause(cause))))
+
+
+def _cause(cause: int | UUID) -> bytes:
+    return cause.bytes if isinstance(cause, UUID) else cause.to_bytes(4, "big")
 
 
 def evidence_hash(charge: UUID) -> int:
