@@ -307,6 +307,12 @@ class UsageEvents:
         for digest in await revising.charged_long_ago(work.connection, memory, unknown):
             message = "revises an event that came so long ago that it cannot be corrected by itself; correct its charge by hand"
             others.append(Rejected(first.pop(digest).usage, "too_old", message, "id"))
+        for digest in sorted(unknown.keys() & first.keys()):
+            usage = first[digest].usage
+            groups = [payer.group_id for payer in usage.account.payers]
+            if memory.cuts.follows(groups, (usage.record.topic, usage.record.partition), usage.record.offset):
+                others.append(Waiting(usage))  # what it revises may have come before the cut, in a lane that is slower
+                del first[digest]
         for digest, row in holding.items():
             if row.revision >= first[digest].usage.event.revision:
                 others.append(first.pop(digest))

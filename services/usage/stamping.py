@@ -85,6 +85,11 @@ class Cuts:
             positions = self._segments[lane] = [cut.positions.get(lane, 0) for cut in self._in_order]
         return bisect_right(positions, offset)
 
+    def follows(self, group_ids: Iterable[str], lane: Lane, offset: int) -> bool:
+        """Whether a record came after a cut that has not passed all of these groups: what came before it may be unread."""
+        groups = tuple(group_ids)
+        return any(cut.is_before(lane, offset) and not all(map(cut.has_passed, groups)) for cut in self._in_order)
+
     def bill_to(self, group_id: str, zone: str, period: Period, lane: Lane, offset: int, *, replayed: bool) -> BillTo:
         """The first period from ``period`` on whose cut a charge has not passed.
 

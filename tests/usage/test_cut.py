@@ -564,6 +564,34 @@ async def test_a_late_original_that_waits_is_absorbed_by_its_void(closing: Closi
     assert sum(counts.get("voided", 0) for counts in await counted(closing)) == 2
 
 
+@pytest.mark.parametrize("at", [None, BEFORE, AFTER])
+async def test_a_late_revision_of_what_is_not_read_yet_waits_for_it(closing: Closing, at: datetime | None) -> None:
+    """The original came before the cut, in a partition that is read later: it stands on the invoice that is cut, and the
+    revision on the next, as if it had been read first. A void that ran at once would have absorbed it."""
+    await closing.run()
+    source = closing.processor.room.input("events")
+    closing.event("other")
+    await closing.run()
+    closing.event("e1", partition=1)
+    closing.send.cutoff(BOUNDARY)
+    await closing.rooms.feed(closing.processor, closing.processor.room.input("closing"))
+    await closing.tick("cut")
+    if at is None:
+        take_back(closing, "e1")
+    else:
+        closing.event("e1", at, revision=1)
+    await closing.rooms.feed(closing.processor, source, partition=0)
+    assert [row.reason for row in await closing.parked("waiting")] == ["waiting"]
+    closing.send.groups_covered(BOUNDARY)
+    await closing.run()
+    period = both(THIS) if at == AFTER else both(LAST, THIS)
+    assert corrected(closing)[1:] == [
+        ("0.028", "sales", *both(LAST)),
+        ("-0.028", "sales", *both(LAST, THIS)),
+        *([] if at is None else [("0.028", "sales", *period)]),
+    ]
+
+
 async def counted(closing: Closing) -> list[dict[str, int]]:
     return [counts for lanes in (await api.class_counts(closing.engine)).values() for counts in lanes.values()]
 
