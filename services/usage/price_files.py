@@ -3,9 +3,9 @@
 A country file has the columns ``iso_country, price_per_minute, currency`` and may have ``country, description``; a prefix
 file has ``product, prefix, price_per_minute, currency``. Both may have ``minimum_s, increment_s, connection_fee``. A file
 with ``price`` instead of ``price_per_minute`` prices every product: ``product, price, currency``, and may have ``prefix``
-(none is any), ``per, unit, minimum, increment, fee, bill_on``. Those by prefix or product may have ``window``, the id of a
-window that a second file names: ``id, zone, days, from, to`` and, if it has any, ``holidays``. A line that cannot be used is
-refused by name and the others go on. JSON: `price_documents`. Pure: bytes in, rows out. Source: domain, section 3.
+(none is any), ``per, unit, minimum, increment, fee, bill_on``. All may have ``window``, the id of a window that a second file
+names: ``id, zone, days, from, to`` and, if it has any, ``holidays``. A line that cannot be used is refused by name and the
+others go on. JSON: `price_documents`. Pure: bytes in, rows out. Source: domain, section 3.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from services.usage.windows import Window, window_of
 PRICE_FILE_BYTES_MAX = 16 * 2**20  # the longest prefix lists of carriers are a few megabytes
 SECONDS_MAX = 3_600  # of a minimum or an increment: more than an hour is a mistyped price list
 
-_OPTIONAL = {"minimum_s", "increment_s", "connection_fee"}
+_OPTIONAL = {"minimum_s", "increment_s", "connection_fee", "window"}
 _WINDOW_COLUMNS = {"id", "zone", "days", "from", "to"}
 _COUNTRY_COLUMNS = {"iso_country", "price_per_minute", "currency"}
 _PREFIX_COLUMNS = {"product", "prefix", "price_per_minute", "currency"}
@@ -107,13 +107,17 @@ class PriceRows:
     def add(self, place: str, product: str, prefix: str, window_id: str, terms: Terms) -> None:
         """Take a row in, or say what keeps it out: `InvalidInput` with the field prefix or window."""
         prefix = checked_prefix(product, prefix)
-        key = product, prefix, window_id
+        self.take(place, product, prefix, window_id)
+        self.rows.append(terms.row(product, prefix, window_id))
+
+    def take(self, place: str, product: str, priced: str, window_id: str, field: str = "prefix") -> None:
+        """Take it in that a prefix, or a country, has a price in a window, or without one."""
+        key = product, priced, window_id
         if key in self._places:
-            raise InvalidInput(f"{prefix} has a price on {self._places[key]} already; keep one", field="prefix")
+            raise InvalidInput(f"{priced} has a price on {self._places[key]} already; keep one", field=field)
         if window_id:
-            self._check_window(product, prefix, window_id)
+            self._check_window(*key)
         self._places[key] = place
-        self.rows.append(terms.row(*key))
 
     def _check_window(self, product: str, prefix: str, window_id: str) -> None:
         window = self._windows.get(window_id)
@@ -158,7 +162,7 @@ def read_price_file(
     by_product, by_country = "price" in header, "iso_country" in header
     windows = tuple(windows)
     refused: list[RefusedPrice] = []
-    of_countries: list[tuple[_Line, Terms]] = []
+    of_countries: dict[str, dict[str, tuple[_Line, Terms]]] = {}  # by window
     found = PriceRows(windows)
     currency = ""
     for line in lines:
@@ -172,16 +176,20 @@ def read_price_file(
                 raise InvalidInput(
                     f"{code}, but the file began in {currency}; one book has one currency", field="currency"
                 )
+            window, place = line.fields.get("window", ""), f"line {line.number}"
             if by_country:
-                of_countries.append((line, terms))
+                country = _country(line.fields["iso_country"])
+                found.take(place, OUTBOUND, country, window, "iso_country")
+                of_countries.setdefault(window, {})[country] = (line, terms)
             else:
-                prefix, window = line.fields.get("prefix", ""), line.fields.get("window", "")
-                found.add(f"line {line.number}", product, prefix, window, terms)
+                found.add(place, product, line.fields.get("prefix", ""), window, terms)
         except InvalidInput as error:
             refused.append(_refusal(line, error))
             continue
         currency = code
-    rows = _country_rows(of_countries, refused) if by_country else tuple(found.rows)
+    for window, of_window in of_countries.items():
+        found.rows += _country_rows(of_window, window, refused)
+    rows = tuple(found.rows)
     refused.sort(key=lambda refusal: refusal.line or 0)
     check_any(rows, refused)
     return PriceFile(currency, rows, tuple(refused), windows)
@@ -259,7 +267,7 @@ def _check_header(header: list[str]) -> None:
     known = (
         required
         | (_PRODUCT_OPTIONAL if by_product else _OPTIONAL)
-        | ({"country", "description"} if "iso_country" in names else {"window"})
+        | ({"country", "description"} if "iso_country" in names else set())
     )
     unknown = sorted(names - known)
     if unknown or len(names) != len(header):
@@ -359,32 +367,28 @@ def _seconds(fields: dict[str, str], name: str, default: int, *, least: int) -> 
     return int(text)
 
 
-def _country_rows(lines: list[tuple[_Line, Terms]], refused: list[RefusedPrice]) -> tuple[PriceRow, ...]:
-    priced: dict[str, tuple[_Line, Terms]] = {}
-    for line, terms in lines:
-        country = line.fields["iso_country"]
-        if _COUNTRY.fullmatch(country) is None:
-            error = InvalidInput('must be an ISO 3166 code of two capital letters, such as "DE"', field="iso_country")
-        elif country in priced:
-            earlier = priced[country][0].number
-            error = InvalidInput(f"{country} has a price on line {earlier} already; keep one", field="iso_country")
-        elif calling_code_of(country) is None:
-            error = InvalidInput(
-                f"{country} is in no number plan, so it has no prefixes; remove the line, or price its numbers by prefix",
-                field="iso_country",
-            )
-        else:
-            priced[country] = (line, terms)
-            continue
-        refused.append(_refusal(line, error))
-    rows: list[PriceRow] = []
+def _country(text: str) -> str:
+    """The code of a country that is in a number plan."""
+    if _COUNTRY.fullmatch(text) is None:
+        raise InvalidInput('must be an ISO 3166 code of two capital letters, such as "DE"', field="iso_country")
+    if calling_code_of(text) is None:
+        raise InvalidInput(
+            f"{text} is in no number plan, so it has no prefixes; remove the line, or price its numbers by prefix",
+            field="iso_country",
+        )
+    return text
+
+
+def _country_rows(
+    priced: dict[str, tuple[_Line, Terms]], window: str, refused: list[RefusedPrice]
+) -> Iterator[PriceRow]:
+    """The rows of the countries that are priced in one window, or without one."""
     for code in sorted({code for country in priced if (code := calling_code_of(country)) is not None}):
-        rows += _rows_of_calling_code(code, priced, refused)
-    return tuple(rows)
+        yield from _rows_of_calling_code(code, priced, window, refused)
 
 
 def _rows_of_calling_code(
-    calling_code: int, priced: dict[str, tuple[_Line, Terms]], refused: list[RefusedPrice]
+    calling_code: int, priced: dict[str, tuple[_Line, Terms]], window: str, refused: list[RefusedPrice]
 ) -> Iterator[PriceRow]:
     """A block of numbers has the price of the country whose numbers they are. It has none where that country is not in
     the list, and none where several countries of the list share the numbers at different prices."""
@@ -399,7 +403,7 @@ def _rows_of_calling_code(
         terms = priced[listed[0]][1]
         one_price = all(priced[country][1] == terms for country in listed)
         if one_price and (block.settled or listed == block.countries):
-            yield terms.row(OUTBOUND, block.prefix)
+            yield terms.row(OUTBOUND, block.prefix, window)
         else:
             unclear.setdefault(block.countries, []).append(block.prefix)
     for countries, prefixes in unclear.items():

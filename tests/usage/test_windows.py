@@ -257,6 +257,22 @@ def test_a_row_whose_window_cannot_be_is_refused_by_name(line: str, refusal: str
     assert [(row.prefix, row.window) for row in file.rows] == [("+1", ""), ("+1", "peak"), ("+44", "early")]
 
 
+def test_a_country_may_have_prices_in_windows() -> None:
+    file = read_price_file(
+        b"iso_country,price_per_minute,currency,window\n"
+        b"DE,0.01,USD,\nDE,0.02,USD,peak\nDE,0.03,USD,early\nKZ,0.25,USD,peak\nRU,0.30,USD,peak\nDE,0.05,USD,peak\n",
+        windows=read_windows(WINDOW_FILE),
+    )
+    assert [str(refused) for refused in file.refused] == [
+        "line 4, window: early and peak, which DE has on line 3, overlap (Mon 08:00); end one where the other begins",
+        "line 7, iso_country: DE has a price on line 3 already; keep one",
+    ]
+    found = {(row.prefix, row.window): row.price_nano for row in file.rows}
+    assert (found["+49", ""], found["+49", "peak"]) == (10_000_000, 20_000_000)
+    assert (found["+77", "peak"], found["+74", "peak"]) == (250_000_000, 300_000_000)
+    assert {window for _, window in found} == {"", "peak"}
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
