@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from datetime import timedelta
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import func, select, text, update
@@ -15,7 +15,7 @@ from services.invoices.documents import canonical, sha256_of
 from services.invoices.tables import cutoff, invoice, line, number_series, paid, tally
 from services.kernel.errors import Corrupt, InvalidInput, NotFound, Refused
 from services.kernel.ids import cutoff_id
-from services.kernel.period import period_named
+from services.kernel.period import next_period, period_named
 from services.runtime.database import transaction
 from services.runtime.records import Record
 from services.runtime.room import Tick
@@ -231,6 +231,31 @@ async def test_prepaid_use_is_paid_from_the_balance(around):
     (event,) = around.log.data("invoices.events")
     assert (event["total"], event["paid_from_balance"], event["due"]) == ("0.03", "0.03", "0.00")
     assert event["postings"] == [{"account_id": "frontdesk", "wallet": "-0.002", "unbilled": "0", "receivable": "0"}]
+
+
+async def test_more_taken_back_than_used_is_an_invoice_below_zero(around):
+    """A void of what was invoiced stands on the next month; what it gives back goes to the balance or is owed."""
+    around.group("northwind", tax_rate="0.20")
+    before, after = around.period, next_period(around.period, "UTC")
+    used = ("east", "invoiced", "10.006"), ("west", "payg", "10.004")
+    for account_id, plan, amount in used:
+        around.account(account_id, account_id.title(), "northwind", before.start)
+        around.charge(account_id, amount, plan=plan)
+    await close_the_month(around)
+    for account_id, plan, amount in used:
+        back = {"reverses": str(uuid4()), "quantity": -60, "period": before.name, "bill_to": after.name, "plan": plan}
+        around.charge(account_id, f"-{amount}", **back)
+    await around.settle()
+    await around.move_to(after.end + GRACE + SOON)
+    await around.settle()
+    around.all_covered(after.end)
+    await around.settle()
+    first, second = around.log.data("invoices.events")
+    told = ("net", "tax", "total", "paid_from_balance", "due")
+    assert [second[name] for name in told] == [f"-{first[name]}" for name in told]
+    assert [first[name] for name in told] == ["20.01", "4.00", "24.01", "12.00", "12.01"]
+    assert sums_to_zero(second)
+    assert (await api.show(engine(around), second["number"])).document["totals"]["due"] == "-12.01"
 
 
 async def test_a_group_without_charges_gets_neither_invoice_nor_number(around):
