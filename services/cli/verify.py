@@ -200,7 +200,7 @@ class _Evidence:
 
 
 class Auditor:
-    """The six checks over one period, or over all."""
+    """The seven checks over one period, or over all; the last is always over all."""
 
     def __init__(self, engines: Mapping[str, AsyncEngine], log: _Log, period: str | None, tell: Tell) -> None:
         self._engines = engines
@@ -225,7 +225,8 @@ class Auditor:
         fourth = await self._invoices(audit, closed_events)
         fifth = await self._ledger(charges, posted, is_at_rest=is_at_rest)
         sixth = await self._evidence(evidence, audit)
-        checks = (first, second, third, fourth, fifth, sixth)
+        seventh = await self._tiers_and_reversals()
+        checks = (first, second, third, fourth, fifth, sixth, seventh)
         return Report(self._period, checks, await self._facts(evidence, is_at_rest=is_at_rest))
 
     # ---- what is read once -------------------------------------------------------------------------------------------
@@ -582,6 +583,18 @@ class Auditor:
             if each.group_id is not None:
                 base = whole.get(each.cutoff_id)
                 found.expect(f"{name} names", each.document.get("whole_sha256"), base.sha256 if base else None)
+        return found.check()
+
+    # ---- 7: charges that depend on others ----------------------------------------------------------------------------
+
+    async def _tiers_and_reversals(self) -> Check:
+        found = _Findings(
+            "7 what tiers priced costs what its counters say, and what was taken back was, exactly and once"
+        )
+        kept = await usage.tiers_and_reversals(self._engines["usage"])
+        found.seen["counters"], found.seen["reversals"] = kept.counters, kept.reversals
+        for finding in kept.findings:
+            found.differs(finding)
         return found.check()
 
     # ---- facts -------------------------------------------------------------------------------------------------------

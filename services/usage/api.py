@@ -29,7 +29,7 @@ from services.runtime.database import transaction
 from services.runtime.lanes import lanes_of
 from services.runtime.links import LinkMark, marks
 from services.runtime.parking import ParkedRow
-from services.usage import quoting, retrying, store
+from services.usage import quoting, retrying, revising, store
 from services.usage.books import (
     SURCHARGE,
     BookVersion,
@@ -571,6 +571,36 @@ async def classify(
             state = accepted.get((digest, partition, offset))
             classes[offset] = DUPLICATE if state is None else CLASS_OF_STATE[state]
     return classes
+
+
+@dataclass(frozen=True, slots=True)
+class TiersAndReversals:
+    """What hangs together among charges: how many counters and reversals there are, and what is wrong, one sentence each."""
+
+    counters: int
+    reversals: int
+    findings: tuple[str, ...]
+
+
+async def tiers_and_reversals(engine: AsyncEngine) -> TiersAndReversals:
+    """Count every counter of tiers again from its charges, which must cost what its schedule says, and hold every reversal
+    against the charge that it takes back. A batch commits all of these together, so this may be asked at any time."""
+    findings: list[str] = []
+    async with transaction(engine) as connection:
+        counters = await store.counters_with_charges(connection)
+        schedules = await revising.schedules_of(connection, [row for row in counters if row.quantity is not None])
+        reversals = await store.reversals_beside_charges(connection)
+    for row in counters:
+        name = f"the counter of {row.account_id} for {row.product} in {row.period} by {row.schedule}"
+        if (row.counted or 0) != (row.quantity or 0):
+            findings.append(f"{name} stands at {row.counted or 0}, its charges sum to {row.quantity or 0}")
+        elif row.quantity is not None:
+            cost, sum_nano = schedules[row.schedule].total_nano(int(row.quantity), row.per), int(row.amount_nano)
+            if cost != sum_nano:
+                findings.append(f"{name} costs {format_nano(cost)}, its charges sum to {format_nano(sum_nano)}")
+    for id in reversals.wrong:
+        findings.append(f"reversal {id} is not the one exact negative of the charge that it names")
+    return TiersAndReversals(len(counters), reversals.number, tuple(findings))
 
 
 async def group_passes(engine: AsyncEngine) -> dict[tuple[UUID, str], datetime | None]:

@@ -31,6 +31,7 @@ from sqlalchemy import (
     func,
     literal,
     literal_column,
+    or_,
     select,
     text,
     tuple_,
@@ -638,6 +639,67 @@ async def all_charges(connection: AsyncConnection) -> AsyncIterator[Found]:
     result = await connection.stream(statement.execution_options(yield_per=CHARGES_AT_ONCE))
     async for row in result:
         yield row
+
+
+async def counters_with_charges(connection: AsyncConnection) -> Rows:
+    """Every counter beside what the charges in it sum to, in one snapshot: ``counted`` is null where there is no counter,
+    ``quantity`` where there is no charge. ``per``, ``book_id`` and ``book_version`` are those of all its charges."""
+    columns = CHARGE.c
+    utc_month = func.to_char(func.timezone("UTC", columns.event_time), "YYYY-MM")
+    key = (
+        columns.account_id,
+        func.coalesce(columns.group_id, "").label("group_id"),
+        func.coalesce(columns.period, utc_month).label("period"),
+        columns.product,
+        (columns.plan != "invoiced").label("prepaid"),
+        columns.schedule,
+    )
+    sums = (
+        select(
+            *key,
+            func.sum(columns.quantity).label("quantity"),
+            func.sum(columns.amount_nano).label("amount_nano"),
+            *(func.min(columns[name]).label(name) for name in ("per", "book_id", "book_version")),
+        )
+        .where(columns.schedule.is_not(None))
+        .group_by(*key)
+        .subquery()
+    )
+    same = and_(*(COUNTER.c[name] == sums.c[name] for name in CounterKey._fields))
+    statement = select(
+        *(func.coalesce(COUNTER.c[name], sums.c[name]).label(name) for name in CounterKey._fields),
+        COUNTER.c.quantity.label("counted"),
+        *(sums.c[name] for name in ("quantity", "amount_nano", "per", "book_id", "book_version")),
+    ).select_from(COUNTER.join(sums, same, full=True))
+    return (await connection.execute(statement)).all()
+
+
+async def reversals_beside_charges(connection: AsyncConnection) -> Found:
+    """(number of all reversals, charge_ids of those that are wrong). Right is the exact negative of one charge, the only
+    one that takes it back, on no earlier invoice; of a price by tiers the amount is what the counter costs less."""
+    reversal, charge = CHARGE.alias("reversal"), CHARGE.alias("charge")
+    alike = (
+        "event_time", "account_id", "group_id", "period", "plan", "cost_center_id", "product", "currency", "schedule",
+        "publisher", "source", "event_id",
+    )  # fmt: skip
+    is_exact = and_(
+        charge.c.reverses.is_(None),
+        *(reversal.c[name].is_not_distinct_from(charge.c[name]) for name in alike),
+        reversal.c.quantity == -charge.c.quantity,
+        or_(charge.c.schedule.is_not(None), reversal.c.amount_nano == -charge.c.amount_nano),
+        func.coalesce(reversal.c.bill_to >= charge.c.bill_to, literal(True)),
+        func.count().over(partition_by=reversal.c.reverses) == 1,
+    )
+    found = (
+        select(reversal.c.charge_id, func.coalesce(is_exact, literal(False)).label("is_right"))
+        .outerjoin_from(reversal, charge, charge.c.charge_id == reversal.c.reverses)
+        .where(reversal.c.reverses.is_not(None))
+        .subquery()
+    )
+    ids = func.array_agg(found.c.charge_id.distinct()).filter(~found.c.is_right)
+    wrong = func.coalesce(ids, cast([], ARRAY(Uuid())))
+    statement = select(func.count().label("number"), wrong.label("wrong")).select_from(found)
+    return (await connection.execute(statement)).one()
 
 
 @cache

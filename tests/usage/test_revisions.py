@@ -250,6 +250,42 @@ def tiered(product: str, form: Form) -> PriceFile:
     return PriceFile("USD", rows, (), schedules=(Schedule("s", form, 1, bands),))
 
 
+TAKEN_BACK = "from usage.charge where reverses is not null and schedule is null"
+WRONG = {
+    "a counter moved": ("update usage.counter set quantity = quantity + 1", "stands at 851, its charges sum to 850"),
+    "a counter is gone": ("delete from usage.counter", "stands at 0, its charges sum to 850"),
+    "a share is a nano more": (
+        "update usage.charge set amount_nano = amount_nano + 1 where counted_before = 0", "costs 8.5, its charges sum to 8.500000001",
+    ),
+    "more is given back": (
+        "update usage.charge set amount_nano = amount_nano - 1 where reverses is not null and schedule is null", "is not the one exact negative",
+    ),
+    "twice": (
+        f"create temporary table again as select * {TAKEN_BACK}; update again set charge_id = gen_random_uuid();"
+        " insert into usage.charge select * from again",
+        "is not the one exact negative",
+    ),
+    "of nothing": ("update usage.charge set reverses = gen_random_uuid() where reverses is not null", "exact negative"),
+    "on another account": ("update usage.charge set account_id = 'a' where reverses is not null and schedule is null", "exact negative"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+async def test_the_auditor_finds_what_does_not_hang_together(usage: Usage, database: Database, wrong: str) -> None:
+    await api.import_prices(usage.engine, "tiers", tiered("sms", "graduated"), LONG_AGO)
+    await api.set_default_books(usage.engine, ["list", "tiers"])
+    await usage.take(used("a", 900), used("b", 50), leg("e1", NOW), leg("e2", NOW))
+    await usage.take(void("e1", 1))
+    await usage.take(used("a", 800) | {"revision": 1})
+    right = await api.tiers_and_reversals(usage.engine)
+    assert (right.counters, right.reversals, right.findings) == (1, 2, ())
+    statement, told = WRONG[wrong]
+    async with database.connected() as owner:
+        await owner.execute(statement)
+    found = await api.tiers_and_reversals(usage.engine)
+    assert told in found.findings[0]
+
+
 # ---- generations ---------------------------------------------------------------------------------------------------
 
 
