@@ -29,6 +29,7 @@ COMMANDS = {
     "call": "services.cli.call:app",
     "charge": "services.cli.charge:app",
     "simulate": "services.cli.simulate:simulate",
+    "rerate": "services.cli.rerate:app",
     "invoice": "services.cli.invoice:app",
     "quarantine": "services.cli.quarantine:app",
     "lane": "services.cli.lane:app",

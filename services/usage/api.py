@@ -51,6 +51,12 @@ from services.usage.price_files import PriceFile
 from services.usage.quoting import Quote
 from services.usage.rating import explain
 from services.usage.registry import REGISTRY_TOPICS, Account
+from services.usage.rerate_plans import approve_rerate as approve_rerate
+from services.usage.rerate_plans import cancel_rerate as cancel_rerate
+from services.usage.rerate_plans import execute_rerate as execute_rerate
+from services.usage.rerate_plans import plan_rerate as plan_rerate
+from services.usage.rerate_plans import rerate as rerate
+from services.usage.rerate_plans import rerates as rerates
 from services.usage.simulating import Draft, Replay, draft_of
 from services.usage.tables import RUNTIME
 from services.usage.tiers import Share

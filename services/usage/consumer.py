@@ -15,6 +15,7 @@ from services.usage.generations import look_after
 from services.usage.memory import Memory
 from services.usage.registry import REGISTRY_TOPICS
 from services.usage.rejections import Rejections
+from services.usage.rerate_plans import Execution
 
 PARTITIONS_LOOKED_AT_S = 60.0
 
@@ -34,6 +35,7 @@ def build(_: Settings | None = None) -> Room:
         ticks=(
             Tick("cut", take_cut),
             Tick("pass", Passing(memory).run),
+            Tick("rerate", Execution(memory).run),
             Tick("partitions", look_after, seconds=PARTITIONS_LOOKED_AT_S),
         ),
         timers={renting.NUMBER: fees.numbers, renting.ACCOUNT: fees.accounts, renting.PRICES: fees.prices},

@@ -142,6 +142,8 @@ class UsageEvents:
         """One batch, or one load of the replay lane."""
         await self.memory.share(work.connection)
         undecided = [usage for record in records if (usage := self._admit(work, record)) is not None]
+        if any(usage.event.revision for usage in undecided):
+            await store.share_charges(work.connection)
         while undecided:
             left = await self._decide(work, undecided)
             if len(left) == len(undecided):  # an identity is never deleted, so this cannot be
@@ -332,8 +334,9 @@ class UsageEvents:
                 others.append(Waiting(first.pop(digest).usage))
             else:
                 reversals[digest] = revising.Reversal(
-                    charge, stamp.period or None, usage.event.revision, usage.record, schedules.get(charge.schedule)
-                )
+                    charge, stamp.period or None, usage.event.revision, usage.record.partition, usage.record.offset,
+                    schedules.get(charge.schedule),
+                )  # fmt: skip
         return Revision(locked, reversals)
 
     def _holding(
@@ -498,7 +501,7 @@ class UsageEvents:
             tier = (schedule, share.before, share.after)
         surcharge = None
         if rated.surcharge is not None:
-            charge["surcharge"] = _surcharge_of(rated.surcharge)
+            charge["surcharge"] = surcharge_of(rated.surcharge)
             surcharge = _encode(charge["surcharge"]).decode()
         row = (
             id,
@@ -604,7 +607,8 @@ def movement_of(each: Acceptable) -> Movement:
     return Movement(key, schedule, per_of(price, key.period), rated.billed, place)
 
 
-def _surcharge_of(surcharge: Surcharge) -> SurchargeData:
+def surcharge_of(surcharge: Surcharge) -> SurchargeData:
+    """A surcharge as a charge tells it."""
     price = surcharge.price
     data: SurchargeData = {
         "book_id": price.book_id,

@@ -1,6 +1,6 @@
 """Higher revisions of a usage fact: which charge they take back, and on which invoice.
 
-What is live is the charge of the revision that holds. A higher one takes it back by a reversal, the exact negative of it
+What is live is the charge of the revision that holds, or the one that stands in its place after a re-rate. A higher one takes it back by a reversal, the exact negative of it
 under the same stamps, and unless it is a void has a charge of its own. Source: designs/identity, "Void, amend, re-rate".
 """
 
@@ -52,13 +52,15 @@ def day_of(event_time: datetime) -> int:
 
 
 class Reversal(Struct, gc=False):
-    """A charge that a record takes back, and the period on whose invoice that stands. Of a price by tiers it takes back
+    """A charge that is taken back, and the period on whose invoice that stands. The cause is a revision or the plan of a
+    re-rate; partition and offset are those of the record that revises it, else its own. Of a price by tiers it takes back
     what the counter costs less without it: ``share``."""
 
     charge: store.Found
     bill_to: str | None
-    revision: int
-    record: Record
+    cause: int | UUID
+    partition: int
+    offset: int
     schedule: Schedule | None = None
     share: Share | None = None
 
@@ -77,7 +79,7 @@ class Reversal(Struct, gc=False):
     def written(self) -> tuple[tuple[Any, ...], str, bytes]:
         """Its row in the order of `CHARGE_COLUMNS`, its id, and the data that is published."""
         live, share = self.charge, self.share
-        id = reversal_id(live.charge_id, self.revision)
+        id = reversal_id(live.charge_id, self.cause)
         amount_nano = -live.amount_nano if share is None else share.amount_nano
         changed = {
             "charge_id": id,
@@ -85,49 +87,13 @@ class Reversal(Struct, gc=False):
             "quantity": -live.quantity,
             "bill_to": self.bill_to,
             "reverses": live.charge_id,
-            "partition": self.record.partition,
-            "offset": self.record.offset,
+            "partition": self.partition,
+            "offset": self.offset,
             "counted_before": share.before if share is not None else None,
             "counted_after": share.after if share is not None else None,
         }
         row = tuple(changed[name] if name in changed else getattr(live, name) for name in CHARGE_COLUMNS)
-        charge: Charge = {
-            "charge_id": str(id),
-            "revision": live.revision,
-            "reverses": str(live.charge_id),
-            "account_id": live.account_id,
-            "organization_id": live.organization_id,
-            "plan": live.plan,
-            "group_id": live.group_id,
-            "period": live.period,
-            "bill_to": self.bill_to,
-            "cost_center_id": live.cost_center_id,
-            "outbound_profile": live.outbound_profile,
-            "assignment_version": live.assignment_version,
-            "event_time": instant_text(live.event_time.astimezone(UTC)),
-            "publisher": live.publisher,
-            "source": live.source,
-            "event_id": live.event_id,
-            "call_leg_id": live.call_leg_id,
-            "product": live.product,
-            "unit": live.unit,
-            "quantity": -live.quantity,
-            "duration_s": live.duration_s,
-            "amount": format_nano(amount_nano),
-            "currency": live.currency,
-            "book_id": live.book_id,
-            "book_version": live.book_version,
-            "matched": live.matched,
-            "unit_price": format_nano(live.price_nano),
-            "per": live.per,
-            "connection_fee": format_nano(live.connection_fee_nano),
-            "minimum": live.minimum,
-            "increment": live.increment,
-        }
-        if live.window is not None:
-            charge["window"] = live.window
-        if live.surcharge is not None:
-            charge["surcharge"] = json.loads(live.surcharge)
+        charge = told(live, changed)
         if share is not None and self.schedule is not None:
             charge["unit_price"] = None
             charge["tier"] = {
@@ -136,6 +102,53 @@ class Reversal(Struct, gc=False):
             if share.is_adjustment:
                 charge["kind"] = "tier_adjustment"
         return row, str(id), _encode(charge)
+
+
+def told(live: store.Found, changed: Mapping[str, Any]) -> Charge:
+    """The data of a charge that is like another one but for what is changed: columns of its row and of its price."""
+
+    def value(name: str) -> Any:
+        return changed[name] if name in changed else getattr(live, name)
+
+    reverses = value("reverses")
+    charge: Charge = {
+        "charge_id": str(value("charge_id")),
+        "revision": live.revision,
+        "reverses": str(reverses) if reverses is not None else None,
+        "account_id": live.account_id,
+        "organization_id": live.organization_id,
+        "plan": live.plan,
+        "group_id": live.group_id,
+        "period": live.period,
+        "bill_to": value("bill_to"),
+        "cost_center_id": live.cost_center_id,
+        "outbound_profile": live.outbound_profile,
+        "assignment_version": live.assignment_version,
+        "event_time": instant_text(live.event_time.astimezone(UTC)),
+        "publisher": live.publisher,
+        "source": live.source,
+        "event_id": live.event_id,
+        "call_leg_id": live.call_leg_id,
+        "product": live.product,
+        "unit": live.unit,
+        "quantity": value("quantity"),
+        "duration_s": live.duration_s,
+        "amount": format_nano(value("amount_nano")),
+        "currency": live.currency,
+        "book_id": value("book_id"),
+        "book_version": value("book_version"),
+        "matched": value("matched"),
+        "unit_price": format_nano(value("price_nano")),
+        "per": value("per"),
+        "connection_fee": format_nano(value("connection_fee_nano")),
+        "minimum": value("minimum"),
+        "increment": value("increment"),
+    }
+    if value("window") is not None:
+        charge["window"] = value("window")
+    if value("surcharge") is not None:
+        charge["surcharge"] = json.loads(value("surcharge"))
+    return charge
 
 
 def bill_to(memory: Memory, charge: store.Found, record: Record) -> BillTo | None:
@@ -149,7 +162,8 @@ def bill_to(memory: Memory, charge: store.Found, record: Record) -> BillTo | Non
 
 
 async def live_charges(connection: AsyncConnection, holding: Mapping[bytes, store.Found]) -> dict[bytes, store.Found]:
-    """The charges, with their prices, of the revisions that hold; these were all charged."""
+    """The charges, with their prices, of the revisions that hold; these were all charged. After a re-rate the live charge is
+    the one in the place of the first, however often."""
     if not holding:
         return {}
     ids = {charge_id(digest, row.revision): digest for digest, row in holding.items()}
@@ -158,10 +172,27 @@ async def live_charges(connection: AsyncConnection, holding: Mapping[bytes, stor
     if None not in days:  # it was not kept before there were revisions
         start = datetime.fromordinal(_EPOCH + min(days)).replace(tzinfo=UTC)
         end = datetime.fromordinal(_EPOCH + max(days) + 1).replace(tzinfo=UTC)
+    standing = list(ids)
+    while standing := await _replace(connection, ids, standing, start, end):
+        pass
     found = {ids[row.charge_id]: row for row in await store.charges_with_prices(connection, list(ids), start, end)}
     if found.keys() != holding.keys():
         raise Corrupt("a usage fact says that it is charged, and its charge is not there", code="charge_lost")
     return found
+
+
+async def _replace(
+    connection: AsyncConnection,
+    ids: dict[UUID, bytes],
+    standing: Sequence[UUID],
+    start: datetime | None,
+    end: datetime | None,
+) -> list[UUID]:
+    """Put the charge that stands in the place of another one there; returns those: they may be replaced themselves."""
+    replaced = await store.replacements(connection, standing, start, end)
+    for before, after in replaced.items():
+        ids[after] = ids.pop(before)
+    return list(replaced.values())
 
 
 async def live_of(connection: AsyncConnection, memory: Memory, records: Sequence[Record]) -> list[store.Found | None]:

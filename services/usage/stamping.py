@@ -105,3 +105,10 @@ class Cuts:
             waits = waits or (is_late and not has_passed)
             period = next_period(period, zone)
         return BillTo(period.name, waits)
+
+    def correction_to(self, group_id: str, zone: str, period: Period) -> str:
+        """Where a correction without a record of its own stands: the first period from that of the charge which it corrects
+        on whose cut has not passed its group."""
+        while (cut := self._by_boundary.get(period.end)) is not None and cut.has_passed(group_id):
+            period = next_period(period, zone)
+        return period.name

@@ -587,6 +587,35 @@ async def charges_with_prices(
     return (await connection.execute(statement, {"ids": list(charge_ids)})).all()
 
 
+async def replacements(
+    connection: AsyncConnection, charge_ids: Sequence[UUID], start: datetime | None, end: datetime | None
+) -> dict[UUID, UUID]:
+    """Of those of these charges that another one stands in the place of: which one. Event times as in `charges_with_prices`."""
+    charge = CHARGE.c
+    statement = select(charge.replaces, charge.charge_id).where(
+        charge.replaces == func.any(bindparam("ids", type_=ARRAY(Uuid())))
+    )
+    if start is not None:
+        statement = statement.where(charge.event_time >= start)
+    if end is not None:
+        statement = statement.where(charge.event_time < end)
+    return {row.replaces: row.charge_id for row in await connection.execute(statement, {"ids": list(charge_ids)})}
+
+
+_CHARGES = text("select pg_advisory_xact_lock_shared(hashtext('usage.live_charges'))")
+_CHARGES_ALONE = text("select pg_advisory_xact_lock(hashtext('usage.live_charges'))")
+
+
+async def share_charges(connection: AsyncConnection) -> None:
+    """Take live charges back by revision: no re-rate takes one back meanwhile. After the state, before identities."""
+    await connection.execute(_CHARGES)
+
+
+async def hold_charges(connection: AsyncConnection) -> None:
+    """Take live charges back by a re-rate: no revision does meanwhile. After the state, before anything else."""
+    await connection.execute(_CHARGES_ALONE)
+
+
 async def existing_charges(connection: AsyncConnection, charge_ids: Sequence[UUID], before: datetime) -> set[UUID]:
     """Which of these charges are there, of event times before an instant."""
     columns = CHARGE.c

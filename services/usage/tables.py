@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Boolean, Column, DateTime, Integer, MetaData, SmallInteger, Table, Text, Uuid
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Integer,
+    MetaData,
+    Numeric,
+    SmallInteger,
+    Table,
+    Text,
+    Uuid,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 
 from services.runtime.tables import runtime_tables
@@ -190,8 +203,9 @@ CHARGE = Table(
     Column("surcharge", Text),  # JSON as it is published
     Column("revision", Integer, nullable=False),
     Column("reverses", Uuid),
+    Column("replaces", Uuid),  # the charge in whose place it stands after a re-rate
 )
-CHARGE_COLUMNS = tuple(column.name for column in CHARGE.columns)
+CHARGE_COLUMNS = tuple(column.name for column in CHARGE.columns if column.name != "replaces")  # of a charge of an event
 
 # How much of a product was used: the price of tiers depends on it.
 COUNTER = Table(
@@ -204,6 +218,73 @@ COUNTER = Table(
     Column("prepaid", Boolean, primary_key=True),
     Column("schedule", Text, primary_key=True),
     Column("quantity", BigInteger, nullable=False),
+)
+
+# Re-rates: what was planned, by whom, and how far it is done.
+RERATE_PLAN = Table(
+    "rerate_plan",
+    METADATA,
+    Column("plan_id", Uuid, primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("note", Text, nullable=False),
+    Column("starts_at", Instant, nullable=False),
+    Column("ends_at", Instant, nullable=False),
+    Column("account_ids", ARRAY(Text), nullable=False),
+    Column("group_id", Text),
+    Column("product", Text),
+    Column("book_id", Text),
+    Column("book_version", Integer),
+    Column("charges", BigInteger, nullable=False),
+    Column("fingerprint", Text, nullable=False),
+    Column("planned_by", Text, nullable=False),
+    Column("planned_role", Text, nullable=False),
+    Column("planned_at", Instant, nullable=False),
+    Column("approved_by", Text),
+    Column("approved_role", Text),
+    Column("approved_at", Instant),
+    Column("executed_by", Text),
+    Column("executed_at", Instant),
+    Column("cancelled_by", Text),
+    Column("cancelled_at", Instant),
+    Column("done_at", Instant),
+    Column("done_to", BigInteger, nullable=False),
+    Column("left_stale", BigInteger, nullable=False),
+)
+
+# The charges of a plan in the order in which they are settled, with the price that each gets.
+RERATE_CHARGE = Table(
+    "rerate_charge",
+    METADATA,
+    Column("plan_id", Uuid, primary_key=True),
+    Column("number", BigInteger, primary_key=True),
+    Column("charge_id", Uuid, nullable=False),
+    Column("event_time", Instant, nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("account_id", Text, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("old_nano", BigInteger, nullable=False),
+    Column("new_nano", BigInteger, nullable=False),
+    Column("quantity", BigInteger, nullable=False),
+    Column("per", BigInteger, nullable=False),
+    Column("product", Text, nullable=False),
+    Column("book_id", Text, nullable=False),
+    Column("book_version", Integer, nullable=False),
+    Column("matched", Text, nullable=False),
+    Column("window", Text, nullable=False),
+    Column("surcharge", Text),  # JSON as it is published
+    Column("is_stale", Boolean, nullable=False),
+)
+
+RERATE_SUM = Table(
+    "rerate_sum",
+    METADATA,
+    Column("plan_id", Uuid, primary_key=True),
+    Column("of", Text, primary_key=True),
+    Column("which", Text, primary_key=True),
+    Column("currency", Text, primary_key=True),
+    Column("charges", BigInteger, nullable=False),
+    Column("old_nano", Numeric, nullable=False),
+    Column("new_nano", Numeric, nullable=False),
 )
 
 CLASS_COUNT = Table(

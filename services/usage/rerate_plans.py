@@ -1,0 +1,441 @@
+"""Re-rates from plan to done: what two people decide, and the chunks on the corrections lane that carry it out.
+
+Each function takes an engine of the room's own role and is one transaction; a chunk is one too, and what it has settled is
+settled for ever. Source: designs/identity, "Void, amend, re-rate".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+from msgspec.json import Encoder
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from contracts.topics import USAGE_CHARGES
+from services.kernel.errors import Corrupt, InvalidInput, NotFound, Refused
+from services.kernel.ids import replacement_id
+from services.kernel.money import format_nano
+from services.kernel.period import period_named
+from services.runtime import faults
+from services.runtime.database import transaction
+from services.runtime.lanes import internal_lane
+from services.runtime.work import Work
+from services.usage import rerate_store, revising, store
+from services.usage.books import BookVersion, PriceBook
+from services.usage.closing import CORRECTIONS_LANE
+from services.usage.handler import surcharge_of
+from services.usage.memory import Memory
+from services.usage.rerating import (
+    APPROVED,
+    CANCELLED,
+    DONE,
+    EXECUTING,
+    LEFT_OUT,
+    PLANNED,
+    STALE,
+    Fingerprint,
+    Repriced,
+    Repricing,
+    Sums,
+    check_role,
+    check_second_person,
+)
+from services.usage.simulating import Draft
+from services.usage.tables import CHARGE_COLUMNS
+
+CHUNK = 1_000  # charges settled in one transaction: revisions wait for it a fraction of a second
+CHARGES_SHOWN = 100
+_ALWAYS = datetime.min.replace(tzinfo=UTC)
+
+_encode = Encoder().encode
+
+
+@dataclass(frozen=True, slots=True)
+class PlanLine:
+    """What a plan changes of one account, group, product or in all; of what it leaves out, the reason is ``which``."""
+
+    of: str
+    which: str
+    currency: str
+    charges: int
+    old: str
+    new: str
+    difference: str
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedCharge:
+    """A charge of a plan, and what it costs before and after. ``is_stale``: it was revised before its chunk came, and left."""
+
+    number: int
+    charge_id: UUID
+    revision: int
+    account_id: str
+    event_time: datetime
+    product: str
+    currency: str
+    old: str
+    new: str
+    book_id: str
+    book_version: int
+    matched: str
+    is_stale: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A re-rate: what was asked for, what it changes, who decided what, and how far it is."""
+
+    plan_id: UUID
+    state: str
+    note: str
+    starts_at: datetime
+    ends_at: datetime
+    account_ids: tuple[str, ...]
+    group_id: str | None
+    product: str | None
+    book_id: str | None
+    book_version: int | None
+    charges: int
+    settled: int
+    left_stale: int
+    fingerprint: str
+    planned_by: str
+    planned_role: str
+    planned_at: datetime
+    approved_by: str | None
+    approved_role: str | None
+    approved_at: datetime | None
+    executed_by: str | None
+    executed_at: datetime | None
+    cancelled_by: str | None
+    cancelled_at: datetime | None
+    done_at: datetime | None
+    sums: tuple[PlanLine, ...] = ()
+    left_out: tuple[PlanLine, ...] = ()
+    changes: tuple[PlannedCharge, ...] = ()
+
+
+# ---- what people decide --------------------------------------------------------------------------------------------
+
+
+async def plan_rerate(
+    engine: AsyncEngine,
+    start: datetime,
+    end: datetime,
+    actor: str,
+    role: str,
+    *,
+    account_ids: Sequence[str] = (),
+    group_id: str | None = None,
+    product: str | None = None,
+    book_id: str | None = None,
+    book_version: int | None = None,
+    note: str = "",
+) -> Plan:
+    """Plan what the live charges of event times in [start, end) cost by the prices as they are now, or by a book before all
+    others: by the version that is named for all of the range, else by each from its own date.
+
+    Nothing is charged. Of what it would change the plan keeps each charge with its old and new amount, and the sums; what
+    cannot be re-rated is left out, and said. One snapshot of the room, which no worker waits for.
+    """
+    check_role(role, "plan")
+    if start >= end:
+        raise InvalidInput("must be after --from", field="to")
+    if book_version is not None and book_id is None:
+        raise InvalidInput("is missing; a version is of a book", field="book")
+    plan_id = uuid4()
+    async with transaction(engine) as connection:
+        await rerate_store.one_snapshot(connection)
+        memory = Memory()
+        await memory.refresh(connection, await store.read_state(connection))
+        for account_id in account_ids:
+            if account_id not in memory.registry.accounts:
+                raise NotFound(f"there is no account {account_id}", field="account")
+        if group_id is not None and memory.registry.zone_of(group_id) is None:
+            raise NotFound(f"there is no payer group {group_id} that ever had an account", field="group")
+        draft = await _draft(connection, memory, book_id, book_version) if book_id is not None else None
+        values = {
+            "plan_id": plan_id, "state": PLANNED, "note": note, "starts_at": start, "ends_at": end,
+            "account_ids": sorted(set(account_ids)), "group_id": group_id, "product": product, "book_id": book_id,
+            "book_version": book_version, "charges": 0, "fingerprint": "", "planned_by": actor, "planned_role": role,
+            "planned_at": await store.clock_now(connection),
+        }  # fmt: skip
+        await rerate_store.insert_plan(connection, values)
+        repricing = Repricing(memory.registry, memory.prices, draft)
+        sums, fingerprint, number = Sums(), Fingerprint(), 0
+        async for piece in rerate_store.live_charges(connection, start, end, account_ids, group_id, product):
+            rows = []
+            for charge in piece:
+                found = repricing.of(charge)
+                if isinstance(found, str):
+                    sums.leave_out(charge, found)
+                elif found is not None:
+                    number += 1
+                    sums.add(charge, found.amount_nano)
+                    fingerprint.add([(charge.charge_id, charge.revision)])
+                    rows.append(_item(plan_id, number, charge, found))
+            if rows:
+                await rerate_store.append_items(connection, rows)
+        await rerate_store.append_sums(connection, plan_id, sums.found)
+        await rerate_store.counted(connection, plan_id, number, fingerprint.text())
+        return await _told(connection, plan_id)
+
+
+async def _draft(connection: AsyncConnection, memory: Memory, book_id: str, version: int | None) -> Draft:
+    """A book before all others: one version of it at all times, or all from their own dates."""
+    if not memory.prices.books.has(book_id):
+        raise NotFound(f"there is no price book {book_id}; `tollbook price list` names them", field="book")
+    if version is None:
+        return Draft(memory.prices.books.book(book_id))
+    listed = {row.version: row for row in await store.book_listing(connection, book_id)}
+    if version not in listed:
+        numbers = ", ".join(map(str, sorted(listed)))
+        raise NotFound(f"{book_id} has no version {version}; it has {numbers}", field="version")
+    read = BookVersion(
+        book_id, version, listed[version].currency, _ALWAYS,
+        tuple([row async for row in store.book_prices(connection, book_id, version)]),
+        await store.book_windows(connection, book_id, version),
+        schedules=await store.book_schedules(connection, book_id, version),
+    )  # fmt: skip
+    return Draft(PriceBook(book_id, [read]))
+
+
+def _item(plan_id: UUID, number: int, charge: Any, found: Repriced) -> tuple[Any, ...]:
+    """A row in the order of `ITEM_COLUMNS`."""
+    price, surcharge = found.rated.price, found.rated.surcharge
+    return (
+        plan_id, number, charge.charge_id, charge.event_time, charge.revision, charge.account_id, charge.currency,
+        charge.amount_nano, found.amount_nano, found.quantity, found.per, price.product, price.book_id, price.version,
+        price.prefix, price.window, _encode(surcharge_of(surcharge)).decode() if surcharge is not None else None,
+    )  # fmt: skip
+
+
+async def approve_rerate(engine: AsyncEngine, plan_id: UUID, actor: str, role: str) -> Plan:
+    """Let a plan be executed. Another person than the one who planned; `Refused` for a plan of which a charge was revised or
+    re-rated since: it is stale from then on."""
+    check_role(role, "approve")
+    async with transaction(engine) as connection:
+        row = await _of(connection, plan_id)
+        if row.state != PLANNED:
+            raise Refused(f"is {row.state}; only a planned re-rate can be approved", field="plan")
+        check_second_person(row.planned_by, actor)
+        if not row.charges:
+            raise Refused("changes no charge; there is nothing to approve", field="plan")
+        fingerprint = Fingerprint()
+        async for each in rerate_store.still_live(connection, plan_id, row.starts_at, row.ends_at):
+            fingerprint.add([each])
+        is_stale = fingerprint.text() != row.fingerprint
+        if is_stale:
+            await rerate_store.set_plan(connection, plan_id, state=STALE)
+        else:
+            now = await store.clock_now(connection)
+            await rerate_store.set_plan(
+                connection, plan_id, state=APPROVED, approved_by=actor, approved_role=role, approved_at=now
+            )
+        told = await _told(connection, plan_id)
+    if is_stale:
+        raise Refused(
+            "is stale: a charge of it was corrected since it was made; plan again", field="plan", code="stale"
+        )
+    return told
+
+
+async def execute_rerate(engine: AsyncEngine, plan_id: UUID, actor: str, role: str) -> Plan:
+    """Ask for an approved plan to be carried out; the usage workers do it. To ask again changes nothing."""
+    check_role(role, "execute")
+    async with transaction(engine) as connection:
+        row = await _of(connection, plan_id)
+        if row.state not in (APPROVED, EXECUTING, DONE):
+            how = "another person approves it first" if row.state == PLANNED else "plan again"
+            raise Refused(f"is {row.state}; {how}", field="plan")
+        if row.state == APPROVED:
+            now = await store.clock_now(connection)
+            await rerate_store.set_plan(connection, plan_id, state=EXECUTING, executed_by=actor, executed_at=now)
+        return await _told(connection, plan_id)
+
+
+async def cancel_rerate(engine: AsyncEngine, plan_id: UUID, actor: str, role: str) -> Plan:
+    """Give up a plan that nobody has asked to execute; to ask again changes nothing."""
+    check_role(role, "cancel")
+    async with transaction(engine) as connection:
+        row = await _of(connection, plan_id)
+        if row.state in (EXECUTING, DONE):
+            raise Refused(
+                f"is {row.state}; what is charged is taken back by another re-rate, by the prices from before",
+                field="plan",
+            )
+        if row.state != CANCELLED:
+            now = await store.clock_now(connection)
+            await rerate_store.set_plan(connection, plan_id, state=CANCELLED, cancelled_by=actor, cancelled_at=now)
+        return await _told(connection, plan_id)
+
+
+async def rerate(engine: AsyncEngine, plan_id: UUID, *, limit: int = CHARGES_SHOWN, stale_only: bool = False) -> Plan:
+    """A plan with its sums and its first charges, or of those that were left stale. `NotFound` when there is none."""
+    async with transaction(engine) as connection:
+        told = await _told(connection, plan_id)
+        items = await rerate_store.items_of(connection, plan_id, limit, stale_only=stale_only)
+    changes = tuple(
+        PlannedCharge(
+            row.number, row.charge_id, row.revision, row.account_id, row.event_time, row.product, row.currency,
+            format_nano(row.old_nano), format_nano(row.new_nano), row.book_id, row.book_version, row.matched, row.is_stale,
+        )
+        for row in items
+    )  # fmt: skip
+    return replace(told, changes=changes)
+
+
+async def rerates(engine: AsyncEngine) -> list[Plan]:
+    """Every plan without its charges, the newest first."""
+    async with transaction(engine) as connection:
+        return [
+            _plan(row, await rerate_store.sums_of(connection, row.plan_id))
+            for row in await rerate_store.plans(connection)
+        ]
+
+
+async def _of(connection: AsyncConnection, plan_id: UUID) -> store.Found:
+    """The row of a plan, held until the commit."""
+    row = await rerate_store.plan_of(connection, plan_id, lock=True)
+    if row is None:
+        raise NotFound(f"there is no re-rate {plan_id}; `tollbook rerate list` names them", field="plan")
+    return row
+
+
+async def _told(connection: AsyncConnection, plan_id: UUID) -> Plan:
+    row = await rerate_store.plan_of(connection, plan_id)
+    if row is None:
+        raise NotFound(f"there is no re-rate {plan_id}; `tollbook rerate list` names them", field="plan")
+    return _plan(row, await rerate_store.sums_of(connection, plan_id))
+
+
+def _plan(row: store.Found, sums: Sequence[store.Found]) -> Plan:
+    lines = [
+        PlanLine(
+            each.of, each.which, each.currency, each.charges, format_nano(int(each.old_nano)),
+            format_nano(int(each.new_nano)), format_nano(int(each.new_nano - each.old_nano)),
+            LEFT_OUT[each.which] if each.of == "left_out" else None,
+        )
+        for each in sums
+    ]  # fmt: skip
+    return Plan(
+        row.plan_id, row.state, row.note, row.starts_at, row.ends_at, tuple(row.account_ids), row.group_id, row.product,
+        row.book_id, row.book_version, row.charges, row.done_to, row.left_stale, row.fingerprint, row.planned_by,
+        row.planned_role, row.planned_at, row.approved_by, row.approved_role, row.approved_at, row.executed_by,
+        row.executed_at, row.cancelled_by, row.cancelled_at, row.done_at,
+        sums=tuple(line for line in lines if line.of != "left_out"),
+        left_out=tuple(line for line in lines if line.of == "left_out"),
+    )  # fmt: skip
+
+
+# ---- what the workers do -------------------------------------------------------------------------------------------
+
+
+class Execution:
+    """The tick that carries plans out: one chunk of the oldest, in one transaction that holds the corrections lane.
+
+    A chunk settles its charges by number: each is reversed and replaced, or left because it is not live any more. What it has
+    settled stands in the plan's row by the same commit, so a crash repeats a chunk or does not, and never half of it.
+    """
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+
+    async def run(self, work: Work) -> None:
+        """One look, and one chunk if there is something to do."""
+        plan_id = await rerate_store.executing_plan(work.connection)
+        if plan_id is None:
+            return
+        await internal_lane(work.connection, work.tables, CORRECTIONS_LANE)
+        work.lane = CORRECTIONS_LANE
+        await self._memory.share(work.connection)
+        await store.hold_charges(work.connection)
+        row = await _of(work.connection, plan_id)
+        if row.state == EXECUTING:
+            await self._settle(work, row)
+
+    async def _settle(self, work: Work, plan: store.Found) -> None:
+        items = await rerate_store.next_items(work.connection, plan.plan_id, plan.done_to, CHUNK)
+        done_to = min(plan.done_to + CHUNK, plan.charges)
+        if len(items) != done_to - plan.done_to:
+            raise Corrupt(f"charges or prices of re-rate {plan.plan_id} are gone", code="rerate_lost")
+        faults.step("usage.rerate.taken")
+        ids = [item.charge_id for item in items]
+        start = min(item.event_time for item in items)
+        end = max(item.event_time for item in items) + timedelta(microseconds=1)
+        reversed_ids = await rerate_store.reversed_ids(work.connection, ids, start, end)
+        live = {
+            row.charge_id: row
+            for row in await store.charges_with_prices(work.connection, ids, start, end)
+            if row.charge_id not in reversed_ids
+        }
+        reversals: list[tuple[Any, ...]] = []
+        replacements: list[tuple[Any, ...]] = []
+        stale: list[int] = []
+        for item in items:
+            charge = live.get(item.charge_id)
+            if charge is None:
+                stale.append(item.number)
+                continue
+            bill_to = self._bill_to(charge)
+            reversal = revising.Reversal(charge, bill_to, plan.plan_id, charge.partition, charge.offset)
+            for rows, (written, id, data) in (
+                (reversals, reversal.written()),
+                (replacements, replacement(charge, item, plan.plan_id, bill_to)),
+            ):
+                rows.append(written)
+                work.publish(USAGE_CHARGES, charge.account_id, id, data)
+        await store.append_charges(work.connection, reversals)
+        await rerate_store.append_replacements(work.connection, replacements)
+        if stale:
+            await rerate_store.leave_stale(work.connection, plan.plan_id, stale)
+        faults.step("usage.rerate.written")
+        is_done = done_to == plan.charges
+        await rerate_store.set_plan(
+            work.connection, plan.plan_id, done_to=done_to, left_stale=plan.left_stale + len(stale),
+            **({"state": DONE, "done_at": work.now} if is_done else {}),
+        )  # fmt: skip
+
+    def _bill_to(self, charge: store.Found) -> str | None:
+        """Where reversal and replacement stand, both: on the charge's own invoice until its cut has passed the group."""
+        if charge.group_id is None:
+            return None
+        zone = self._memory.registry.zone_of(charge.group_id)
+        if zone is None:
+            raise Corrupt(
+                f"nobody knows the payer group {charge.group_id} of charge {charge.charge_id}", code="group_lost"
+            )
+        return self._memory.cuts.correction_to(charge.group_id, zone, period_named(charge.bill_to, zone))
+
+
+def replacement(
+    charge: store.Found, item: store.Found, plan_id: UUID, bill_to: str | None
+) -> tuple[tuple[Any, ...], str, bytes]:
+    """The charge in the place of one that is re-rated: its row with the charge that it replaces, its id, and the data that is
+    published. All but price, billed quantity, amount and invoice is as it was."""
+    id = replacement_id(charge.charge_id, plan_id)
+    changed = {
+        "charge_id": id,
+        "amount_nano": item.new_nano,
+        "quantity": item.quantity,
+        "per": item.per,
+        "bill_to": bill_to,
+        "reverses": None,
+        "book_id": item.book_id,
+        "book_version": item.book_version,
+        "matched": item.matched,
+        "window": item.window or None,
+        "surcharge": item.surcharge,
+        "price_nano": item.price_nano,
+        "connection_fee_nano": item.connection_fee_nano,
+        "minimum": item.minimum,
+        "increment": item.increment,
+    }
+    row = tuple(changed[name] if name in changed else getattr(charge, name) for name in CHARGE_COLUMNS)
+    return (*row, charge.charge_id), str(id), _encode(revising.told(charge, changed))

@@ -1,0 +1,184 @@
+"""The SQL of re-rates: one function, one statement, named by what it asks or does."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ARRAY, BigInteger, Uuid, and_, bindparam, exists, func, insert, literal, select, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.runtime.database import copy_rows
+from services.usage.rerating import EXECUTING, Sum, SumKey
+from services.usage.store import CHARGES_AT_ONCE, Found, Rows
+from services.usage.tables import BOOK_PRICE, CHARGE, CHARGE_COLUMNS, RERATE_CHARGE, RERATE_PLAN, RERATE_SUM
+
+ITEM_COLUMNS = tuple(column.name for column in RERATE_CHARGE.columns if column.name != "is_stale")
+_REPLACEMENT_COLUMNS = (*CHARGE_COLUMNS, "replaces")
+
+_reversal = CHARGE.alias("reversal")
+
+
+async def one_snapshot(connection: AsyncConnection) -> None:
+    """All that this transaction reads is of one instant; before anything else."""
+    await connection.execute(text("set transaction isolation level repeatable read"))
+
+
+async def live_charges(
+    connection: AsyncConnection,
+    start: datetime,
+    end: datetime,
+    account_ids: Sequence[str],
+    group_id: str | None,
+    product: str | None,
+) -> AsyncIterator[Rows]:
+    """Charges of event times in [start, end) that nothing has reversed, in the order of event time and id, in pieces; each
+    with the ``delivered_only`` of its price."""
+    charge, price, reversal = CHARGE.c, BOOK_PRICE.c, _reversal.c
+    of_charge = and_(
+        price.book_id == charge.book_id, price.version == charge.book_version, price.product == charge.product,
+        price.prefix == charge.matched, price.window == func.coalesce(charge.window, ""),
+    )  # fmt: skip
+    is_reversed = exists().where(
+        reversal.reverses == charge.charge_id, reversal.event_time >= start, reversal.event_time < end
+    )
+    statement = (
+        select(CHARGE, price.delivered_only)
+        .join(BOOK_PRICE, of_charge)
+        .where(charge.event_time >= start, charge.event_time < end, charge.reverses.is_(None), ~is_reversed)
+        .order_by(charge.event_time, charge.charge_id)
+    )
+    if account_ids:
+        statement = statement.where(charge.account_id.in_(account_ids))
+    if group_id is not None:
+        statement = statement.where(charge.group_id == group_id)
+    if product is not None:
+        statement = statement.where(charge.product == product)
+    result = await connection.stream(statement.execution_options(yield_per=CHARGES_AT_ONCE))
+    async for piece in result.partitions():
+        yield piece
+
+
+async def insert_plan(connection: AsyncConnection, values: Mapping[str, Any]) -> None:
+    await connection.execute(insert(RERATE_PLAN).values(done_to=0, left_stale=0, **values))
+
+
+async def counted(connection: AsyncConnection, plan_id: UUID, charges: int, fingerprint: str) -> None:
+    """Note how many charges a new plan changes, and the hash over them."""
+    columns = RERATE_PLAN.c
+    statement = update(RERATE_PLAN).where(columns.plan_id == plan_id)
+    await connection.execute(statement.values(charges=charges, fingerprint=fingerprint))
+
+
+async def append_items(connection: AsyncConnection, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Rows in the order of `ITEM_COLUMNS`, none of them stale."""
+    await copy_rows(connection, RERATE_CHARGE, (*ITEM_COLUMNS, "is_stale"), [(*row, False) for row in rows])
+
+
+async def append_sums(connection: AsyncConnection, plan_id: UUID, sums: Mapping[SumKey, Sum]) -> None:
+    rows = [
+        {
+            "plan_id": plan_id, "of": of, "which": which, "currency": currency, "charges": each.charges,
+            "old_nano": each.old_nano, "new_nano": each.new_nano,
+        }
+        for (of, which, currency), each in sorted(sums.items())
+    ]  # fmt: skip
+    if rows:
+        await connection.execute(insert(RERATE_SUM), rows)
+
+
+async def plans(connection: AsyncConnection) -> Rows:
+    """Every plan, the newest first."""
+    return (await connection.execute(select(RERATE_PLAN).order_by(RERATE_PLAN.c.planned_at.desc()))).all()
+
+
+async def plan_of(connection: AsyncConnection, plan_id: UUID, *, lock: bool = False) -> Found | None:
+    statement = select(RERATE_PLAN).where(RERATE_PLAN.c.plan_id == plan_id)
+    return (await connection.execute(statement.with_for_update() if lock else statement)).first()
+
+
+async def sums_of(connection: AsyncConnection, plan_id: UUID) -> Rows:
+    columns = RERATE_SUM.c
+    statement = select(RERATE_SUM).where(columns.plan_id == plan_id)
+    return (await connection.execute(statement.order_by(columns["of"], columns.which, columns.currency))).all()
+
+
+async def items_of(connection: AsyncConnection, plan_id: UUID, limit: int, *, stale_only: bool = False) -> Rows:
+    columns = RERATE_CHARGE.c
+    statement = select(RERATE_CHARGE).where(columns.plan_id == plan_id).order_by(columns.number).limit(limit)
+    if stale_only:
+        statement = statement.where(columns.is_stale)
+    return (await connection.execute(statement)).all()
+
+
+async def still_live(
+    connection: AsyncConnection, plan_id: UUID, start: datetime, end: datetime
+) -> AsyncIterator[tuple[UUID, int]]:
+    """(charge id, revision) of those charges of a plan that nothing has reversed, in the plan's order."""
+    item, charge, reversal = RERATE_CHARGE.c, CHARGE.c, _reversal.c
+    is_reversed = exists().where(
+        reversal.reverses == charge.charge_id, reversal.event_time >= start, reversal.event_time < end
+    )
+    statement = (
+        select(charge.charge_id, charge.revision)
+        .join(RERATE_CHARGE, and_(item.charge_id == charge.charge_id, item.event_time == charge.event_time))
+        .where(item.plan_id == plan_id, charge.event_time >= start, charge.event_time < end, ~is_reversed)
+        .order_by(item.number)
+    )
+    async for row in await connection.stream(statement.execution_options(yield_per=CHARGES_AT_ONCE)):
+        yield row.charge_id, row.revision
+
+
+async def set_plan(connection: AsyncConnection, plan_id: UUID, **values: Any) -> None:
+    await connection.execute(update(RERATE_PLAN).where(RERATE_PLAN.c.plan_id == plan_id).values(values))
+
+
+async def executing_plan(connection: AsyncConnection) -> UUID | None:
+    """The plan that is being executed, of several the one that was asked for first."""
+    columns = RERATE_PLAN.c
+    statement = select(columns.plan_id).where(columns.state == literal(EXECUTING))
+    statement = statement.order_by(columns.executed_at, columns.plan_id).limit(1)
+    return (await connection.execute(statement)).scalar_one_or_none()
+
+
+async def next_items(connection: AsyncConnection, plan_id: UUID, after: int, limit: int) -> Rows:
+    """The next charges of a plan, each with what its new price says."""
+    item, price = RERATE_CHARGE.c, BOOK_PRICE.c
+    of_item = and_(
+        price.book_id == item.book_id, price.version == item.book_version, price.product == item.product,
+        price.prefix == item.matched, price.window == item.window,
+    )  # fmt: skip
+    statement = (
+        select(RERATE_CHARGE, price.price_nano, price.connection_fee_nano, price.minimum, price.increment)
+        .join(BOOK_PRICE, of_item)
+        .where(item.plan_id == plan_id, item.number > after, item.number <= after + limit)
+        .order_by(item.number)
+    )
+    return (await connection.execute(statement)).all()
+
+
+async def reversed_ids(
+    connection: AsyncConnection, charge_ids: Sequence[UUID], start: datetime, end: datetime
+) -> set[UUID]:
+    """Which of these charges, of event times in [start, end), are reversed."""
+    columns = CHARGE.c
+    statement = select(columns.reverses).where(
+        columns.reverses == func.any(bindparam("ids", type_=ARRAY(Uuid()))),
+        columns.event_time >= start,
+        columns.event_time < end,
+    )
+    return set((await connection.execute(statement, {"ids": list(charge_ids)})).scalars())
+
+
+async def leave_stale(connection: AsyncConnection, plan_id: UUID, numbers: Sequence[int]) -> None:
+    columns = RERATE_CHARGE.c
+    wanted = columns.number == func.any(bindparam("numbers", type_=ARRAY(BigInteger())))
+    statement = update(RERATE_CHARGE).where(columns.plan_id == plan_id, wanted).values(is_stale=True)
+    await connection.execute(statement, {"numbers": list(numbers)})
+
+
+async def append_replacements(connection: AsyncConnection, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Rows in the order of `CHARGE_COLUMNS`, then the charge in whose place each stands."""
+    await copy_rows(connection, CHARGE, _REPLACEMENT_COLUMNS, rows)
