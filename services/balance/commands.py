@@ -62,6 +62,7 @@ async def commands(work: Work, records: list[Record], *, tell: Tell) -> None:
     done = await store.carried_out(work, {(command.account_id, command.command_id) for _, command in asked})
     book = Book()
     limits: dict[tuple[str, str], store.SpendLimit] = {}
+    not_counted = {account_id for account_id, wallet in wallets.items() if not wallet.spend_counted}
     log: list[dict[str, Any]] = []
     funded: set[str] = set()
     for _, command in asked:
@@ -90,7 +91,7 @@ async def commands(work: Work, records: list[Record], *, tell: Tell) -> None:
         await store.append_commands(work, log)
     await book.write(work)
     if limits:
-        await daily_spend.limit(work, wallets, limits.values())
+        await daily_spend.limit(work, wallets, limits.values(), not_counted & {account_id for account_id, _ in limits})
     await evaluate(work, wallets, funds_of=funded, tell=tell)
 
 

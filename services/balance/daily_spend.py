@@ -1,14 +1,15 @@
 """What accounts with limits have spent on each UTC day, by the event time of their charges: counted, and told.
 
 A call of yesterday that comes late counts for yesterday; a correction is a charge below zero on the day of what it
-corrects. Rows are kept from the moment an account gets its first limit. Its wallet is locked before its rows.
+corrects. Rows are kept from the moment an account gets its first limit; what was posted earlier that day is taken over, for
+the account as a whole. Its wallet is locked before its rows.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from datetime import date
+from datetime import UTC, date, datetime, time
 
 from contracts.balance import BalanceEventKind
 from contracts.topics import USAGE_CHARGES
@@ -51,13 +52,22 @@ async def add(work: Work, sums: Mapping[store.SpendKey, int]) -> list[store.Spen
     return [row for row in spent if row.day >= today and _new(row) is not None]
 
 
-async def limit(work: Work, wallets: Mapping[str, Wallet], limits: Iterable[store.SpendLimit]) -> None:
-    """Set limits of accounts whose wallets are in hand. One that today's spend has reached already is told at once."""
+async def limit(
+    work: Work, wallets: Mapping[str, Wallet], limits: Iterable[store.SpendLimit], new: Collection[str]
+) -> None:
+    """Set limits of accounts whose wallets are in hand. One that today's spend has reached already is told at once.
+
+    ``new`` names the accounts that had none until now.
+    """
     limits = list(limits)
     await store.save_limits(work, limits)
     today = work.now.date()
-    nothing = {(each.account_id, today, each.outbound_profile): 0 for each in limits}
-    await tell(work, wallets, await add(work, nothing))
+    sums = {(each.account_id, today, each.outbound_profile): 0 for each in limits}
+    if new:
+        midnight = datetime.combine(today, time(), UTC)
+        for account_id, nano in await store.charged_since(work, new, midnight):
+            sums[account_id, today, WHOLE] = nano
+    await tell(work, wallets, await add(work, sums))
 
 
 async def tell(work: Work, wallets: Mapping[str, Wallet], spent: Sequence[store.Spent]) -> None:

@@ -285,6 +285,27 @@ async def add_to_spend(work: Work, sums: Mapping[SpendKey, int]) -> list[Spent]:
     return [Spent._make(row) for row in (await work.execute(_ADD_TO_SPEND, parameters)).all()]
 
 
+_CHARGED_SINCE = (
+    select(
+        tables.charged.c.account_id,
+        (-func.sum(tables.charged.c.wallet_nano + tables.charged.c.unbilled_nano)).label("nano"),
+    )
+    .where(
+        _any_of(tables.charged.c.account_id, "ids"),
+        tables.charged.c.batch_id.in_(
+            select(tables.charge_batch.c.id).where(tables.charge_batch.c.at >= bindparam("since"))
+        ),
+    )
+    .group_by(tables.charged.c.account_id)
+)
+
+
+async def charged_since(work: Work, account_ids: Iterable[str], since: datetime) -> list[tuple[str, int]]:
+    """(account, nanos) of the charges of these accounts that were posted since an instant. Their wallets are locked."""
+    rows = (await work.execute(_CHARGED_SINCE, {"ids": sorted(account_ids), "since": since})).all()
+    return [(row.account_id, int(row.nano)) for row in rows]
+
+
 _told = unnest(
     "new", account_id=Text(), day=Date(), outbound_profile=Text(), told=SmallInteger(), told_limit_nano=BigInteger()
 )

@@ -125,9 +125,30 @@ async def test_accounts_without_a_limit_are_not_counted_and_one_that_lost_its_li
     town.limit("desk", "100")
     town.limit("desk", None)
     await town.settle()
-    town.charge("desk", "3", event_time=at(now))
-    await town.settle()
     assert await spent(town) == {("desk", "", now.date()): "3"}
+    town.charge("desk", "4", event_time=at(now))
+    await town.settle()
+    assert await spent(town) == {("desk", "", now.date()): "7"}
+
+
+async def test_the_first_limit_takes_over_what_was_posted_for_the_account_that_day(town: Town) -> None:
+    now = await town.now()
+    town.charge("desk", "50", event_time=at(now))
+    await town.settle()
+    await town.settle(after=DAY)
+    town.charge("desk", "8", event_time=at(now + DAY), outbound_profile="trunk-a")
+    town.charge("desk", "-1", event_time=at(now), plan="invoiced")
+    town.charge("other", "9", event_time=at(now + DAY))
+    await town.settle()
+    town.limit("desk", "100", outbound_profile="trunk-a")
+    town.limit("desk", "7")
+    await town.settle()
+    tomorrow = (now + DAY).date()
+    assert await spent(town) == {("desk", "", tomorrow): "7", ("desk", "trunk-a", tomorrow): "0"}
+    assert [each["amount"] for each in town.events("desk", REACHED)] == ["7"]
+    town.limit("desk", "8")
+    await town.settle()
+    assert (await spent(town))["desk", "", tomorrow] == "7"
 
 
 async def test_a_limit_is_told_near_at_80_percent_and_reached_once_a_day(town: Town) -> None:

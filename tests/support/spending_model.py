@@ -27,19 +27,28 @@ class Spent:
 
 @dataclass
 class DailySpend:
-    """Limits, what was spent since the account got its first one, and each notice in the order it must have been given."""
+    """Limits, what was spent, and each notice in the order it must have been given.
+
+    What an account spent before its first limit counts where it was posted on the day of that limit: on that day, for the
+    account as a whole.
+    """
 
     limits: dict[Owner, int | None] = field(default_factory=dict)
     charges: list[Spent] = field(default_factory=list)
+    posted_before: list[tuple[str, date, int]] = field(default_factory=list)
     notices: list[tuple[str, str | None, str, date, int, int]] = field(default_factory=list)
 
     def set_limit(self, owner: Owner, limit: int | None, today: date) -> None:
+        if not self._is_limited(owner[0]):
+            posted = [nano for account_id, day, nano in self.posted_before if (account_id, day) == (owner[0], today)]
+            self.charges += [Spent(owner[0], None, today, nano) for nano in posted]
         self.limits[owner] = limit
         self._look(owner, today, today)
 
     def charge(self, batch: Iterable[Spent], today: date) -> None:
         """Charges that come together: what they come to is looked at once, at their end."""
-        new = [each for each in batch if any(account_id == each.account_id for account_id, _ in self.limits)]
+        new = [each for each in batch if self._is_limited(each.account_id)]
+        self.posted_before += [(each.account_id, today, each.nano) for each in batch if each not in new]
         self.charges += new
         touched = {(each.account_id, each.day, profile) for each in new for profile in {None, each.outbound_profile}}
         for account_id, day, profile in sorted(touched, key=lambda key: (key[0], key[1], key[2] or "")):
@@ -52,6 +61,9 @@ class DailySpend:
             for each in self.charges
             if each.account_id == account_id and each.day == day and profile in (None, each.outbound_profile)
         )
+
+    def _is_limited(self, account_id: str) -> bool:
+        return any(owner[0] == account_id for owner in self.limits)
 
     def _look(self, owner: Owner, day: date, today: date) -> None:
         limit = self.limits.get(owner)
