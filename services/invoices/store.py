@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -36,6 +36,7 @@ from services.invoices.closing import Coverage, LinkKey, Terms
 from services.invoices.rounding import Bill, LineKey, LineSum
 from services.invoices.tables import (
     Instant,
+    Quantity,
     Total,
     account,
     billing_group,
@@ -225,7 +226,7 @@ async def add_lines(connection: AsyncConnection, lines: Mapping[InvoiceKey, Sequ
         (
             (
                 key.invoice_id, each.key.account_id, each.key.product, each.key.cost_center_id, each.key.period,
-                each.key.prepaid, each.key.currency, each.key.schedule, each.charges, each.quantity, each.exact_nano,
+                each.key.prepaid, each.key.currency, each.key.schedule, each.charges, Decimal(each.quantity), each.exact_nano,
                 each.unit_price_min_nano, each.unit_price_max_nano,
             )
             for key, sums in lines.items()
@@ -287,7 +288,7 @@ async def add_paid(connection: AsyncConnection, posted: Mapping[InvoiceKey, Sequ
 _TEXTS = ARRAY(Text)
 _LINE: dict[str, Any] = {
     "invoice_id": Uuid(), "account_id": Text(), "product": Text(), "cost_center_id": Text(), "period": Text(),
-    "prepaid": Boolean(), "currency": Text(), "schedule": Text(), "charges": BigInteger(), "quantity": BigInteger(),
+    "prepaid": Boolean(), "currency": Text(), "schedule": Text(), "charges": BigInteger(), "quantity": Quantity,
     "exact_nano": BigInteger(), "unit_price_min_nano": BigInteger(), "unit_price_max_nano": BigInteger(),
 }  # fmt: skip
 _LINE_KEY = list(_LINE)[: list(_LINE).index("charges")]
@@ -462,7 +463,8 @@ async def load_lines(connection: AsyncConnection, ids: Iterable[UUID]) -> dict[U
     lines: dict[UUID, list[LineSum]] = {}
     key = len(_LINE_KEY)
     for row in (await connection.execute(statement, {"ids": sorted(ids)})).all():
-        lines.setdefault(row.invoice_id, []).append(LineSum(LineKey(*row[1:key]), *row[key:]))
+        of_line = LineSum(LineKey(*row[1:key]), *row[key:])
+        lines.setdefault(row.invoice_id, []).append(replace(of_line, quantity=int(row.quantity)))
     return lines
 
 

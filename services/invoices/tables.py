@@ -7,6 +7,7 @@ from sqlalchemy import ARRAY, BigInteger, Boolean, Column, DateTime, Integer, Me
 metadata = MetaData(schema="invoices")
 Instant = DateTime(timezone=True)
 Total = Numeric(38, 0)  # nanos over many accounts
+Quantity = Numeric(38, 0)  # units of many charges: of bytes, each charge may have 2 x 10^15
 
 # How this installation closes: one row, set when the room first starts.
 terms = Table(
@@ -79,7 +80,7 @@ line = Table(
     Column("currency", Text, primary_key=True),
     Column("schedule", Text, primary_key=True),  # empty: a price of its own
     Column("charges", BigInteger, nullable=False),
-    Column("quantity", BigInteger, nullable=False),
+    Column("quantity", Quantity, nullable=False),
     Column("exact_nano", BigInteger, nullable=False),
     Column("unit_price_min_nano", BigInteger, nullable=False),
     Column("unit_price_max_nano", BigInteger, nullable=False),

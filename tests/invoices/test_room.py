@@ -102,6 +102,22 @@ async def test_many_batches_add_up_on_few_rows(around):
     assert (charges, int(exact)) == (60, 8_500_020)
 
 
+async def test_a_quantity_that_fits_no_bigint_keeps_nobody_waiting(around):
+    """The largest that usage bills, many times: bytes in steps of a mistyped price, which nobody can take back at once."""
+    around.group("northwind")
+    used = 2 * 10**15
+    for _ in range(5):
+        for _ in range(1_000):
+            around.charge("sensors", "0.000001", product="data", unit="byte", quantity=used, posted=False)
+        await around.rooms.pump()
+    around.charge("east", "1")
+    await around.settle()
+    document = await api.estimate(engine(around), "northwind")
+    quantities = {each["account_id"]: each["quantity"] for each in document["lines"]}
+    assert quantities == {"sensors": 5_000 * used, "east": 60}
+    assert 5_000 * used > 2**63
+
+
 async def test_charges_of_trial_accounts_stand_on_no_invoice(around):
     around.charge("try", "0.07", group_id=None, bill_to=None, period=None, plan="trial")
     await around.settle()
