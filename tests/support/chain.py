@@ -581,11 +581,16 @@ class Chain:
 
     async def observed_classes(self, records: Iterable[RawRecord]) -> dict[model.Position, str]:
         """The class of every record as usage's tables have it: parked, or accepted under its identity, or a duplicate."""
-        states = {1: model.RATED, 2: model.RATED_UNGROUPED, 3: model.NOT_BILLABLE}
-        accepted: dict[bytes, tuple[int, int, str]] = {}
+        states = {1: model.RATED, 2: model.RATED_UNGROUPED, 3: model.NOT_BILLABLE, 4: model.VOIDED}
+        known: set[bytes] = set()
+        accepted: dict[tuple[bytes, int, int], str] = {}
         for row in await self.rows('select digest, state, partition, "offset" from usage.identity'):
-            assert row["digest"].bytes not in accepted, "an identity was accepted in two generations"
-            accepted[row["digest"].bytes] = row["partition"], row["offset"], states[row["state"]]
+            assert row["digest"].bytes not in known, "an identity was accepted in two generations"
+            known.add(row["digest"].bytes)
+            accepted[row["digest"].bytes, row["partition"], row["offset"]] = states[row["state"]]
+        for row in await self.rows('select digest, state, partition, "offset" from usage.superseded'):
+            assert row["digest"].bytes in known, "what was superseded has no revision that holds"
+            accepted[row["digest"].bytes, row["partition"], row["offset"]] = states[row["state"]]
         parked = {
             _place(row): row["reason"]
             for row in await self.rows(
@@ -607,11 +612,10 @@ class Chain:
                 leg = model.read_use(record.value)
             except model.Unacceptable:
                 continue  # neither parked nor readable: lost
-            found = accepted.get(model.identity_of(record.publisher, leg.source, leg.event_id))
-            if found is None:
-                continue
-            here = found[:2] == (record.partition, record.offset)
-            observed[record.position] = found[2] if here else model.DUPLICATE
+            identity = model.identity_of(record.publisher, leg.source, leg.event_id)
+            if identity in known:
+                place = identity, record.partition, record.offset
+                observed[record.position] = accepted.get(place, model.DUPLICATE)
         return observed
 
     async def judged(self) -> list[str]:

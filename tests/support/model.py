@@ -53,6 +53,7 @@ MESSAGE = "tollbook.usage.message.v1"
 DATA = "tollbook.usage.data.v1"
 RENTAL = "tollbook.usage.rental.v1"
 PRODUCT = "tollbook.usage.product.v1"
+VOID = "tollbook.usage.voided.v1"
 SCOPES = ("account_id", "pricing_model", "organization_id")  # of a price book; without any it is a default one
 TOLL_FREE = tuple(f"1{code}" for code in (800, 833, 844, 855, 866, 877, 888))
 
@@ -64,6 +65,7 @@ NOT_JSON, INVALID_EVENT, UNKNOWN_ACCOUNT, NOT_PERMITTED = (
     "unknown_account",
     "not_permitted",
 )
+VOIDED = "voided"
 UNKNOWN_TYPE, UNKNOWN_NUMBER = "unknown_type", "unknown_number"
 NO_PRICE, WRONG_CURRENCY, TOO_OLD, IN_FUTURE = "no_price", "wrong_currency", "too_old", "in_future"
 CONFLICT, REFUSED_BY_STORE, WRONG_UNIT = "conflict", "refused_by_store", "wrong_unit"
@@ -80,6 +82,7 @@ EVENT_BYTES_MAX = 65_536
 CALL_SECONDS_MAX = 7 * 86_400
 DEPTH_MAX = 100
 CHARGE_NANO_MAX = 10**6 * NANO
+NO_TIME = datetime.max.replace(tzinfo=UTC)  # of a void
 
 
 class OutsideTheModel(Exception):
@@ -162,9 +165,18 @@ def identity_of(publisher: str, source: str, event_id: str) -> bytes:
     return blake2b(b"\0".join(part.encode() for part in (publisher, source, event_id)), digest_size=16).digest()
 
 
-def charge_id_of(identity: bytes) -> str:
-    """UUIDv8 of BLAKE2b-16(digest, revision 0 as 4 bytes)."""
-    raw = bytearray(blake2b(identity + bytes(4), digest_size=16).digest())
+def charge_id_of(identity: bytes, revision: int = 0) -> str:
+    """UUIDv8 of BLAKE2b-16(digest, revision as 4 bytes)."""
+    return _uuid8(identity + revision.to_bytes(4, "big"))
+
+
+def reversal_id_of(charge_id: str, revision: int) -> str:
+    """UUIDv8 of BLAKE2b-16('rev', charge id, the revision that took it back)."""
+    return _uuid8(b"rev" + UUID(charge_id).bytes + revision.to_bytes(4, "big"))
+
+
+def _uuid8(named: bytes) -> str:
+    raw = bytearray(blake2b(named, digest_size=16).digest())
     raw[6] = raw[6] & 0x0F | 0x80
     raw[8] = raw[8] & 0x3F | 0x80
     return str(UUID(bytes=bytes(raw)))
@@ -336,6 +348,8 @@ class Use:
     profile: str | None = None  # the resource whose cost center it takes is an outbound profile,
     number: str | None = None  # or a number
     cost_center_id: str | None = None
+    revision: int = 0
+    is_void: bool = False  # says that what was told never was; it has no time of its own
 
 
 def read_use(value: bytes | None) -> Use:
@@ -382,12 +396,16 @@ def read_use(value: bytes | None) -> Use:
     if "started_at" in instants:
         _need(instants["started_at"] <= instants["ended_at"])
     said = {name: item for name, item in (data | instants).items() if item is not None}
-    event_time = next(instants[name] for name in ("ended_at", "sent_at", "starts_at", "used_at") if name in instants)
+    timed = [instants[name] for name in ("ended_at", "sent_at", "starts_at", "used_at") if name in instants]
+    revision = event.get("revision")
+    _need(revision is None or _is_whole(revision, 0, 2**31 - 1))
+    _need(kind != VOID or (revision is not None and revision > 0))
     common = {
         "source": event["source"],
         "event_id": event["id"],
         "account_id": data.get("account_id"),
-        "event_time": event_time,
+        "event_time": timed[0] if timed else NO_TIME,
+        "revision": revision or 0,
         "content": (kind, *sorted(said.items())),
         "cost_center_id": data.get("cost_center_id"),
     }
@@ -470,6 +488,10 @@ def _product(common: Mapping[str, Any], data: Mapping[str, Any]) -> Use:
     )
 
 
+def _void(common: Mapping[str, Any], data: Mapping[str, Any]) -> Use:
+    return Use(**common, product="", destination="", used=0, unit="", is_free=True, is_void=True)
+
+
 def _matches(pattern: str) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, str) and re.fullmatch(pattern, value, re.ASCII) is not None
 
@@ -538,9 +560,10 @@ _KINDS: dict[str, dict[str, Callable[[Any], bool]]] = {
         "cost_center_id?": _is_id,
         "reference?": _is_text,
     },
+    VOID: {"account_id": _is_id, "reason": _is_text},
 }
 """What may stand in the data of each kind of event; a question mark: may be absent or null."""
-_USES = {VOICE_LEG: _leg, MESSAGE: _message, DATA: _data, RENTAL: _rental, PRODUCT: _product}
+_USES = {VOICE_LEG: _leg, MESSAGE: _message, DATA: _data, RENTAL: _rental, PRODUCT: _product, VOID: _void}
 
 
 # ---- rating --------------------------------------------------------------------------------------------------------
@@ -568,6 +591,8 @@ class Charge:
     duration_s: int
     amount_nano: int
     currency: str
+    revision: int = 0
+    reverses: str | None = None
 
 
 def billed_quantity(used: int, minimum: int, increment: int) -> int:
@@ -718,7 +743,7 @@ def rate(record: RawRecord, use: Use, registry: Registry, passed: Collection[dat
     publisher = registry.publishers.get(record.publisher)
     if publisher is None or use.source not in publisher["sources"]:
         reasons.add(NOT_PERMITTED)
-    if publisher is not None:
+    if publisher is not None and not use.is_void:
         late = timedelta(seconds=publisher.get("late_s_max", 35 * 86_400))
         early = timedelta(seconds=publisher.get("early_s_max", 600))
         if use.event_time < record.broker_time - late:
@@ -731,6 +756,10 @@ def rate(record: RawRecord, use: Use, registry: Registry, passed: Collection[dat
         raise Unacceptable(reasons | {UNKNOWN_ACCOUNT if use.account_id is not None else UNKNOWN_NUMBER})
     if publisher is not None and account["organization_id"] not in publisher["organization_ids"]:
         reasons.add(NOT_PERMITTED)
+    if use.is_void:
+        if reasons:
+            raise Unacceptable(reasons)
+        return None
     plan = interval_at(account["plans"], use.event_time)
     if plan is None:  # not yet opened at event time
         raise Unacceptable(reasons | {UNKNOWN_ACCOUNT, NOT_PERMITTED})
@@ -773,7 +802,7 @@ def rate(record: RawRecord, use: Use, registry: Registry, passed: Collection[dat
     zone = group.get("zone", "UTC") if group else "UTC"
     period = month_of(use.event_time, zone) if group else None
     return Charge(
-        charge_id=charge_id_of(identity_of(record.publisher, use.source, use.event_id)),
+        charge_id=charge_id_of(identity_of(record.publisher, use.source, use.event_id), use.revision),
         account_id=use.account_id,
         organization_id=account["organization_id"],
         plan=plan["plan"],
@@ -791,6 +820,7 @@ def rate(record: RawRecord, use: Use, registry: Registry, passed: Collection[dat
         duration_s=use.duration_s,
         amount_nano=amount_nano,
         currency=currency,
+        revision=use.revision,
     )
 
 
@@ -822,9 +852,75 @@ class _Finding:
 
     @property
     def accepted_class(self) -> str:
+        if self.use is not None and self.use.is_void:
+            return VOIDED
         if self.charge is None:
             return NOT_BILLABLE
         return RATED if self.charge.group_id else RATED_UNGROUPED
+
+
+FactKey = tuple[str, str, str]  # publisher, source, id
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A fact that came in several revisions. Any of them may have been charged for a while, and was then taken back; at the
+    end the highest stands. ``charges``: what each revision may have cost, by which of its copies was first; ``passed``: the
+    cuts that each of its copies came after."""
+
+    charges: Mapping[int, tuple[Charge, ...]]
+    passed: Mapping[int, tuple[frozenset[datetime], ...]]
+    zones: Mapping[str, str]
+
+    @property
+    def highest(self) -> int:
+        return max(self.charges)
+
+    def reversals(self, charge: Charge) -> list[Charge]:
+        """Every reversal that a charge may have, by which record took it back."""
+        return [
+            replace(
+                charge,
+                charge_id=reversal_id_of(charge.charge_id, revision),
+                bill_to=bill_to(charge.bill_to, self.zones[charge.group_id], passed)
+                if charge.bill_to and charge.group_id
+                else None,
+                quantity=-charge.quantity,
+                amount_nano=-charge.amount_nano,
+                reverses=charge.charge_id,
+            )
+            for revision, copies in self.passed.items()
+            for passed in copies
+            if revision > charge.revision
+        ]
+
+    def check(self, seen: Sequence[Mapping[str, Any]]) -> tuple[list[Charge], list[str]]:
+        """What was charged and taken back, as far as it is right, and what is wrong with it."""
+        charged = {each["revision"]: each for each in seen if each.get("reverses") is None}
+        taken_back: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+        for each in seen:
+            if each.get("reverses") is not None:
+                taken_back[each["reverses"]].append(each)
+        right: list[Charge] = []
+        problems: list[str] = []
+        if self.charges[self.highest] and self.highest not in charged:
+            problems.append(f"revision {self.highest} is not charged: {self.charges[self.highest]}")
+        for revision, there in charged.items():
+            fitting = [each for each in self.charges.get(revision, ()) if not _differences(each, there)]
+            if not fitting:
+                problems.append(f"{dict(there)} is none of {self.charges.get(revision)}")
+                continue
+            right.append(fitting[0])
+            reversals = taken_back.pop(fitting[0].charge_id, [])
+            if len(reversals) != (revision < self.highest):
+                problems.append(f"charge {fitting[0].charge_id} is taken back {len(reversals)} times")
+            for reversal in reversals:
+                found = [each for each in self.reversals(fitting[0]) if not _differences(each, reversal)]
+                right += found[:1]
+                if not found:
+                    problems.append(f"{dict(reversal)} does not take {fitting[0]} back")
+        problems += [f"{each} is taken back and was never charged" for each in taken_back]
+        return right, problems
 
 
 @dataclass
@@ -836,6 +932,10 @@ class Judgement:
     charges: dict[str, Charge] = field(default_factory=dict)
     contested: dict[str, tuple[Charge | None, ...]] = field(default_factory=dict)
     identities: dict[bytes, tuple[Position, ...]] = field(default_factory=dict)  # of records that were acceptable
+    revisions: list[tuple[tuple[Position, ...], bool]] = field(
+        default_factory=list
+    )  # of each one, and if it is the highest
+    facts: dict[FactKey, Fact] = field(default_factory=dict)  # those of several revisions
     totals: Counter[str] = field(default_factory=Counter)
     undecided: list[_Finding] = field(default_factory=list)
 
@@ -855,6 +955,10 @@ class Judgement:
             count = sum(observed.get(position) in accepted for position in positions)
             if count != 1:
                 problems.append(f"{positions}: one identity was accepted {count} times")
+        for positions, is_highest in self.revisions:
+            count = sum(observed.get(position) in accepted | {VOIDED} for position in positions)
+            if count > 1 or (is_highest and not count):
+                problems.append(f"{positions}: one revision was accepted {count} times")
         return sorted(problems)
 
     def resolve(self, observed: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Charge], list[str]]:
@@ -876,7 +980,17 @@ class Judgement:
                 problems.append(f"charge {charge_id}: {there} is none of the candidates {candidates}")
             elif fitting[0] is not None:
                 decided[charge_id] = fitting[0]
+        of_facts: dict[FactKey, list[Mapping[str, Any]]] = {key: [] for key in self.facts}
+        for charge in seen.values():
+            key = charge["publisher"], charge["source"], charge["event_id"]
+            if key in of_facts:
+                of_facts[key].append(charge)
+        for key, fact in self.facts.items():
+            right, wrong = fact.check(of_facts[key])
+            decided |= {each.charge_id: each for each in right}
+            problems += [f"{key}: {each}" for each in wrong]
         known = decided.keys() | self.contested.keys()
+        known |= {each["charge_id"] for charges in of_facts.values() for each in charges}
         problems += [f"charge {i}: nothing in the input makes it: {dict(seen[i])}" for i in seen.keys() - known]
         for charge_id, expected in decided.items():
             if charge_id not in seen:
@@ -928,8 +1042,6 @@ def _differences(expected: Charge, seen: Mapping[str, Any]) -> str:
             have = seen.get(name)
         if have != want:
             wrong.append(f"{name} is {have!r}, expected {want!r}")
-    if seen.get("reverses") is not None or seen.get("revision", 0) != 0:
-        wrong.append("is a correction, none was asked for")
     return "; ".join(wrong)
 
 
@@ -978,7 +1090,10 @@ def judge(
             accepted[finding.identity].append(finding)
 
     for identity, copies in accepted.items():
-        _judge_identity(judgement, identity, copies, cuts)
+        if any(copy.use and copy.use.revision for copy in copies):
+            _judge_revisions(judgement, copies, registry_at_replay)
+        else:
+            _judge_identity(judgement, identity, copies, cuts)
 
     for finding in findings:
         if not finding.reasons:
@@ -1047,6 +1162,37 @@ def _judge_identity(
         judgement.totals["quarantined"] += len(copies) - same
     else:
         judgement.totals["contested"] += len(copies)
+
+
+def _judge_revisions(judgement: Judgement, copies: list[_Finding], registry: Registry) -> None:
+    """Whatever came in whatever order, the highest revision holds. A lower one was accepted for a while, or came too late:
+    then it is a duplicate, or voided where a void has absorbed it."""
+    by_revision: dict[int, list[_Finding]] = defaultdict(list)
+    for copy in copies:
+        assert copy.use is not None
+        by_revision[copy.use.revision].append(copy)
+    highest = max(by_revision)
+    for revision, same in by_revision.items():
+        if len({copy.use.content for copy in same if copy.use}) > 1:
+            raise OutsideTheModel(f"revision {revision} of {same[0].use} came with two contents")
+        allowed = {same[0].accepted_class}
+        if revision < highest or len(same) > 1:
+            allowed.add(DUPLICATE)
+        if any(each[0].accepted_class == VOIDED for higher, each in by_revision.items() if higher > revision):
+            allowed.add(VOIDED)
+        judgement.verdicts |= {copy.record.position: frozenset(allowed) for copy in same}
+        judgement.revisions.append((tuple(copy.record.position for copy in same), revision == highest))
+    use = copies[0].use
+    assert use is not None
+    judgement.facts[copies[0].record.publisher, use.source, use.event_id] = Fact(
+        {
+            revision: tuple(dict.fromkeys(copy.charge for copy in same if copy.charge))
+            for revision, same in by_revision.items()
+        },
+        {revision: tuple(copy.passed for copy in same) for revision, same in by_revision.items()},
+        {group_id: group.get("zone", "UTC") for group_id, group in registry.groups.items()},
+    )
+    judgement.totals["revised"] += len(copies)
 
 
 def _surely_before(first: _Finding, second: _Finding, cuts: Mapping[datetime, Vector]) -> bool:

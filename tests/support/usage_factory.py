@@ -38,6 +38,8 @@ from tests.support.model import (
     UNREADABLE,
     USAGE_TOPICS,
     VOICE_LEG,
+    VOID,
+    VOIDED,
     WRONG_CURRENCY,
     WRONG_UNIT,
     RawRecord,
@@ -68,6 +70,17 @@ class UsageInput:
     key: bytes | None
     value: bytes | None
     expectation: Expectation
+
+
+@dataclass(frozen=True)
+class _Revision:
+    """One record of a fact that came in several revisions: where it stands, and its class if it is accepted."""
+
+    index: int
+    publisher_id: str
+    event: Mapping[str, Any]
+    revision: int
+    accepted_class: str
 
 
 @dataclass(frozen=True)
@@ -167,6 +180,9 @@ class UsageFactory:
         self.refused_prefix = refused_prefix
         self._count = 0
         self._valid: list[_Sent] = []
+        self._revised: dict[int, list[_Revision]] = {}  # by the place of the original
+        self._copies: dict[int, list[int]] = defaultdict(list)  # of originals that were not revised
+        self._contradicted: set[int] = set()  # originals that a conflict goes with
         self._out: list[UsageInput] = []
         self._kinds: dict[str, Callable[[], UsageInput]] = {
             "not_json": lambda: self._raw("not_json", b"account_id=frontdesk&seconds=60", {NOT_JSON}),
@@ -274,7 +290,9 @@ class UsageFactory:
         """Everything made so far, in order, with expectations that know of later repeats."""
         return list(self._out)
 
-    def mix(self, count: int, *, bad_share: float = 0.1, repeat_share: float = 0.1) -> list[UsageInput]:
+    def mix(
+        self, count: int, *, bad_share: float = 0.1, repeat_share: float = 0.1, revised_share: float = 0.1
+    ) -> list[UsageInput]:
         """``count`` inputs in the order in which they must be produced. Each bad kind comes once before one comes twice."""
         bag: list[str] = []
         start = len(self._out)
@@ -285,6 +303,8 @@ class UsageFactory:
                 self.bad(bag.pop())
             elif self._valid and dice < bad_share + repeat_share:
                 self.repeat()
+            elif self._valid and dice < bad_share + repeat_share + revised_share:
+                self.revise()
             else:
                 self.valid()
         return self._out[start:]
@@ -303,6 +323,8 @@ class UsageFactory:
         """A second copy of a valid event: the same bytes, or the same content written in another way; sometimes under
         another key, so that the copies meet in two partitions. Which of them is accepted is open."""
         sent = self.random.choice(self._valid)
+        if sent.index in self._revised:
+            return self._again(sent.index, self.random.choice(self._revised[sent.index]))
         original = self._out[sent.index]
         event: dict[str, Any] = dict(sent.event)
         way = self.random.choice(("bytes", "order", "trace", "key"))
@@ -314,7 +336,79 @@ class UsageFactory:
         self._out[sent.index] = replace(original, expectation=replace(original.expectation, allowed=allowed))
         key = (original.key or b"") + b"-hot" if way == "key" else original.key
         copy = UsageInput(original.topic, key, _encode(event), Expectation(f"repeat_{way}", allowed))
+        self._copies[sent.index].append(len(self._out))
         return self._keep(copy)
+
+    def revise(self) -> UsageInput:
+        """A higher revision of a valid event: a void, or the content of another event, in another account and partition
+        perhaps. Now and then it comes before its original, or below a revision that came before it, or twice."""
+        if self.random.random() < 0.2:
+            publisher_id, event = self._anything()
+            first = len(self._out)
+            item = self._correct(_Sent(publisher_id, event, first + 1), self.random.randrange(1, 4))
+            self._valid.append(_Sent(publisher_id, event, first + 1))
+            self._keep(self._input(publisher_id, event, "valid", {self._class_of(event)}))
+            self._expect_revisions(first + 1)
+            return item
+        open_ones = [sent for sent in self._valid if sent.index not in self._contradicted]
+        if not open_ones:
+            return self.valid()
+        sent = self.random.choice(open_ones)
+        known = {each.revision: each for each in self._revised.get(sent.index, ())}
+        revision = self.random.randrange(1, max(known, default=0) + 3)
+        if revision in known:
+            return self._again(sent.index, known[revision])
+        item = self._correct(sent, revision)
+        self._expect_revisions(sent.index)
+        return item
+
+    def _correct(self, sent: _Sent, revision: int) -> UsageInput:
+        """The next input: this revision of an event, which no other input has."""
+        if sent.index not in self._revised:
+            accepted_class = self._class_of(sent.event)
+            self._revised[sent.index] = [_Revision(sent.index, sent.publisher_id, sent.event, 0, accepted_class)]
+            self._revised[sent.index] += [
+                _Revision(index, sent.publisher_id, sent.event, 0, accepted_class)
+                for index in self._copies.pop(sent.index, ())
+            ]
+        event = dict(sent.event) | {"revision": revision}
+        if self.random.random() < 0.4:
+            publisher = next(each for each in self.publishers if each["publisher_id"] == sent.publisher_id)
+            permitted = [a for a in self.accounts if a["organization_id"] in publisher["organization_ids"]]
+            account_id = self.random.choice((sent.event["data"]["account_id"], permitted[0]["account_id"]))
+            event |= {"type": VOID, "data": {"account_id": account_id, "reason": "never took place"}}
+            accepted_class = VOIDED
+        else:
+            publisher_id, other = self._anything()
+            while publisher_id != sent.publisher_id:
+                publisher_id, other = self._anything()
+            event |= {"type": other["type"], "data": other["data"]}
+            accepted_class = self._class_of(event)
+        self._revised[sent.index].append(_Revision(len(self._out), sent.publisher_id, event, revision, accepted_class))
+        return self._keep(self._input(sent.publisher_id, event, "revision", {accepted_class}))
+
+    def _again(self, original: int, of: _Revision) -> UsageInput:
+        """A copy of one revision, perhaps in another partition."""
+        self._revised[original].append(replace(of, index=len(self._out)))
+        item = self._input(of.publisher_id, of.event, "repeat_revision", {of.accepted_class})
+        key = (item.key or b"") + b"-hot" if self.random.random() < 0.5 else item.key
+        self._keep(replace(item, key=key))
+        self._expect_revisions(original)
+        return self._out[-1]
+
+    def _expect_revisions(self, original: int) -> None:
+        """What each input of a fact may be, now that its revisions are known."""
+        known = self._revised[original]
+        highest = max(each.revision for each in known)
+        for each in known:
+            allowed = {each.accepted_class}
+            if each.revision < highest or sum(other.revision == each.revision for other in known) > 1:
+                allowed.add(DUPLICATE)
+            if any(other.accepted_class == VOIDED for other in known if other.revision > each.revision):
+                allowed.add(VOIDED)
+            item = self._out[each.index]
+            expectation = replace(item.expectation, allowed=frozenset(allowed))
+            self._out[each.index] = replace(item, expectation=expectation)
 
     # ---- making one ------------------------------------------------------------------------------------------------
 
@@ -579,7 +673,12 @@ class UsageFactory:
         """The identity of an earlier event with another caller, after it in the same partition."""
         if not self._valid:
             self.valid()
-        sent = self.random.choice(self._valid)
+        open_ones = [each for each in self._valid if each.index not in self._revised]
+        if not open_ones:
+            self.valid()
+            open_ones = self._valid[-1:]
+        sent = self.random.choice(open_ones)
+        self._contradicted.add(sent.index)
         caller = f"+1734555{self._number() % 10_000:04d}"
         changed = {"caller": caller} if sent.event["type"] == VOICE_LEG else {"cost_center_id": caller[1:]}
         event = dict(sent.event) | {"data": dict(sent.event["data"]) | changed}

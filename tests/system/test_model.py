@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -111,8 +111,9 @@ def record(
 def published(charge: Charge) -> dict[str, Any]:
     """A charge as it stands on the wire."""
     body = {name: getattr(charge, name) for name in charge.__dataclass_fields__}
-    units, rest = divmod(body.pop("amount_nano"), NANO)
-    return body | {"amount": f"{units}.{rest:09d}", "reverses": None, "revision": 0}
+    amount_nano = body.pop("amount_nano")
+    units, rest = divmod(abs(amount_nano), NANO)
+    return body | {"amount": f"{'-' if amount_nano < 0 else ''}{units}.{rest:09d}"}
 
 
 def charge_of(
@@ -1101,7 +1102,83 @@ def test_a_whole_mix_is_expected_as_the_model_judges_it(seed: int, seconds: int)
     assert sum(result.totals.values()) == len(records)
     rated = result.totals["rated"] + result.totals["rated_ungrouped"]
     assert rated == len(result.charges)
-    assert result.resolve(published(charge) for charge in result.charges.values()) == (result.charges, [])
+    for charges in (dict(straight(result)), dict(step_by_step(result))):
+        assert result.resolve(map(published, charges.values())) == (charges, [])
+
+
+def straight(result: model.Judgement) -> Iterator[tuple[str, Charge]]:
+    """As if the highest revision of each fact had come first."""
+    yield from result.charges.items()
+    for fact in result.facts.values():
+        yield from ((charge.charge_id, charge) for charge in fact.charges[fact.highest][:1])
+
+
+def step_by_step(result: model.Judgement) -> Iterator[tuple[str, Charge]]:
+    """As if each revision had come by itself, in order: every charge but the last is taken back."""
+    yield from straight(result)
+    for fact in result.facts.values():
+        for revision in fact.charges.keys() - {fact.highest}:
+            for charge in fact.charges[revision][:1]:
+                yield charge.charge_id, charge
+                reversal = fact.reversals(charge)[-1]
+                yield reversal.charge_id, reversal
+
+
+def revised(*values: bytes) -> model.Judgement:
+    arrived = datetime(2026, 10, 31, 23, 55, tzinfo=UTC)
+    return judge([(FACTS, [record(value, offset, arrived=arrived) for offset, value in enumerate(values)])])
+
+
+def voided(event_id: str = "1", revision: int = 1) -> bytes:
+    return json.dumps(
+        {
+            "specversion": "1.0", "id": event_id, "source": "pbx/1", "type": model.VOID, "revision": revision,
+            "data": {"account_id": "frontdesk", "reason": "never took place"},
+        }
+    ).encode()  # fmt: skip
+
+
+def amended(revision: int, **data: Any) -> bytes:
+    return json.dumps(json.loads(event(**data)) | {"revision": revision}).encode()
+
+
+def test_the_highest_revision_holds_whatever_the_order() -> None:
+    for values in ((event(), amended(1, billable_s=10)), (amended(1, billable_s=10), event())):
+        result = revised(*values)
+        (fact,) = result.facts.values()
+        assert (fact.highest, {r: len(c) for r, c in fact.charges.items()}) == (1, {0: 1, 1: 1})
+        original, amendment = fact.charges[0][0], fact.charges[1][0]
+        (reversal,) = fact.reversals(original)
+        assert (original.amount_nano, reversal.amount_nano, amendment.amount_nano) == (
+            28_000_000,
+            -28_000_000,
+            14_000_000,
+        )
+        for right in ([amendment], [original, reversal, amendment]):
+            assert result.resolve(map(published, right)) == ({each.charge_id: each for each in right}, [])
+        for wrong in (
+            [], [original], [original, reversal], [original, amendment], [reversal, amendment],
+            [original, reversal, replace(amendment, amount_nano=28_000_000)],
+            [original, replace(reversal, amount_nano=-27_000_000), amendment],
+            [original, replace(reversal, bill_to="2026-11"), amendment],
+            [original, reversal, amendment, replace(original, charge_id=model.charge_id_of(bytes(16)))],
+        ):  # fmt: skip
+            assert result.resolve(map(published, wrong))[1], wrong
+
+
+def test_what_a_void_takes_back_costs_nothing_and_what_it_absorbs_is_voided() -> None:
+    result = revised(event(), voided(), event(), voided())
+    first, void, copy, again = (result.verdicts[TOPIC, 0, offset] for offset in range(4))
+    assert first == copy == {"rated", "voided", "duplicate"}
+    assert void == again == {"voided", "duplicate"}
+    places = [(TOPIC, 0, offset) for offset in range(4)]
+    for right in (("rated", "voided", "duplicate", "duplicate"), ("duplicate", "duplicate", "voided", "voided")):
+        assert result.check_classes(dict(zip(places, right, strict=True))) == []
+    for wrong in (("rated", "voided", "voided", "duplicate"), ("rated", "duplicate", "duplicate", "duplicate")):
+        assert result.check_classes(dict(zip(places, wrong, strict=True)))
+    assert result.resolve([]) == ({}, [])
+    (fact,) = result.facts.values()
+    assert result.resolve([published(fact.charges[0][0])])[1]
 
 
 def test_a_mix_holds_every_kind_both_sides_of_the_boundary_and_every_class() -> None:
@@ -1109,7 +1186,15 @@ def test_a_mix_holds_every_kind_both_sides_of_the_boundary_and_every_class() -> 
     inputs = made.mix(1500, bad_share=0.2)
     kinds = Counter(item.expectation.kind for item in inputs)
     assert set(made.bad_kinds) <= kinds.keys()
-    assert {"valid", "repeat_bytes", "repeat_order", "repeat_trace", "repeat_key"} <= kinds.keys()
+    assert {
+        "valid",
+        "repeat_bytes",
+        "repeat_order",
+        "repeat_trace",
+        "repeat_key",
+        "revision",
+        "repeat_revision",
+    } <= kinds.keys()
     records = as_records(inputs, partitions=3, timestamp_ms=int(NOW.timestamp() * 1000))
     result = judge([(FACTS, records)], store_refuses=refuses)
     assert {charge.period for charge in result.charges.values()} == {"2026-10", "2026-11", None}
@@ -1119,6 +1204,7 @@ def test_a_mix_holds_every_kind_both_sides_of_the_boundary_and_every_class() -> 
         "rated_ungrouped",
         "duplicate",
         "not_billable",
+        "voided",
     }
     ledger = make_ledger(result.charges.values(), closed=make_invoices(result.charges.values(), FACTS).values())
     assert sum(ledger.balances.values()) == 0
