@@ -144,11 +144,13 @@ class UsageEvents:
         undecided = [usage for record in records if (usage := self._admit(work, record)) is not None]
         if any(usage.event.revision for usage in undecided):
             await store.share_charges(work.connection)
+        is_raced = False  # another worker was faster with all that was left; its rows can be held now
         while undecided:
             left = await self._decide(work, undecided)
-            if len(left) == len(undecided):  # an identity is never deleted, so this cannot be
+            is_stuck = len(left) == len(undecided)
+            if is_stuck and is_raced:  # an identity is never deleted, so this cannot be
                 raise Corrupt("an identity is neither new nor known", code="identity_lost")
-            undecided = left
+            undecided, is_raced = left, is_stuck
         await self._count(work, records)
 
     async def _decide(self, work: Work, usages: list[Usage]) -> list[Usage]:

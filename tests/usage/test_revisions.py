@@ -20,7 +20,7 @@ from services.kernel.ids import charge_id, identity_digest, reversal_id
 from services.kernel.money import parse_amount
 from services.runtime.database import transaction
 from services.runtime.records import Record
-from services.usage import api
+from services.usage import api, store
 from services.usage.books import PriceRow
 from services.usage.consumer import build
 from services.usage.generations import switch_generation
@@ -345,6 +345,32 @@ async def test_the_auditor_finds_every_revision_in_the_class_it_was_counted_in(u
     assert found == await usage.classes()
     totals = (await api.charge_totals(usage.engine))["g-sales", f"{NOW:%Y-%m}"]
     assert (totals.count, totals.amount_nano) == (len(usage.charges), 28_000_000)
+
+
+async def test_a_worker_that_loses_the_race_for_a_fact_revises_what_the_other_has_charged(
+    usage: Usage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await usage.take(leg("first", NOW, answered=False, billable_s=0))  # gives birth to the lanes
+    usage.send.leg(amended("e1", 1, billable_s=10), partition=0)
+    usage.send.leg(leg("e1", NOW), partition=1)
+    source, look = usage.processor.room.input("events"), store.lock_identities
+
+    async def process(partition: int, offset: int) -> None:
+        lane, logged = f"events/{TOPIC}/{partition}", usage.log.records[TOPIC, partition][offset]
+        record = Record(TOPIC, partition, offset, logged.timestamp_ms, logged.key, logged.value, lane)
+        await usage.processor.process(source, [record], {lane: (offset, offset + 1)})
+
+    async def look_and_be_overtaken(*args: Any) -> dict[bytes, Any]:
+        monkeypatch.setattr(store, "lock_identities", look)
+        found = await look(*args)
+        await process(1, 0)
+        return found
+
+    monkeypatch.setattr(store, "lock_identities", look_and_be_overtaken)
+    await process(0, 1)
+    await usage.rooms.pump()
+    assert sorted(amounts(usage)) == ["-0.028", "0.014", "0.028"]
+    assert not [each for each in caplog.records if each.levelname in ("WARNING", "ERROR")]
 
 
 # ---- whatever comes in whatever order ------------------------------------------------------------------------------
