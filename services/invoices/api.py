@@ -24,6 +24,7 @@ from services.invoices.closing import (
     check_request,
 )
 from services.invoices.documents import Document, as_text, sha256_of
+from services.invoices.rounding import split_tiers
 from services.kernel.errors import InvalidInput, NotFound, Refused
 from services.kernel.period import instant_text, period_named, period_of
 from services.runtime.database import transaction
@@ -401,7 +402,7 @@ async def audit(engine: AsyncEngine, period: str | None = None) -> Audit:
         if row.state == "closed":
             wrong = _judge(invoice, *stored.get(row.invoice_id, ("", "")), hashes)
             findings += [f"invoice {row.number} ({row.group_id} {row.period}): {each}" for each in wrong]
-        elif row.state == "nothing" and (invoice.lines or invoice.tally.charges):
+        elif row.state == "nothing" and not _bills_nothing(invoice):
             findings.append(f"{row.group_id} {row.period} was closed with nothing to bill, but has charges")
     findings += [
         f"numbers of billing entity {entity}: {last} were given out, {count} documents have one"
@@ -409,6 +410,12 @@ async def audit(engine: AsyncEngine, period: str | None = None) -> Audit:
         if last != count
     ]
     return Audit(tuple(invoices), evidence, received_to, tuple(findings))
+
+
+def _bills_nothing(invoice: OpenInvoice) -> bool:
+    """No charges, or only such as take each other back."""
+    counted = sum(line.charges for line in invoice.lines)
+    return counted == invoice.tally.charges and all(line.is_nothing for line in split_tiers(invoice.lines))
 
 
 def _judge(invoice: OpenInvoice, body: str, sha256: str, hashes: dict[tuple[UUID, str], str]) -> list[str]:

@@ -216,7 +216,7 @@ class OpenInvoice:
 
 @dataclass(frozen=True, slots=True)
 class NothingToBill:
-    """No charge stands on it: it is closed without a number."""
+    """No charge stands on it, or only such as take each other back: it is closed without a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +234,8 @@ def decide(invoice: OpenInvoice) -> Bill | NothingToBill | Mismatch:
         return Mismatch(f"{accounts} accounts stand on it; at most {ACCOUNTS_MAX} fit into the record that tells it")
     if not invoice.lines or invoice.group is None:
         return NothingToBill()
-    return amounts(invoice.lines, invoice.group)
+    made = amounts(invoice.lines, invoice.group)
+    return made if any(not line.sum.is_nothing for line in made.lines) else NothingToBill()
 
 
 def amounts(lines: Iterable[LineSum], group: BillingGroup) -> Bill:

@@ -121,7 +121,7 @@ def amount_sections(
         return format_nano(nano, decimals_min=decimals)
 
     return {
-        "lines": [_line(key, line, decimals, account_names) for line in amount.lines],
+        "lines": [_line(key, line, decimals, account_names) for line in amount.lines if not line.sum.is_nothing],
         "rounding": minor(amount.rounding_nano),
         "tax": minor(amount.tax_nano),
         "totals": {

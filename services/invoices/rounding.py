@@ -41,6 +41,11 @@ class LineSum:
     unit_price_max_nano: int
 
     @property
+    def is_nothing(self) -> bool:
+        """What was used has all been taken back: such a line is not shown."""
+        return not self.quantity and not self.exact_nano
+
+    @property
     def unit_price_nano(self) -> int | None:
         """The price of a unit, where all charges of the line have the same; tiers have none."""
         if self.key.schedule:

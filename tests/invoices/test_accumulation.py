@@ -81,7 +81,7 @@ charges_of_a_month = st.lists(
         cost_center_id=st.sampled_from([None, "sales"]),
         period=st.sampled_from(["2026-09", "2026-10"]),
         unit_price=st.sampled_from(["0.0120", "0.04"]),
-        quantity=st.integers(0, 600),
+        quantity=st.integers(1, 600),
     ),
     min_size=1,
     max_size=20,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from pydantic_core import to_json
@@ -185,6 +185,36 @@ def test_equal_sums_are_billed():
 
 def test_without_any_charge_there_is_nothing_to_bill():
     assert decide(open_invoice()) == NothingToBill()
+
+
+def taken_back(one):
+    return one | {"charge_id": str(uuid4()), "amount": f"-{one['amount']}", "quantity": -one["quantity"]}
+
+
+def test_charges_that_take_each_other_back_leave_nothing_to_bill():
+    east = charge("east", "0.3630")
+    assert decide(open_invoice(east, taken_back(east))) == NothingToBill()
+    counted = charge("east", "9", unit_price=None, tier={"schedule": "list/1/s", "form": "graduated"})
+    assert decide(open_invoice(counted, taken_back(counted))) == NothingToBill()
+
+
+def test_a_line_that_was_taken_back_is_not_shown_and_its_charges_are_counted():
+    east, west = charge("east", "0.3630"), charge("west", "0.1244")
+    invoice = open_invoice(east, west, taken_back(west))
+    document = documented(invoice)
+    assert [line["account_id"] for line in document["lines"]] == ["east"]
+    assert document["evidence"]["charges"] == 3
+    assert documents.disagreements(document, invoice.lines, invoice.tally) == []
+
+
+def test_what_is_taken_back_from_a_closed_month_is_below_zero_on_the_next_invoice():
+    late = [each | {"period": "2026-09"} for each in NORTHWIND]
+    invoice = open_invoice(*map(taken_back, late))
+    decision = decide(invoice)
+    assert isinstance(decision, Bill)
+    assert (decision.net_nano, decision.tax_nano, decision.due_nano) == (-600_000_000, -120_000_000, -720_000_000)
+    document = documented(invoice)
+    assert documents.disagreements(document, invoice.lines, invoice.tally) == []
 
 
 def test_a_nano_of_difference_refuses_the_close():

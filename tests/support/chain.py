@@ -675,9 +675,10 @@ class Chain:
         finished = [t for t in await self.cuts() if t > self.factory_boundary - timedelta(days=2)]
         if finished and not await self.rows("select 1 from invoices.cutoff where finished_at is null"):
             zones = {group["group_id"]: group["zone"] for group in self.facts["billing_groups"]}
-            for group_id, period in bundles:
-                must = model.month_end(period, zones[group_id]) in finished
-                if must != (state[group_id, period]["state"] == "closed"):
+            for (group_id, period), invoice in bundles.items():
+                is_over = model.month_end(period, zones[group_id]) in finished
+                must = "open" if not is_over else "nothing" if invoice.is_nothing else "closed"
+                if must != state[group_id, period]["state"]:
                     problems.append(f"invoice {group_id} {period}: is {state[group_id, period]['state']}")
         payments = [
             (row["account_id"], row["nano"])

@@ -1227,6 +1227,7 @@ class InvoiceLine:
     cost_center_id: str | None
     period: str
     charges: int
+    quantity: int
     exact_nano: int
     amount_nano: int
 
@@ -1245,6 +1246,11 @@ class Invoice:
     exact_nano: int
     charges: int
     xor: int
+
+    @property
+    def is_nothing(self) -> bool:
+        """All that was used was taken back: it is closed without a document."""
+        return not any(line.quantity or line.exact_nano for line in self.lines)
 
     @property
     def net_nano(self) -> int:
@@ -1277,7 +1283,8 @@ def make_invoice(
     lines = []
     for key in sorted(by_line, key=str):
         exact = sum(charge.amount_nano for charge in by_line[key])
-        lines.append(InvoiceLine(*key, len(by_line[key]), exact, half_even(Fraction(exact), step)))
+        quantity = sum(charge.quantity for charge in by_line[key])
+        lines.append(InvoiceLine(*key, len(by_line[key]), quantity, exact, half_even(Fraction(exact), step)))
     exact = sum(line.exact_nano for line in lines)
     net = half_even(Fraction(exact), step)
     return Invoice(
