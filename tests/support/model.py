@@ -20,6 +20,7 @@ Shape of the facts (as in the timelines of the registry; instants are text with 
      "prices":         [{"book"?, "version"?, "effective_from", "currency"?, "product", "prefix", "price", "per"?, "unit"?,
                          "fee"?, "minimum", "increment", "delivered_only"?,
                          "window"?: {"id", "zone", "days", "from", "to", "holidays"?},  # texts as in a price file
+                         "tiers"?: {"id", "form", "per", "bands": [{"up_to", "price", "fee"}]},  # instead of price and fee
                          one of "account_id" | "pricing_model" | "organization_id", or none for a default book}]}
 
 Default books are asked in the order of their first rows. A version of a book is a complete list.
@@ -593,6 +594,9 @@ class Charge:
     currency: str
     revision: int = 0
     reverses: str | None = None
+    schedule: str | None = (
+        None  # of tiers: what it costs depends on what came before it, and is then taken from what is seen
+    )
 
 
 def billed_quantity(used: int, minimum: int, increment: int) -> int:
@@ -624,6 +628,60 @@ def surcharge_of(use: Use, prices: PriceBooks, organization_id: str | None, pric
         return Fraction(0)
     billed = billed_quantity(use.used, price["minimum"], price["increment"])
     return Fraction(price.get("fee", "0")) + Fraction(billed, price.get("per", 60)) * Fraction(price["price"])
+
+
+def tiers_total(tiers: Mapping[str, Any], quantity: int) -> int:
+    """Nanos that a quantity costs in all by tiers, rounded once.
+
+    >>> tiers = {"per": 1, "bands": [{"up_to": 1000, "price": "0.010", "fee": "0"}, {"up_to": None, "price": "0.008", "fee": "0"}]}
+    >>> [tiers_total(tiers | {"form": form}, 1400) // 10**7 for form in ("graduated", "volume")]
+    [1320, 1120]
+    """
+    cost, below = Fraction(0), 0
+    for band in tiers["bands"]:
+        if quantity <= below:
+            break
+        top = quantity if band["up_to"] is None else min(quantity, band["up_to"])
+        price, fee = Fraction(band["price"]) / tiers["per"], Fraction(band["fee"])
+        cost = cost + (top - below) * price + fee if tiers["form"] == "graduated" else quantity * price + fee
+        below = top
+    return half_even(cost * NANO)
+
+
+def counter_of(charge: Charge) -> tuple[Any, ...]:
+    """Which counter a charge moves; prepaid and postpaid use have one each."""
+    month = charge.period or month_of(charge.event_time, "UTC")
+    return charge.account_id, charge.group_id, month, charge.product, charge.plan == "invoiced", charge.schedule
+
+
+def check_counters(
+    charges: Iterable[tuple[Charge, Mapping[str, Any]]], schedules: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """What is wrong with the charges that tiers priced, each with how it was seen. Each costs what its counter's quantity
+    after it costs more than that before it; those steps go from zero to what was used in all; and the charges up to each
+    invoice sum to what the quantity up to it costs, whatever came first."""
+    counters: dict[tuple[Any, ...], list[tuple[Charge, Mapping[str, Any]]]] = defaultdict(list)
+    for charge, seen in charges:
+        counters[counter_of(charge)].append((charge, seen))
+    problems = []
+    for key, moved in counters.items():
+        tiers, used = schedules[key[-1]], sum(charge.quantity for charge, _ in moved)
+        steps = [(seen["tier"]["before"], seen["tier"]["after"]) for _, seen in moved]
+        if Counter([before for before, _ in steps] + [used]) != Counter([after for _, after in steps] + [0]):
+            problems.append(f"counter {key}: {sorted(steps)} do not go from 0 to {used}")
+        for (charge, seen), (before, after) in zip(moved, steps, strict=True):
+            cost = tiers_total(tiers, after) - tiers_total(tiers, before)
+            if (after - before, nano(seen["amount"])) != (charge.quantity, cost):
+                problems.append(f"counter {key}: {dict(seen)} should cost {cost} nanos for {charge.quantity}")
+        for invoice in {charge.bill_to or "" for charge, _ in moved}:
+            so_far = [(charge, seen) for charge, seen in moved if (charge.bill_to or "") <= invoice]
+            cost, told = (
+                tiers_total(tiers, sum(c.quantity for c, _ in so_far)),
+                sum(nano(s["amount"]) for _, s in so_far),
+            )
+            if cost != told:
+                problems.append(f"counter {key}: up to invoice {invoice} {told} nanos were charged, expected {cost}")
+    return problems
 
 
 class PriceBooks:
@@ -821,7 +879,14 @@ def rate(record: RawRecord, use: Use, registry: Registry, passed: Collection[dat
         amount_nano=amount_nano,
         currency=currency,
         revision=use.revision,
+        schedule=schedule_of(price),
     )
+
+
+def schedule_of(price: Mapping[str, Any]) -> str | None:
+    """The name that charges give to the tiers of a price."""
+    tiers = price.get("tiers")
+    return f"{price.get('book', '')}/{price.get('version', 1)}/{tiers['id']}" if tiers is not None else None
 
 
 # ---- judging all records -------------------------------------------------------------------------------------------
@@ -938,6 +1003,7 @@ class Judgement:
     facts: dict[FactKey, Fact] = field(default_factory=dict)  # those of several revisions
     totals: Counter[str] = field(default_factory=Counter)
     undecided: list[_Finding] = field(default_factory=list)
+    schedules: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def check_classes(self, observed: Mapping[Position, str]) -> list[str]:
         """What is wrong with the observed class of every record; empty when nothing is."""
@@ -997,6 +1063,9 @@ class Judgement:
                 problems.append(f"charge {charge_id}: missing, expected {expected}")
             elif differences := _differences(expected, seen[charge_id]):
                 problems.append(f"charge {charge_id}: {differences}")
+        by_tiers = [(each, seen[i]) for i, each in decided.items() if each.schedule is not None and i in seen]
+        problems += check_counters(by_tiers, self.schedules)
+        decided |= {each.charge_id: replace(each, amount_nano=nano(there["amount"])) for each, there in by_tiers}
         return decided, sorted(problems)
 
     def held_groups(self, boundary: datetime, vector: Vector, facts: Facts) -> tuple[frozenset[str], frozenset[str]]:
@@ -1033,7 +1102,9 @@ def _differences(expected: Charge, seen: Mapping[str, Any]) -> str:
         want = getattr(expected, name)
         have: Any
         if name == "amount_nano":
-            have = nano(seen["amount"])
+            have = nano(seen["amount"]) if expected.schedule is None else want
+        elif name == "schedule":
+            have = seen.get("tier", {}).get("schedule")
         elif name == "event_time":
             have = instant(seen["event_time"])
         elif name == "matched":
@@ -1083,7 +1154,14 @@ def judge(
                 reasons = refusal.reasons
             findings.append(_Finding(record, phase, use, charge, reasons, passed, replayed))
 
-    judgement = Judgement()
+    judgement = Judgement(
+        schedules={
+            name: row["tiers"]
+            for facts in [*(facts for facts, _ in phases), facts_at_replay or {}]
+            for row in facts.get("prices", ())
+            if (name := schedule_of(row)) is not None
+        }
+    )
     accepted: dict[bytes, list[_Finding]] = defaultdict(list)
     for finding in findings:
         if not finding.reasons and finding.identity is not None:

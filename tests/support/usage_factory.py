@@ -95,11 +95,24 @@ class _Sent:
 NIGHT = {"id": "night", "zone": "Europe/London", "days": "mon-sun", "from": "19:30", "to": "07:00"}
 WEEKEND = {"id": "weekend", "zone": "Europe/London", "days": "sat sun", "from": "00:00", "to": "24:00"}
 
+BY_VOLUME = {
+    "id": "volume", "form": "volume", "per": 3, "bands": [
+        {"up_to": 9_000, "price": "0.0017", "fee": "0"}, {"up_to": 30_000, "price": "0.0011", "fee": "0.5"},
+        {"up_to": None, "price": "0.0009", "fee": "1"},
+    ],
+}  # fmt: skip
+WITH_INCLUDED = {
+    "id": "included", "form": "graduated", "per": 7, "bands": [
+        {"up_to": 300, "price": "0", "fee": "0"}, {"up_to": 1_000, "price": "0.1400", "fee": "2"},
+        {"up_to": None, "price": "0.0901", "fee": "0"},
+    ],
+}  # fmt: skip
+
 
 def example_prices(effective_from: datetime) -> list[dict[str, Any]]:
     """Three default books, each one version in one currency, that price what the factory makes: outbound to the United
     States, Great Britain and India, to some of it at other prices by night and at weekends; inbound; toll-free, with
-    surcharges for callers; one network in euros."""
+    surcharges for callers; lookups by volume, and MMS with an included quantity; one network in euros."""
     default = {"book": "list", "version": 1, "effective_from": effective_from, "currency": "USD"}
     default |= {"minimum": 60, "increment": 60}
     inbound = default | {"book": "inbound", "minimum": 1, "increment": 1}
@@ -124,12 +137,13 @@ def example_prices(effective_from: datetime) -> list[dict[str, Any]]:
         | {"product": "message.sms.outbound", "prefix": "44", "price": "0.04", "fee": "0.001", "unit": "segment"}
         | {"delivered_only": True},
         services | {"product": "message.sms.inbound", "prefix": "*", "price": "0", "unit": "segment"},
-        services | {"product": "message.mms.outbound", "prefix": "*", "price": "0.0200", "unit": "segment"},
+        services
+        | {"product": "message.mms.outbound", "prefix": "*", "price": "0", "unit": "segment", "tiers": WITH_INCLUDED},
         services | {"product": "message.mms.inbound", "prefix": "*", "price": "0.0100", "unit": "segment"},
         services | data | {"prefix": "*", "price": "0.0130"},
         services | data | {"prefix": "310", "price": "0.0050", "minimum": 50_000},
         services | {"product": "number.rental", "prefix": "1", "price": "1.15", "unit": "day"},
-        services | {"product": "api.lookups", "prefix": "*", "price": "0.0017", "per": 3, "unit": "request"},
+        services | {"product": "api.lookups", "prefix": "*", "price": "0", "unit": "request", "tiers": BY_VOLUME},
     ]
     tolls = ("1800", "1833", "1844", "1855", "1866", "1877", "1888")
     return rows + [inbound | {"product": "voice.toll_free", "prefix": p, "price": "0.0220"} for p in tolls]

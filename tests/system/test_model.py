@@ -1103,7 +1103,44 @@ def test_a_whole_mix_is_expected_as_the_model_judges_it(seed: int, seconds: int)
     rated = result.totals["rated"] + result.totals["rated_ungrouped"]
     assert rated == len(result.charges)
     for charges in (dict(straight(result)), dict(step_by_step(result))):
-        assert result.resolve(map(published, charges.values())) == (charges, [])
+        counted, told = through_counters(charges.values(), result.schedules)
+        assert result.resolve(told) == (counted, [])
+
+
+def through_counters(
+    charges: Iterable[Charge], schedules: Mapping[str, Mapping[str, Any]]
+) -> tuple[dict[str, Charge], list[dict[str, Any]]]:
+    """The charges with what tiers make of them in this order, the earlier invoice first, and how they stand on the wire."""
+    stood: Counter[tuple[Any, ...]] = Counter()
+    counted, told = {}, []
+    for charge in sorted(charges, key=lambda each: each.bill_to or ""):
+        each, tier = charge, {}
+        if charge.schedule is not None:
+            key = model.counter_of(charge)
+            before, after = stood[key], stood[key] + charge.quantity
+            costs = [model.tiers_total(schedules[charge.schedule], quantity) for quantity in (before, after)]
+            each, stood[key] = replace(charge, amount_nano=costs[1] - costs[0]), after
+            tier = {"tier": {"schedule": charge.schedule, "before": before, "after": after}}
+        counted[each.charge_id] = each
+        told.append(published(each) | tier)
+    return counted, told
+
+
+def test_charges_of_a_counter_cost_their_steps_from_zero_and_each_invoice_its_part() -> None:
+    bands = [{"up_to": 1_000, "price": "0.010", "fee": "0"}, {"up_to": None, "price": "0.008", "fee": "0"}]
+    schedules = {"list/1/s": {"id": "s", "form": "volume", "per": 1, "bands": bands}}
+    uses = [charge_of("0", number=n, quantity=q, schedule="list/1/s") for n, q in enumerate((900, 200, 300))]
+    taken_back = replace(uses[1], charge_id=model.charge_id_of(bytes(16)), quantity=-200)
+    late = replace(uses[2], bill_to="2026-11")
+    for charges in (uses, uses[::-1], [*uses, taken_back], [uses[0], uses[1], late]):
+        counted, told = through_counters(charges, schedules)
+        assert model.check_counters(zip(counted.values(), told, strict=True), schedules) == []
+    counted, told = through_counters(uses, schedules)
+    assert [each.amount_nano for each in counted.values()] == [nano("9"), -nano("0.2"), nano("2.4")]
+    for changes in ({"amount": "0"}, {"tier": {"before": 0, "after": 200}}, {"tier": {"before": 900, "after": 1_101}}):
+        wrong = [told[0], told[1] | changes, told[2]]
+        assert model.check_counters(zip(uses, wrong, strict=True), schedules), changes
+    assert model.check_counters(zip([replace(uses[0], bill_to="2026-11"), *uses[1:]], told, strict=True), schedules)
 
 
 def straight(result: model.Judgement) -> Iterator[tuple[str, Charge]]:
