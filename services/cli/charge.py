@@ -86,6 +86,7 @@ def explanation(explained: ExplainedCharge) -> list[str]:
     lasted = f", {charge['duration_s']} s in all" if charge["unit"] == "second" else ""
     revision = f", revision {charge['revision']}" if charge["revision"] else ""
     taken_back = [f"takes back charge {charge['reverses']}"] if charge["reverses"] is not None else []
+    taken_back += [f"stands in the place of charge {charge['replaces']}"] if charge["replaces"] is not None else []
     taken_back += [f"taken back by charge {reversed_by}"] if reversed_by is not None else []
     return [
         f"charge {charge['charge_id']}: {format_nano(charge['amount_nano'])} {charge['currency']} for {who}, {billed}",

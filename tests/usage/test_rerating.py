@@ -20,7 +20,7 @@ from services.kernel.errors import InvalidInput, NotFound, NotPermitted, Refused
 from services.kernel.ids import charge_id, identity_digest, replacement_id, reversal_id
 from services.kernel.money import format_nano, parse_amount
 from services.kernel.period import period_of
-from services.usage import api, rerate_plans
+from services.usage import api, rerate_plans, store
 from services.usage.consumer import build
 from services.usage.price_files import read_price_file
 from services.usage.rerate_plans import Plan
@@ -446,6 +446,40 @@ async def test_two_executions_at_once_are_one(
     states = {each.plan_id: (each.state, each.settled) for each in await api.rerates(usage.engine)}
     assert set(states.values()) == {("done", 60)}
     assert sums(usage) == {f"e{number}": "0.04" for number in range(59)} | {"e59": "0"}
+    await live_once(usage)
+
+
+@pytest.mark.parametrize("first", ["re-rate", "revision"])
+async def test_a_revision_and_a_chunk_at_once_take_a_charge_back_once(
+    usage: Usage, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    await usage.take(leg("e1", NOW), leg("e2", NOW))
+    await price(usage, "0.02")
+    plan = await approved(usage)
+    await api.execute_rerate(usage.engine, plan.plan_id, "bob", "finance")
+    tick = next(each for each in usage.processor.room.ticks if each.name == "rerate")
+    usage.send.leg(void("e1", 1))
+    steps = {"re-rate": lambda: usage.processor.tick(tick), "revision": usage.rooms.pump}
+    in_the_middle, go_on = asyncio.Event(), asyncio.Event()
+    append = store.append_charges
+
+    async def append_slowly(*arguments: Any) -> None:
+        await append(*arguments)
+        if not in_the_middle.is_set():
+            in_the_middle.set()
+            await go_on.wait()
+
+    monkeypatch.setattr(store, "append_charges", append_slowly)
+    slow = asyncio.create_task(steps.pop(first)())
+    await in_the_middle.wait()
+    (other,) = (asyncio.create_task(step()) for step in steps.values())
+    await asyncio.sleep(0.5)
+    assert not other.done()
+    go_on.set()
+    await asyncio.gather(slow, other)
+    await usage.rooms.pump()
+    assert sums(usage) == {"e1": "0", "e2": "0.04"}
+    assert (await api.rerate(usage.engine, plan.plan_id)).left_stale == (1 if first == "revision" else 0)
     await live_once(usage)
 
 
