@@ -590,12 +590,13 @@ class TiersAndReversals:
 
 async def tiers_and_reversals(engine: AsyncEngine) -> TiersAndReversals:
     """Count every counter of tiers again from its charges, which must cost what its schedule says, and hold every reversal
-    against the charge that it takes back. A batch commits all of these together, so this may be asked at any time."""
+    against the charge that it takes back; of what was corrected one charge stands at most. A batch commits all of these together, so this may be asked at any time."""
     findings: list[str] = []
     async with transaction(engine) as connection:
         counters = await store.counters_with_charges(connection)
         schedules = await revising.schedules_of(connection, [row for row in counters if row.quantity is not None])
         reversals = await store.reversals_beside_charges(connection)
+        twice = await store.charged_twice(connection)
     for row in counters:
         name = f"the counter of {row.account_id} for {row.product} in {row.period} by {row.schedule}"
         if (row.counted or 0) != (row.quantity or 0):
@@ -606,6 +607,8 @@ async def tiers_and_reversals(engine: AsyncEngine) -> TiersAndReversals:
                 findings.append(f"{name} costs {format_nano(cost)}, its charges sum to {format_nano(sum_nano)}")
     for id in reversals.wrong:
         findings.append(f"reversal {id} is not the one exact negative of the charge that it names")
+    for row in twice:
+        findings.append(f"event {row.event_id} of {row.source}, published by {row.publisher}, is charged twice")
     return TiersAndReversals(len(counters), reversals.number, tuple(findings))
 
 

@@ -731,6 +731,27 @@ async def reversals_beside_charges(connection: AsyncConnection) -> Found:
     return (await connection.execute(statement)).one()
 
 
+async def charged_twice(connection: AsyncConnection) -> Rows:
+    """(publisher, source, event_id) of facts that were corrected and have more than one charge that nothing takes back."""
+    corrected, charge, reversal = CHARGE.alias("corrected"), CHARGE.alias("charge"), CHARGE.alias("reversal")
+    name = ("publisher", "source", "event_id")
+    facts = (
+        select(*(corrected.c[each] for each in name))
+        .where(or_(corrected.c.reverses.is_not(None), corrected.c.revision > 0))
+        .distinct()
+        .subquery()
+    )
+    taken_back = select(reversal.c.reverses).where(reversal.c.reverses.is_not(None))
+    statement = (
+        select(*(charge.c[each] for each in name))
+        .join(facts, and_(*(facts.c[each] == charge.c[each] for each in name)))
+        .where(charge.c.reverses.is_(None), charge.c.charge_id.not_in(taken_back))
+        .group_by(*(charge.c[each] for each in name))
+        .having(func.count() > 1)
+    )
+    return (await connection.execute(statement)).all()
+
+
 @cache
 def _add_class_counts() -> Insert:
     new = unnest("new", topic=Text(), part=Integer(), segment=Integer(), named=Text(), number=BigInteger())

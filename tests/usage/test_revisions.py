@@ -265,6 +265,11 @@ WRONG = {
         " insert into usage.charge select * from again",
         "is not the one exact negative",
     ),
+    "one stands beside its correction": (
+        "delete from usage.charge where reverses is not null and schedule is not null;"
+        " update usage.counter set quantity = (select sum(quantity) from usage.charge where schedule is not null)",
+        "event a of pbx/detroit, published by lakeside, is charged twice",
+    ),
     "of nothing": ("update usage.charge set reverses = gen_random_uuid() where reverses is not null", "exact negative"),
     "on another account": ("update usage.charge set account_id = 'a' where reverses is not null and schedule is null", "exact negative"),
 }  # fmt: skip
@@ -283,7 +288,7 @@ async def test_the_auditor_finds_what_does_not_hang_together(usage: Usage, datab
     async with database.connected() as owner:
         await owner.execute(statement)
     found = await api.tiers_and_reversals(usage.engine)
-    assert told in found.findings[0]
+    assert any(told in finding for finding in found.findings), found.findings
 
 
 # ---- generations ---------------------------------------------------------------------------------------------------
