@@ -70,6 +70,7 @@ from services.usage.tables import (
     SUPERSEDED,
     TIMELINE,
     WAIVED,
+    Counted,
     Instant,
 )
 from services.usage.tiers import Band, CounterKey, Schedule
@@ -541,7 +542,7 @@ async def append_charges(connection: AsyncConnection, rows: Sequence[tuple[Any, 
 def _move_counters() -> ReturningInsert[Any]:
     new = unnest(
         "new", account_id=Text(), group_id=Text(), period=Text(), product=Text(), prepaid=Boolean(), schedule=Text(),
-        quantity=BigInteger(),
+        quantity=Counted(),
     )  # fmt: skip
     statement = insert(COUNTER).from_select([column.name for column in new.c], select(*new.c))
     statement = statement.on_conflict_do_update(

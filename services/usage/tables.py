@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+from typing import Any
+
 from sqlalchemy import (
     ARRAY,
     BigInteger,
@@ -14,6 +17,7 @@ from sqlalchemy import (
     SmallInteger,
     Table,
     Text,
+    TypeDecorator,
     Uuid,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -24,6 +28,20 @@ SCHEMA = "usage"
 RUNTIME = runtime_tables(SCHEMA)
 METADATA = MetaData(schema=SCHEMA)
 Instant = DateTime(timezone=True)
+
+
+class Counted(TypeDecorator[int]):
+    """Whole units of a month, however many: of bytes, each use may have 2 x 10^15."""
+
+    impl = Numeric(38, 0)
+    cache_ok = True
+
+    def process_bind_param(self, value: int | None, _: Any) -> Decimal | None:
+        return None if value is None else Decimal(value)
+
+    def process_result_value(self, value: Decimal | None, _: Any) -> int | None:
+        return None if value is None else int(value)
+
 
 # One row. Its versions say what a worker that keeps the registry, the books and the cuts in memory has to read again.
 STATE = Table(
@@ -198,8 +216,8 @@ CHARGE = Table(
     Column("matched", Text, nullable=False),
     Column("window", Text),
     Column("schedule", Text),
-    Column("counted_before", BigInteger),
-    Column("counted_after", BigInteger),
+    Column("counted_before", Counted),
+    Column("counted_after", Counted),
     Column("surcharge", Text),  # JSON as it is published
     Column("revision", Integer, nullable=False),
     Column("reverses", Uuid),
@@ -217,7 +235,7 @@ COUNTER = Table(
     Column("product", Text, primary_key=True),
     Column("prepaid", Boolean, primary_key=True),
     Column("schedule", Text, primary_key=True),
-    Column("quantity", BigInteger, nullable=False),
+    Column("quantity", Counted, nullable=False),
 )
 
 # Re-rates: what was planned, by whom, and how far it is done.

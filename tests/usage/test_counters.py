@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 from pydantic import TypeAdapter
 from sqlalchemy import event as sql_events
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from contracts.usage import PRODUCT, RENTAL, Charge
 from services.kernel.errors import InvalidInput
@@ -189,6 +189,21 @@ async def test_what_might_cost_more_than_a_charge_may_is_refused_wherever_the_co
     assert [rejection["event_id"] for rejection in usage.rejections] == ["e1"]
     assert usage.rejections[0]["field"] == "data.quantity"
     assert usage.charges[-1]["amount"] == ("999999.99" if start else "0")
+
+
+async def test_a_counter_may_hold_more_than_a_bigint_does(usage: Usage) -> None:
+    await import_book(usage, book("volume", (Band(10**18, 1), Band(None, 2)), per=10**9))
+    await usage.take(lookups("e0", 10**15))
+    async with transaction(usage.engine) as connection:  # as if thousands of such uses had come
+        await connection.execute(update(COUNTER).values(quantity=2**63))
+    await usage.take(lookups("e1", 10**15))
+    assert usage.rejections == []
+    assert list((await counters(usage)).values()) == [2**63 + 10**15]
+    charge = usage.charges[1]
+    assert (charge["amount"], charge["tier"]["after"]) == ("0.002", 2**63 + 10**15)
+    explained = await api.charge(usage.engine, UUID(charge["charge_id"]))
+    assert explained.charge["counted_after"] == 2**63 + 10**15
+    assert explained.steps[-1].endswith(" = 0.002 USD")
 
 
 # ---- what it costs ---------------------------------------------------------------------------------------------------
