@@ -238,7 +238,8 @@ class Surcharge(TypedDict):
 class Charge(TypedDict):
     """A rated usage event, as balance, invoices and downstream consumers read it.
 
-    A reversal takes a charge back: its amount and quantity are the negative ones, all else is as in that charge.
+    A reversal takes a charge back: its amount and quantity are the negative ones, all else is as in that charge. After a
+    re-rate a charge by other prices ``replaces`` the one that was taken back.
     """
 
     charge_id: Annotated[str, Field(min_length=36, max_length=36)]
@@ -277,6 +278,12 @@ class Charge(TypedDict):
     minimum: Annotated[int, Field(ge=0)]
     increment: Annotated[int, Field(ge=1)]
     surcharge: NotRequired[Surcharge]
+    replaces: NotRequired[
+        Annotated[
+            Annotated[str, Field(min_length=36, max_length=36)],
+            Field(description="The charge in whose place this one stands after a re-rate; absent: none"),
+        ]
+    ]
     window: NotRequired[Annotated[Id, Field(description="The window of the book that the use began in; absent: none")]]
     tier: NotRequired[Tier]
     kind: NotRequired[

@@ -18,6 +18,7 @@ from services.usage.rejections import Rejections
 from services.usage.rerate_plans import Execution
 
 PARTITIONS_LOOKED_AT_S = 60.0
+RERATE_S = 0.25  # between two chunks: batches and revisions come in
 
 
 def build(_: Settings | None = None) -> Room:
@@ -35,7 +36,7 @@ def build(_: Settings | None = None) -> Room:
         ticks=(
             Tick("cut", take_cut),
             Tick("pass", Passing(memory).run),
-            Tick("rerate", Execution(memory).run),
+            Tick("rerate", Execution(memory).run, seconds=RERATE_S),
             Tick("partitions", look_after, seconds=PARTITIONS_LOOKED_AT_S),
         ),
         timers={renting.NUMBER: fees.numbers, renting.ACCOUNT: fees.accounts, renting.PRICES: fees.prices},

@@ -438,4 +438,6 @@ def replacement(
         "increment": item.increment,
     }
     row = tuple(changed[name] if name in changed else getattr(charge, name) for name in CHARGE_COLUMNS)
-    return (*row, charge.charge_id), str(id), _encode(revising.told(charge, changed))
+    data = revising.told(charge, changed)
+    data["replaces"] = str(charge.charge_id)
+    return (*row, charge.charge_id), str(id), _encode(data)

@@ -124,7 +124,7 @@ async def test_a_re_rate_reverses_and_replaces_each_charge_whose_amount_changes(
     }  # fmt: skip
     assert replacement == first | {
         "charge_id": str(replacement_id(of_first, plan.plan_id)), "amount": "0.04", "unit_price": "0.02",
-        "book_version": 2,
+        "book_version": 2, "replaces": str(of_first),
     }  # fmt: skip
     for charge in usage.charges:
         TypeAdapter(Charge).validate_python(charge)
