@@ -352,27 +352,52 @@ async def test_the_auditor_finds_every_revision_in_the_class_it_was_counted_in(u
     assert (totals.count, totals.amount_nano) == (len(usage.charges), 28_000_000)
 
 
+async def test_two_workers_that_revise_a_fact_at_once_take_each_charge_back_once(
+    usage: Usage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await usage.take(leg("e1", NOW))
+    usage.send.leg(amended("e1", 1, billable_s=10), partition=0)
+    usage.send.leg(amended("e1", 2, billable_s=130, duration_s=130), partition=1)
+    look, beside = store.lock_identities, []
+
+    async def look_beside_another(*args: Any) -> dict[bytes, Any]:
+        monkeypatch.setattr(store, "lock_identities", look)
+        found = await look(*args)
+        beside.append(asyncio.create_task(_process(usage, 1, 0)))
+        await asyncio.wait(beside, timeout=1.0)  # it waits for the row that is held here
+        return found
+
+    monkeypatch.setattr(store, "lock_identities", look_beside_another)
+    await _process(usage, 0, 1)
+    await asyncio.gather(*beside)
+    await usage.rooms.pump()
+    assert sorted(amounts(usage)) == ["-0.014", "-0.028", "0.014", "0.028", "0.042"]
+
+
+async def _process(usage: Usage, partition: int, offset: int) -> None:
+    """One record as a batch of its own."""
+    lane, logged = f"events/{TOPIC}/{partition}", usage.log.records[TOPIC, partition][offset]
+    record = Record(TOPIC, partition, offset, logged.timestamp_ms, logged.key, logged.value, lane)
+    source = usage.processor.room.input("events")
+    await usage.processor.process(source, [record], {lane: (offset, offset + 1)})
+
+
 async def test_a_worker_that_loses_the_race_for_a_fact_revises_what_the_other_has_charged(
     usage: Usage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     await usage.take(leg("first", NOW, answered=False, billable_s=0))  # gives birth to the lanes
     usage.send.leg(amended("e1", 1, billable_s=10), partition=0)
     usage.send.leg(leg("e1", NOW), partition=1)
-    source, look = usage.processor.room.input("events"), store.lock_identities
-
-    async def process(partition: int, offset: int) -> None:
-        lane, logged = f"events/{TOPIC}/{partition}", usage.log.records[TOPIC, partition][offset]
-        record = Record(TOPIC, partition, offset, logged.timestamp_ms, logged.key, logged.value, lane)
-        await usage.processor.process(source, [record], {lane: (offset, offset + 1)})
+    look = store.lock_identities
 
     async def look_and_be_overtaken(*args: Any) -> dict[bytes, Any]:
         monkeypatch.setattr(store, "lock_identities", look)
         found = await look(*args)
-        await process(1, 0)
+        await _process(usage, 1, 0)
         return found
 
     monkeypatch.setattr(store, "lock_identities", look_and_be_overtaken)
-    await process(0, 1)
+    await _process(usage, 0, 1)
     await usage.rooms.pump()
     assert sorted(amounts(usage)) == ["-0.028", "0.014", "0.028"]
     assert not [each for each in caplog.records if each.levelname in ("WARNING", "ERROR")]
