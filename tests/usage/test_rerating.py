@@ -162,7 +162,8 @@ async def test_a_revision_after_a_re_rate_reverses_what_the_re_rate_charged(usag
 
 
 async def live_once(usage: Usage) -> None:
-    """No charge is reversed twice, and of each fact at most one is live."""
+    """No charge is reversed twice, and of each fact at most one is live; the auditor says the same."""
+    assert (await api.tiers_and_reversals(usage.engine)).findings == ()
     charges = usage.charges
     assert len({charge["charge_id"] for charge in charges}) == len(charges)
     taken_back = [charge["reverses"] for charge in charges if charge["reverses"] is not None]
