@@ -162,3 +162,42 @@ async def test_a_wrong_password_and_a_missing_server_are_named(database: Databas
     nowhere = database.owner.replace(f":{database.server.port}/", ":1/")
     with pytest.raises(Unavailable, match="TOLLBOOK_POSTGRES"):
         await migrate.upgrade(nowhere, room_password="x")
+
+
+async def test_what_was_accepted_before_there_were_revisions_is_known_as_revision_0(
+    servers: TestedServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, to_head = Database("test_before_revisions", await servers.postgres()), migrate.command.upgrade
+    try:
+        monkeypatch.setattr(migrate.command, "upgrade", lambda config, _: to_head(config, "0023_calls_in_progress"))
+        await upgrade(database)
+        async with database.connected() as owner:
+            await owner.execute("select usage.open_generation(2)")
+            await owner.execute(
+                'insert into usage.identity (generation, digest, content, state, partition, "offset")'
+                " select 1 + n % 2, gen_random_uuid(), gen_random_uuid(), 1 + n % 3, n, n from generate_series(1, 60) n"
+            )
+            before = await owner.fetch(
+                'select generation, digest, content, state, partition, "offset" from usage.identity'
+            )
+        monkeypatch.undo()
+        await upgrade(database)
+        async with database.connected("usage") as room:
+            after = await room.fetch(
+                'select generation, digest, content, state, partition, "offset" from usage.identity'
+            )
+            assert sorted(map(tuple, after)) == sorted(map(tuple, before))
+            assert await room.fetchval("select count(*) from usage.identity where revision = 0 and day is null") == 60
+            await room.execute("select usage.open_generation(3)")
+            names = await room.fetch(
+                "select relname from pg_class where relname ~ '^(identity|superseded)_[0-9]+$' order by 1"
+            )
+            assert [name for (name,) in names] == [
+                f"{kind}_{n}" for kind in ("identity", "superseded") for n in (1, 2, 3)
+            ]
+            await room.execute("update usage.state set generation = 3")
+            await room.execute("select usage.drop_generation(1)")
+            assert await room.fetchval("select count(*) from usage.identity") == 30
+    finally:
+        async with Database("postgres", database.server).connected() as maintenance:
+            await maintenance.execute(f"DROP DATABASE IF EXISTS {database.name} WITH (FORCE)")
