@@ -86,8 +86,9 @@ async def show(
     """Show a re-rate: what it changes, who decided what, how far it is."""
     from services.usage import api
 
+    identifier = _id(plan_id)
     async with room("usage") as engine:
-        found = await api.rerate(engine, _id(plan_id), limit=charges, stale_only=stale)
+        found = await api.rerate(engine, identifier, limit=charges, stale_only=stale)
     _say(found, output)
 
 
@@ -112,8 +113,9 @@ async def approve(plan_id: PlanId, role: Role = "finance", actor: Actor = "", ou
     """Approve a re-rate that another person planned; it is stale if a charge of it was corrected since."""
     from services.usage import api
 
+    identifier = _id(plan_id)
     async with room("usage") as engine:
-        found = await api.approve_rerate(engine, _id(plan_id), actor or me(), role)
+        found = await api.approve_rerate(engine, identifier, actor or me(), role)
     _say(found, output)
 
 
@@ -123,8 +125,9 @@ async def execute(plan_id: PlanId, role: Role = "finance", actor: Actor = "", ou
     """Have an approved re-rate carried out by the usage workers; `rerate show` says how far it is."""
     from services.usage import api
 
+    identifier = _id(plan_id)
     async with room("usage") as engine:
-        found = await api.execute_rerate(engine, _id(plan_id), actor or me(), role)
+        found = await api.execute_rerate(engine, identifier, actor or me(), role)
     _say(found, output)
 
 
@@ -134,8 +137,9 @@ async def cancel(plan_id: PlanId, role: Role = "finance", actor: Actor = "", out
     """Give up a re-rate that nobody has executed."""
     from services.usage import api
 
+    identifier = _id(plan_id)
     async with room("usage") as engine:
-        found = await api.cancel_rerate(engine, _id(plan_id), actor or me(), role)
+        found = await api.cancel_rerate(engine, identifier, actor or me(), role)
     _say(found, output)
 
 

@@ -100,3 +100,9 @@ async def test_a_wrong_command_line_names_the_field(usage: Usage, tollbook: Toll
     ):
         ran = await tollbook("rerate", *arguments)
         assert (ran.code, ran.err.startswith(said)) == (code, True), ran.err
+
+
+async def test_what_is_no_id_is_said_without_any_server(tollbook: Tollbook) -> None:
+    for command in ("show", "approve", "execute", "cancel"):
+        ran = await tollbook("rerate", command, "7")
+        assert (ran.code, ran.err) == (2, "PLAN: must be the id of a re-rate; `tollbook rerate list` shows them\n")
