@@ -6,6 +6,7 @@ import random
 import time
 from datetime import UTC, datetime, timedelta
 
+import asyncpg
 from msgspec.structs import replace
 
 from services.runtime.database import open_engine
@@ -85,10 +86,20 @@ async def store_history(world: World, charges: int) -> None:
             )
             await owner.execute(statement, copy % DAYS_BACK)
         await owner.execute("drop table public.made")
-        await owner.execute("select usage.open_generation(2)")
-        await owner.execute("update usage.state set generation = 2")
-        await owner.execute(IDENTITIES, made * (copies - 1))
-        await owner.execute("analyze usage.charge")
-        await owner.execute("analyze usage.identity")
+        await _store_identities(owner, made * (copies - 1))
     world.loaded *= copies
     world.nano = {account_id: nano * copies for account_id, nano in world.nano.items()}
+
+
+async def store_identities(world: World, count: int) -> None:
+    """As many identities in two generations, so that a world without history has a sealed generation to look into too."""
+    async with world.database.connected() as owner:
+        await _store_identities(owner, count)
+
+
+async def _store_identities(owner: asyncpg.Connection, count: int) -> None:
+    await owner.execute("select usage.open_generation(2)")
+    await owner.execute("update usage.state set generation = 2")
+    await owner.execute(IDENTITIES, count)
+    for table in ("charge", "identity"):  # else the server tidies up while usage is measured
+        await owner.execute(f"vacuum analyze usage.{table}")

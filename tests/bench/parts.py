@@ -19,7 +19,7 @@ from services.runtime.room import BATCH_RECORDS_MAX
 from tests.bench.checks import chain_problems, stage_problems
 from tests.bench.copying import copy_rate
 from tests.bench.events import ACCOUNTS, Calls, calls
-from tests.bench.heavier import PREFIXES, sell_by_carrier, store_history
+from tests.bench.heavier import PREFIXES, sell_by_carrier, store_history, store_identities
 from tests.bench.report import Row
 from tests.bench.runs import Run, held, measure, started
 from tests.bench.worlds import World, Worlds
@@ -164,8 +164,10 @@ class Bench:
                     run = await self._alone(old, self._calls(STAGE_EVENTS), f"usage, with {old.loaded:,} charges")
                 rates["with"].append(run.published_rate)
                 rates["memory"].append(run.memory_mb)
-                async with self.worlds.fresh() as young, started(young, USAGE_ALONE):
-                    run = await self._alone(young, many, "usage, without history")
+                async with self.worlds.fresh() as young:
+                    await store_identities(young, STAGE_EVENTS)
+                    async with started(young, USAGE_ALONE):
+                        run = await self._alone(young, many, "usage, without history")
                 rates["without"].append(run.published_rate)
         slower = 1 - median(rates["with"]) / median(rates["without"])
         note = f"with {_rates(rates['with'])}, without {_rates(rates['without'])}, in turns"
