@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -15,13 +14,10 @@ from sqlalchemy import func, select
 from services.runtime.database import transaction
 from services.usage import api, estimating
 from services.usage.books import PriceRow
-from services.usage.consumer import build
 from services.usage.importing import LegEvent
 from services.usage.price_files import PriceFile
 from services.usage.tables import CHARGE, IDENTITY
 from services.usage.tiers import Band, Schedule
-from tests.support.rooms import Log, Rooms
-from tests.support.servers import Database
 from tests.support.usage_registry import LONG_AGO, PUBLISHER, leg
 from tests.support.usage_room import Usage
 
@@ -29,17 +25,13 @@ NOW = datetime.now(UTC).replace(microsecond=0)
 
 
 @pytest.fixture
-async def usage(database: Database) -> AsyncIterator[Usage]:
-    log = Log()
-    async with Rooms(log, database, [build()]) as rooms:
-        started = Usage(log, rooms)
-        await started.start()
-        started.send.account("night", zone="Europe/Berlin")
-        started.send.account("try", plan="trial")
-        started.send.account("euro", currency="EUR")
-        started.send.account("elsewhere", organization="hillside")
-        await rooms.pump()
-        yield started
+async def usage(usage: Usage) -> Usage:
+    usage.send.account("night", zone="Europe/Berlin")
+    usage.send.account("try", plan="trial")
+    usage.send.account("euro", currency="EUR")
+    usage.send.account("elsewhere", organization="hillside")
+    await usage.rooms.pump()
+    return usage
 
 
 def of(event: dict[str, Any]) -> LegEvent:

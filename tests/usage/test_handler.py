@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -24,21 +23,12 @@ from services.usage.consumer import build
 from services.usage.generations import switch_generation
 from services.usage.price_files import read_price_file
 from services.usage.tables import CHARGE, IDENTITY, STATE
-from tests.support.rooms import Log, Rooms
+from tests.support.rooms import Rooms
 from tests.support.servers import Database
 from tests.support.usage_registry import LONG_AGO, PUBLISHER, SOURCE, TOPIC, leg
 from tests.support.usage_room import PRICES, Usage
 
 NOW = datetime.now(UTC).replace(microsecond=0)
-
-
-@pytest.fixture
-async def usage(database: Database) -> AsyncIterator[Usage]:
-    log = Log()
-    async with Rooms(log, database, [build()]) as rooms:
-        started = Usage(log, rooms)
-        await started.start()
-        yield started
 
 
 # ---- rating --------------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from fractions import Fraction
 from typing import Any
@@ -17,12 +16,9 @@ from contracts.usage import DATA, MESSAGE, PRODUCT, RENTAL, Charge
 from services.kernel.errors import InvalidInput
 from services.usage import api
 from services.usage.books import PriceRow
-from services.usage.consumer import build
 from services.usage.events import EventRefused, decode
 from services.usage.price_files import read_price_file
 from services.usage.tables import CHARGE
-from tests.support.rooms import Log, Rooms
-from tests.support.servers import Database
 from tests.support.usage_registry import LONG_AGO, SOURCE, leg
 from tests.support.usage_room import Usage
 
@@ -63,15 +59,10 @@ def event(kind: str, data: dict[str, Any], event_id: str = "e1", **changes: Any)
 
 
 @pytest.fixture
-async def usage(database: Database) -> AsyncIterator[Usage]:
-    log = Log()
-    async with Rooms(log, database, [build()]) as rooms:
-        started = Usage(log, rooms)
-        await started.start()
-        await api.import_prices(
-            started.engine, "services", read_price_file(PRICES), datetime(2020, 1, 1, tzinfo=UTC), is_default=True
-        )
-        yield started
+async def usage(usage: Usage) -> Usage:
+    since = datetime(2020, 1, 1, tzinfo=UTC)
+    await api.import_prices(usage.engine, "services", read_price_file(PRICES), since, is_default=True)
+    return usage
 
 
 # ---- what an event may say -------------------------------------------------------------------------------------------

@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import pytest
-
 from services.usage import api
-from services.usage.consumer import build
-from tests.support.rooms import Log, Rooms
-from tests.support.servers import Database
 from tests.support.usage_registry import LONG_AGO, leg
 from tests.support.usage_room import Usage
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 NUMBER = "+12484329407"
-
-
-@pytest.fixture
-async def usage(database: Database) -> AsyncIterator[Usage]:
-    log = Log()
-    async with Rooms(log, database, [build()]) as rooms:
-        started = Usage(log, rooms)
-        await started.start()
-        yield started
 
 
 async def reasons(usage: Usage, event: dict[str, Any]) -> tuple[str, ...]:

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
-
-import pytest
 
 from contracts.usage import DATA, MESSAGE, PRODUCT, RENTAL
 from services.kernel.period import instant_text
 from services.usage import api
 from services.usage.books import UNITS
-from services.usage.consumer import build
 from services.usage.price_files import PriceFile, read_price_file
-from tests.support.rooms import Log, Rooms
-from tests.support.servers import Database
 from tests.support.usage_registry import LONG_AGO, SOURCE, leg
 from tests.support.usage_room import Usage
 
@@ -25,15 +19,6 @@ AT = instant_text(NOW)
 OWN = "api.lookups"
 SURCHARGE = "voice.toll_free.surcharge"
 PRODUCTS = (*(product for product in UNITS if product != SURCHARGE), OWN)
-
-
-@pytest.fixture
-async def usage(database: Database) -> AsyncIterator[Usage]:
-    log = Log()
-    async with Rooms(log, database, [build()]) as rooms:
-        started = Usage(log, rooms)
-        await started.start()
-        yield started
 
 
 def book(price: str) -> PriceFile:

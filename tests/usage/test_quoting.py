@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
@@ -11,12 +10,10 @@ from sqlalchemy import event, select
 
 from services.kernel.errors import InvalidInput, NotFound, Refused
 from services.usage import api
-from services.usage.consumer import build
 from services.usage.memory import Memory
 from services.usage.price_documents import read_price_document
 from services.usage.price_files import read_price_file
 from services.usage.tables import MAXIMUM_PRICE
-from tests.support.rooms import Log, Rooms
 from tests.support.servers import Database
 from tests.support.usage_registry import LONG_AGO, leg
 from tests.support.usage_room import Usage
@@ -24,15 +21,6 @@ from tests.support.usage_room import Usage
 NUMBER = "+12485550101"
 CENT = 10_000_000
 NOW = datetime.now(UTC).replace(microsecond=0)
-
-
-@pytest.fixture
-async def usage(database: Database) -> AsyncIterator[Usage]:
-    log = Log()
-    async with Rooms(log, database, [build()]) as rooms:
-        started = Usage(log, rooms)
-        await started.start()
-        yield started
 
 
 async def test_a_quote_says_what_the_call_will_be_charged_by(usage: Usage) -> None:

@@ -15,7 +15,6 @@ from tests.support.servers import Database
 from tests.support.usage_registry import leg, void
 from tests.support.usage_room import Usage
 from tests.usage.test_rerating import NOW, approved, live_once, price, sums
-from tests.usage.test_rerating import usage as usage
 
 STEPS = ("usage.rerate.taken", "usage.rerate.written", "usage.tick.rerate.outbox", "usage.tick.rerate.committed")
 CHARGES, CHUNK = 40, 3

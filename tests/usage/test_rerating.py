@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import defaultdict
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Any
@@ -25,22 +24,13 @@ from services.usage.consumer import build
 from services.usage.price_files import read_price_file
 from services.usage.rerate_plans import Plan
 from services.usage.tables import CHARGE
-from tests.support.rooms import Log, Rooms
+from tests.support.rooms import Rooms
 from tests.support.servers import Database
 from tests.support.usage_registry import LONG_AGO, PUBLISHER, SOURCE, leg, void
 from tests.support.usage_room import Usage
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 START, END = NOW - timedelta(days=30), NOW + timedelta(minutes=1)
-
-
-@pytest.fixture
-async def usage(database: Database) -> AsyncIterator[Usage]:
-    log = Log()
-    async with Rooms(log, database, [build()]) as rooms:
-        started = Usage(log, rooms)
-        await started.start()
-        yield started
 
 
 async def price(usage: Usage, per_minute: str, book: str = "list", **more: Any) -> None:

@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import pytest
 from sqlalchemy import text
 from sqlalchemy.dialects.postgresql import asyncpg
 
 from contracts.usage import MESSAGE
 from services.runtime.database import transaction
 from services.usage import api, store
-from services.usage.consumer import build
 from services.usage.price_files import read_price_file
-from tests.support.rooms import Log, Rooms
 from tests.support.servers import Database
 from tests.support.usage_registry import LONG_AGO, SOURCE, leg
 from tests.support.usage_room import Usage
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 NUMBER = "+13135550177"
-
-
-@pytest.fixture
-async def usage(database: Database) -> AsyncIterator[Usage]:
-    log = Log()
-    async with Rooms(log, database, [build()]) as rooms:
-        started = Usage(log, rooms)
-        await started.start()
-        yield started
 
 
 def inbound(event_id: str, at: datetime = NOW, **changes: Any) -> dict[str, Any]:

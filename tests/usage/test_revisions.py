@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import defaultdict
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -34,15 +33,6 @@ from tests.support.usage_room import Usage
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 ORIGINAL = "0.028"
-
-
-@pytest.fixture
-async def usage(database: Database) -> AsyncIterator[Usage]:
-    log = Log()
-    async with Rooms(log, database, [build()]) as rooms:
-        started = Usage(log, rooms)
-        await started.start()
-        yield started
 
 
 def amended(event_id: str, revision: int, ended_at: datetime = NOW, account: str = "sales", **changes: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -15,11 +14,8 @@ from hypothesis import strategies as st
 from services.kernel.errors import InvalidInput
 from services.usage import api
 from services.usage.books import OUTBOUND, BookVersion, PriceBook, PriceRow
-from services.usage.consumer import build
 from services.usage.price_files import read_price_file, read_windows
 from services.usage.windows import Window, window_of
-from tests.support.rooms import Log, Rooms
-from tests.support.servers import Database
 from tests.support.usage_registry import leg
 from tests.support.usage_room import Usage
 
@@ -292,15 +288,6 @@ def test_a_file_of_windows_with_a_line_that_is_none_is_refused(data: bytes, mess
 
 
 # ---- from the event to the charge ------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-async def usage(database: Database) -> AsyncIterator[Usage]:
-    log = Log()
-    async with Rooms(log, database, [build()]) as rooms:
-        started = Usage(log, rooms)
-        await started.start()
-        yield started
 
 
 async def test_a_charge_names_the_window_and_explains_it(usage: Usage) -> None:
