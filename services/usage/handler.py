@@ -20,7 +20,6 @@ from contracts.closing import Covered, Cutoff
 from contracts.groups import AccountTimeline, CostCenter, Publisher, ResourceTimeline
 from contracts.topics import USAGE_CHARGES, USAGE_EVENTS
 from contracts.usage import Charge
-from contracts.usage import Surcharge as SurchargeData
 from services.kernel.errors import Corrupt
 from services.kernel.ids import charge_id_bytes, identity_digest
 from services.kernel.money import format_nano
@@ -36,7 +35,6 @@ from services.usage.rating import (
     NoPrice,
     NotBillable,
     Rated,
-    Surcharge,
     TooLarge,
     WrongCurrency,
     WrongUnit,
@@ -46,7 +44,7 @@ from services.usage.rating import (
 from services.usage.registry import Account, Payer, Source
 from services.usage.revising import CHARGED, NOT_BILLABLE, RATED, RATED_UNGROUPED, VOIDED
 from services.usage.stamping import BillTo
-from services.usage.tiers import CounterKey, Movement, Share, apportion, moved
+from services.usage.tiers import CounterKey, Movement, Share, apportion, moved, tell
 from services.usage.uses import Data, Leg, Message, Product, Rental
 
 CLASS_OF_STATE = {
@@ -181,7 +179,7 @@ class UsageEvents:
 
         revised = sorted(digest for digest, each in first.items() if each.usage.event.revision)
         revision = await self._look_back(work, revised, sealed, first, others) if revised else Revision({}, {})
-        accepted = await self._accept(work, first, revision)
+        accepted = await self._accept(work, first, revision, has_revisions=bool(revised))
         unclear = [digest for digest in first if digest not in accepted]
         unclear += [other.usage.digest for other in others if other.usage.digest not in first]
         current = await store.known_identities(work.connection, (memory.generation,), unclear)
@@ -380,7 +378,9 @@ class UsageEvents:
         for key in await store.absorb(work.connection, self.memory.generation, rows):
             firsts[key].record.verdict = CLASS_OF_STATE[VOIDED]
 
-    async def _accept(self, work: Work, first: dict[bytes, Acceptable], revision: Revision) -> set[bytes]:
+    async def _accept(
+        self, work: Work, first: dict[bytes, Acceptable], revision: Revision, *, has_revisions: bool
+    ) -> set[bytes]:
         """Insert the identities, and let higher revisions hold; returns those that nobody was faster with. The order keeps
         two workers from locking each other."""
         rows: dict[bool, list[store.IdentityRow]] = {True: [], False: []}
@@ -389,7 +389,6 @@ class UsageEvents:
         new, higher = rows[False], rows[True]
         accepted = {row[0] for row in higher}
         if new:
-            has_revisions = any(each.usage.event.revision for each in first.values())
             accepted |= await store.insert_identities(
                 work.connection, self.memory.generation, new, has_revisions=has_revisions
             )
@@ -493,17 +492,11 @@ class UsageEvents:
             charge["window"] = price.window
         share, tier = each.share, NO_TIER
         if share is not None and price.tiers is not None:
-            schedule = price.schedule_version
-            charge["unit_price"] = None
-            charge["tier"] = {
-                "schedule": schedule, "form": price.tiers.form, "before": share.before, "after": share.after,
-            }  # fmt: skip
-            if share.is_adjustment:
-                charge["kind"] = "tier_adjustment"
-            tier = (schedule, share.before, share.after)
+            tell(charge, price.schedule_version, price.tiers.form, share)
+            tier = (price.schedule_version, share.before, share.after)
         surcharge = None
         if rated.surcharge is not None:
-            charge["surcharge"] = surcharge_of(rated.surcharge)
+            charge["surcharge"] = rated.surcharge.told()
             surcharge = _encode(charge["surcharge"]).decode()
         row = (
             id,
@@ -607,25 +600,6 @@ def movement_of(each: Acceptable) -> Movement:
     )
     place = (event.event_time, usage.publisher.publisher_id, event.source, event.event_id)
     return Movement(key, schedule, per_of(price, key.period), rated.billed, place)
-
-
-def surcharge_of(surcharge: Surcharge) -> SurchargeData:
-    """A surcharge as a charge tells it."""
-    price = surcharge.price
-    data: SurchargeData = {
-        "book_id": price.book_id,
-        "book_version": price.version,
-        "matched": price.prefix,
-        "quantity": surcharge.billed,
-        "unit_price": price.unit_price,
-        "per": price.per,
-        "connection_fee": price.connection_fee,
-        "minimum": price.minimum,
-        "increment": price.increment,
-    }
-    if price.window:
-        data["window"] = price.window
-    return data
 
 
 def _outside(usage: Usage, event: Event) -> Rejected | None:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from contracts.usage import Surcharge as SurchargeData
 from services.kernel.money import CHARGE_NANO_MAX, divide_half_even, format_fraction, format_nano
 from services.usage import tiers
 from services.usage.books import RENTAL, SECOND, SURCHARGE, TOLL_FREE, UNITS, Chain, Price
@@ -41,6 +42,24 @@ class Surcharge(Struct, frozen=True, gc=False):
 
     price: Price
     billed: int
+
+    def told(self) -> SurchargeData:
+        """As a charge tells it."""
+        price = self.price
+        data: SurchargeData = {
+            "book_id": price.book_id,
+            "book_version": price.version,
+            "matched": price.prefix,
+            "quantity": self.billed,
+            "unit_price": price.unit_price,
+            "per": price.per,
+            "connection_fee": price.connection_fee,
+            "minimum": price.minimum,
+            "increment": price.increment,
+        }
+        if price.window:
+            data["window"] = price.window
+        return data
 
 
 class Rated(Struct, frozen=True, gc=False):

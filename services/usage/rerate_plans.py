@@ -27,7 +27,6 @@ from services.runtime.work import Work
 from services.usage import rerate_store, revising, store
 from services.usage.books import BookVersion, PriceBook
 from services.usage.closing import CORRECTIONS_LANE
-from services.usage.handler import surcharge_of
 from services.usage.memory import Memory
 from services.usage.rerating import (
     APPROVED,
@@ -212,7 +211,7 @@ def _item(plan_id: UUID, number: int, charge: Any, found: Repriced) -> tuple[Any
     return (
         plan_id, number, charge.charge_id, charge.event_time, charge.revision, charge.account_id, charge.currency,
         charge.amount_nano, found.amount_nano, found.quantity, found.per, price.product, price.book_id, price.version,
-        price.prefix, price.window, _encode(surcharge_of(surcharge)).decode() if surcharge is not None else None,
+        price.prefix, price.window, _encode(surcharge.told()).decode() if surcharge is not None else None,
     )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """Higher revisions of a usage fact: which charge they take back, and on which invoice.
 
-What is live is the charge of the revision that holds, or the one that stands in its place after a re-rate. A higher one takes it back by a reversal, the exact negative of it
-under the same stamps, and unless it is a void has a charge of its own. Source: designs/identity, "Void, amend, re-rate".
+What is live is the charge of the revision that holds, or the one that stands in its place after a re-rate. A higher one
+takes it back by a reversal, the exact negative of it under the same stamps, and unless it is a void has a charge of its own.
+Source: designs/identity, "Void, amend, re-rate".
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from services.kernel.ids import charge_id, identity_digest, reversal_id
 from services.kernel.money import format_nano
 from services.kernel.period import instant_text, period_named, period_of
 from services.runtime.records import Record
-from services.usage import store
+from services.usage import store, tiers
 from services.usage.cloudevents import structured
 from services.usage.events import EventRefused, decode
 from services.usage.generations import GENERATION_LASTS
@@ -95,12 +96,7 @@ class Reversal(Struct, gc=False):
         row = tuple(changed[name] if name in changed else getattr(live, name) for name in CHARGE_COLUMNS)
         charge = told(live, changed)
         if share is not None and self.schedule is not None:
-            charge["unit_price"] = None
-            charge["tier"] = {
-                "schedule": live.schedule, "form": self.schedule.form, "before": share.before, "after": share.after,
-            }  # fmt: skip
-            if share.is_adjustment:
-                charge["kind"] = "tier_adjustment"
+            tiers.tell(charge, live.schedule, self.schedule.form, share)
         return row, str(id), _encode(charge)
 
 

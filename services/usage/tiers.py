@@ -15,13 +15,14 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from msgspec import Struct
 
+from contracts.usage import Charge
 from services.kernel.errors import Corrupt, InvalidInput
 from services.kernel.money import CHARGE_NANO_MAX, divide_half_even, format_fraction, format_nano
 
 Form = Literal["graduated", "volume"]
 BANDS_MAX = 100
 PER_MAX = 10**15
-UP_TO_MAX = 10**18  # a counter is a bigint
+UP_TO_MAX = 10**18  # a border above it is a slip
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +191,14 @@ class Movement(Struct, frozen=True, gc=False):
     per: int
     quantity: int
     place: tuple[datetime, str, str, str]
+
+
+def tell(charge: Charge, name: str, form: Form, share: Share) -> None:
+    """Write into the data of a charge how it moved the counter of a schedule; it has no price of its own then."""
+    charge["unit_price"] = None
+    charge["tier"] = {"schedule": name, "form": form, "before": share.before, "after": share.after}
+    if share.is_adjustment:
+        charge["kind"] = "tier_adjustment"
 
 
 def schedule_version(book_id: str, version: int, schedule_id: str) -> str:
