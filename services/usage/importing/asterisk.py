@@ -13,14 +13,24 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import BinaryIO, Literal
 
 from services.kernel.errors import InvalidInput
 from services.usage.importing.clocks import candidates, local_candidates, never, span, wall_clock
 from services.usage.importing.dialect import Dialect
-from services.usage.importing.interface import ImportReport, LegEvent, RefusedRow
-from services.usage.importing.legs import Leg, account_id, billable_number, billed_within, event_id, own_number, seconds
+from services.usage.importing.interface import ImportReport, LegEvent
+from services.usage.importing.legs import (
+    Leg,
+    NoLeg,
+    account_id,
+    billable_number,
+    billed_within,
+    event_id,
+    events_of,
+    own_number,
+    seconds,
+)  # fmt: skip
 from services.usage.importing.parts import NAMED_COLUMNS, missing_columns
 from services.usage.importing.profile import SwitchProfile, Trunk
 from services.usage.importing.rows import Refused, fields_of, lines, text_of
@@ -89,35 +99,20 @@ def _events(
     rows: Iterable[tuple[int, _Row | Refused]], profile: SwitchProfile, report: ImportReport, shift_days: int
 ) -> Iterator[LegEvent]:
     called_on = _CalledNumbers(profile)
-    shift = timedelta(days=shift_days)
-    for line, row in rows:
-        report.rows += 1
-        try:
-            if isinstance(row, Refused):
-                raise row
-            called_on.remember(row)
-            sides = (profile.trunk(row.channel), profile.trunk(row.dstchannel))
-            match sides:
-                case (None, None):
-                    report.internal += 1
-                    continue
-                case (Trunk() as trunk, None):
-                    leg = _inbound(row, profile, trunk, called_on)
-                case (None, Trunk() as trunk) if row.lastapp != "ConfBridge":
-                    dialled = _dialled(row, trunk)
-                    if profile.is_internal(dialled):
-                        report.internal += 1
-                        continue
-                    leg = _outbound(row, profile, trunk, dialled)
-                case _:
-                    report.no_leg += 1
-                    continue
-            event = leg.event(profile, shift)
-        except Refused as refused:
-            report.refuse(RefusedRow(line, refused.field, refused.code, refused.message))
-            continue
-        report.published += 1
-        yield event
+
+    def judge(row: _Row) -> Leg | NoLeg:
+        called_on.remember(row)
+        match profile.trunk(row.channel), profile.trunk(row.dstchannel):
+            case (None, None):
+                return "internal"
+            case (Trunk() as trunk, None):
+                return _inbound(row, profile, trunk, called_on)
+            case (None, Trunk() as trunk) if row.lastapp != "ConfBridge":
+                dialled = _dialled(row, trunk)
+                return "internal" if profile.is_internal(dialled) else _outbound(row, profile, trunk, dialled)
+        return "no_leg"
+
+    return events_of(rows, judge, profile, report, shift_days)
 
 
 # --- from bytes to a row ----------------------------------------------------------------------------------------------

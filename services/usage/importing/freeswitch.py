@@ -19,8 +19,18 @@ from urllib.parse import unquote
 from services.kernel.errors import InvalidInput
 from services.usage.importing.clocks import candidates, never, span
 from services.usage.importing.dialect import Dialect
-from services.usage.importing.interface import ImportReport, LegEvent, RefusedRow
-from services.usage.importing.legs import Leg, account_id, billable_number, billed_within, event_id, own_number, seconds
+from services.usage.importing.interface import ImportReport, LegEvent
+from services.usage.importing.legs import (
+    Leg,
+    NoLeg,
+    account_id,
+    billable_number,
+    billed_within,
+    event_id,
+    events_of,
+    own_number,
+    seconds,
+)  # fmt: skip
 from services.usage.importing.parts import CHANNEL_VARIABLES, PEER_VARIABLES, FreeSwitch
 from services.usage.importing.profile import SwitchProfile, Trunk
 from services.usage.importing.rows import Refused, lines, text_of
@@ -80,30 +90,17 @@ def _events(
     report: ImportReport,
     shift_days: int,
 ) -> Iterator[LegEvent]:
-    shift = timedelta(days=shift_days)
-    for line, record in records:
-        report.rows += 1
-        try:
-            if isinstance(record, Refused):
-                raise record
-            judged = _own_side(record, profile) if legs == "ab" else _both_sides(record, profile, part)
-            if judged == "internal":
-                report.internal += 1
-                continue
-            if judged == "no_leg":
-                report.no_leg += 1
-                continue
-            direction, trunk = judged
-            dialled = _dialled(record, trunk)
-            if direction == "outbound" and profile.is_internal(dialled):
-                report.internal += 1
-                continue
-            event = _leg(record, profile, part, direction, trunk, dialled).event(profile, shift)
-        except Refused as refused:
-            report.refuse(RefusedRow(line, refused.field, refused.code, refused.message))
-            continue
-        report.published += 1
-        yield event
+    def judge(record: _Record) -> Leg | NoLeg:
+        judged = _own_side(record, profile) if legs == "ab" else _both_sides(record, profile, part)
+        if isinstance(judged, str):
+            return judged
+        direction, trunk = judged
+        dialled = _dialled(record, trunk)
+        if direction == "outbound" and profile.is_internal(dialled):
+            return "internal"
+        return _leg(record, profile, part, direction, trunk, dialled)
+
+    return events_of(records, judge, profile, report, shift_days)
 
 
 # --- from bytes to a record -------------------------------------------------------------------------------------------
@@ -236,9 +233,7 @@ def _targets(dial_string: str) -> list[str]:
     return [target.strip() for target in re.split(r"[,|]|:_:", without_variables)]
 
 
-def _own_side(
-    record: _Record, profile: SwitchProfile
-) -> tuple[Direction, Trunk | None] | Literal["internal", "no_leg"]:
+def _own_side(record: _Record, profile: SwitchProfile) -> tuple[Direction, Trunk | None] | NoLeg:
     trunk = _own_trunk(record, profile)
     if trunk is None:
         return "internal"
@@ -250,9 +245,7 @@ def _own_side(
     raise Refused("invalid", "direction", 'must be "inbound" or "outbound"; log ${direction}')
 
 
-def _both_sides(
-    record: _Record, profile: SwitchProfile, part: FreeSwitch
-) -> tuple[Direction, Trunk | None] | Literal["internal", "no_leg"]:
+def _both_sides(record: _Record, profile: SwitchProfile, part: FreeSwitch) -> tuple[Direction, Trunk | None] | NoLeg:
     own = _own_trunk(record, profile)
     if record.get("direction") == "outbound":
         # Either the called leg of a call whose calling leg is a record too, or a call that the switch itself began.

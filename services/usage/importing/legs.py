@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from contracts.usage import CALL_SECONDS_MAX, VOICE_LEG
 from contracts.words import ID_PATTERN
 from services.usage.importing.clocks import utc_text
-from services.usage.importing.interface import LegEvent
+from services.usage.importing.interface import ImportReport, LegEvent, RefusedRow
 from services.usage.importing.profile import SwitchProfile
 from services.usage.importing.rows import Refused
+
+RowT = TypeVar("RowT")
 
 EVENT_ID_MAX = 256  # of the contract
 
@@ -61,6 +64,38 @@ class Leg:
             "data": data,
         }
         return LegEvent(self.account, event)
+
+
+NoLeg = Literal["internal", "no_leg"]
+
+
+def events_of(
+    rows: Iterable[tuple[int, RowT | Refused]],
+    judge: Callable[[RowT], Leg | NoLeg],
+    profile: SwitchProfile,
+    report: ImportReport,
+    shift_days: int,
+) -> Iterator[LegEvent]:
+    """The events of numbered rows; the report accounts for every row. A row that cannot be read, or that the judge refuses,
+    is refused by name and its neighbours go on."""
+    shift = timedelta(days=shift_days)
+    for line, row in rows:
+        report.rows += 1
+        try:
+            if isinstance(row, Refused):
+                raise row
+            judged = judge(row)
+            event = judged.event(profile, shift) if isinstance(judged, Leg) else None
+        except Refused as refused:
+            report.refuse(RefusedRow(line, refused.field, refused.code, refused.message))
+            continue
+        if event is not None:
+            report.published += 1
+            yield event
+        elif judged == "internal":
+            report.internal += 1
+        else:
+            report.no_leg += 1
 
 
 def billable_number(called: str | None, answered: bool, field: str) -> str:

@@ -9,8 +9,18 @@ from typing import BinaryIO, Literal
 
 from services.kernel.errors import InvalidInput
 from services.usage.importing.clocks import EPOCH, candidates, local_candidates, never, span
-from services.usage.importing.interface import ImportReport, LegEvent, RefusedRow
-from services.usage.importing.legs import Leg, account_id, billable_number, billed_within, event_id, own_number, seconds
+from services.usage.importing.interface import ImportReport, LegEvent
+from services.usage.importing.legs import (
+    Leg,
+    NoLeg,
+    account_id,
+    billable_number,
+    billed_within,
+    event_id,
+    events_of,
+    own_number,
+    seconds,
+)  # fmt: skip
 from services.usage.importing.parts import Column, MappedCsv
 from services.usage.importing.profile import SwitchProfile
 from services.usage.importing.rows import Refused, fields_of, lines, text_of
@@ -28,29 +38,23 @@ def import_mapped_csv(
     part = profile.csv
     if part is None:
         raise InvalidInput("is missing in the switch profile; add it to say which column is which field", field="csv")
-    return _events(records, profile, part, report, timedelta(days=shift_days))
+    return events_of(
+        _rows(records, part, report), lambda values: _leg(values, profile, part), profile, report, shift_days
+    )
 
 
-def _events(
-    records: BinaryIO, profile: SwitchProfile, part: MappedCsv, report: ImportReport, shift: timedelta
-) -> Iterator[LegEvent]:
+def _rows(records: BinaryIO, part: MappedCsv, report: ImportReport) -> Iterator[tuple[int, dict[str, str] | Refused]]:
     columns = None if part.header else _Columns(part, None)
     for line, raw, complete in lines(records, report):
         if columns is None:
             columns = _Columns(part, part.dialect.split(raw.decode("utf-8", "replace"), strict=False))
             continue
-        report.rows += 1
         try:
-            leg = _leg(columns.values(raw, complete), profile, part)
-            event = leg.event(profile, shift) if leg is not None else None
+            values = columns.values(raw, complete)
         except Refused as refused:
-            report.refuse(RefusedRow(line, refused.field, refused.code, refused.message))
+            yield line, refused
             continue
-        if event is None:
-            report.internal += 1
-            continue
-        report.published += 1
-        yield event
+        yield line, values
 
 
 class _Columns:
@@ -97,14 +101,13 @@ class _Columns:
         return {field: fields[at].strip() for field, at in self._at.items()}
 
 
-def _leg(values: dict[str, str], profile: SwitchProfile, part: MappedCsv) -> Leg | None:
-    """The leg of a row; None for a call that stayed inside the switch."""
+def _leg(values: dict[str, str], profile: SwitchProfile, part: MappedCsv) -> Leg | NoLeg:
     direction = part.direction or _direction(values["direction"], part)
     trunk = profile.trunk_of_path(values["trunk"]) if "trunk" in values else None
     if direction == "internal" or ("trunk" in values and trunk is None):
-        return None
+        return "internal"
     if direction == "outbound" and profile.is_internal(values["called"]):
-        return None
+        return "internal"
     billable = _seconds(values["billable"], "billable", part)
     answered = _answered(values["answered"], part) if "answered" in values else billable > 0
     if direction == "inbound":
