@@ -7,18 +7,41 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ARRAY, BigInteger, Uuid, and_, bindparam, exists, func, insert, literal, select, text, update
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    ColumnElement,
+    Uuid,
+    and_,
+    bindparam,
+    exists,
+    func,
+    insert,
+    literal,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.runtime.database import copy_rows
 from services.usage.rerating import EXECUTING, Sum, SumKey
-from services.usage.store import CHARGES_AT_ONCE, Found, Rows
+from services.usage.store import CHARGES_AT_ONCE, Found, Rows, names_price
 from services.usage.tables import BOOK_PRICE, CHARGE, CHARGE_COLUMNS, RERATE_CHARGE, RERATE_PLAN, RERATE_SUM
 
 ITEM_COLUMNS = tuple(column.name for column in RERATE_CHARGE.columns if column.name != "is_stale")
 _REPLACEMENT_COLUMNS = (*CHARGE_COLUMNS, "replaces")
 
 _reversal = CHARGE.alias("reversal")
+
+
+def _not_reversed(start: datetime, end: datetime) -> tuple[ColumnElement[bool], ...]:
+    """Of charges of event times in [start, end): a reversal has the event time of its charge."""
+    charge, reversal = CHARGE.c, _reversal.c
+    is_reversed = exists().where(
+        reversal.reverses == charge.charge_id, reversal.event_time >= start, reversal.event_time < end
+    )
+    return charge.event_time >= start, charge.event_time < end, ~is_reversed
 
 
 async def one_snapshot(connection: AsyncConnection) -> None:
@@ -36,18 +59,11 @@ async def live_charges(
 ) -> AsyncIterator[Rows]:
     """Charges of event times in [start, end) that nothing has reversed, in the order of event time and id, in pieces; each
     with the ``delivered_only`` of its price."""
-    charge, price, reversal = CHARGE.c, BOOK_PRICE.c, _reversal.c
-    of_charge = and_(
-        price.book_id == charge.book_id, price.version == charge.book_version, price.product == charge.product,
-        price.prefix == charge.matched, price.window == func.coalesce(charge.window, ""),
-    )  # fmt: skip
-    is_reversed = exists().where(
-        reversal.reverses == charge.charge_id, reversal.event_time >= start, reversal.event_time < end
-    )
+    charge = CHARGE.c
     statement = (
-        select(CHARGE, price.delivered_only)
-        .join(BOOK_PRICE, of_charge)
-        .where(charge.event_time >= start, charge.event_time < end, charge.reverses.is_(None), ~is_reversed)
+        select(CHARGE, BOOK_PRICE.c.delivered_only)
+        .join(BOOK_PRICE, names_price(charge))
+        .where(charge.reverses.is_(None), *_not_reversed(start, end))
         .order_by(charge.event_time, charge.charge_id)
     )
     if account_ids:
@@ -117,14 +133,11 @@ async def still_live(
     connection: AsyncConnection, plan_id: UUID, start: datetime, end: datetime
 ) -> AsyncIterator[tuple[UUID, int]]:
     """(charge id, revision) of those charges of a plan that nothing has reversed, in the plan's order."""
-    item, charge, reversal = RERATE_CHARGE.c, CHARGE.c, _reversal.c
-    is_reversed = exists().where(
-        reversal.reverses == charge.charge_id, reversal.event_time >= start, reversal.event_time < end
-    )
+    item, charge = RERATE_CHARGE.c, CHARGE.c
     statement = (
         select(charge.charge_id, charge.revision)
         .join(RERATE_CHARGE, and_(item.charge_id == charge.charge_id, item.event_time == charge.event_time))
-        .where(item.plan_id == plan_id, charge.event_time >= start, charge.event_time < end, ~is_reversed)
+        .where(item.plan_id == plan_id, *_not_reversed(start, end))
         .order_by(item.number)
     )
     async for row in await connection.stream(statement.execution_options(yield_per=CHARGES_AT_ONCE)):
@@ -146,13 +159,9 @@ async def executing_plan(connection: AsyncConnection) -> UUID | None:
 async def next_items(connection: AsyncConnection, plan_id: UUID, after: int, limit: int) -> Rows:
     """The next charges of a plan, each with what its new price says."""
     item, price = RERATE_CHARGE.c, BOOK_PRICE.c
-    of_item = and_(
-        price.book_id == item.book_id, price.version == item.book_version, price.product == item.product,
-        price.prefix == item.matched, price.window == item.window,
-    )  # fmt: skip
     statement = (
         select(RERATE_CHARGE, price.price_nano, price.connection_fee_nano, price.minimum, price.increment)
-        .join(BOOK_PRICE, of_item)
+        .join(BOOK_PRICE, names_price(item))
         .where(item.plan_id == plan_id, item.number > after, item.number <= after + limit)
         .order_by(item.number)
     )

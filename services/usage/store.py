@@ -15,6 +15,7 @@ from sqlalchemy import (
     ARRAY,
     BigInteger,
     Boolean,
+    ColumnElement,
     Date,
     Integer,
     Select,
@@ -355,6 +356,15 @@ async def book_listing(connection: AsyncConnection, book_id: str | None = None) 
     return (await connection.execute(statement)).all()
 
 
+def names_price(row: Any) -> ColumnElement[bool]:
+    """That a price is the one which a charge, or what is like one, names: these are the columns of its table."""
+    price = BOOK_PRICE.c
+    return and_(
+        price.book_id == row.book_id, price.version == row.book_version, price.product == row.product,
+        price.prefix == row.matched, price.window == func.coalesce(row.window, ""),
+    )  # fmt: skip
+
+
 async def price_row(
     connection: AsyncConnection, book_id: str, version: int, product: str, prefix: str, window: str
 ) -> PriceRow | None:
@@ -572,13 +582,9 @@ async def charges_with_prices(
 ) -> Rows:
     """These charges, each with what its price says, of event times in [start, end): only these days are searched."""
     charge, price = CHARGE.c, BOOK_PRICE.c
-    of_charge = and_(
-        price.book_id == charge.book_id, price.version == charge.book_version, price.product == charge.product,
-        price.prefix == charge.matched, price.window == func.coalesce(charge.window, ""),
-    )  # fmt: skip
     statement = (
         select(CHARGE, price.price_nano, price.connection_fee_nano, price.minimum, price.increment)
-        .join(BOOK_PRICE, of_charge)
+        .join(BOOK_PRICE, names_price(charge))
         .where(charge.charge_id == func.any(bindparam("ids", type_=ARRAY(Uuid()))))
     )
     if start is not None:
