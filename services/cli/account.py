@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, overload
 
 import typer
 
@@ -18,6 +18,12 @@ app = typer.Typer(no_args_is_help=True, help="Accounts, their plans and groups, 
 
 AccountId = Annotated[str, typer.Argument(metavar="ACCOUNT", help="the account's id")]
 Organization = Annotated[str, typer.Option(help="the organization it belongs to")]
+
+
+@overload
+def instant_of(value: str, field: str) -> datetime: ...
+@overload
+def instant_of(value: str | None, field: str) -> datetime | None: ...
 
 
 def instant_of(value: str | None, field: str) -> datetime | None:

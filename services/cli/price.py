@@ -79,8 +79,6 @@ async def import_(
 
     start = instant_of(effective_from, "from")
     prices = read_prices(file, windows, minimum_s=minimum_s, increment_s=increment_s)
-    if start is None:
-        raise InvalidInput("is missing", field="from")
     async with room("usage") as engine:
         version = await api.import_prices(engine, book, prices, start, is_default=default)
     if output is Format.json:

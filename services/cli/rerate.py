@@ -16,7 +16,13 @@ from services.cli.reading import room
 from services.kernel.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
     from services.usage.rerate_plans import Plan
+
+    Decision = Callable[[AsyncEngine, UUID, str, str], Awaitable[Plan]]
 
 app = typer.Typer(
     no_args_is_help=True, help="Re-rate past usage: plan it, have a second person approve it, execute it."
@@ -63,8 +69,6 @@ async def plan(
     from services.usage import api
 
     begins, ends = instant_of(start, "from"), instant_of(end, "to")
-    if begins is None or ends is None:
-        raise InvalidInput("is missing", field="from" if begins is None else "to")
     async with room("usage") as engine:
         made = await api.plan_rerate(
             engine, begins, ends, actor or me(), role, account_ids=account or (), group_id=group, product=product,
@@ -113,10 +117,7 @@ async def approve(plan_id: PlanId, role: Role = "finance", actor: Actor = "", ou
     """Approve a re-rate that another person planned; it is stale if a charge of it was corrected since."""
     from services.usage import api
 
-    identifier = _id(plan_id)
-    async with room("usage") as engine:
-        found = await api.approve_rerate(engine, identifier, actor or me(), role)
-    _say(found, output)
+    await _decide(api.approve_rerate, plan_id, actor, role, output)
 
 
 @app.command()
@@ -125,10 +126,7 @@ async def execute(plan_id: PlanId, role: Role = "finance", actor: Actor = "", ou
     """Have an approved re-rate carried out by the usage workers; `rerate show` says how far it is."""
     from services.usage import api
 
-    identifier = _id(plan_id)
-    async with room("usage") as engine:
-        found = await api.execute_rerate(engine, identifier, actor or me(), role)
-    _say(found, output)
+    await _decide(api.execute_rerate, plan_id, actor, role, output)
 
 
 @app.command()
@@ -137,9 +135,13 @@ async def cancel(plan_id: PlanId, role: Role = "finance", actor: Actor = "", out
     """Give up a re-rate that nobody has executed."""
     from services.usage import api
 
+    await _decide(api.cancel_rerate, plan_id, actor, role, output)
+
+
+async def _decide(decide: Decision, plan_id: str, actor: str, role: str, output: Format) -> None:
     identifier = _id(plan_id)
     async with room("usage") as engine:
-        found = await api.cancel_rerate(engine, identifier, actor or me(), role)
+        found = await decide(engine, identifier, actor or me(), role)
     _say(found, output)
 
 

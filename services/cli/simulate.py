@@ -47,8 +47,6 @@ async def simulate(
     from services.usage import api
 
     begins, ends = instant_of(start, "from"), instant_of(end, "to")
-    if begins is None or ends is None:
-        raise InvalidInput("is missing", field="from" if begins is None else "to")
     prices = _file(book, windows)
     async with room("usage") as engine:
         replay = await api.simulate(
