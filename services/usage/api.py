@@ -174,10 +174,7 @@ async def book_version(
                 numbers = ", ".join(str(each.version) for each in listed)
                 raise NotFound(f"{book_id} has no version {version}; it has {numbers}", field="version")
             found = named[0]
-        rows = [row async for row in store.book_prices(connection, book_id, found.version)]
-        windows = await store.book_windows(connection, book_id, found.version)
-        schedules = await store.book_schedules(connection, book_id, found.version)
-    return BookVersion(book_id, found.version, found.currency, found.effective_from, tuple(rows), windows, schedules)
+        return await store.book_version(connection, found)
 
 
 async def prices_of_number(

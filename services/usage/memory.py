@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from contracts.groups import AccountTimeline, CostCenter, Publisher, ResourceTimeline
 from services.usage import store
-from services.usage.books import BookVersion, PriceBooks
+from services.usage.books import PriceBooks
 from services.usage.registry import Prices, Registry
 from services.usage.stamping import Cut, Cuts
 
@@ -89,12 +89,7 @@ class Memory:
                 return
             books = self.prices.books
             for each in await store.book_versions_since(connection, self._books_version):
-                read = BookVersion(
-                    each.book_id, each.version, each.currency, each.effective_from,
-                    tuple([row async for row in store.book_prices(connection, each.book_id, each.version)]),
-                    await store.book_windows(connection, each.book_id, each.version),
-                    schedules=await store.book_schedules(connection, each.book_id, each.version),
-                )  # fmt: skip
+                read = await store.book_version(connection, each)
                 books = PriceBooks([read], known=books)  # one at a time is in memory as it is read
             order = await store.book_order(connection)
             self.maximum_prices = {

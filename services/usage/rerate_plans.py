@@ -25,7 +25,7 @@ from services.runtime.database import transaction
 from services.runtime.lanes import internal_lane
 from services.runtime.work import Work
 from services.usage import rerate_store, revising, store
-from services.usage.books import BookVersion, PriceBook
+from services.usage.books import PriceBook
 from services.usage.closing import CORRECTIONS_LANE
 from services.usage.memory import Memory
 from services.usage.rerating import (
@@ -196,13 +196,8 @@ async def _draft(connection: AsyncConnection, memory: Memory, book_id: str, vers
     if version not in listed:
         numbers = ", ".join(map(str, sorted(listed)))
         raise NotFound(f"{book_id} has no version {version}; it has {numbers}", field="version")
-    read = BookVersion(
-        book_id, version, listed[version].currency, _ALWAYS,
-        tuple([row async for row in store.book_prices(connection, book_id, version)]),
-        await store.book_windows(connection, book_id, version),
-        schedules=await store.book_schedules(connection, book_id, version),
-    )  # fmt: skip
-    return Draft(PriceBook(book_id, [read]))
+    read = await store.book_version(connection, listed[version])
+    return Draft(PriceBook(book_id, [replace(read, effective_from=_ALWAYS)]))
 
 
 def _item(plan_id: UUID, number: int, charge: Any, found: Repriced) -> tuple[Any, ...]:

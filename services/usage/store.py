@@ -47,7 +47,7 @@ from sqlalchemy.types import TypeEngine
 
 from services.kernel.money import parse_amount
 from services.runtime.database import copy_rows, unnest
-from services.usage.books import PriceRow
+from services.usage.books import BookVersion, PriceRow
 from services.usage.stamping import Lane
 from services.usage.tables import (
     BOOK_ORDER,
@@ -167,6 +167,15 @@ async def book_schedules(connection: AsyncConnection, book_id: str, version: int
         )
         for row in rows
     )
+
+
+async def book_version(connection: AsyncConnection, listed: Found) -> BookVersion:
+    """One version, found in a list of them, with all that stands in it."""
+    book_id, version = listed.book_id, listed.version
+    prices = tuple([row async for row in book_prices(connection, book_id, version)])
+    windows = await book_windows(connection, book_id, version)
+    schedules = await book_schedules(connection, book_id, version)
+    return BookVersion(book_id, version, listed.currency, listed.effective_from, prices, windows, schedules)
 
 
 async def book_order(connection: AsyncConnection) -> Rows:
