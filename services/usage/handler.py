@@ -45,7 +45,6 @@ from services.usage.registry import Account, Payer, Source
 from services.usage.revising import CHARGED, NOT_BILLABLE, RATED, RATED_UNGROUPED, VOIDED
 from services.usage.stamping import BillTo
 from services.usage.tiers import CounterKey, Movement, Share, apportion, moved, tell
-from services.usage.uses import Data, Leg, Message, Product, Rental
 
 CLASS_OF_STATE = {
     RATED: "rated", RATED_UNGROUPED: "rated_ungrouped", NOT_BILLABLE: "not_billable", VOIDED: "voided",
@@ -53,24 +52,6 @@ CLASS_OF_STATE = {
 DUPLICATE = "duplicate"
 PARKED = ("quarantined", "waiting")
 OUT_OF_TIME = ("too_old", "in_future")
-DATED_BY = {
-    Leg: "data.ended_at",
-    Message: "data.sent_at",
-    Data: "data.ended_at",
-    Rental: "data.starts_at",
-    Product: "data.used_at",
-}
-PRICED_BY = {
-    Leg: "data.called",
-    Message: "data.recipient",
-    Data: "data.network",
-    Rental: "data.number",
-    Product: "data.product",
-}
-MEASURED_BY = {
-    Leg: "data.billable_s", Message: "data.segments", Data: "data.bytes", Rental: "data.days", Product: "data.quantity",
-}  # fmt: skip
-
 NO_TIER: tuple[str | None, int | None, int | None] = (None, None, None)
 
 _encode = Encoder().encode
@@ -219,7 +200,7 @@ class UsageEvents:
         account_id, field = event.account_id if isinstance(event, Void) else event.use.account_id, "data.account_id"
         if account_id is None and isinstance(event, Event):
             use = event.use
-            account_id, field = registry.owner_of(use.destination, event.event_time), PRICED_BY[type(use)]
+            account_id, field = registry.owner_of(use.destination, event.event_time), use.priced_by
         account = registry.accounts.get(account_id) if account_id is not None else None
         problem: tuple[str, str, str | None] | None = None
         if publisher is None:
@@ -265,7 +246,7 @@ class UsageEvents:
             case NotBillable():
                 return Acceptable(usage, NOT_BILLABLE)
             case NoPrice(message=message):
-                return Rejected(usage, "no_price", message, PRICED_BY.get(type(event.use)))
+                return Rejected(usage, "no_price", message, event.use.priced_by)
             case WrongCurrency(price=price):
                 message = (
                     f"the price of {price.prefix} in {price.book_id} is in {price.currency}, the account in {currency}"
@@ -278,7 +259,7 @@ class UsageEvents:
                 message = (
                     f"it would cost {format_nano(nano)}, more than one charge may be; mend the price or the quantity"
                 )
-                return Rejected(usage, "invalid_event", message, MEASURED_BY[type(event.use)])
+                return Rejected(usage, "invalid_event", message, event.use.measured_by)
         if payer is None:
             return Acceptable(usage, RATED_UNGROUPED, outcome, plan)
         period = payer.period(event_time)
@@ -608,10 +589,10 @@ def _outside(usage: Usage, event: Event) -> Rejected | None:
     after_ms = event.event_time.timestamp() * 1000 - usage.record.timestamp_ms  # exact: both fit a float's 53 bits
     if after_ms < -publisher.late_ms:
         message = f"is more than {publisher.late_ms / 86_400_000:g} days before the event was published"
-        return Rejected(usage, "too_old", message, DATED_BY[type(event.use)])
+        return Rejected(usage, "too_old", message, event.use.dated_by)
     if after_ms > publisher.early_ms:
         message = f"is more than {publisher.early_ms / 60_000:g} minutes after the event was published"
-        return Rejected(usage, "in_future", message, DATED_BY[type(event.use)])
+        return Rejected(usage, "in_future", message, event.use.dated_by)
     return None
 
 

@@ -2,7 +2,8 @@
 
 Each kind of event is one structure with the same questions to it: what is it priced as (`product`, `destination`), how much
 was used (`used`, in `unit`), why does it cost nothing if so (`free`), and whose is it (`cost_center_id`, `resource`).
-Pure. Source: domain, section 3.
+`priced_by`, `measured_by` and `dated_by` are the fields of the event to name when that is refused. Pure. Source: domain,
+section 3.
 """
 
 from __future__ import annotations
@@ -52,6 +53,9 @@ class Leg(Struct, forbid_unknown_fields=True, gc=False):
     call_leg_id: Text | None = None
 
     unit: ClassVar[str] = SECOND
+    priced_by: ClassVar[str] = "data.called"
+    measured_by: ClassVar[str] = "data.billable_s"
+    dated_by: ClassVar[str] = "data.ended_at"
 
     @property
     def product(self) -> str:
@@ -131,6 +135,9 @@ class Message(Struct, forbid_unknown_fields=True, gc=False):
     message_id: Text | None = None
 
     unit: ClassVar[str] = SEGMENT
+    priced_by: ClassVar[str] = "data.recipient"
+    measured_by: ClassVar[str] = "data.segments"
+    dated_by: ClassVar[str] = "data.sent_at"
     duration_s: ClassVar[int] = 0
 
     @property
@@ -186,6 +193,9 @@ class Data(Struct, forbid_unknown_fields=True, gc=False):
     session_id: Text | None = None
 
     unit: ClassVar[str] = BYTE
+    priced_by: ClassVar[str] = "data.network"
+    measured_by: ClassVar[str] = "data.bytes"
+    dated_by: ClassVar[str] = "data.ended_at"
     product: ClassVar[str] = DATA
     duration_s: ClassVar[int] = 0
 
@@ -235,6 +245,9 @@ class Rental(Struct, forbid_unknown_fields=True, gc=False):
     cost_center_id: str | None = None
 
     unit: ClassVar[str] = DAY
+    priced_by: ClassVar[str] = "data.number"
+    measured_by: ClassVar[str] = "data.days"
+    dated_by: ClassVar[str] = "data.starts_at"
     product: ClassVar[str] = RENTAL
     duration_s: ClassVar[int] = 0
     origin: ClassVar[str | None] = None
@@ -278,6 +291,9 @@ class Product(Struct, forbid_unknown_fields=True, gc=False):
     cost_center_id: str | None = None
     reference: Text | None = None
 
+    priced_by: ClassVar[str] = "data.product"
+    measured_by: ClassVar[str] = "data.quantity"
+    dated_by: ClassVar[str] = "data.used_at"
     duration_s: ClassVar[int] = 0
     destination: ClassVar[str] = ""
     origin: ClassVar[str | None] = None
