@@ -28,6 +28,7 @@ from tests.support.rooms import Rooms
 from tests.support.servers import Database
 from tests.support.usage_registry import LONG_AGO, PUBLISHER, SOURCE, leg, void
 from tests.support.usage_room import Usage
+from tests.usage.test_revisions import tiered, used
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 START, END = NOW - timedelta(days=30), NOW + timedelta(minutes=1)
@@ -352,8 +353,6 @@ async def test_what_cannot_be_re_rated_is_left_out_and_said(usage: Usage) -> Non
 
 
 async def test_charges_by_tiers_are_left_out_whichever_side_the_tiers_are_on(usage: Usage) -> None:
-    from tests.usage.test_revisions import tiered, used
-
     flat = read_price_file(b"product,prefix,price,currency,unit\nsms,*,0.01,USD,piece\n")
     await api.import_prices(usage.engine, "tiers", flat, LONG_AGO, is_default=True)
     await usage.take(used("flat", 900))
