@@ -1,7 +1,8 @@
 """The real servers that tests run on, each started when a test first asks for it.
 
-By default the embedded ones, on a folder that is deleted at the end (`TOLLBOOK_TEST_DATA` names one that stays, and
-whose servers stay when they ran before). With `TOLLBOOK_TEST_SERVERS=containers` the official images, by Docker.
+By default the embedded ones, on a folder that is deleted at the end: in memory where there is plenty, since a fresh
+database is a thousand small files (`TOLLBOOK_TEST_DATA` names one that stays, and whose servers stay when they ran
+before). With `TOLLBOOK_TEST_SERVERS=containers` the official images, by Docker.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import psutil
 from sqlalchemy import URL
 
 from services.runtime import embedded, migrate
@@ -26,6 +28,8 @@ from services.runtime.embedded.ports import HOST, choose
 from services.runtime.settings import room_role
 
 CONTAINER_WAIT_S = 90
+MEMORY = Path("/dev/shm")  # a folder that is in memory, on Linux
+MEMORY_BYTES_MIN = 10 * 2**30  # PostgreSQL's log alone may grow to 4 GB
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,7 @@ class EmbeddedServers(TestedServers):
     def __init__(self, kept: Path | None = None) -> None:
         super().__init__()
         self._kept = kept
-        self.data = kept or Path(tempfile.mkdtemp(prefix="tollbook-test-"))
+        self.data = kept or Path(tempfile.mkdtemp(prefix="tollbook-test-", dir=_in_memory()))
         self._found_running = {name for name, one in embedded.status(self.data).items() if one}
 
     async def start(self, name: embedded.Name) -> None:
@@ -310,6 +314,15 @@ async def _until(answers: Callable[[], Awaitable[None]]) -> None:
                 return await asyncio.wait_for(answers(), 5)
             except Exception:  # each client has errors of its own for a server that is not there yet
                 await asyncio.sleep(0.2)
+
+
+def _in_memory() -> Path | None:
+    """A folder in memory, if there is one with room for the servers; None: where temporary files go."""
+    try:
+        room = min(shutil.disk_usage(MEMORY).free, psutil.virtual_memory().available)
+    except OSError:
+        return None
+    return MEMORY if room >= MEMORY_BYTES_MIN and os.access(MEMORY, os.W_OK) else None
 
 
 def chosen() -> TestedServers:
