@@ -275,7 +275,7 @@ async def ledger_totals(engine: AsyncEngine) -> dict[tuple[str, str], int]:
 
 async def wallet_differences(engine: AsyncEngine) -> list[WalletDifference]:
     """Wallet rows that are not the sum of their entries, in one snapshot."""
-    kind = _ledger.ledger
+    kind = func.split_part(_ledger.ledger, ":", 1)
     sums = (
         select(_ledger.account_id, kind.label("kind"), func.sum(_ledger.nano).label("nano"))
         .where(kind.in_([ledger.WALLET, ledger.UNBILLED, ledger.RECEIVABLE]))

@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from services.balance import store
-from services.balance.ledger import Entry, checked
+from services.balance.ledger import Entry, TransactionKind, checked
 from services.kernel.ids import derived_id
 from services.runtime.work import Work
 
@@ -22,7 +22,7 @@ class Book:
     def post(
         self,
         work: Work,
-        kind: str,
+        kind: TransactionKind,
         ref: str,
         currency: str,
         entries: Iterable[Entry],
@@ -56,6 +56,6 @@ class Book:
             await store.append_entries(work, self._entries)
 
 
-def transaction_id_of(kind: str, ref: str) -> UUID:
+def transaction_id_of(kind: TransactionKind, ref: str) -> UUID:
     """The id of the one transaction that follows from this."""
     return derived_id("transaction", kind, ref)

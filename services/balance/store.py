@@ -170,6 +170,8 @@ class Charged(NamedTuple):
     unbilled_nano: int
     products: list[str]
     revenue_nano: list[int]
+    credits: list[str] | None = None
+    credit_nano: list[int] | None = None
 
 
 async def append_charged(work: Work, rows: Sequence[Charged]) -> None:

@@ -109,6 +109,9 @@ charged = Table(
     Column("unbilled_nano", BigInteger, nullable=False),
     Column("products", ARRAY(Text), nullable=False),
     Column("revenue_nano", ARRAY(BigInteger), nullable=False),
+    # Null unless a credit paid a part.
+    Column("credits", ARRAY(Text)),
+    Column("credit_nano", ARRAY(BigInteger)),
 )
 
 transaction = Table(

@@ -8,7 +8,7 @@ import random
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, get_args
 from uuid import uuid4
 
 import asyncpg
@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from services.balance import api
 from services.balance.consumer import room
+from services.balance.ledger import TransactionKind
 from services.kernel.errors import Corrupt
 from services.kernel.money import format_nano, parse_amount
 from services.runtime.database import open_engine
@@ -155,6 +156,35 @@ async def test_the_database_refuses_a_transaction_that_does_not_sum_to_zero(town
         await connection.execute("insert into balance.transaction values ($1, 'opening', 'a', 'USD', now())", number)
         with pytest.raises(asyncpg.CheckViolationError):
             await connection.execute("insert into balance.entry values ($1, 'wallet', 'a', 5)", number)
+
+
+async def test_the_database_takes_every_kind_of_transaction_that_the_rules_know(town: Town) -> None:
+    async with town.database.connected("balance") as connection:
+        for kind in get_args(TransactionKind):
+            await connection.execute(
+                "insert into balance.transaction values ($1, $2, 'a', 'USD', now())", uuid4(), kind
+            )
+        with pytest.raises(asyncpg.CheckViolationError):
+            await connection.execute("insert into balance.transaction values ($1, 'gift', 'a', 'USD', now())", uuid4())
+
+
+async def test_a_charge_paid_in_part_by_a_credit_balances_with_it(town: Town) -> None:
+    async with town.database.connected("balance") as connection:
+        batch = await connection.fetchval(
+            "insert into balance.charge_batch (at, links) values (now(), '{}') returning id"
+        )
+        row = "insert into balance.charged values ($1, 'a', 'USD', 1, $2, 0, '{sms}', '{5}', $3, $4)"
+        for wallet, credits, nanos in (
+            (-3, None, None), (-3, ["summer"], [-1]), (-3, ["summer"], [-1, -1]), (-5, ["summer"], None),
+        ):  # fmt: skip
+            with pytest.raises(asyncpg.CheckViolationError):
+                await connection.execute(row, batch, wallet, credits, nanos)
+        await connection.execute(row, batch, -3, ["summer"], [-2])
+    assert sorted(await town.entries("a")) == [
+        ("credit:summer", "-0.000000002"),
+        ("revenue:sms", "0.000000005"),
+        ("wallet", "-0.000000003"),
+    ]
 
 
 # ---- any batches, any order ----------------------------------------------------------------------------------------

@@ -242,7 +242,7 @@ class Town:
         assert sum(row.nano for row in rows) == 0
         sums: dict[tuple[str, str], int] = defaultdict(int)
         for row in rows:
-            sums[row.account_id or "", row.ledger] += row.nano
+            sums[row.account_id or "", row.ledger.partition(":")[0]] += row.nano
         for wallet in await self.rooms.query("balance", select(tables.wallet)):
             held = (wallet.wallet_nano, wallet.unbilled_nano, wallet.receivable_nano)
             summed = tuple(sums[wallet.account_id, kind] for kind in ("wallet", "unbilled", "receivable"))
