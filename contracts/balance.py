@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 from uuid import UUID
 
 from pydantic import ConfigDict, Field, TypeAdapter, with_config
@@ -13,6 +13,10 @@ from contracts.words import Amount, CurrencyCode, Day, Id, Instant, Message, Mon
 
 RechargeMode = Literal["up_to_sum", "target", "fixed"]
 CALLS_MAX = 1_000_000  # calls of one account at once; more is a mistyped limit
+
+
+SuspensionReason = Literal["funds", "overdue", "operator"]
+SUSPENSION_REASONS: tuple[SuspensionReason, ...] = get_args(SuspensionReason)
 
 
 class _Command(Message):
@@ -76,8 +80,30 @@ class SetLimits(_Command):
     currency: Annotated[CurrencyCode, Field(description="ISO 4217, of daily_spend")] = "USD"
 
 
+class SuspendAccount(_Command):
+    """An operator suspends an account, whatever its money: calls are refused and it is not recharged by itself."""
+
+    kind: Literal["suspend"] = "suspend"
+    note: Annotated[Text, Field(description="why; it stands in the event and in the log")] = ""
+
+
+class ResumeAccount(_Command):
+    """An operator lifts that suspension; other reasons stand until they are lifted themselves."""
+
+    kind: Literal["resume"] = "resume"
+    note: Text = ""
+
+
 BalanceCommand = Annotated[
-    OpenBalance | GrantGoodwill | SaveMethod | DeleteMethod | SetPreferences | SetLimits, Field(discriminator="kind")
+    OpenBalance
+    | GrantGoodwill
+    | SaveMethod
+    | DeleteMethod
+    | SetPreferences
+    | SetLimits
+    | SuspendAccount
+    | ResumeAccount,
+    Field(discriminator="kind"),
 ]
 balance_command: TypeAdapter[BalanceCommand] = TypeAdapter(BalanceCommand)
 
@@ -124,7 +150,10 @@ BalanceEventKind = Literal[
 
 
 class BalanceEvent(Message):
-    """`balance.events`: one per transition. ``version`` counts per account, so a consumer can order and drop repeats."""
+    """`balance.events`: one per transition. ``version`` counts per account, so a consumer can order and drop repeats.
+
+    `suspended` comes with each change of the set of reasons while one stands, `restored` when none stands any more.
+    """
 
     account_id: Id
     version: Annotated[int, Field(ge=1)]
@@ -140,7 +169,12 @@ class BalanceEvent(Message):
     field: Text | None = None
     message: Text | None = None
     next_allowed_at: Instant | None = None
-    reasons: tuple[Literal["funds", "overdue", "operator"], ...] = ()
+    reasons: Annotated[
+        tuple[SuspensionReason, ...],
+        Field(
+            description="Of `suspended` and `restored`: every reason that stands now, the one that changed in `reason`"
+        ),
+    ] = ()
     outbound_profile: Annotated[Id | None, Field(description="Whose limit it is; null: the account's")] = None
     limit: Annotated[Amount | None, Field(description="The daily spend limit; `amount` is what was spent")] = None
     calls_max: int | None = None

@@ -12,6 +12,7 @@ from sqlalchemy import Row, case, func, literal, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.sql import Select
 
+from contracts.balance import SUSPENSION_REASONS
 from contracts.topics import USAGE_CHARGES
 from services.balance import calls, ledger, store, tables
 from services.balance.spending import CallAsked
@@ -37,6 +38,7 @@ class Balance:
     currency: str
     plan: str | None
     status: str
+    suspended_for: tuple[str, ...]
     wallet: str
     available: str
     credit_limit: str
@@ -134,7 +136,8 @@ async def balance(engine: AsyncEngine, account_id: str) -> Balance:
 
 def _balance(row: Any) -> Balance:
     funds = row.wallet_nano + row.credit_limit_nano + row.unbilled_nano + row.receivable_nano
-    status = "closed" if row.closed_at is not None else "suspended" if row.suspended else "active"
+    reasons = tuple(reason for reason in SUSPENSION_REASONS if row._mapping[f"suspended_{reason}"])
+    status = "closed" if row.closed_at is not None else "suspended" if reasons else "active"
     recharge = "off"
     if row.recharge_enabled:
         recharge = f"{row.recharge_mode} {format_nano(row.recharge_nano)} at {format_nano(row.threshold_nano)}"
@@ -144,6 +147,7 @@ def _balance(row: Any) -> Balance:
         currency=row.currency,
         plan=row.plan,
         status=status,
+        suspended_for=reasons,
         wallet=format_nano(row.wallet_nano),
         available=format_nano(funds),
         credit_limit=format_nano(row.credit_limit_nano),
@@ -257,7 +261,7 @@ async def quarantine(engine: AsyncEngine, *, reason: str | None = None) -> list[
 
 async def suspended_accounts(engine: AsyncEngine) -> list[str]:
     """Every suspended account: what the refuse-fast set must hold."""
-    query = select(_wallet.account_id).where(_wallet.suspended).order_by(_wallet.account_id)
+    query = select(_wallet.account_id).where(tables.IS_SUSPENDED).order_by(_wallet.account_id)
     return [row.account_id for row in await _all(engine, query)]
 
 

@@ -17,9 +17,11 @@ from contracts.balance import (
     DeleteMethod,
     GrantGoodwill,
     OpenBalance,
+    ResumeAccount,
     SaveMethod,
     SetLimits,
     SetPreferences,
+    SuspendAccount,
     balance_command,
 )
 from services.balance import daily_spend, ledger, recharge, store
@@ -49,7 +51,16 @@ _USED_AGAIN = Refused(
 
 PROCESSORS = ("sandbox",)  # those that take requests and have a topic for their results
 
-Command = OpenBalance | GrantGoodwill | SaveMethod | DeleteMethod | SetPreferences | SetLimits
+Command = (
+    OpenBalance
+    | GrantGoodwill
+    | SaveMethod
+    | DeleteMethod
+    | SetPreferences
+    | SetLimits
+    | SuspendAccount
+    | ResumeAccount
+)
 
 
 async def commands(work: Work, records: list[Record], *, tell: Tell) -> None:
@@ -172,7 +183,7 @@ def _refuse_card_numbers(command: Command) -> None:
     texts = {"actor": command.actor}
     if isinstance(command, SaveMethod):
         texts["token"] = command.token
-    if isinstance(command, GrantGoodwill):
+    if isinstance(command, GrantGoodwill | SuspendAccount | ResumeAccount):
         texts["note"] = command.note
     for field, text in texts.items():
         refuse_card_number(text, field=field)
@@ -262,6 +273,18 @@ def _set_limits(work: Work, wallet: Wallet, command: SetLimits, book: Book) -> N
     )
 
 
+def _suspend(work: Work, wallet: Wallet, command: SuspendAccount, book: Book) -> None:
+    _need_role(command, "operator")
+    if not wallet.add_reason(work, "operator", command_id=command.command_id, message=command.note or None):
+        raise Refused("the account is suspended by an operator already", code="already_suspended")
+
+
+def _resume(work: Work, wallet: Wallet, command: ResumeAccount, book: Book) -> None:
+    _need_role(command, "operator")
+    if not wallet.lift_reason(work, "operator", command_id=command.command_id, message=command.note or None):
+        raise Refused("the account is not suspended by an operator", code="not_suspended")
+
+
 def _limit_of(command: SetLimits) -> store.SpendLimit:
     """`InvalidInput` when the daily spend is more than a wallet can ever hold."""
     nano = None
@@ -277,6 +300,8 @@ _CARRY_OUT: dict[type[Any], Callable[[Work, Wallet, Any, Book], None]] = {
     DeleteMethod: _delete_method,
     SetPreferences: _set_preferences,
     SetLimits: _set_limits,
+    SuspendAccount: _suspend,
+    ResumeAccount: _resume,
 }
 
 
@@ -325,4 +350,5 @@ def _logged(work: Work, command: Command, content: bytes, refused: TollbookError
         "at": work.now,
         "accepted": refused is None,
         "reason": None if refused is None else refused.code,
+        "note": without_card_numbers(getattr(command, "note", "")) or None,
     }

@@ -33,7 +33,7 @@ async def load(work: Work, account_ids: Iterable[str]) -> dict[str, Wallet]:
 def demands_attention(standing: store.Standing) -> bool:
     """Whether a wallet after charges can need a decision; cheap, for every account of a batch."""
     funds = standing.wallet_nano + standing.credit_limit_nano + standing.unbilled_nano + standing.receivable_nano
-    if (funds <= 0) != standing.suspended:
+    if (funds <= 0) != standing.suspended_funds:
         return True
     return standing.recharge_enabled and funds <= standing.threshold_nano
 
@@ -50,15 +50,14 @@ async def evaluate(
     own = await _attempts_of(work, known)
     asked: list[store.NewAttempt] = []
     timers: dict[str, dict[str, datetime]] = defaultdict(dict)
-    suspensions: dict[str, bool] = {}
     for wallet in known:
         attempts = own[wallet.account_id]
         asked_now = _recharge(work, wallet, attempts, timers)
         if asked_now is not None:
             asked.append(asked_now)
             attempts = [*attempts, asked_now]
-        if (funds_of is None or wallet.account_id in funds_of) and _judge_funds(work, wallet, attempts):
-            suspensions[wallet.account_id] = wallet.suspended
+        if funds_of is None or wallet.account_id in funds_of:
+            _judge_funds(work, wallet, attempts)
     if asked:
         await store.append_attempts(work, asked)
     changed = [wallets[account_id].row() for account_id in sorted(wallets) if wallets[account_id].changed]
@@ -66,6 +65,11 @@ async def evaluate(
         await store.save_wallets(work, changed)
     for kind in sorted(timers):
         await work.set_timers(kind, timers[kind])
+    suspensions = {
+        wallet.account_id: wallet.is_suspended
+        for wallet in wallets.values()
+        if wallet.is_suspended != wallet.was_suspended
+    }
     if suspensions:
         work.after_commit.append(partial(tell, suspensions))
 
@@ -172,21 +176,18 @@ def _request(
     )
 
 
-def _judge_funds(work: Work, wallet: Wallet, attempts: list[recharge.Attempt]) -> bool:
-    """Suspend or restore; returns whether the account's state changed."""
+def _judge_funds(work: Work, wallet: Wallet, attempts: list[recharge.Attempt]) -> None:
+    """Suspend for want of funds, or lift that reason."""
     verdict = suspension.judge(
-        funds_nano=wallet.available_nano, suspended=wallet.suspended, attempts=attempts, now=work.now
+        funds_nano=wallet.available_nano, suspended=wallet.suspended_funds, attempts=attempts, now=work.now
     )
     match verdict:
         case suspension.Suspend():
-            wallet.suspended = True
-            wallet.tell(work, "suspended", reasons=("funds",))
+            wallet.add_reason(work, "funds")
         case suspension.Restore():
-            wallet.suspended = False
-            wallet.tell(work, "restored")
+            wallet.lift_reason(work, "funds")
         case suspension.Unchanged():  # a delay ends with the timer of the attempt's result
-            return False
-    return True
+            pass
 
 
 async def _attempts_of(work: Work, wallets: Iterable[Wallet]) -> dict[str, list[recharge.Attempt]]:

@@ -51,6 +51,8 @@ class Account(Protocol):
     @property
     def closed_at(self) -> datetime | None: ...
     @property
+    def suspended_operator(self) -> bool: ...
+    @property
     def currency(self) -> str: ...
     @property
     def level_2(self) -> bool: ...
@@ -117,6 +119,8 @@ def decide(account: Account, attempts: Sequence[Attempt], now: datetime) -> Deci
     Example: threshold 100, recharge 50, available 20: `Request` of 130.00.
     """
     if not account.recharge_enabled or account.plan != "payg" or account.closed_at is not None:
+        return Nothing()
+    if account.suspended_operator:
         return Nothing()
     if account.available_nano > account.threshold_nano:
         return Nothing()

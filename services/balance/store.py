@@ -71,7 +71,7 @@ class Standing(NamedTuple):
     credit_limit_nano: int
     recharge_enabled: bool
     threshold_nano: int
-    suspended: bool
+    suspended_funds: bool
     spend_counted: bool
 
 
@@ -334,7 +334,11 @@ async def save_told(work: Work, rows: Sequence[SpendTold]) -> None:
 
 _call = tables.call.c
 _CALLER = select(
-    _wallet.currency, _wallet.suspended, _wallet.closed_at, _wallet.registry_version, CLOCK_NOW.label("now")
+    _wallet.currency,
+    tables.IS_SUSPENDED.label("suspended"),
+    _wallet.closed_at,
+    _wallet.registry_version,
+    CLOCK_NOW.label("now"),
 ).where(_wallet.account_id == bindparam("account_id"))
 _CALLER_LOCKED = _CALLER.with_for_update()
 

@@ -1,7 +1,8 @@
-"""When an account is suspended for want of funds, and when it is restored.
+"""When an account is suspended for want of funds, and when that reason is lifted.
 
 Funds <= 0 suspend, except while a recharge that was requested less than 15 minutes ago would bring them above zero; the
-exception only delays. A suspended account is restored when its funds are above zero. Source: domain, section 4.
+exception only delays. A suspended account is restored when its funds are above zero. Other reasons (`overdue`, `operator`) stand beside this one, and each is lifted by
+itself. Source: domain, section 4; designs/ledger, "Postpaid".
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from services.balance.recharge import RESULT_TIMEOUT, Attempt
 
 @dataclass(frozen=True, slots=True)
 class Suspend:
-    """Refuse the account's traffic from now on."""
+    """The reason `funds` stands from now on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Restore:
-    """Let the account's traffic through again."""
+    """The reason `funds` stands no more."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from sqlalchemy import (
     Table,
     Text,
     Uuid,
+    or_,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
@@ -53,9 +54,14 @@ wallet = Table(
     Column("retry_at", Instant),
     Column("paused", Boolean, nullable=False),
     Column("notice", Text),
-    Column("suspended", Boolean, nullable=False),
+    # The set of reasons; the account is active while none stands.
+    Column("suspended_funds", Boolean, nullable=False),
+    Column("suspended_overdue", Boolean, nullable=False),
+    Column("suspended_operator", Boolean, nullable=False),
     Column("spend_counted", Boolean, nullable=False),
 )
+
+IS_SUSPENDED = or_(wallet.c.suspended_funds, wallet.c.suspended_overdue, wallet.c.suspended_operator)
 
 # Of an account, or, where a profile is named, of that outbound profile of it.
 spend_limit = Table(
@@ -190,6 +196,7 @@ command = Table(
     Column("at", Instant, nullable=False),
     Column("accepted", Boolean, nullable=False),
     Column("reason", Text),
+    Column("note", Text),
 )
 
 covered = Table(

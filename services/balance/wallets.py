@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from contracts.balance import BalanceEvent, BalanceEventKind
+from contracts.balance import SUSPENSION_REASONS, BalanceEvent, BalanceEventKind, SuspensionReason
 from contracts.topics import BALANCE_EVENTS
 from services.kernel.money import format_nano
 from services.runtime.work import Work
@@ -46,14 +46,19 @@ class Wallet:
     retry_at: datetime | None
     paused: bool
     notice: str | None
-    suspended: bool
+    suspended_funds: bool
+    suspended_overdue: bool
+    suspended_operator: bool
     spend_counted: bool
     changed: bool = False
+    was_suspended: bool = False  # when it was read
 
     @classmethod
     def of(cls, row: Any) -> Wallet:
         """From a row of the table."""
-        return cls(**row._mapping)
+        wallet = cls(**row._mapping)
+        wallet.was_suspended = wallet.is_suspended
+        return wallet
 
     def row(self) -> Mapping[str, Any]:
         """As the row to save."""
@@ -71,6 +76,35 @@ class Wallet:
     def is_known(self) -> bool:
         """Whether the registry has told this account; before, it exists by a charge alone and nothing is decided."""
         return self.registry_version > 0
+
+    @property
+    def reasons(self) -> tuple[SuspensionReason, ...]:
+        """Why it is suspended; it is active only when this is empty."""
+        return tuple(reason for reason in SUSPENSION_REASONS if getattr(self, f"suspended_{reason}"))
+
+    @property
+    def is_suspended(self) -> bool:
+        """Whether any reason stands."""
+        return self.suspended_funds or self.suspended_overdue or self.suspended_operator
+
+    def add_reason(self, work: Work, reason: SuspensionReason, **about: Any) -> bool:
+        """Suspend for this reason too, and tell the whole set; False, and nothing, when the reason stands already.
+
+        Whoever calls this or `lift_reason` has `evaluate` run at the end, which saves the wallet and tells the refuse-fast set.
+        """
+        return self._set_reason(work, reason, True, about)
+
+    def lift_reason(self, work: Work, reason: SuspensionReason, **about: Any) -> bool:
+        """This reason stands no more: restored when it was the last one; False, and nothing, when it did not stand."""
+        return self._set_reason(work, reason, False, about)
+
+    def _set_reason(self, work: Work, reason: SuspensionReason, stands: bool, about: Mapping[str, Any]) -> bool:
+        if (reason in self.reasons) == stands:
+            return False
+        setattr(self, f"suspended_{reason}", stands)
+        kind: BalanceEventKind = "suspended" if self.reasons else "restored"
+        self.tell(work, kind, reason=reason, reasons=self.reasons, **about)
+        return True
 
     def forget_method(self) -> None:
         """No payment method any more."""

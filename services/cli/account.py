@@ -205,6 +205,41 @@ async def goodwill(
     )  # fmt: skip
 
 
+Why = Annotated[str, typer.Option(help="why; it stands in the event and in the log")]
+
+
+@app.command()
+@asynchronous
+async def suspend(
+    account_id: AccountId,
+    note: Why = "",
+    role: Role = "operator",
+    actor: Actor = "",
+    command_id: CommandId = None,
+    output: Output = Format.table,
+) -> None:
+    """Suspend an account whatever its money, until it is resumed; an operator's decision."""
+    await ask(
+        output, actor=actor, kind="suspend", account_id=account_id, note=note, role=role, command_id=command_id
+    )  # fmt: skip
+
+
+@app.command()
+@asynchronous
+async def resume(
+    account_id: AccountId,
+    note: Why = "",
+    role: Role = "operator",
+    actor: Actor = "",
+    command_id: CommandId = None,
+    output: Output = Format.table,
+) -> None:
+    """Lift an operator's suspension; other reasons stand until they are lifted themselves."""
+    await ask(
+        output, actor=actor, kind="resume", account_id=account_id, note=note, role=role, command_id=command_id
+    )  # fmt: skip
+
+
 @app.command("save-method")
 @asynchronous
 async def save_method(

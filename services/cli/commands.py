@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from contracts.balance import balance_command
+from contracts.balance import BalanceCommand, balance_command
 from contracts.groups import groups_command
 from contracts.sentences import first_problem
 from contracts.topics import BALANCE_COMMANDS, GROUPS_COMMANDS, Topic
 from services.kernel.errors import InvalidInput
 
-TO_WALLETS = frozenset(
-    {"open_balance", "grant_goodwill", "save_method", "delete_method", "set_preferences", "set_limits"}
-)
+TO_WALLETS = frozenset(each.model_fields["kind"].default for each in get_args(get_args(BalanceCommand)[0]))
 
 
 def build(fields: Mapping[str, Any]) -> tuple[Topic, str, Any]:

@@ -184,6 +184,8 @@ def _answer(topic: str, data: dict[str, Any]) -> Answer:
     if data["kind"] == "command_refused":
         return Answer(data["command_id"], False, data["message"] or "", data["reason"], data["field"])
     what = data["kind"].replace("_", " ")
+    if data["reasons"]:  # an account that an operator resumes may be suspended still
+        what += f" ({', '.join(data['reasons'])})"
     wallet = f"; wallet {data['wallet']} {data['currency']}" if data["wallet"] is not None else ""
     return Answer(
         data["command_id"], True, f"{what} for {data['account_id']}{wallet}", objects={"account_id": data["account_id"]}

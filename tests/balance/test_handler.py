@@ -277,9 +277,9 @@ async def test_a_recharge_on_its_way_delays_the_suspension_15_minutes(town: Town
     await poor(town, "tok_silent")
     town.charge("poor", "25")
     await town.settle(after=minutes(2))
-    assert not (await town.wallet("poor")).suspended
+    assert not (await town.wallet("poor")).suspended_funds
     await town.settle(after=minutes(14))
-    assert (await town.wallet("poor")).suspended
+    assert (await town.wallet("poor")).suspended_funds
     assert len(town.events("poor", "suspended")) == 1
 
 
@@ -287,7 +287,7 @@ async def test_a_recharge_that_does_not_suffice_delays_nothing(town: Town) -> No
     await poor(town, "tok_silent")
     town.charge("poor", "220")
     await town.settle()
-    assert (await town.wallet("poor")).suspended
+    assert (await town.wallet("poor")).suspended_funds
 
 
 async def test_an_account_that_never_had_money_is_not_suspended_for_having_none(town: Town) -> None:

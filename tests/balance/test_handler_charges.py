@@ -346,7 +346,7 @@ async def test_money_is_conserved_whatever_happens(servers: TestedServers, steps
             paid = [parse_amount(event["amount"]) for event in town.events(account_id, "recharge_settled")]
             assert sum(paid) == credited
             wallet = await town.wallet(account_id)
-            if wallet.suspended:
+            if wallet.suspended_funds:
                 assert wallet.wallet_nano <= 0
 
 

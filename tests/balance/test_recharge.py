@@ -42,6 +42,7 @@ class Account:
     currency: str = "USD"
     created_at: datetime = DAY
     closed_at: datetime | None = None
+    suspended_operator: bool = False
     method_token: str | None = "tok_ok"
     retry_at: datetime | None = None
     paused: bool = False
@@ -240,7 +241,14 @@ def test_example_44_no_method_is_refused_once_a_person_acts():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"recharge_enabled": False}, {"plan": "trial"}, {"plan": "invoiced"}, {"plan": None}, {"closed_at": DAY}],
+    [
+        {"recharge_enabled": False},
+        {"plan": "trial"},
+        {"plan": "invoiced"},
+        {"plan": None},
+        {"closed_at": DAY},
+        {"suspended_operator": True},
+    ],
     ids=str,
 )
 def test_off_where_it_is_off(changes):

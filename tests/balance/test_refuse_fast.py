@@ -88,6 +88,43 @@ async def test_everything_passes_with_valkey_stopped_and_the_set_comes_back_with
         await becomes(town.refuse_fast.content, {"kiosk"})
 
 
+async def test_a_set_that_is_flushed_or_whose_server_is_killed_is_made_anew_from_postgres(
+    database: Database, servers: TestedServers, valkey: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refuse_fast, "REBUILD_S", 0.3)
+    async with Town(database, valkey=valkey) as town:
+        await spend_all(town, "sales")
+        await town.account("kiosk")
+        town.command("suspend", "kiosk", note="fraud")
+        await town.settle()
+        await becomes(town.refuse_fast.content, {"sales", "kiosk"})
+        async with Redis.from_url(valkey) as client:
+            await client.flushall()
+            await client.sadd(town.refuse_fast._key, "somebody")
+        await becomes(town.refuse_fast.content, {"sales", "kiosk"})
+        await servers.kill("valkey")
+        try:
+            town.command("resume", "kiosk")
+            town.command("suspend", "sales")
+            await town.settle()
+        finally:
+            await servers.start("valkey")
+        await becomes(town.refuse_fast.content, {"sales"})
+
+
+async def test_the_set_holds_an_account_until_its_last_reason_is_lifted(database: Database, valkey: str) -> None:
+    async with Town(database, valkey=valkey) as town:
+        await spend_all(town, "sales")
+        town.command("suspend", "sales")
+        await town.settle()
+        town.command("grant_goodwill", "sales", amount="5", currency="USD")
+        await town.settle()
+        await becomes(town.refuse_fast.content, {"sales"})
+        town.command("resume", "sales")
+        await town.settle()
+        await becomes(town.refuse_fast.content, set())
+
+
 async def test_an_address_where_nothing_listens_is_one_line_in_the_log(
     database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -29,6 +29,7 @@ from services.runtime.room import Room
 from tests.support.rooms import Log, Rooms
 from tests.support.servers import Database
 
+BY_OPERATORS = ("open_balance", "grant_goodwill", "suspend", "resume")
 NO_VALKEY = "redis://127.0.0.1:1/0"  # nothing listens there: everything has to pass without it
 
 
@@ -143,7 +144,7 @@ class Town:
         """A command; returns its id."""
         self._count += 1
         command_id = command_id or f"c{self._count}"
-        role = more.pop("role", "operator" if kind in ("open_balance", "grant_goodwill") else "owner")
+        role = more.pop("role", "operator" if kind in BY_OPERATORS else "owner")
         value = {"command_id": command_id, "actor": "ann", "role": role, "account_id": account_id, "kind": kind, **more}
         self.log.write("balance.commands", key=account_id, value=value)
         return command_id

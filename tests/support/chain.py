@@ -769,9 +769,9 @@ class Chain:
                 ),
                 None,
             )
-            must = model.must_be_suspended(funds, flying, now, is_suspended=row["suspended"])
-            if must != row["suspended"]:
-                problems.append(f"account {row['account_id']}: funds {funds}, suspended {row['suspended']}")
+            must = model.must_be_suspended(funds, flying, now, is_suspended=row["suspended_funds"])
+            if must != row["suspended_funds"]:
+                problems.append(f"account {row['account_id']}: funds {funds}, suspended {row['suspended_funds']}")
         return problems + model.check_recharge_invariants(attempts, resting, credited, now)
 
     async def _check_commands(self) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import tempfile
 import uuid
 from abc import ABC, abstractmethod
@@ -105,6 +106,10 @@ class TestedServers(ABC):
         """Stops a server cleanly: for tests of what goes on without it."""
 
     @abstractmethod
+    async def kill(self, name: embedded.Name) -> None:
+        """Kills a server as a crash would."""
+
+    @abstractmethod
     async def kafka(self) -> str:
         """The bootstrap address of Kafka."""
 
@@ -164,6 +169,11 @@ class EmbeddedServers(TestedServers):
     async def stop(self, name: embedded.Name) -> None:
         await asyncio.to_thread(embedded.stop, self.data, [name])
 
+    async def kill(self, name: embedded.Name) -> None:
+        running = embedded.status(self.data)[name]
+        if running is not None:
+            await asyncio.to_thread(running.stop, signal.SIGKILL, 10)
+
     async def kafka(self) -> str:
         return (await asyncio.to_thread(embedded.start, self.data, ["kafka"])).kafka
 
@@ -208,6 +218,9 @@ class ContainerServers(TestedServers):
 
     async def stop(self, name: embedded.Name) -> None:
         await asyncio.to_thread(self._containers[name].get_wrapped_container().stop)
+
+    async def kill(self, name: embedded.Name) -> None:
+        await asyncio.to_thread(self._containers[name].get_wrapped_container().kill)
 
     async def kafka(self) -> str:
         await self._started("kafka")
