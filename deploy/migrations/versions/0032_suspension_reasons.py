@@ -2,8 +2,8 @@
 
 from alembic import op
 
-revision = "0031_suspension_reasons"
-down_revision = "0030_counters_any_size"
+revision = "0032_suspension_reasons"
+down_revision = "0031_ledger_accounts"
 branch_labels = None
 depends_on = None
 
