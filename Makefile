@@ -11,7 +11,7 @@ STAMP := $(VENV)/installed
 UV ?= $(shell command -v uv || echo $(BIN)/uv)
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
-.PHONY: install test test-faults test-containers demo bench check lock clean
+.PHONY: install test test-faults test-containers demo demo-recharges bench check lock clean
 
 install: $(STAMP)
 
@@ -50,6 +50,10 @@ test-containers: install
 
 demo: install
 	$(BIN)/tollbook demo
+
+# Two days of recharges on a clock that is moved.
+demo-recharges: install
+	$(BIN)/tollbook demo --play recharges
 
 bench: install
 	$(BIN)/python -m tests.bench

@@ -1,7 +1,7 @@
 """When is everything that was published processed? One answer, for the demo and for tests.
 
 All lanes stand at the ends of their topics, every link has arrived whole, nothing lies in an outbox, nothing waits in a
-replay lane. No room can be asked at the same instant as another, so the question is put twice: when both rounds find the
+replay lane, no timer is due. No room can be asked at the same instant as another, so the question is put twice: when both rounds find the
 rooms idle and find the same positions, they were idle at every instant between the two rounds.
 """
 
@@ -22,6 +22,7 @@ from contracts.topics import TOPICS, Topic, topic_of
 from services.kernel.errors import Unavailable
 from services.runtime.broker import Offsets
 from services.runtime.database import open_engine, transaction
+from services.runtime.lanes import CLOCK_NOW
 from services.runtime.room import Room
 from services.runtime.settings import ROOMS, Settings
 from services.runtime.tables import runtime_tables
@@ -88,7 +89,7 @@ class Idle:
             for what, name, topic, partition, count in rows:
                 if what == "lane" and count < ends.get((topic, partition), 0):
                     undone.append(f"{room} is at {count} of {ends[topic, partition]} on {topic}/{partition}")
-                elif what in ("outbox", "parked") and count:
+                elif what in ("outbox", "parked", "due") and count:
                     undone.append(f"{room} has {count} {name}")
                 elif what == "out":
                     given[name, topic, partition] = count
@@ -137,7 +138,8 @@ async def watching(settings: Settings) -> AsyncIterator[Idle]:
 
 
 async def _state(connection: AsyncConnection, room: str) -> list[tuple[str, str, str, int, int]]:
-    """(what, name, topic, partition, number): lanes, links, outbox and undone parked records of a room, in one snapshot."""
+    """(what, name, topic, partition, number): lanes, links, outbox, undone parked records and due timers of a room, in one
+    snapshot."""
     tables = runtime_tables(room)
     lane, out, into = tables.lane.c, tables.link_out.c, tables.link_in.c
     none = (literal(""), literal(0))
@@ -151,6 +153,9 @@ async def _state(connection: AsyncConnection, room: str) -> list[tuple[str, str,
             select(literal("parked"), literal("parked records to run"), *none, func.count())
             .select_from(tables.parked)
             .where(tables.parked.c.state.in_(UNDONE)),
+            select(literal("due"), literal("timers that are due"), *none, func.count())
+            .select_from(tables.due)
+            .where(tables.due.c.due_at <= CLOCK_NOW),
         )
     )
     return sorted(tuple(row) for row in (await connection.execute(statement)).all())

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import re
+import time
 from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
 from functools import partial
 
 import pytest
@@ -103,6 +106,17 @@ async def test_the_largest_record_that_the_outbox_takes_is_sent_with_its_neighbo
         records = await publisher.received(3)
     assert {record.key for record in records} == {b"before", b"large", b"after"}
     assert max(len(record.value) for record in records) > size
+
+
+async def test_records_leave_however_far_the_one_clock_was_moved(publisher, database):
+    async with database.connected() as owner:
+        await owner.execute("select runtime.clock_move($1)", timedelta(days=40))
+        now = await owner.fetchval("select runtime.clock_now()")
+    await publisher.publish([("k", "from the future")])
+    async with publisher.relaying():
+        (record,) = await publisher.received(1)
+    assert json.loads(record.value)["time"][:10] == f"{now:%Y-%m-%d}"
+    assert abs(record.timestamp / 1000 - time.time()) < 600  # else the broker refuses it, and keeps it 40 days longer
 
 
 async def starts_over(caplog, times):

@@ -1,4 +1,4 @@
-"""`tollbook demo`: a real switch's records through real servers, judged against the acceptance table of its cast."""
+"""`tollbook demo`: plays on real servers, each judged against the acceptance table of its cast."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import signal
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,8 +20,18 @@ from services.kernel.errors import TollbookError
 from services.runtime import embedded
 
 
+class Play(StrEnum):
+    """What is played; each is a module of this name."""
+
+    month = "month"
+    recharges = "recharges"
+
+
 @asynchronous
 async def demo(
+    play: Annotated[
+        Play, typer.Option(help="a month of a real switch, or two days of recharges on a clock that is moved")
+    ] = Play.month,
     data: Annotated[Path, typer.Option(help="folder of the demo's servers; emptied first")] = Path(".tollbook/demo"),
 ) -> None:
     """Play the demo on servers of its own; exit 1 on any difference from the expected table."""
@@ -35,9 +46,10 @@ async def demo(
     differences = 1
     try:
         # All that the demo needs is imported while the servers come up.
-        play = await asyncio.to_thread(importlib.import_module, "services.cli.demo.play")
-        stage = play.Stage(data)
-        differences = await play.play(stage, starting, began)
+        played = await asyncio.to_thread(importlib.import_module, f"services.cli.demo.{play}")
+        narrator = await asyncio.to_thread(importlib.import_module, "services.cli.demo.narrator")
+        stage = played.Stage(data, movable=play == Play.recharges)
+        differences = await played.play(stage, starting, narrator.Narrator(began))
     except asyncio.CancelledError:
         console.print("interrupted")
         raise typer.Exit(1) from None

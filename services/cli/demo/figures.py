@@ -121,8 +121,8 @@ class Figures:
                         expected["after"],
                         _count_and_sum(row for row in on_time if row not in before),
                     ),
-                    Cell(name, "recharges", expected["recharges"], _recharges(attempts)),
-                    Cell(name, "notices", expected["notices"], _notices(name, narrator)),
+                    Cell(name, "recharges", expected["recharges"], recharges(attempts)),
+                    Cell(name, "notices", expected["notices"], notices(name, narrator)),
                     Cell(name, "entry of the close", expected["close"], _close(entries)),
                     Cell(name, "wallet at the end", expected["wallet"], wallet.wallet),
                 ]
@@ -235,14 +235,14 @@ def _from(rows: Iterable[Mapping[str, Any]], prefix: str) -> int:
     return sum(1 for row in rows if row["destination"].startswith(prefix))
 
 
-def _recharges(attempts: Sequence[balance_api.AttemptRow]) -> str:
+def recharges(attempts: Sequence[balance_api.AttemptRow]) -> str:
     """Automatic payments in their order; equal ones that follow each other are counted."""
     texts = [f"{each.state} {format_nano(parse_amount(each.amount), decimals_min=2)}" for each in reversed(attempts)]
     runs = [(text, len(list(run))) for text, run in groupby(texts)]
     return ", ".join(text if count == 1 else f"{count} x {text}" for text, count in runs) or NONE
 
 
-def _notices(account_id: str, narrator: Narrator) -> str:
+def notices(account_id: str, narrator: Narrator) -> str:
     """What an account was told beside its recharges, in order."""
     words = ["cut to the top-up limit"] if account_id in narrator.cut else []
     for event in narrator.events[account_id]:
@@ -251,6 +251,8 @@ def _notices(account_id: str, narrator: Narrator) -> str:
                 words.append("declined")
             case "recharge_capped":
                 words.append("capped")
+            case "recharge_eighth":
+                words.append("8th of ten")
             case "suspended":
                 words.append("suspended")
             case "restored":

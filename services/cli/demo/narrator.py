@@ -107,7 +107,8 @@ class Narrator:
             case "recharge_settled":
                 self.say("recharged", f"{account_id}: {amount}, wallet {wallet}")
             case "recharge_declined":
-                self.say("declined", f"{account_id}: {amount}, wallet {wallet}; the next try is not before 1 h")
+                after = f"the next try from {event['next_allowed_at']}" if event["next_allowed_at"] else "no next try"
+                self.say("declined", f"{account_id}: {amount}, wallet {wallet}; {after}")
             case "recharge_capped":
                 self.say("capped", f"{account_id}: ten recharges in 24 h; the next from {event['next_allowed_at']}")
             case "recharge_eighth":

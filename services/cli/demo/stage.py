@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 from contracts.topics import PAYMENTS_RESULTS, TOPICS, USAGE_EVENTS, USAGE_REJECTIONS
@@ -18,8 +19,9 @@ PROCESSOR = "sandbox"
 class Stage:
     """What the demo runs on. `close` may be called at any time."""
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, *, movable: bool = False) -> None:
         self.data = data
+        self._movable = movable
         self.logs = data.resolve() / "logs"
         self.settings = Settings(data=data, kafka=None, postgres=None, valkey=None, topic_prefix="")
         more = {"TOLLBOOK_TICK_MS": str(TICK_MS), "TOLLBOOK_BATCH_WAIT_MS": str(BATCH_WAIT_MS)}
@@ -28,16 +30,16 @@ class Stage:
     async def migrate(self) -> None:
         """Makes the database and its roles."""
         settings = self.settings
-        await migrate.upgrade(settings.owner_database_url(), room_password=settings.room_password_text())
+        await migrate.upgrade(
+            settings.owner_database_url(), room_password=settings.room_password_text(), movable=self._movable
+        )
 
-    async def make_topics(self, publisher: str) -> None:
+    async def make_topics(self, publishers: Sequence[str]) -> None:
         """Makes every topic before any room looks, so that nobody has to notice one later."""
         names = {topic.name: topic for topic in TOPICS if not topic.is_family}
-        names |= {
-            USAGE_EVENTS.of(publisher): USAGE_EVENTS,
-            USAGE_REJECTIONS.of(publisher): USAGE_REJECTIONS,
-            PAYMENTS_RESULTS.of(PROCESSOR): PAYMENTS_RESULTS,
-        }
+        names[PAYMENTS_RESULTS.of(PROCESSOR)] = PAYMENTS_RESULTS
+        for publisher in publishers:
+            names |= {USAGE_EVENTS.of(publisher): USAGE_EVENTS, USAGE_REJECTIONS.of(publisher): USAGE_REJECTIONS}
         await ensure_topics(self.settings, names)
 
     def start_rooms(self) -> None:

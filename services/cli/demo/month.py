@@ -1,12 +1,14 @@
-"""The demo, act by act, in the order of its cast. Between two acts it waits for conditions, never for a time."""
+"""A month of a switch: imported, rated, recharged, closed. Act by act, in the order of its cast.
+
+Between two acts it waits for conditions, never for a time.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import csv
 import time
-from collections.abc import Awaitable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,68 +21,41 @@ from contracts.topics import USAGE_EVENTS
 from contracts.usage import VOICE_LEG, VOIDED
 from services.balance import api as balance_api
 from services.cli import simulate as simulation
-from services.cli import verify
 from services.cli.charge import explanation
 from services.cli.demo import cast as casting
+from services.cli.demo.acting import ACTOR, LOOK_S, Acting, curtain
 from services.cli.demo.cast import Sample
-from services.cli.demo.figures import Figures, Moved, show_cells
-from services.cli.demo.narrator import FOLLOWED, Narrator
-from services.cli.demo.stage import PROCESSOR, Stage
-from services.cli.idle import Idle, watching
+from services.cli.demo.figures import Figures, Moved
+from services.cli.demo.narrator import Narrator
+from services.cli.demo.stage import Stage
 from services.cli.importing import import_records, in_words, registry_known
 from services.cli.output import Format, console, instant, show_rows
 from services.cli.publishing import Publishing
 from services.cli.reading import room
-from services.cli.verifying import show_report
-from services.cli.wire import Wire
 from services.invoices import api as invoices_api
-from services.kernel.errors import Refused, Unavailable
+from services.kernel.errors import Unavailable
 from services.kernel.money import format_nano
 from services.kernel.period import Period, instant_text, next_period
 from services.usage import api as usage_api
 from services.usage.importing import ImportReport, LegEvent
 from services.usage.price_files import read_price_file
 
-ACTOR = "demo"
-LOOK_S = 0.1
 CONDITION_S_MAX = 60.0
 
 
-async def play(stage: Stage, servers: Awaitable[None], began: float) -> int:
+async def play(stage: Stage, servers: Awaitable[None], narrator: Narrator) -> int:
     """Plays it all on servers that are coming up; returns how many cells and checks differ."""
-    narrator = Narrator(began)
-    await _not_over_midnight(narrator)
     cast = casting.cast()
-    narrator.act("Servers and rooms")
     sample = await asyncio.to_thread(casting.sample)
-    await servers
-    narrator.say("servers", f"Kafka {stage.settings.kafka_bootstrap}, PostgreSQL and Valkey, on {stage.data}")
-    await asyncio.gather(stage.migrate(), stage.make_topics(cast["publisher"]))
-    stage.start_rooms()
-    async with AsyncExitStack() as stack:
-        wire = await stack.enter_async_context(Wire(stage.settings, FOLLOWED, narrator.hear))
-        idle = await stack.enter_async_context(watching(stage.settings))
-        performance = Performance(stage, cast, sample, narrator, wire, idle)
-        return await performance.run()
-
-
-async def _not_over_midnight(narrator: Narrator) -> None:
-    wait = casting.until_safe(datetime.now(UTC))
-    if wait:
-        narrator.say("waits", f"{wait.seconds} s until 00:00Z is past: the top-up limit depends on the day")
-        await asyncio.sleep(wait.total_seconds() + 1)
+    async with curtain(stage, servers, narrator, [cast["publisher"]]) as (wire, idle):
+        return await Month(stage, cast, narrator, wire, idle, sample).run()
 
 
 @dataclass
-class Performance:
-    """One run on servers and rooms that are coming up."""
+class Month(Acting):
+    """A month of the switch, imported and closed."""
 
-    stage: Stage
-    cast: Mapping[str, Any]
     sample: Sample
-    narrator: Narrator
-    wire: Wire
-    idle: Idle
 
     def __post_init__(self) -> None:
         self.settings = self.stage.settings
@@ -112,10 +87,10 @@ class Performance:
         """Organizations, seller, publisher, groups and accounts; `field` is missing."""
         self.narrator.act(f"Registry: accounts opened {instant(self.month.start)}, created now")
         first, *others = self.cast["organizations"]
-        await self._groups([self._organization(first), self._seller(first)])
-        await self._groups([self._organization(each) for each in others])
+        await self.groups([self.organization(first), self.seller(first)])
+        await self.groups([self.organization(each) for each in others])
         shared = self.cast["shared_group"]
-        await self._groups(
+        await self.groups(
             [
                 {
                     "kind": "create_publisher", "role": "operator", "organization_id": first["organization"],
@@ -132,15 +107,15 @@ class Performance:
                     "group_id": shared["group"], "yearly_spend": shared["yearly_spend"],
                     "threshold": shared["threshold"], "credit_check_passed": True,
                 },
-                *[command for account in self._at_first() for command in self._account(account)],
+                *[command for account in self._at_first() for command in self.account(account, self.month.start)],
             ]
         )  # fmt: skip
 
     async def opening(self) -> None:
         """Opening balances, the goodwill of the trial, methods and preferences; burst recharges here, ten times."""
         self.narrator.act("Opening balances and recharge preferences")
-        await self._wallets([command for account in self._at_first() for command in self._money(account)])
-        await self._wallets([command for account in self._at_first() for command in self._recharging(account)])
+        await self.wallets([command for account in self._at_first() for command in self.money(account)])
+        await self.wallets([command for account in self._at_first() for command in self.recharging(account)])
         await self.at_rest()
 
     async def first_import(self) -> None:
@@ -156,7 +131,7 @@ class Performance:
         """Sales saves a method: recharged and restored."""
         later = self.cast["saved_later"]
         self.narrator.act(f"{later['account']} saves a payment method")
-        await self._wallets(self._recharging(later))
+        await self.wallets(self.recharging(later))
         await self.at_rest()
 
     async def field_is_registered(self) -> None:
@@ -165,8 +140,8 @@ class Performance:
         late = [account for account in self.cast["accounts"] if account.get("later")]
         self.narrator.act(f"{late[0]['account']} is registered while usage is down; then its records are retried")
         await asyncio.to_thread(self.stage.rooms.stop, ["usage"])
-        await self._groups([command for account in late for command in self._account(account)])
-        await self._wallets([command for account in late for command in self._money(account)])
+        await self.groups([command for account in late for command in self.account(account, self.month.start)])
+        await self.wallets([command for account in late for command in self.money(account)])
         self.stage.rooms.start(["usage"])
         await registry_known(self.settings)
         await self.at_rest()
@@ -217,8 +192,8 @@ class Performance:
         wanted = self.cast["voided"]
         account_id = wanted["account"]
         self.narrator.act(f"{account_id} is charged for {wanted['reason']}, which is voided")
-        await self._groups([each | {"opened_at": self.end} for each in self._account(wanted)])  # the month is closed
-        await self._wallets(self._money(wanted))
+        await self.groups(self.account(wanted, self.end))  # the month is closed
+        await self.wallets(self.money(wanted))
         await registry_known(self.settings)
         call, void = _call_and_void(wanted, self.sample.profile.source, datetime.now(UTC))
         for event in (call, void):
@@ -257,17 +232,7 @@ class Performance:
         """Invoices, one charge explained, the table, and the auditor."""
         await self._show_invoices()
         await self._explain()
-        self.narrator.act("The cast, expected and actual")
-        differences = show_cells(await self.figures.cells(self.sample, self.narrator, self.seen))
-        self.narrator.act("tollbook verify")
-        report = await verify.run(self.settings)
-        show_report(report)
-        failed = sum(1 for check in report.checks if not check.ok)
-        console.print()
-        self.narrator.say(
-            "result", "no difference" if not differences + failed else f"{differences + failed} differences"
-        )
-        return differences + failed
+        return await self.judged(await self.figures.cells(self.sample, self.narrator, self.seen))
 
     async def _show_invoices(self) -> None:
         self.narrator.act("Invoices")
@@ -295,15 +260,6 @@ class Performance:
 
     # ---- steps -----------------------------------------------------------------------------------------------------
 
-    async def at_rest(self) -> None:
-        """Everything that was published is processed, and was said."""
-        await self.idle.wait(meanwhile=self._meanwhile)
-        self.narrator.flush()
-
-    def _meanwhile(self) -> None:
-        self.stage.rooms.check()
-        self.narrator.pause()
-
     async def _until_decided(self, engine: AsyncEngine, *, waiting: str | None = None) -> None:
         """Until every group of the month is closed or has nothing to bill; but for one that must wait."""
         give_up = time.monotonic() + CONDITION_S_MAX
@@ -314,27 +270,8 @@ class Performance:
         ]:
             if time.monotonic() > give_up:
                 raise Unavailable(f"the month is not closed after {CONDITION_S_MAX:.0f} s: {'; '.join(undecided)}")
-            self._meanwhile()
+            self.meanwhile()
             await asyncio.sleep(LOOK_S)
-
-    async def _groups(self, commands: Sequence[dict[str, Any]]) -> None:
-        await self._carry_out("registry", commands)
-
-    async def _wallets(self, commands: Sequence[dict[str, Any]]) -> None:
-        await self._carry_out("wallet", commands)
-
-    async def _carry_out(self, what: str, commands: Sequence[dict[str, Any]]) -> None:
-        answering = asyncio.create_task(self.wire.carry_out_all([each | {"actor": ACTOR} for each in commands]))
-        try:
-            while not answering.done():
-                await asyncio.wait({answering}, timeout=LOOK_S)
-                self._meanwhile()
-        finally:
-            answering.cancel()
-        for answer in await answering:
-            if not answer.accepted:
-                raise Refused(str(answer))
-            self.narrator.say(what, answer.message)
 
     async def _import_book(self, book: Mapping[str, Any], *, is_default: bool = False) -> None:
         prices = await asyncio.to_thread(read_price_file, casting.path(book["file"]).read_bytes())
@@ -381,51 +318,6 @@ class Performance:
 
     def _code_of(self, account_id: str) -> str:
         return next(code.code for code in self.sample.profile.accounts if code.account == account_id)
-
-    def _organization(self, organization: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            "kind": "create_organization", "role": "operator", "organization_id": organization["organization"],
-            "name": organization["name"],
-        }  # fmt: skip
-
-    def _seller(self, organization: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            "kind": "create_billing_entity",
-            "role": "operator",
-            "organization_id": organization["organization"],
-            **self.cast["billing_entity"],
-        }
-
-    def _account(self, account: Mapping[str, Any]) -> list[dict[str, Any]]:
-        who = {"organization_id": account["organization"], "account_id": account["account"]}
-        commands = [
-            {
-                "kind": "create_account", **who, "name": account["account"], "plan": account["plan"],
-                "opened_at": self.month.start, "group_id": account.get("group"),
-                "credit_limit": account.get("credit_limit"),
-            }
-        ]  # fmt: skip
-        if account.get("level_2"):
-            commands.append({"kind": "grant_level_2", "role": "operator", **who})
-        return commands
-
-    def _money(self, account: Mapping[str, Any]) -> list[dict[str, Any]]:
-        who = {"account_id": account["account"], "currency": "USD", "role": "operator"}
-        if "opening" in account:
-            return [{"kind": "open_balance", **who, "amount": account["opening"]}]
-        if "goodwill" in account:
-            return [{"kind": "grant_goodwill", **who, "amount": account["goodwill"], "note": "to try it"}]
-        return []
-
-    def _recharging(self, account: Mapping[str, Any]) -> list[dict[str, Any]]:
-        if "method" not in account:
-            return []
-        who = {"account_id": account["account"]}
-        self.narrator.knows(account["account"], account["preferences"])
-        return [
-            {"kind": "save_method", **who, "processor": PROCESSOR, "token": account["method"]},
-            {"kind": "set_preferences", **who, "enabled": True, **account["preferences"]},
-        ]
 
 
 def _call_and_void(wanted: Mapping[str, Any], source: str, now: datetime) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,0 +1,114 @@
+"""Two days of recharges, on a clock that is moved: a cap that opens by itself, a card that is declined until it is paused.
+
+Source: domain, section 4; designs/recharge.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import text
+
+from services.balance import api as balance_api
+from services.cli.demo import cast as casting
+from services.cli.demo.acting import Acting, curtain
+from services.cli.demo.figures import Cell, notices, recharges
+from services.cli.demo.narrator import Narrator
+from services.cli.demo.stage import PROCESSOR, Stage
+from services.cli.output import instant
+from services.cli.reading import room
+from services.runtime.database import open_engine, transaction
+
+CAST = "recharges.json"
+DAY = timedelta(hours=24)
+
+
+async def play(stage: Stage, servers: Awaitable[None], narrator: Narrator) -> int:
+    """Plays it all on servers that are coming up; returns how many cells and checks differ."""
+    cast = json.loads(casting.path(CAST).read_text())
+    async with curtain(stage, servers, narrator) as (wire, idle):
+        return await Recharges(stage, cast, narrator, wire, idle).run()
+
+
+class Recharges(Acting):
+    """Accounts without any usage: what moves their money is payments, and time."""
+
+    async def run(self) -> int:
+        """Every act."""
+        await self.registry()
+        await self.opening()
+        await self.hours_pass()
+        await self.another_card()
+        await self.the_window_opens()
+        return await self.judged(await self.cells())
+
+    async def registry(self) -> None:
+        """One organization with its accounts."""
+        self.narrator.act("Registry")
+        (organization,) = self.cast["organizations"]
+        await self.groups([self.organization(organization), self.seller(organization)])
+        await self.groups([command for each in self.cast["accounts"] for command in self.account(each)])
+        await self.at_rest()
+
+    async def opening(self) -> None:
+        """Opening balances, methods, preferences: what is at its threshold is recharged at once."""
+        self.narrator.act("Opening balances and recharge preferences")
+        await self.wallets([command for each in self.cast["accounts"] for command in self.money(each)])
+        await self.wallets([command for each in self.cast["accounts"] for command in self.recharging(each)])
+        await self.at_rest()
+
+    async def hours_pass(self) -> None:
+        """The declined card is tried again after its back-offs, and paused after the third time."""
+        for hours in self.cast["back_offs_h"]:
+            await self._move(timedelta(hours=hours))
+
+    async def another_card(self) -> None:
+        """The owner replaces the declined card."""
+        account_id, token = self.cast["replaced"]["account"], self.cast["replaced"]["method"]
+        self.narrator.act(f"{account_id} deletes the declined card and saves another")
+        who = {"account_id": account_id}
+        await self.wallets([{"kind": "delete_method", **who}])
+        await self.wallets([{"kind": "save_method", **who, "processor": PROCESSOR, "token": token}])
+        await self.at_rest()
+
+    async def the_window_opens(self) -> None:
+        """24 hours after the first of ten recharges the capped one is made by itself."""
+        hours = sum(self.cast["back_offs_h"])
+        await self._move(DAY - timedelta(hours=hours))
+
+    async def _move(self, forward: timedelta) -> None:
+        engine = open_engine(self.stage.settings.owner_database_url(), application="tollbook.demo", pool_size=1)
+        try:
+            async with transaction(engine) as connection:
+                moved = text("select runtime.clock_move(:forward)")
+                now: datetime = (await connection.execute(moved, {"forward": forward})).scalar_one()
+        finally:
+            await engine.dispose()
+        self.narrator.act(f"The clock is moved by {forward.total_seconds() / 3600:g} h, to {instant(now)}")
+        await self.at_rest()
+
+    async def cells(self) -> list[Cell]:
+        """What the cast says, and what came."""
+        cells = []
+        async with room("balance", self.stage.settings) as engine:
+            for account in self.cast["accounts"]:
+                name, expected = account["account"], account["expected"]
+                attempts = await balance_api.attempts(engine, name)
+                wallet = await balance_api.balance(engine, name)
+                actual = {
+                    "recharges": recharges(attempts),
+                    "notices": notices(name, self.narrator),
+                    "wallet": wallet.wallet,
+                    "from the first to the last": _span(attempts),
+                }
+                cells += [Cell(name, what, expected[what], actual[what]) for what in expected]
+        return cells
+
+
+def _span(attempts: list[Any]) -> str:
+    """Between the first and the last request of an account, in whole hours: the clock itself goes on between acts."""
+    instants = sorted(each.requested_at for each in attempts)
+    return f"{(instants[-1] - instants[0]) // timedelta(hours=1)} h"
