@@ -12,6 +12,7 @@ from contracts.payments import MethodKind, Token
 from contracts.words import Amount, CurrencyCode, Day, Id, Instant, Message, Month, Name, SignedAmount, Text
 
 RechargeMode = Literal["up_to_sum", "target", "fixed"]
+LEVELS_MAX = 10  # of one account; more would be a graph, not a warning
 CALLS_MAX = 1_000_000  # calls of one account at once; more is a mistyped limit
 
 
@@ -80,6 +81,14 @@ class SetLimits(_Command):
     currency: Annotated[CurrencyCode, Field(description="ISO 4217, of daily_spend")] = "USD"
 
 
+class SetLevels(_Command):
+    """At which amounts of available credit an account is told that its balance is low. The command says all of them."""
+
+    kind: Literal["set_levels"] = "set_levels"
+    levels: Annotated[tuple[Amount, ...], Field(max_length=LEVELS_MAX, description="empty: no notice")]
+    currency: CurrencyCode = "USD"
+
+
 class SuspendAccount(_Command):
     """An operator suspends an account, whatever its money: calls are refused and it is not recharged by itself."""
 
@@ -101,6 +110,7 @@ BalanceCommand = Annotated[
     | DeleteMethod
     | SetPreferences
     | SetLimits
+    | SetLevels
     | SuspendAccount
     | ResumeAccount,
     Field(discriminator="kind"),
@@ -130,6 +140,7 @@ BalanceEventKind = Literal[
     "method_deleted",
     "preferences_set",
     "limits_set",
+    "levels_set",
     "command_refused",
     "recharge_requested",
     "recharge_settled",
@@ -141,6 +152,7 @@ BalanceEventKind = Literal[
     "recharge_paused",
     "recharge_eighth",
     "contradiction",
+    "low_balance",
     "suspended",
     "restored",
     "spend_limit_near",
@@ -178,4 +190,8 @@ class BalanceEvent(Message):
     outbound_profile: Annotated[Id | None, Field(description="Whose limit it is; null: the account's")] = None
     limit: Annotated[Amount | None, Field(description="The daily spend limit; `amount` is what was spent")] = None
     calls_max: int | None = None
+    level: Annotated[
+        Amount | None, Field(description="Of `low_balance`: the level that available credit has reached")
+    ] = None
+    levels: Annotated[tuple[Amount, ...], Field(description="Of `levels_set`: all of them")] = ()
     day: Annotated[Day | None, Field(description="The UTC day that was spent on")] = None

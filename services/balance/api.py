@@ -205,6 +205,13 @@ async def commands_done(engine: AsyncEngine, account_id: str) -> dict[str, bool]
     return {row.command_id: row.accepted for row in await _all(engine, query)}
 
 
+async def levels(engine: AsyncEngine, account_id: str) -> list[str]:
+    """The low-balance levels of an account, the highest first."""
+    columns = tables.level.c
+    query = select(columns.nano).where(columns.account_id == account_id).order_by(columns.nano.desc())
+    return [format_nano(row.nano) for row in await _all(engine, query)]
+
+
 # ---- spend control -------------------------------------------------------------------------------------------------
 
 

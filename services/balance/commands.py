@@ -19,12 +19,13 @@ from contracts.balance import (
     OpenBalance,
     ResumeAccount,
     SaveMethod,
+    SetLevels,
     SetLimits,
     SetPreferences,
     SuspendAccount,
     balance_command,
 )
-from services.balance import daily_spend, ledger, recharge, store
+from services.balance import daily_spend, ledger, levels, recharge, store
 from services.balance.book import Book
 from services.balance.decoding import decode
 from services.balance.evaluation import Tell, evaluate, load
@@ -58,6 +59,7 @@ Command = (
     | DeleteMethod
     | SetPreferences
     | SetLimits
+    | SetLevels
     | SuspendAccount
     | ResumeAccount
 )
@@ -73,6 +75,7 @@ async def commands(work: Work, records: list[Record], *, tell: Tell) -> None:
     done = await store.carried_out(work, {(command.account_id, command.command_id) for _, command in asked})
     book = Book()
     limits: dict[tuple[str, str], store.SpendLimit] = {}
+    chosen: dict[str, list[int]] = {}
     not_counted = {account_id for account_id, wallet in wallets.items() if not wallet.spend_counted}
     log: list[dict[str, Any]] = []
     funded: set[str] = set()
@@ -94,6 +97,8 @@ async def commands(work: Work, records: list[Record], *, tell: Tell) -> None:
             if isinstance(command, SetLimits):
                 limit = _limit_of(command)
                 limits[limit.account_id, limit.outbound_profile] = limit
+            if isinstance(command, SetLevels):
+                chosen[command.account_id] = _levels_of(command)
         except TollbookError as error:
             refused = error
             _refuse(work, wallet, command, error)
@@ -103,6 +108,11 @@ async def commands(work: Work, records: list[Record], *, tell: Tell) -> None:
     await book.write(work)
     if limits:
         await daily_spend.limit(work, wallets, limits.values(), not_counted & {account_id for account_id, _ in limits})
+    if chosen:
+        await store.forget_levels(work, chosen)
+        rows = [(account_id, nano) for account_id, nanos in chosen.items() for nano in nanos]
+        if rows:
+            await store.append_levels(work, rows)
     await evaluate(work, wallets, funds_of=funded, tell=tell)
 
 
@@ -112,7 +122,7 @@ async def commands(work: Work, records: list[Record], *, tell: Tell) -> None:
 def _read(work: Work, record: Record) -> Command | None:
     try:
         command: Command = decode(balance_command, record.value)
-        if isinstance(command, OpenBalance | GrantGoodwill | SetPreferences | SetLimits):
+        if isinstance(command, OpenBalance | GrantGoodwill | SetPreferences | SetLimits | SetLevels):
             currency(command.currency)
         return command
     except InvalidInput as error:
@@ -273,6 +283,20 @@ def _set_limits(work: Work, wallet: Wallet, command: SetLimits, book: Book) -> N
     )
 
 
+def _set_levels(work: Work, wallet: Wallet, command: SetLevels, book: Book) -> None:
+    _need_currency(wallet, command.currency)
+    nanos = _levels_of(command)
+    # A level that available credit does not exceed now is told of when it has risen above it and comes back.
+    wallet.set_marks(levels.marks(nanos, wallet.available_nano))
+    wallet.tell(work, "levels_set", command_id=command.command_id, levels=tuple(format_nano(nano) for nano in nanos))
+
+
+def _levels_of(command: SetLevels) -> list[int]:
+    """The highest first, each once."""
+    nanos = {_within_bounds(parse_amount(text, field="levels"), WALLET_NANO_MAX, "levels") for text in command.levels}
+    return sorted(nanos, reverse=True)
+
+
 def _suspend(work: Work, wallet: Wallet, command: SuspendAccount, book: Book) -> None:
     _need_role(command, "operator")
     if not wallet.add_reason(work, "operator", command_id=command.command_id, message=command.note or None):
@@ -300,6 +324,7 @@ _CARRY_OUT: dict[type[Any], Callable[[Work, Wallet, Any, Book], None]] = {
     DeleteMethod: _delete_method,
     SetPreferences: _set_preferences,
     SetLimits: _set_limits,
+    SetLevels: _set_levels,
     SuspendAccount: _suspend,
     ResumeAccount: _resume,
 }

@@ -6,14 +6,14 @@ Runs under the wallets' locks, always from scratch; so a timer that comes late o
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from uuid import UUID
 
 from contracts.payments import PaymentRequest
 from contracts.topics import PAYMENTS_REQUESTS
-from services.balance import recharge, store, suspension
+from services.balance import levels, recharge, store, suspension
 from services.balance.wallets import Wallet
 from services.kernel.ids import attempt_id
 from services.kernel.money import format_nano
@@ -35,7 +35,9 @@ def demands_attention(standing: store.Standing) -> bool:
     funds = standing.wallet_nano + standing.credit_limit_nano + standing.unbilled_nano + standing.receivable_nano
     if (funds <= 0) != standing.suspended_funds:
         return True
-    return standing.recharge_enabled and funds <= standing.threshold_nano
+    if standing.recharge_enabled and funds <= standing.threshold_nano:
+        return True
+    return levels.moves(levels.Marks(standing.level_next_nano, standing.level_told_nano), funds)
 
 
 async def evaluate(
@@ -60,6 +62,7 @@ async def evaluate(
             _judge_funds(work, wallet, attempts)
     if asked:
         await store.append_attempts(work, asked)
+    await _tell_levels(work, [wallet for wallet in known if levels.moves(wallet.marks, wallet.available_nano)])
     changed = [wallets[account_id].row() for account_id in sorted(wallets) if wallets[account_id].changed]
     if changed:
         await store.save_wallets(work, changed)
@@ -188,6 +191,20 @@ def _judge_funds(work: Work, wallet: Wallet, attempts: list[recharge.Attempt]) -
             wallet.lift_reason(work, "funds")
         case suspension.Unchanged():  # a delay ends with the timer of the attempt's result
             pass
+
+
+async def _tell_levels(work: Work, wallets: Sequence[Wallet]) -> None:
+    """Tell each low-balance level that was reached, once, and arm those that are above water again."""
+    if not wallets:
+        return
+    own: dict[str, list[int]] = defaultdict(list)
+    for account_id, nano in await store.levels_of(work, [wallet.account_id for wallet in wallets]):
+        own[account_id].append(nano)
+    for wallet in wallets:
+        mine, available = own[wallet.account_id], wallet.available_nano
+        for nano in levels.crossed(mine, wallet.marks, available):
+            wallet.tell(work, "low_balance", level=format_nano(nano))
+        wallet.set_marks(levels.marks(mine, available))
 
 
 async def _attempts_of(work: Work, wallets: Iterable[Wallet]) -> dict[str, list[recharge.Attempt]]:

@@ -73,6 +73,8 @@ class Standing(NamedTuple):
     threshold_nano: int
     suspended_funds: bool
     spend_counted: bool
+    level_next_nano: int | None
+    level_told_nano: int | None
 
 
 _additions = unnest(
@@ -328,6 +330,28 @@ async def save_told(work: Work, rows: Sequence[SpendTold]) -> None:
     await work.execute(
         _SAVE_TOLD, {f"new_{name}": list(column) for name, column in zip(SpendTold._fields, columns, strict=True)}
     )
+
+
+# ---- low-balance levels --------------------------------------------------------------------------------------------
+
+_level = tables.level.c
+_LEVELS = select(tables.level).where(_any_of(_level.account_id, "ids"))
+_FORGET_LEVELS = delete(tables.level).where(_any_of(_level.account_id, "ids"))
+
+
+async def levels_of(work: Work, account_ids: Iterable[str]) -> list[tuple[str, int]]:
+    """(account, nanos) of every level of these accounts. Their wallets are locked."""
+    return [(row.account_id, row.nano) for row in await work.execute(_LEVELS, {"ids": sorted(account_ids)})]
+
+
+async def forget_levels(work: Work, account_ids: Iterable[str]) -> None:
+    """Delete the levels of accounts whose wallets are locked."""
+    await work.execute(_FORGET_LEVELS, {"ids": sorted(account_ids)})
+
+
+async def append_levels(work: Work, levels: Iterable[tuple[str, int]]) -> None:
+    """New levels (account, nanos) of accounts whose wallets are locked and that have none."""
+    await work.execute(insert(tables.level), [{"account_id": account_id, "nano": nano} for account_id, nano in levels])
 
 
 # ---- calls in progress ---------------------------------------------------------------------------------------------

@@ -59,9 +59,19 @@ wallet = Table(
     Column("suspended_overdue", Boolean, nullable=False),
     Column("suspended_operator", Boolean, nullable=False),
     Column("spend_counted", Boolean, nullable=False),
+    # The marks of its low-balance levels; null: no level there.
+    Column("level_next_nano", BigInteger),
+    Column("level_told_nano", BigInteger),
 )
 
 IS_SUSPENDED = or_(wallet.c.suspended_funds, wallet.c.suspended_overdue, wallet.c.suspended_operator)
+
+level = Table(
+    "level",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("nano", BigInteger, primary_key=True),
+)
 
 # Of an account, or, where a profile is named, of that outbound profile of it.
 spend_limit = Table(

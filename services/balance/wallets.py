@@ -9,6 +9,7 @@ from typing import Any
 
 from contracts.balance import SUSPENSION_REASONS, BalanceEvent, BalanceEventKind, SuspensionReason
 from contracts.topics import BALANCE_EVENTS
+from services.balance.levels import Marks
 from services.kernel.money import format_nano
 from services.runtime.work import Work
 
@@ -50,6 +51,8 @@ class Wallet:
     suspended_overdue: bool
     suspended_operator: bool
     spend_counted: bool
+    level_next_nano: int | None
+    level_told_nano: int | None
     changed: bool = False
     was_suspended: bool = False  # when it was read
 
@@ -76,6 +79,16 @@ class Wallet:
     def is_known(self) -> bool:
         """Whether the registry has told this account; before, it exists by a charge alone and nothing is decided."""
         return self.registry_version > 0
+
+    @property
+    def marks(self) -> Marks:
+        """Where its available credit has to come before something is to be said of its low-balance levels."""
+        return Marks(self.level_next_nano, self.level_told_nano)
+
+    def set_marks(self, marks: Marks) -> None:
+        """From now on these."""
+        self.level_next_nano, self.level_told_nano = marks
+        self.changed = True
 
     @property
     def reasons(self) -> tuple[SuspensionReason, ...]:

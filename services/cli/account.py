@@ -391,6 +391,41 @@ def _whole(text: str) -> int:
     return int(text)
 
 
+@app.command()
+@asynchronous
+async def levels(
+    account_id: AccountId,
+    amounts: Annotated[
+        list[str] | None, typer.Argument(metavar="[AMOUNT...]", help="such as 50 20 5; they replace those before")
+    ] = None,
+    none: Annotated[bool, typer.Option("--none", help="no low-balance notice any more")] = False,
+    currency: Annotated[str, typer.Option(help="ISO 4217")] = "USD",
+    role: Role = "owner",
+    actor: Actor = "",
+    command_id: CommandId = None,
+    output: Output = Format.table,
+) -> None:
+    """Show at which amounts of available credit an account is told that its balance is low; with amounts set them."""
+    if amounts or none:
+        if amounts and none:
+            raise InvalidInput("give amounts or --none, not both", field="none")
+        await ask(
+            output, actor=actor, kind="set_levels", account_id=account_id, levels=tuple(amounts or ()),
+            currency=currency, role=role, command_id=command_id,
+        )  # fmt: skip
+        return
+    from services.balance import api
+
+    async with room("balance") as engine:
+        wallet = await api.balance(engine, account_id)
+        rows = [
+            {"level": level, "currency": wallet.currency, "available": wallet.available}
+            for level in await api.levels(engine, account_id)
+        ]
+    columns = {"level": "level", "available": "available now", "currency": "currency"}
+    show_rows(rows, columns, output, empty=f"{account_id} has no levels", right=("level", "available"))
+
+
 # ---- reading -------------------------------------------------------------------------------------------------------
 
 

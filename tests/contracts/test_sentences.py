@@ -85,7 +85,7 @@ WRONG = [
     (GOODWILL, "amount", "1e3", 'must be a decimal string such as "10.00"'),
     (GOODWILL, "amount", 10, "must be a text in quotes"),
     (GOODWILL, "currency", "usd", 'must be an ISO 4217 code such as "USD"'),
-    (GOODWILL, "kind", "grant_money", "must be one of 'open_balance', 'grant_goodwill', 'save_method', 'delete_method', 'set_preferences', 'set_limits', 'suspend', 'resume'"),
+    (GOODWILL, "kind", "grant_money", "must be one of 'open_balance', 'grant_goodwill', 'save_method', 'delete_method', 'set_preferences', 'set_limits', 'set_levels', 'suspend', 'resume'"),
     (SAVE, "token", "4242 4242", 'must hold only letters, digits, "_", ".", ":" and "-"'),
 ]  # fmt: skip
 
