@@ -130,7 +130,8 @@ GROUPS_BILLING_GROUPS = Topic(
     "Payer groups with all that an invoice needs", ("groups",), ("invoices",), cleanup="compact",
 )  # fmt: skip
 PAYMENTS_REQUESTS = Topic(
-    "payments.requests", "payments.request", payments.PaymentRequest, "account id", "Charge this token once",
+    "payments.requests", "payments.request", payments.PaymentRequest, "account id",
+    "Charge a token once, inquire, cancel or refund, by attempt id",
     ("balance",), ("payments",),
 )  # fmt: skip
 PAYMENTS_RESULTS = Topic(

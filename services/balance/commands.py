@@ -25,6 +25,7 @@ from contracts.balance import (
     SuspendAccount,
     balance_command,
 )
+from contracts.payments import PROCESSORS
 from services.balance import daily_spend, ledger, levels, recharge, store
 from services.balance.book import Book
 from services.balance.decoding import decode
@@ -49,8 +50,6 @@ _USED_AGAIN = Refused(
     field="command_id",
     code="idempotency_conflict",
 )
-
-PROCESSORS = ("sandbox",)  # those that take requests and have a topic for their results
 
 Command = (
     OpenBalance
@@ -237,6 +236,9 @@ def _grant_goodwill(work: Work, wallet: Wallet, command: GrantGoodwill, book: Bo
 def _save_method(work: Work, wallet: Wallet, command: SaveMethod, book: Book) -> None:
     if command.processor not in PROCESSORS:
         raise InvalidInput(f"no such processor; use one of {', '.join(PROCESSORS)}", field="processor")
+    if command.method_kind not in PROCESSORS[command.processor]:
+        kinds = ", ".join(PROCESSORS[command.processor])
+        raise InvalidInput(f"{command.processor} cannot charge it; it can charge {kinds}", field="method_kind")
     if wallet.method_token is not None:
         raise Refused("a payment method is saved; delete it first", field="token", code="method_saved")
     wallet.method_processor, wallet.method_kind, wallet.method_token = (

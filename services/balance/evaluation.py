@@ -11,7 +11,7 @@ from datetime import datetime
 from functools import partial
 from uuid import UUID
 
-from contracts.payments import PaymentRequest
+from contracts.payments import ChargeRequest
 from contracts.topics import PAYMENTS_REQUESTS
 from services.balance import levels, recharge, store, suspension
 from services.balance.wallets import Wallet
@@ -151,7 +151,7 @@ def _request(
     wallet.trigger_version += 1
     attempt = attempt_id(wallet.account_id, wallet.trigger_version)
     timers[RESULT_TIMEOUT][str(attempt)] = work.now + recharge.RESULT_TIMEOUT
-    request = PaymentRequest.model_validate(
+    request = ChargeRequest.model_validate(
         {
             "attempt_id": attempt,
             "account_id": wallet.account_id,

@@ -1,8 +1,9 @@
 """When is everything that was published processed? One answer, for the demo and for tests.
 
 All lanes stand at the ends of their topics, every link has arrived whole, nothing lies in an outbox, nothing waits in a
-replay lane, no timer is due. No room can be asked at the same instant as another, so the question is put twice: when both rounds find the
-rooms idle and find the same positions, they were idle at every instant between the two rounds.
+replay lane, no timer is due and no errand under way. No room can be asked at the same instant as another, so the question
+is put twice: when both rounds find the rooms idle and find the same positions, they were idle at every instant between the
+two rounds.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from sqlalchemy import func, literal, select
+from sqlalchemy import and_, func, literal, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from contracts.topics import TOPICS, Topic, topic_of
@@ -23,7 +24,7 @@ from services.kernel.errors import Unavailable
 from services.runtime.broker import Offsets
 from services.runtime.database import open_engine, transaction
 from services.runtime.lanes import CLOCK_NOW
-from services.runtime.room import Room
+from services.runtime.room import Errand, Room
 from services.runtime.settings import ROOMS, Settings
 from services.runtime.tables import runtime_tables
 
@@ -48,6 +49,7 @@ class Idle:
     ) -> None:
         self._settings = settings
         self._reads = {room: topics_read(room, settings) for room in engines}
+        self._errands = {room: declared(room, settings).errands for room in engines}
         self._engines = engines
         self._offsets = offsets
         self._consumer = consumer
@@ -79,7 +81,7 @@ class Idle:
         taken: dict[str, list[tuple[str, str, int, int]]] = {}
         for room, engine in self._engines.items():
             async with transaction(engine) as connection:
-                rows = await _state(connection, room)
+                rows = await _state(connection, room, self._errands[room])
             lanes = {(topic, partition) for what, _, topic, partition, _ in rows if what == "lane"}
             undone += [
                 f"{room} has not begun to read {topic}/{partition}"
@@ -112,10 +114,15 @@ class Idle:
         return {(tp.topic.removeprefix(prefix), tp.partition): end for tp, end in ends.items()}
 
 
+def declared(room: str, settings: Settings) -> Room:
+    """A room as it declares itself."""
+    made: Room = importlib.import_module(f"services.{room}.consumer").build(settings)
+    return made
+
+
 def topics_read(room: str, settings: Settings) -> frozenset[Topic]:
     """Every topic that a room reads, as its own declaration says."""
-    declared: Room = importlib.import_module(f"services.{room}.consumer").build(settings)
-    return frozenset(topic for source in declared.inputs for topic in source.topics)
+    return frozenset(topic for source in declared(room, settings).inputs for topic in source.topics)
 
 
 @asynccontextmanager
@@ -137,11 +144,18 @@ async def watching(settings: Settings) -> AsyncIterator[Idle]:
         yield Idle(settings, engines, offsets, consumer)
 
 
-async def _state(connection: AsyncConnection, room: str) -> list[tuple[str, str, str, int, int]]:
-    """(what, name, topic, partition, number): lanes, links, outbox, undone parked records and due timers of a room, in one
-    snapshot."""
+async def _state(
+    connection: AsyncConnection, room: str, errands: Mapping[str, Errand]
+) -> list[tuple[str, str, str, int, int]]:
+    """(what, name, topic, partition, number): lanes, links, outbox, undone parked records, due timers and errands under way
+    of a room, in one snapshot."""
     tables = runtime_tables(room)
-    lane, out, into = tables.lane.c, tables.link_out.c, tables.link_in.c
+    lane, out, into, due = tables.lane.c, tables.link_out.c, tables.link_in.c, tables.due.c
+    # An errand that is under way stands its lease ahead.
+    now_or_soon = or_(
+        due.due_at <= CLOCK_NOW,
+        *[and_(due.kind == kind, due.due_at <= CLOCK_NOW + errand.lease) for kind, errand in errands.items()],
+    )
     none = (literal(""), literal(0))
     statement = (
         select(literal("lane"), lane.name, lane.topic, lane.partition, lane.position)
@@ -153,9 +167,9 @@ async def _state(connection: AsyncConnection, room: str) -> list[tuple[str, str,
             select(literal("parked"), literal("parked records to run"), *none, func.count())
             .select_from(tables.parked)
             .where(tables.parked.c.state.in_(UNDONE)),
-            select(literal("due"), literal("timers that are due"), *none, func.count())
+            select(literal("due"), literal("timers that are due or errands under way"), *none, func.count())
             .select_from(tables.due)
-            .where(tables.due.c.due_at <= CLOCK_NOW),
+            .where(now_or_soon),
         )
     )
     return sorted(tuple(row) for row in (await connection.execute(statement)).all())

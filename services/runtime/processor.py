@@ -42,7 +42,9 @@ RETRY_S_FIRST = 0.1
 RETRY_S_MAX = 5.0
 TIMERS_PER_ROUND = 500
 PUT_OFF_DOUBLINGS_MAX = 9  # of a second: a timer that fails and fails is tried every nine minutes
+ERRANDS_AT_ONCE = 16  # calls under way in one process: they wait for other servers, not for this machine
 DUE_LANE = "due"
+ERRAND_LANE = "errand"
 
 Ranges = dict[str, tuple[int, int]]
 
@@ -281,13 +283,14 @@ class Processor:
         """The keys that are due, by kind. A kind that this version does not know stays for one that does."""
         due = self.tables.due.c
         known = due.kind.in_(sorted(self.room.timers))
+        mine = due.kind.in_(sorted({*self.room.timers, *self.room.errands}))
         oldest = (
             select(due.kind, due.key)
             .where(due.due_at <= CLOCK_NOW, known)
             .order_by(due.due_at, due.kind, due.key)
             .limit(TIMERS_PER_ROUND)
         )
-        others = select(due.kind).distinct().where(due.due_at <= CLOCK_NOW, not_(known))
+        others = select(due.kind).distinct().where(due.due_at <= CLOCK_NOW, not_(mine))
         async with transaction(self.engine) as connection:
             rows = (await connection.execute(oldest)).all()
             unknown = set((await connection.execute(others)).scalars()) - self._unknown_timers
@@ -331,22 +334,64 @@ class Processor:
         await self._alone(DUE_LANE, run)
         return fired
 
-    async def _put_off(self, kind: str, key: str, error: Exception) -> None:
-        """Try a failing timer again, later each time."""
+    async def _put_off(self, kind: str, key: str, error: Exception, *, set_to: datetime | None = None) -> None:
+        """Try a failing timer again, later each time: one that is due, or one that still is as it was set."""
         log.error("%s puts timer %s of %s off: %s", self.room.name, kind, key, _describe(error), exc_info=error)
         due = self.tables.due.c
         wait_s = func.power(2, func.least(due.failures, PUT_OFF_DOUBLINGS_MAX))
         statement = (
             update(self.tables.due)
-            .where(due.kind == kind, due.key == key, due.due_at <= CLOCK_NOW)
+            .where(
+                due.kind == kind, due.key == key, due.due_at <= CLOCK_NOW if set_to is None else due.due_at == set_to
+            )
             .values(due_at=CLOCK_NOW + wait_s * timedelta(seconds=1), failures=due.failures + 1)
         )
         async with transaction(self.engine) as connection:
             await connection.execute(statement)
 
-    async def _alone(self, lane: str, run: Callable[[Work], Awaitable[None]]) -> bool:
+    # ---- errands ---------------------------------------------------------------------------------------------------
+
+    async def run_errands(self) -> int:
+        """Run errands that are due, oldest first, side by side and outside of any transaction. Returns how many."""
+        claimed = await self._claim() if self.room.errands else []
+        await asyncio.gather(*[self._run_errand(kind, key, lease) for kind, key, lease in claimed])
+        return len(claimed)
+
+    async def _claim(self) -> list[tuple[str, str, datetime]]:
+        """(kind, key, end of the lease) of errands that are due and that no other copy has taken."""
+        due = self.tables.due.c
+        oldest = (
+            select(due.kind, due.key)
+            .where(due.due_at <= CLOCK_NOW, due.kind.in_(sorted(self.room.errands)))
+            .order_by(due.due_at, due.kind, due.key)
+            .limit(ERRANDS_AT_ONCE)
+            .with_for_update(skip_locked=True)
+        )
+        claimed: list[tuple[str, str, datetime]] = []
         async with transaction(self.engine) as connection:
-            if not await internal_lane(connection, self.tables, lane, skip_locked=True):
+            for kind, key in (await connection.execute(oldest)).all():
+                lease = (
+                    update(self.tables.due)
+                    .where(due.kind == kind, due.key == key)
+                    .values(due_at=CLOCK_NOW + self.room.errands[kind].lease)
+                    .returning(due.due_at)
+                )
+                claimed.append((kind, key, (await connection.execute(lease)).scalar_one()))
+        return claimed
+
+    async def _run_errand(self, kind: str, key: str, lease: datetime) -> None:
+        try:
+            await self.room.errands[kind].run(self, key)
+        except Exception as error:
+            await self._put_off(kind, key, error, set_to=lease)
+
+    async def transact(self, run: Callable[[Work], Awaitable[None]], *, lane: str = ERRAND_LANE) -> None:
+        """One transaction outside of any batch: how an errand, or a door of the room, writes and publishes."""
+        await self._alone(lane, run, skip_locked=False)
+
+    async def _alone(self, lane: str, run: Callable[[Work], Awaitable[None]], *, skip_locked: bool = True) -> bool:
+        async with transaction(self.engine) as connection:
+            if not await internal_lane(connection, self.tables, lane, skip_locked=skip_locked):
                 return False
             now, epoch = await transaction_instant(connection, self.tables)
             work = self._work(connection, lane, now, epoch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
@@ -58,13 +59,31 @@ class Tick:
 
 
 @dataclass(frozen=True)
+class Errand:
+    """A timer whose work is done outside of any transaction: a call to a server that may take seconds or never answer.
+
+    ``run`` gets the processor and one key that is due. While it runs the timer stands ``lease`` ahead, so that nobody else
+    takes it; it ends with `Processor.transact`, where it clears its timer or sets it anew. One that raises is tried again,
+    later each time; one whose process dies when the lease is over. So it is run at least once: what it calls must take a
+    repeat for the same. ``lease`` must be longer than ``run`` can take.
+    """
+
+    run: Callable[[Processor, str], Awaitable[None]]
+    lease: timedelta = timedelta(minutes=1)
+
+
+@dataclass(frozen=True)
 class Room:
-    """A room: name (also its schema), inputs, ticks, and what to do when a timer of a kind is due (keys in order)."""
+    """A room: name (also its schema), inputs, ticks, and what to do when a timer of a kind is due (keys in order).
+
+    The kinds of ``errands`` are timers as well, set in the same way; no kind is in both.
+    """
 
     name: str
     inputs: tuple[Input, ...]
     ticks: tuple[Tick, ...] = ()
     timers: dict[str, Callable[[Work, list[str]], Awaitable[None]]] = field(default_factory=dict)
+    errands: dict[str, Errand] = field(default_factory=dict)
     started: Callable[[Processor], Awaitable[None]] | None = None
     stopped: Callable[[], Awaitable[None]] | None = None
 

@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 HEARTBEAT_S = 2.0
 TOPICS_S_MAX = 60.0  # a topic that was just created is not known to every broker at once
 DATABASE_S_MAX = 30.0  # at the start: then whoever started us shall know
+ERRANDS_S = 0.1  # a person may wait for what an errand brings
 STALL_S = 30.0  # a consume loop that has not polled for this long is not alive
 
 
@@ -337,6 +338,8 @@ class Worker:
         self._spawn(self._every(self.settings.tick_ms / 1000, self._pass_markers, "markers"))
         self._spawn(self._every(self.settings.tick_ms / 1000, self._timers, "timers"))
         self._spawn(self._every(min(0.25, self.settings.tick_ms / 1000), self._replay, "replay"))
+        if self.room.errands:
+            self._spawn(self._every(min(ERRANDS_S, self.settings.tick_ms / 1000), self._errands, "errands"))
         self._spawn(self._every(HEARTBEAT_S, self._heartbeat, "heartbeat"))
         for tick in self.room.ticks:
             self._spawn(
@@ -418,6 +421,9 @@ class Worker:
 
     async def _replay(self) -> bool:
         return await self.processor.replay() > 0
+
+    async def _errands(self) -> bool:
+        return await self.processor.run_errands() > 0
 
     def _ticker(self, tick: Tick) -> Callable[[], Awaitable[None]]:
         async def run() -> None:

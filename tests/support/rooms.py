@@ -133,6 +133,7 @@ class Rooms:
                     for tick in processor.room.ticks:
                         await processor.tick(tick)
                     moved += await processor.fire_timers()
+                moved += await processor.run_errands()
                 moved += await self.drain(name)
             if not moved:
                 return

@@ -53,7 +53,7 @@ ANY_TIME = {
     + [f"{room}.relay.{step}" for step in RELAY if room != "invoices"]
     for room in ROOMS
 }
-ANY_TIME["payments"] += ["payments.due.outbox", "payments.due.committed"]
+ANY_TIME["payments"] += [f"payments.{lane}.{step}" for lane in ("due", "errand") for step in ("outbox", "committed")]
 
 WAVE_S = 1.0
 CUT_S = 0.2
