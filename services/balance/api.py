@@ -14,7 +14,7 @@ from sqlalchemy.sql import Select
 
 from contracts.balance import SUSPENSION_REASONS
 from contracts.topics import USAGE_CHARGES
-from services.balance import calls, ledger, store, tables
+from services.balance import calls, ledger, sealing, store, tables
 from services.balance.spending import CallAsked
 from services.kernel.errors import NotFound
 from services.kernel.money import format_nano
@@ -344,9 +344,15 @@ async def charges_received(engine: AsyncEngine) -> list[LinkReceived]:
 
 
 async def batch_gaps(engine: AsyncEngine) -> list[tuple[str, int, int]]:
-    """Links whose batches do not follow each other seamlessly from 1: (link, expected seq, found seq). There must be none."""
+    """Links whose batches do not follow each other seamlessly from 1 to what is received: (link, expected seq, found seq).
+
+    There must be none.
+    """
+    received = {
+        f"{each.link}|{each.topic}/{each.partition}": each.received_to for each in await charges_received(engine)
+    }
     columns = tables.charge_batch.c
-    spans: dict[str, list[tuple[int, int]]] = {}
+    spans: dict[str, list[tuple[int, int]]] = {link: [] for link in received}
     for row in await _all(engine, select(columns.id, columns.links).order_by(columns.id)):
         for link, (first, last) in row.links.items():
             spans.setdefault(link, []).append((first, last))
@@ -357,7 +363,15 @@ async def batch_gaps(engine: AsyncEngine) -> list[tuple[str, int, int]]:
             if first != expected:
                 gaps.append((link, expected, first))
             expected = last + 1
+        if expected <= received.get(link, 0):
+            gaps.append((link, expected, received[link] + 1))
     return gaps
+
+
+async def broken_seals(engine: AsyncEngine) -> sealing.Found:
+    """What was edited, dropped, swapped or put into the ledger by hand, in one snapshot: `sealing.search`."""
+    async with transaction(engine.execution_options(isolation_level="REPEATABLE READ")) as connection:
+        return await sealing.search(connection)
 
 
 async def unbalanced_transactions(engine: AsyncEngine) -> list[tuple[str, int]]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 from uuid import UUID
 
 from services.balance import store
+from services.balance.chain import Posted, content_of_transactions
 from services.balance.ledger import Entry, TransactionKind, checked
 from services.kernel.ids import derived_id
 from services.runtime.work import Work
@@ -16,8 +16,7 @@ class Book:
     """Collects transactions and writes them by two statements."""
 
     def __init__(self) -> None:
-        self._transactions: list[dict[str, Any]] = []
-        self._entries: list[dict[str, Any]] = []
+        self._transactions: list[Posted] = []
 
     def post(
         self,
@@ -34,26 +33,16 @@ class Book:
 
         Raises `Corrupt` when its entries do not sum to zero.
         """
-        transaction_id = transaction_id_of(kind, ref)
+        kept = [(entry.ledger, entry.account_id, entry.nano) for entry in checked(entries)]
         self._transactions.append(
-            {
-                "id": transaction_id,
-                "kind": kind,
-                "ref": ref,
-                "currency": currency,
-                "at": work.now,
-                "actor": actor,
-                "note": note,
-            }
+            Posted(transaction_id_of(kind, ref), kind, ref, currency, work.now, actor, note, kept)
         )
-        self._entries += [{"transaction_id": transaction_id, **entry._asdict()} for entry in checked(entries)]
 
     async def write(self, work: Work) -> None:
         """Append all of it."""
         if self._transactions:
-            await store.append_transactions(work, self._transactions)
-        if self._entries:
-            await store.append_entries(work, self._entries)
+            await store.append_transactions(work, self._transactions, content_of_transactions(self._transactions))
+            await store.append_entries(work, self._transactions)
 
 
 def transaction_id_of(kind: TransactionKind, ref: str) -> UUID:

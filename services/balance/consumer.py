@@ -12,7 +12,7 @@ from contracts.topics import (
     PAYMENTS_RESULTS,
     USAGE_CHARGES,
 )
-from services.balance import api, calls, closing, commands, evaluation, handler, registry, results
+from services.balance import api, calls, closing, commands, evaluation, handler, registry, results, sealing
 from services.balance.refuse_fast import RefuseFast
 from services.runtime.processor import Processor
 from services.runtime.room import Input, Room, Tick
@@ -61,6 +61,7 @@ def room(refuse_fast: RefuseFast) -> Room:
             Tick("covered", closing.cover),
             Tick("waiting", commands.look_at_waiting),
             Tick("forget", calls.forget, seconds=60.0),
+            Tick("sealed_day", sealing.seal_day, seconds=60.0),
         ),
         timers={
             evaluation.RESULT_TIMEOUT: partial(evaluation.silence, tell=tell),

@@ -14,6 +14,7 @@ from pydantic_core import to_json
 
 from contracts.topics import BALANCE_POSTINGS
 from services.balance import daily_spend, store
+from services.balance.chain import Charged, content_of_batch
 from services.balance.evaluation import Tell, demands_attention, evaluate, load
 from services.kernel.errors import Corrupt
 from services.kernel.money import format_nano, parse_amount
@@ -86,22 +87,23 @@ def fold(records: list[Record]) -> tuple[dict[str, Folded], dict[str, list[int]]
 async def charges(work: Work, records: list[Record], *, tell: Tell) -> None:
     """Post a batch of charges and look at the wallets whose state demands it."""
     accounts, links = fold(records)
-    batch_id = await store.append_batch(work, links)
-    rows: list[store.Charged] = []
+    rows: list[Charged] = []
     additions: list[store.Addition] = []
     for account_id in sorted(accounts):
         folded = accounts[account_id]
         unbilled = -sum(sums[1] for posted, sums in folded.posted.items() if posted[2])
         wallet = -sum(folded.revenue.values()) - unbilled
         rows.append(
-            store.Charged(
-                batch_id, account_id, folded.currency, folded.charges, wallet, unbilled,
+            Charged(
+                account_id, folded.currency, folded.charges, wallet, unbilled,
                 list(folded.revenue), list(folded.revenue.values()),
             )
         )  # fmt: skip
         additions.append(store.Addition(account_id, folded.organization_id, folded.currency, wallet, unbilled))
-        _tell_postings(work, batch_id, account_id, folded)
-    await store.append_charged(work, rows)
+    batch_id = await store.append_batch(work, links, content_of_batch(work.now, links, rows))
+    for account_id in sorted(accounts):
+        _tell_postings(work, batch_id, account_id, accounts[account_id])
+    await store.append_charged(work, batch_id, rows)
     standings = await store.add_to_wallets(work, additions)
     for standing in standings:
         if standing.currency != accounts[standing.account_id].currency:

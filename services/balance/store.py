@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date, datetime
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ from sqlalchemy import (
     Date,
     DateTime,
     Integer,
+    LargeBinary,
     Row,
     Select,
     SmallInteger,
@@ -26,7 +27,9 @@ from sqlalchemy import (
     literal,
     or_,
     select,
+    true,
     tuple_,
+    union,
     update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -34,6 +37,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.balance import tables
+from services.balance.chain import Charged, Posted
 from services.runtime import parking
 from services.runtime.database import copy_rows, unnest
 from services.runtime.lanes import CLOCK_NOW
@@ -155,35 +159,67 @@ async def known_accounts(work: Work, account_ids: Iterable[str]) -> set[str]:
 # ---- ledger --------------------------------------------------------------------------------------------------------
 
 
-async def append_batch(work: Work, links: Mapping[str, Sequence[int]]) -> int:
-    """A new batch of charges with the seqs it took from each link; returns its id."""
-    statement = insert(tables.charge_batch).values(at=work.now, links=dict(links)).returning(tables.charge_batch.c.id)
-    return int((await work.execute(statement)).scalar_one())
+_seal = tables.seal.c
+_another_seal = tables.seal.alias("another")
+_LANE = bindparam("lane", type_=Text())
+_CONTENT = bindparam("content", type_=LargeBinary())
+_last = select(_seal.seq, _seal.hash).where(_seal.lane == _LANE).order_by(_seal.seq.desc()).limit(1).cte("last")
+_FIRST = func.sha256(func.convert_to(_LANE, "UTF8"), type_=LargeBinary())  # chain.first_of
+_PREVIOUS = func.coalesce(select(_last.c.hash).scalar_subquery(), _FIRST, type_=LargeBinary())
+_NEXT = (
+    _LANE.label("lane"),
+    (func.coalesce(select(_last.c.seq).scalar_subquery(), 0) + 1).label("seq"),
+    _CONTENT.label("content"),
+    func.sha256(_PREVIOUS.op("||")(_CONTENT)).label("hash"),  # chain.following
+)
+"""The next seal of a lane, whose row this transaction holds."""
+
+_batch = (
+    insert(tables.charge_batch)
+    .values(at=bindparam("at"), links=bindparam("links"))
+    .returning(tables.charge_batch.c.id)
+    .cte("batch")
+)
+_APPEND_BATCH = (
+    insert(tables.seal)
+    .from_select(["batch_id", "lane", "seq", "content", "hash"], select(_batch.c.id, *_NEXT))
+    .returning(_seal.batch_id)
+)
 
 
-class Charged(NamedTuple):
-    """The transaction of one account in a batch of charges."""
-
-    batch_id: int
-    account_id: str
-    currency: str
-    charges: int
-    wallet_nano: int
-    unbilled_nano: int
-    products: list[str]
-    revenue_nano: list[int]
-    credits: list[str] | None = None
-    credit_nano: list[int] | None = None
+async def append_batch(work: Work, links: Mapping[str, Sequence[int]], content: bytes) -> int:
+    """A new batch of charges with the seqs it took from each link, sealed in the lane; returns its id."""
+    parameters = {"at": work.now, "links": dict(links), "lane": work.lane, "content": content}
+    return int((await work.execute(_APPEND_BATCH, parameters)).scalar_one())
 
 
-async def append_charged(work: Work, rows: Sequence[Charged]) -> None:
+_CHARGED = ("batch_id", *Charged._fields)
+
+
+async def append_charged(work: Work, batch_id: int, rows: Iterable[Charged]) -> None:
     """One transaction per (batch, account)."""
-    await copy_rows(work.connection, tables.charged, Charged._fields, rows)
+    await copy_rows(work.connection, tables.charged, _CHARGED, [(batch_id, *row) for row in rows])
 
 
-async def append_transactions(work: Work, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Transactions that are not charges; one that exists is refused by its key."""
-    await work.execute(insert(tables.transaction), list(rows))
+_TRANSACTION = {name: tables.transaction.c[name].type for name in Posted._fields if name != "entries"}
+_new = unnest("new", **_TRANSACTION)
+_appended = (
+    insert(tables.transaction).from_select(list(_TRANSACTION), select(*[_new.c[name] for name in _TRANSACTION])).cte()
+)
+_APPEND_TRANSACTIONS = (
+    insert(tables.seal)
+    .from_select(
+        ["transaction_ids", "lane", "seq", "content", "hash"],
+        select(bindparam("new_id", type_=ARRAY(Uuid)).label("transaction_ids"), *_NEXT),
+    )
+    .add_cte(_appended)
+)
+
+
+async def append_transactions(work: Work, rows: Sequence[Posted], content: bytes) -> None:
+    """Transactions that are not charges, sealed in the lane; one that exists is refused by its key."""
+    columns = {f"new_{name}": [getattr(row, name) for row in rows] for name in _TRANSACTION}
+    await work.execute(_APPEND_TRANSACTIONS, {**columns, "lane": work.lane, "content": content})
 
 
 async def posted(work: Work, transaction_ids: Iterable[UUID]) -> set[UUID]:
@@ -193,12 +229,122 @@ async def posted(work: Work, transaction_ids: Iterable[UUID]) -> set[UUID]:
     return set((await work.execute(statement, {"ids": sorted(set(transaction_ids))})).scalars())
 
 
-async def append_entries(work: Work, rows: Sequence[Mapping[str, Any]]) -> None:
+_ENTRY = {column.name: column.type for column in tables.entry.columns}
+_entries = unnest("new", **_ENTRY)
+_APPEND_ENTRIES = insert(tables.entry).from_select(list(_ENTRY), select(*[_entries.c[name] for name in _ENTRY]))
+
+
+async def append_entries(work: Work, rows: Iterable[Posted]) -> None:
     """All entries of new transactions, in one statement: the database checks that each transaction sums to zero."""
-    kinds = {column.name: column.type for column in tables.entry.columns}
-    new = unnest("new", **kinds)
-    statement = insert(tables.entry).from_select(list(kinds), select(*[new.c[name] for name in kinds]))
-    await work.execute(statement, {f"new_{name}": [row[name] for row in rows] for name in kinds})
+    flat = [(row.id, *entry) for row in rows for entry in row.entries]
+    if flat:
+        columns = zip(*flat, strict=True)
+        await work.execute(
+            _APPEND_ENTRIES, {f"new_{name}": list(column) for name, column in zip(_ENTRY, columns, strict=True)}
+        )
+
+
+# ---- the chain over the ledger ------------------------------------------------------------------------------------
+
+_day = tables.sealed_day.c
+
+
+async def last_sealed_day(work: Work) -> Row[Any] | None:
+    """The newest row of the days."""
+    return (await work.execute(select(tables.sealed_day).order_by(_day.day.desc()).limit(1))).one_or_none()
+
+
+async def lane_heads(work: Work) -> Sequence[Row[Any]]:
+    """The last seal of every lane, from the index alone: a step per lane, however many seals there are."""
+    lanes = select(func.min(_seal.lane).label("lane")).cte("lanes", recursive=True)
+    another = _another_seal.c
+    following = select(select(func.min(another.lane)).where(another.lane > lanes.c.lane).scalar_subquery())
+    lanes = lanes.union_all(following.where(lanes.c.lane.is_not(None)))
+    own = select(_seal.seq, _seal.hash).where(_seal.lane == lanes.c.lane).order_by(_seal.seq.desc()).limit(1)
+    last = own.lateral()
+    statement = select(lanes.c.lane, last.c.seq, last.c.hash).join_from(lanes, last, true())
+    rows: Sequence[Row[Any]] = (await work.execute(statement)).all()
+    return rows
+
+
+async def append_sealed_day(work: Work, row: Mapping[str, Any]) -> None:
+    """The row of a day that is over."""
+    await work.execute(insert(tables.sealed_day), row)
+
+
+async def sealed_days(connection: AsyncConnection) -> Sequence[Row[Any]]:
+    """The rows of all days, oldest first."""
+    return (await connection.execute(select(tables.sealed_day).order_by(_day.day))).all()
+
+
+async def seals(connection: AsyncConnection, *, of_transactions: bool = False) -> AsyncIterator[Row[Any]]:
+    """Every seal, or those of transactions, in order of lane and seq, as a stream."""
+    statement = select(tables.seal).order_by(_seal.lane, _seal.seq)
+    if of_transactions:
+        statement = statement.where(_seal.transaction_ids.is_not(None))
+    async for row in await connection.stream(statement):
+        yield row
+
+
+async def batches_after(connection: AsyncConnection, after: int, limit: int) -> Sequence[Row[Any]]:
+    """The next batches by id with their seals; what has no counterpart is there with nulls in its place."""
+    batches, ids = tables.charge_batch, tables.charge_batch.c
+    known = select(ids.id.label("id")).where(ids.id > after).order_by(ids.id).limit(limit)
+    sealed = select(_seal.batch_id.label("id")).where(_seal.batch_id > after).order_by(_seal.batch_id).limit(limit)
+    both = union(known.subquery().select(), sealed.subquery().select()).subquery()
+    statement: Select[Any] = (
+        select(both.c.id.label("batch_id"), ids.at, ids.links, _seal.lane, _seal.seq, _seal.content)
+        .outerjoin_from(both, batches, ids.id == both.c.id)
+        .outerjoin(tables.seal, _seal.batch_id == both.c.id)
+        .order_by(both.c.id)
+        .limit(limit)
+    )
+    rows: Sequence[Row[Any]] = (await connection.execute(statement)).all()
+    return rows
+
+
+async def charged_between(connection: AsyncConnection, after: int, to: int | None) -> Sequence[Row[Any]]:
+    """The rows of batches above one and up to another, or to the end, in order of batch and account."""
+    columns = tables.charged.c
+    statement = (
+        select(columns.batch_id, *[columns[name] for name in Charged._fields])
+        .where(columns.batch_id > after)
+        .order_by(columns.batch_id, columns.account_id)
+    )
+    if to is not None:
+        statement = statement.where(columns.batch_id <= to)
+    return (await connection.execute(statement)).all()
+
+
+async def transactions(connection: AsyncConnection, ids: Iterable[UUID]) -> Sequence[Row[Any]]:
+    """Transactions by id, as they are sealed."""
+    columns = [tables.transaction.c[name] for name in _TRANSACTION]
+    return (await connection.execute(select(*columns).where(_any_of(columns[0], "ids")), {"ids": list(ids)})).all()
+
+
+async def entries_of(connection: AsyncConnection, ids: Iterable[UUID]) -> Sequence[Row[Any]]:
+    """The entries of transactions."""
+    statement = select(tables.entry).where(_any_of(tables.entry.c.transaction_id, "ids"))
+    return (await connection.execute(statement, {"ids": list(ids)})).all()
+
+
+async def unsealed(connection: AsyncConnection, limit: int) -> Sequence[UUID]:
+    """Transactions that no seal covers. There must be none."""
+    covered = (
+        select(func.unnest(_seal.transaction_ids).label("id")).where(_seal.transaction_ids.is_not(None)).subquery()
+    )
+    column = tables.transaction.c.id
+    statement = select(column).outerjoin_from(tables.transaction, covered, covered.c.id == column)
+    return (await connection.execute(statement.where(covered.c.id.is_(None)).limit(limit))).scalars().all()
+
+
+async def orphaned_entries(connection: AsyncConnection, limit: int) -> Sequence[UUID]:
+    """Transactions that are missing and have entries. There must be none."""
+    column = tables.entry.c.transaction_id
+    statement = (
+        select(column).distinct().outerjoin_from(tables.entry, tables.transaction, tables.transaction.c.id == column)
+    )
+    return (await connection.execute(statement.where(tables.transaction.c.id.is_(None)).limit(limit))).scalars().all()
 
 
 # ---- limits and what counts against them ---------------------------------------------------------------------------

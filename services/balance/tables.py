@@ -151,6 +151,27 @@ entry = Table(
     Column("nano", BigInteger, nullable=False),
 )
 
+# The chain over what was written to the ledger: a seal covers a batch of charges or some transactions.
+seal = Table(
+    "seal",
+    metadata,
+    Column("lane", Text, primary_key=True),
+    Column("seq", BigInteger, primary_key=True),
+    Column("batch_id", BigInteger),
+    Column("transaction_ids", ARRAY(Uuid)),
+    Column("content", LargeBinary, nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+)
+
+sealed_day = Table(
+    "sealed_day",
+    metadata,
+    Column("day", Date, primary_key=True),
+    Column("at", Instant, nullable=False),
+    Column("heads", JSONB, nullable=False),  # lane: [seq, hash in hex]
+    Column("hash", LargeBinary, nullable=False),
+)
+
 # A view: every entry of the room, one row each, those of charges taken apart.
 ledger_entry = Table(
     "ledger_entry",

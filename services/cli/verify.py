@@ -200,7 +200,7 @@ class _Evidence:
 
 
 class Auditor:
-    """The seven checks over one period, or over all; the last is always over all."""
+    """The eight checks over one period, or over all; the last two are always over all."""
 
     def __init__(self, engines: Mapping[str, AsyncEngine], log: _Log, period: str | None, tell: Tell) -> None:
         self._engines = engines
@@ -226,7 +226,9 @@ class Auditor:
         fifth = await self._ledger(charges, posted, is_at_rest=is_at_rest)
         sixth = await self._evidence(evidence, audit)
         seventh = await self._tiers_and_reversals()
-        checks = (first, second, third, fourth, fifth, sixth, seventh)
+        self._tell("the chain over the ledger")
+        eighth = await self._chain()
+        checks = (first, second, third, fourth, fifth, sixth, seventh, eighth)
         return Report(self._period, checks, await self._facts(evidence, is_at_rest=is_at_rest))
 
     # ---- what is read once -------------------------------------------------------------------------------------------
@@ -595,6 +597,16 @@ class Auditor:
         found.seen["counters"], found.seen["reversals"] = kept.counters, kept.reversals
         for finding in kept.findings:
             found.differs(finding)
+        return found.check()
+
+    # ---- 8: the chain ------------------------------------------------------------------------------------------------
+
+    async def _chain(self) -> Check:
+        found = _Findings("8 nothing in the ledger was edited, dropped, swapped or put in by hand")
+        kept = await balance.broken_seals(self._engines["balance"])
+        found.seen |= Counter(seals=kept.seals, batches=kept.batches, transactions=kept.transactions, days=kept.days)
+        for problem in kept.problems:
+            found.differs(problem)
         return found.check()
 
     # ---- facts -------------------------------------------------------------------------------------------------------
