@@ -52,6 +52,8 @@ CLASS_OF_STATE = {
 DUPLICATE = "duplicate"
 PARKED = ("quarantined", "waiting")
 OUT_OF_TIME = ("too_old", "in_future")
+APPENDED_FROM = 100  # identities: for fewer, the statements around the COPY cost more than it saves
+REPEATS_LAST = 50  # batches: repeats come in swarms, of a publisher or a partition that starts again
 NO_TIER: tuple[str | None, int | None, int | None] = (None, None, None)
 
 _encode = Encoder().encode
@@ -116,6 +118,7 @@ class UsageEvents:
 
     def __init__(self, memory: Memory) -> None:
         self.memory = memory
+        self._repeats_expected = 0  # in so many batches
 
     async def handle(self, work: Work, records: list[Record]) -> None:
         """One batch, or one load of the replay lane."""
@@ -370,15 +373,25 @@ class UsageEvents:
         new, higher = rows[False], rows[True]
         accepted = {row[0] for row in higher}
         if new:
-            accepted |= await store.insert_identities(
-                work.connection, self.memory.generation, new, has_revisions=has_revisions
-            )
+            accepted |= await self._insert(work, new, has_revisions=has_revisions)
         if higher:
             await store.revise_identities(work.connection, self.memory.generation, higher)
         for digest in accepted:
             each = first[digest]
             each.usage.record.verdict = CLASS_OF_STATE[each.state]
         return accepted
+
+    async def _insert(self, work: Work, rows: Sequence[store.IdentityRow], *, has_revisions: bool) -> set[bytes]:
+        """Insert identities that nobody has; returns those. Nearly always that is all of them: only where one was known, and
+        for a while after it, the statement is worth its price that goes around what is known."""
+        connection, generation = work.connection, self.memory.generation
+        if self._repeats_expected:
+            self._repeats_expected -= 1
+        elif len(rows) >= APPENDED_FROM:
+            if await store.append_identities(connection, generation, rows):
+                return {row[0] for row in rows}
+            self._repeats_expected = REPEATS_LAST
+        return await store.insert_identities(connection, generation, rows, has_revisions=has_revisions)
 
     async def _charge(self, work: Work, reversals: Sequence[revising.Reversal], charges: Sequence[Acceptable]) -> None:
         """Store and publish what a batch takes back, then its charges in the order of their records.

@@ -6,9 +6,11 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import date, datetime
 from functools import cache
+from struct import Struct
 from typing import Any
 from uuid import UUID
 
+from asyncpg import UniqueViolationError
 from asyncpg.pgproto.pgproto import UUID as DriverUUID  # made from 16 bytes at a tenth of the time of `uuid.UUID`
 from msgspec.structs import astuple
 from sqlalchemy import (
@@ -46,7 +48,7 @@ from sqlalchemy.sql.selectable import TableValuedAlias
 from sqlalchemy.types import TypeEngine
 
 from services.kernel.money import parse_amount
-from services.runtime.database import copy_rows, unnest
+from services.runtime.database import copy_packed, copy_rows, unnest
 from services.usage.books import BookVersion, PriceRow
 from services.usage.stamping import Lane
 from services.usage.tables import (
@@ -441,6 +443,29 @@ IdentityRow = tuple[bytes, bytes, int, int, int, int, int]
 """digest, content, state, day, partition, offset, revision."""
 
 
+_IDENTITY_COLUMNS = ("generation", "digest", "content", "state", "day", "partition", "offset", "revision")
+_pack_identity = Struct(">h ii i16s i16s ih ih ii iq ii").pack  # each field behind its length
+
+
+async def append_identities(connection: AsyncConnection, generation: int, rows: Sequence[IdentityRow]) -> bool:
+    """Accept identities, sorted by digest, that should all be new in this generation: half the work of `insert_identities`.
+
+    False, and nothing is accepted, when one of them is there already.
+    """
+    packed = [
+        _pack_identity(
+            8, 4, generation, 16, digest, 16, content, 2, state, 2, day, 4, partition, 8, offset, 4, revision
+        )
+        for digest, content, state, day, partition, offset, revision in rows
+    ]  # fmt: skip
+    try:
+        async with connection.begin_nested():
+            await copy_packed(connection, IDENTITY, _IDENTITY_COLUMNS, packed)
+    except UniqueViolationError:
+        return False
+    return True
+
+
 def _new_identities(*, has_revisions: bool = True) -> TableValuedAlias:
     revision: dict[str, TypeEngine[Any]] = {"revision": Integer()} if has_revisions else {}
     return unnest(
@@ -455,9 +480,8 @@ def _insert_identities(*, has_revisions: bool) -> Select[Any]:
     generation = bindparam("generation", type_=Integer())
     revision = new.c.revision if has_revisions else literal(0, Integer())
     source = select(generation, new.c.digest, new.c.content, new.c.state, new.c.day, new.c.part, new.c["at"], revision)
-    columns = ["generation", "digest", "content", "state", "day", "partition", "offset", "revision"]
-    statement = insert(IDENTITY).from_select(columns, source).on_conflict_do_nothing().returning(IDENTITY.c.digest)
-    accepted = statement.cte("accepted")
+    statement = insert(IDENTITY).from_select(_IDENTITY_COLUMNS, source).on_conflict_do_nothing()
+    accepted = statement.returning(IDENTITY.c.digest).cte("accepted")
     digests = func.coalesce(func.array_agg(accepted.c.digest), cast([], ARRAY(Uuid())))
     # the digests cross the wire only when some were known already, which is rare
     return select(case((func.count() < bindparam("rows", type_=BigInteger()), digests))).select_from(accepted)
@@ -466,7 +490,7 @@ def _insert_identities(*, has_revisions: bool) -> Select[Any]:
 async def insert_identities(
     connection: AsyncConnection, generation: int, rows: Sequence[IdentityRow], *, has_revisions: bool
 ) -> set[bytes]:
-    """Accept identities, sorted by digest; returns the digests that were new in this generation."""
+    """Accept identities, sorted by digest, of which some may be known; returns the digests that were new in this generation."""
     parameters = {"generation": generation, "rows": len(rows), **_identity_parameters(rows)}
     if not has_revisions:
         del parameters["new_revision"]

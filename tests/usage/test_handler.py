@@ -386,6 +386,15 @@ async def test_a_duplicate_is_one_even_when_its_price_has_gone(usage: Usage) -> 
     assert {r["event_id"]: r["reason"] for r in usage.rejections} == {"e1": "conflict", "e2": "no_price"}
 
 
+async def test_repeats_among_many_new_events_are_recognised_and_all_others_charged(usage: Usage) -> None:
+    await usage.take(*(leg(f"e{n}", NOW) for n in range(0, 300, 3)))
+    await usage.take(*(leg(f"e{n}", NOW) for n in range(300)), leg("e0", NOW, billable_s=1))
+    assert sorted(c["event_id"] for c in usage.charges) == sorted(f"e{n}" for n in range(300))
+    assert await usage.classes() == {"rated": 300, "duplicate": 100, "quarantined": 1}
+    await usage.take(*(leg(f"e{n}", NOW) for n in range(200, 400)))
+    assert await usage.classes() == {"rated": 400, "duplicate": 200, "quarantined": 1}
+
+
 async def test_two_workers_that_get_the_same_event_at_once_charge_it_once(usage: Usage, database: Database) -> None:
     events = [leg(f"e{n}", NOW) for n in range(200)]
     for event in events:
