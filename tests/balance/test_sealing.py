@@ -245,7 +245,7 @@ async def test_what_stood_in_the_ledger_before_the_chain_is_sealed_by_the_upgrad
     database, to_head = Database("test_before_the_chain", await servers.postgres()), migrate.command.upgrade
     password = database.server.room_password
     try:
-        monkeypatch.setattr(migrate.command, "upgrade", lambda config, _: to_head(config, "0033_low_balance"))
+        monkeypatch.setattr(migrate.command, "upgrade", lambda config, _: to_head(config, "0034_payments_port"))
         await migrate.upgrade(database.owner, room_password=password, movable=True)
         async with database.connected("balance") as room:
             for statement in BEFORE:

@@ -11,8 +11,8 @@ from itertools import groupby
 from alembic import op
 from sqlalchemy import text
 
-revision = "0034_sealed_ledger"
-down_revision = "0033_low_balance"
+revision = "0035_sealed_ledger"
+down_revision = "0034_payments_port"
 branch_labels = None
 depends_on = None
 
