@@ -1,4 +1,4 @@
-"""What people and the auditor read of balance, with the room's own role. Only calls are changed: started and ended."""
+"""What people and the auditor read of balance, with the room's own role. Calls are changed by `Holds` alone."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, case, func, literal, select
+from sqlalchemy import Row, case, func, literal, or_, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.sql import Select
 
 from contracts.balance import SUSPENSION_REASONS
 from contracts.topics import USAGE_CHARGES
 from services.balance import calls, ledger, sealing, store, tables
-from services.balance.spending import CallAsked
+from services.balance.joining import Holds as Holds
+from services.balance.spending import Allowed, CallAsked, Refused
 from services.kernel.errors import NotFound
 from services.kernel.money import format_nano
 from services.runtime import parking
@@ -31,7 +32,8 @@ _wallet = tables.wallet.c
 
 @dataclass(frozen=True)
 class Balance:
-    """One account as people see it; amounts are decimal strings, `unbilled` and `receivable` what is owed."""
+    """One account as people see it; amounts are decimal strings, `unbilled` and `receivable` what is owed, `held` what calls
+    in progress may still cost."""
 
     account_id: str
     organization_id: str
@@ -40,6 +42,7 @@ class Balance:
     status: str
     suspended_for: tuple[str, ...]
     wallet: str
+    held: str
     available: str
     credit_limit: str
     unbilled: str
@@ -118,9 +121,21 @@ async def _all(engine: AsyncEngine, statement: Select[Any]) -> Sequence[Row[Any]
 # ---- people --------------------------------------------------------------------------------------------------------
 
 
+_over = (
+    select(func.coalesce(func.sum(tables.call.c.held_nano), 0))
+    .where(
+        tables.call.c.account_id == _wallet.account_id,
+        tables.call.c.held_nano > 0,
+        tables.call.c.expires_at <= CLOCK_NOW,
+    )
+    .scalar_subquery()
+)
+"""What calls hold whose leases are over: nobody has looked at their wallets since."""
+
+
 async def balances(engine: AsyncEngine, account_ids: Sequence[str] | None = None) -> list[Balance]:
     """Every account's balance and state, or those asked for, by account id."""
-    statement = select(tables.wallet).order_by(_wallet.account_id)
+    statement = select(tables.wallet, _over.label("over_nano")).order_by(_wallet.account_id)
     if account_ids is not None:
         statement = statement.where(_wallet.account_id.in_(list(account_ids)))
     return [_balance(row) for row in await _all(engine, statement)]
@@ -138,6 +153,7 @@ def _balance(row: Any) -> Balance:
     funds = row.wallet_nano + row.credit_limit_nano + row.unbilled_nano + row.receivable_nano
     reasons = tuple(reason for reason in SUSPENSION_REASONS if row._mapping[f"suspended_{reason}"])
     status = "closed" if row.closed_at is not None else "suspended" if reasons else "active"
+    held = row.held_nano - int(row.over_nano)
     recharge = "off"
     if row.recharge_enabled:
         recharge = f"{row.recharge_mode} {format_nano(row.recharge_nano)} at {format_nano(row.threshold_nano)}"
@@ -149,7 +165,8 @@ def _balance(row: Any) -> Balance:
         status=status,
         suspended_for=reasons,
         wallet=format_nano(row.wallet_nano),
-        available=format_nano(funds),
+        held=format_nano(held),
+        available=format_nano(funds - held),
         credit_limit=format_nano(row.credit_limit_nano),
         unbilled=format_nano(-row.unbilled_nano),
         receivable=format_nano(-row.receivable_nano),
@@ -238,26 +255,104 @@ async def limits(engine: AsyncEngine, account_id: str) -> list[LimitRow]:
                 row.calls_max,
                 row.calls,
             )
-            for row in await store.limits_now(connection, account_id, now)
+            for row in await store.limits_of_account(connection, account_id, now)
         ]
 
 
-async def may_call(engine: AsyncEngine, asked: CallAsked) -> calls.Decision:
-    """Whether a call could start now, by suspension, price, daily spend and calls in progress; starts nothing."""
+async def may_call(engine: AsyncEngine, asked: CallAsked) -> Allowed | Refused:
+    """Whether a call could start now, by suspension, price, daily spend, calls in progress and credit; starts nothing."""
     async with transaction(engine) as connection:
         return await calls.ask(connection, asked)
 
 
-async def start_call(engine: AsyncEngine, asked: CallAsked, call_leg_id: str, *, lease_s: int) -> calls.Decision:
-    """Start a call if it may, in one transaction with the decision; see `calls.start`."""
-    async with transaction(engine) as connection:
-        return await calls.start(connection, asked, call_leg_id, lease_s)
+# ---- holds ---------------------------------------------------------------------------------------------------------
 
 
-async def end_call(engine: AsyncEngine, account_id: str, call_leg_id: str) -> bool:
-    """End a call; False when it is not known or has ended before, which is no error."""
-    async with transaction(engine) as connection:
-        return await calls.end(connection, account_id, call_leg_id)
+@dataclass(frozen=True)
+class HoldRow:
+    """A call that is in progress, or that ended and waits for its charge; ``held`` is in the currency of the account.
+
+    ``seconds`` is how long the call may be as it is granted now; once it has ended, how long it was.
+    """
+
+    account_id: str
+    call_leg_id: str
+    hold_id: UUID
+    state: str
+    held: str
+    currency: str
+    seconds: int
+    max_s: int
+    number: int
+    outbound_profile: str | None
+    started_at: datetime
+    expires_at: datetime
+
+
+async def open_holds(engine: AsyncEngine, account_id: str, *, limit: int = 1000) -> list[HoldRow]:
+    """The calls of an account whose leases run, in progress or settled, oldest first."""
+    columns = tables.call.c
+    query = (
+        select(tables.call, _wallet.currency)
+        .join_from(tables.call, tables.wallet, columns.account_id == _wallet.account_id)
+        .where(columns.account_id == account_id, columns.expires_at > CLOCK_NOW)
+        .where(or_(columns.ended_at.is_(None), columns.held_nano > 0))
+        .order_by(columns.started_at, columns.call_leg_id)
+        .limit(limit)
+    )
+    return [
+        HoldRow(
+            row.account_id,
+            row.call_leg_id,
+            calls.hold_id(row.account_id, row.call_leg_id),
+            "settled" if row.ended_at is not None else "in progress",
+            format_nano(row.held_nano),
+            row.currency,
+            row.total_s if row.settled_s is None else row.settled_s,
+            row.max_s,
+            row.number,
+            row.outbound_profile or None,
+            row.started_at,
+            row.expires_at,
+        )
+        for row in await _all(engine, query)
+    ]
+
+
+@dataclass(frozen=True)
+class HeldDifference:
+    """A wallet that does not hold what its calls hold; nanos. There must be none."""
+
+    account_id: str
+    held_nano: int
+    calls_nano: int
+
+
+async def held_differences(engine: AsyncEngine) -> tuple[int, list[HeldDifference]]:
+    """How many calls hold something, and the wallets that do not hold the sum of it, in one snapshot."""
+    columns = tables.call.c
+    sums = (
+        select(columns.account_id, func.sum(columns.held_nano).label("nano"), func.count().label("calls"))
+        .where(columns.held_nano > 0)
+        .group_by(columns.account_id)
+        .subquery()
+    )
+    query = (
+        select(
+            func.coalesce(_wallet.account_id, sums.c.account_id).label("account_id"),
+            func.coalesce(_wallet.held_nano, 0).label("held_nano"),
+            func.coalesce(sums.c.nano, 0).label("nano"),
+            func.coalesce(sums.c.calls, 0).label("calls"),
+        )
+        .join_from(tables.wallet, sums, sums.c.account_id == _wallet.account_id, full=True)
+        .where(or_(_wallet.held_nano != 0, sums.c.calls.is_not(None)))
+        .order_by("account_id")
+    )
+    rows = await _all(engine, query)
+    wrong = [
+        HeldDifference(row.account_id, row.held_nano, int(row.nano)) for row in rows if row.held_nano != int(row.nano)
+    ]
+    return sum(row.calls for row in rows), wrong
 
 
 async def quarantine(engine: AsyncEngine, *, reason: str | None = None) -> list[ParkedRow]:

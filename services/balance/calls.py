@@ -1,90 +1,468 @@
-"""Calls in progress: asked for, started, ended. What authorises calls asks here, inside its own transaction.
+"""Calls in progress: authorised, renewed, settled, released, charged. A call is one row with its lease, its place among the
+concurrent calls, and what it holds of its account's money.
 
-The wallet is locked before anything is read, so that calls that start at once are decided one after the other. A call holds
-its place for as long as its lease runs, by the one clock: what dies without a word is forgotten by itself.
+The wallets are locked before anything is read, so that calls that start at once are decided one after the other. A call holds
+its place and its money for as long as its lease runs, by the one clock: what dies without a word is forgotten by itself.
+Only charges debit. Source: domain, section 4; designs/holds.
 """
 
 from __future__ import annotations
 
-from datetime import timedelta
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import singledispatchmethod
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from contracts.topics import USAGE_CHARGES
+from contracts.usage import CALL_SECONDS_MAX
 from services.balance import store
 from services.balance.daily_spend import WHOLE
+from services.balance.evaluation import Tell, evaluate, has_consequences, load
+from services.balance.holding import SETTLED_KEPT, cost_nano, lease_end, next_slice, settled_nano
+from services.balance.leases import Call, EndedBy, Leases
 from services.balance.spending import Allowed, CallAsked, Limit, decide
 from services.balance.spending import Refused as RefusedCall
-from services.kernel.errors import InvalidInput, NotFound, Refused
+from services.balance.store import CallKey
+from services.balance.wallets import Wallet
+from services.kernel.errors import InvalidInput, NotFound, Refused, TollbookError
+from services.kernel.ids import derived_id
+from services.kernel.money import format_nano
+from services.runtime.records import Record
 from services.runtime.work import Work
 
-LEASE_S_MAX = 86_400  # a call that says nothing for a day is over
-KEPT = timedelta(hours=1)  # after its lease: longer than any copy of its start is under way
+KEPT = timedelta(hours=1)  # after its lease: longer than any copy of what was said of it is under way
 CALLS_AT_ONCE = 10_000  # deleted in one go
+ACCOUNTS_AT_ONCE = 500  # whose leases are ended in one go: as many wallets are locked
 DAYS_KEPT = timedelta(days=40)  # of spend: events come 35 days late at most
 
-Decision = Allowed | RefusedCall
+VOICE = "voice."  # what only calls are priced as: another service may use the same word as its reference
 
 
-async def ask(connection: AsyncConnection, asked: CallAsked) -> Decision:
-    """Whether a call could start now; nothing is changed, and nothing is promised."""
-    return await _decide(connection, asked, await _caller(connection, asked))
+@dataclass(frozen=True, slots=True)
+class Authorize:
+    """A call wants to start. ``content`` is a digest of all that was asked: the same request again has the same."""
+
+    asked: CallAsked
+    call_leg_id: str
+    seconds: int
+    content: bytes
+
+    @property
+    def account_id(self) -> str:
+        return self.asked.account_id
 
 
-async def start(connection: AsyncConnection, asked: CallAsked, call_leg_id: str, lease_s: int) -> Decision:
-    """Start a call if it may; from then on it is in progress until it ends or its lease does.
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """A call wants to go on. ``number`` counts its renewals: 1, 2, 3…"""
 
-    The same call again is one call: while its lease runs it is allowed whatever has been reached since, and the lease is made
-    longer, never shorter. After its lease it is decided anew. Raises `Refused` for one that has ended.
+    account_id: str
+    call_leg_id: str
+    number: int
+    seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """A call has ended after so many billable seconds; its charge is to come."""
+
+    account_id: str
+    call_leg_id: str
+    seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A call was never answered: no charge will come."""
+
+    account_id: str
+    call_leg_id: str
+
+
+Request = Authorize | Renew | Settle | Release
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The call may go on for ``granted_s`` seconds, until its length is ``total_s``; ``max_s`` is how long it could become.
+
+    ``max_s`` is by what is available now, if nothing else used it. The lease runs until ``expires_at``: a renewal has to come
+    before. Nanos of ``currency``.
     """
-    if not 0 < lease_s <= LEASE_S_MAX:
-        raise InvalidInput(f"must be from 1 to {LEASE_S_MAX} seconds", field="lease_s")
-    caller = await _caller(connection, asked, lock=True)
-    expires_at = caller.now + timedelta(seconds=lease_s)
-    known = await store.call(connection, asked.account_id, call_leg_id)
-    if known is not None and known.ended_at is not None:
-        raise Refused(
-            f"call {call_leg_id} has ended; give each call an id of its own", field="call_leg_id", code="call_ended"
-        )
-    if known is not None and known.expires_at > caller.now:
-        if known.expires_at < expires_at:
-            await store.lengthen_lease(connection, asked.account_id, call_leg_id, expires_at)
-        return Allowed()
-    decision = await _decide(connection, asked, caller)
-    if isinstance(decision, Allowed):
-        profile = asked.outbound_profile or WHOLE
-        await store.start_call(connection, asked.account_id, call_leg_id, profile, caller.now, expires_at)
+
+    hold_id: UUID
+    number: int
+    granted_s: int
+    total_s: int
+    max_s: int
+    held_nano: int
+    currency: str
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The call is over, by what, and what it still holds until its charge comes or ``expires_at``."""
+
+    hold_id: UUID
+    ended_by: EndedBy | None
+    held_nano: int
+    currency: str
+    expires_at: datetime
+
+
+Answer = Grant | RefusedCall | Ended
+
+
+def hold_id(account_id: str, call_leg_id: str) -> UUID:
+    """The id of a call's one hold, which every renewal raises."""
+    return derived_id("hold", account_id, call_leg_id)
+
+
+async def ask(connection: AsyncConnection, asked: CallAsked) -> Allowed | RefusedCall:
+    """Whether a call could start now for a second at least; nothing is changed, and nothing is promised."""
+    rows = await store.callers(connection, [asked.account_id], lock=False)
+    if not rows:
+        raise _unknown(asked.account_id)
+    desk = Desk(rows)
+    wallet = desk.caller(asked)
+    over = await store.calls_in_hand(connection, (), [asked.account_id], desk.now)
+    wallet.held_nano -= sum(row.held_nano for row in over)
+    owners = {(asked.account_id, WHOLE), (asked.account_id, asked.outbound_profile or WHOLE)}
+    desk.take_limits(await store.limits_of(connection, owners, desk.now))
+    decision = desk.decide(asked)
+    if (
+        isinstance(decision, Allowed)
+        and next_slice(asked.rates, spendable_nano=wallet.available_nano, before_s=0, asked_s=1) is None
+    ):
+        return insufficient(wallet, asked, 0)
     return decision
 
 
-async def end(connection: AsyncConnection, account_id: str, call_leg_id: str) -> bool:
-    """End a call; False when it is not known or has ended before, which is no error."""
-    return await store.end_call(connection, account_id, call_leg_id)
+async def carry_out(
+    connection: AsyncConnection, requests: Sequence[Request]
+) -> tuple[list[Answer | TollbookError], dict[str, Wallet], datetime | None]:
+    """Decide requests, each in the order they came, in one transaction; what is wrong with one is its answer.
+
+    Returns, beside the answers, the locked wallets in which a recharge is to be looked at, and the transaction's instant.
+    """
+    rows = await store.callers(connection, {request.account_id for request in requests}, lock=True)
+    if not rows:
+        return [_unknown(request.account_id) for request in requests], {}, None
+    desk = Desk(rows)
+    keys = {(request.account_id, request.call_leg_id) for request in requests}
+    known = [key for key in keys if key[0] in desk.wallets]
+    desk.leases = await Leases.load(connection, desk.wallets, known, desk.now)
+    owners = desk.owners_of_limits(requests)
+    if owners:
+        desk.take_limits(await store.limits_of(connection, owners, desk.now))
+    answers: list[Answer | TollbookError] = []
+    for request in requests:
+        try:
+            answers.append(desk.answer(request))
+        except TollbookError as error:
+            answers.append(error)
+    moved = await desk.leases.save(connection)
+    looked_at = {each: desk.wallets[each] for each in sorted(moved) if has_consequences(desk.wallets[each])}
+    return answers, looked_at, desk.now
+
+
+class Desk:
+    """What the requests of one transaction are decided by. Whatever one of them changes, the next one sees."""
+
+    def __init__(self, rows: Sequence[Any]) -> None:
+        """From the rows of wallets, one at least, each with the one clock's instant."""
+        self.now: datetime = rows[0].now
+        self.wallets = {row.account_id: Wallet.of(row) for row in rows}
+        self.leases = Leases(self.wallets, self.now)
+        self._limits: dict[tuple[str, str], Any] = {}
+        self._started: Counter[tuple[str, str]] = Counter()  # since the limits were read, less what ended
+
+    def take_limits(self, rows: Iterable[Any]) -> None:
+        """The limits that count for these requests, with what was spent today and the calls in progress."""
+        self._limits = {(row.account_id, row.outbound_profile): row for row in rows}
+
+    def owners_of_limits(self, requests: Iterable[Request]) -> set[tuple[str, str]]:
+        """Whose limits these requests ask for: only accounts of which spend is counted have ever had one."""
+        owners: set[tuple[str, str]] = set()
+        for request in requests:
+            wallet = self.wallets.get(request.account_id)
+            if wallet is None or not wallet.spend_counted:
+                continue
+            if isinstance(request, Authorize):
+                profile = request.asked.outbound_profile or WHOLE
+            elif isinstance(request, Renew) and (call := self.leases.get((request.account_id, request.call_leg_id))):
+                profile = call.outbound_profile
+            else:
+                continue
+            owners |= {(request.account_id, WHOLE), (request.account_id, profile)}
+        return owners
+
+    def caller(self, asked: CallAsked) -> Wallet:
+        """The wallet of one who asks. `NotFound` when the registry never told the account, `InvalidInput` for a currency."""
+        wallet = self._wallet(asked.account_id)
+        if wallet.currency != asked.currency:
+            raise InvalidInput(f"the wallet is in {wallet.currency}", field="currency", code="wrong_currency")
+        return wallet
+
+    def decide(self, asked: CallAsked) -> Allowed | RefusedCall:
+        """What stands against a call that wants to start, but for its money."""
+        wallet = self.wallets[asked.account_id]
+        limits = []
+        for profile in dict.fromkeys((WHOLE, asked.outbound_profile or WHOLE)):
+            row = self._limits.get((asked.account_id, profile))
+            if row is not None:
+                calls = row.calls + self._started[asked.account_id, profile]
+                limits.append(Limit(profile or None, row.daily_spend_nano, row.calls_max, row.spent_nano, calls))
+        return decide(asked, limits, closed=wallet.closed_at is not None, suspended=wallet.is_suspended)
+
+    @singledispatchmethod
+    def answer(self, request: Any) -> Answer:
+        """Decide one request; raises what is wrong with it."""
+        raise TypeError(type(request))
+
+    @answer.register
+    def _authorize(self, request: Authorize) -> Answer:
+        asked = request.asked
+        wallet = self.caller(asked)
+        _check_seconds(request.seconds, least=1)
+        call = self.leases.get((asked.account_id, request.call_leg_id))
+        if call is not None:
+            _refuse_ended(call)
+            if call.runs(self.now):
+                if call.content != request.content:
+                    raise _asked_otherwise(call, "call_leg_id")
+                if call.number:
+                    raise _out_of_order(call)
+                return self._granted(wallet, call)
+        decision = self.decide(asked)
+        if isinstance(decision, RefusedCall):
+            return decision
+        begun = Call(
+            asked.account_id, request.call_leg_id, asked.outbound_profile or WHOLE, self.now, self.now,
+            rates=asked.rates, content=request.content,
+        )  # fmt: skip
+        return self._grant(wallet, begun, asked, request.seconds, before_s=0, number=0)
+
+    @answer.register
+    def _renew(self, request: Renew) -> Answer:
+        wallet = self._wallet(request.account_id)
+        _check_seconds(request.seconds, least=1)
+        call = self._call(request)
+        _refuse_ended(call)
+        runs = call.runs(self.now)
+        again = request.number == call.number > 0
+        if again and runs:
+            if call.asked_s != request.seconds:
+                raise _asked_otherwise(call, "seconds")
+            return self._granted(wallet, call)
+        if not again and request.number != call.number + 1:
+            raise _out_of_order(call)
+        asked = CallAsked(call.account_id, call.outbound_profile or None, 0, wallet.currency, call.rates)
+        # Limits stop calls that start. One that let its lease run out has lost its place, and starts again.
+        decision = self.decide(asked) if not runs else _against(asked, wallet)
+        if isinstance(decision, RefusedCall):
+            return decision
+        before_s = call.total_s - call.granted_s if again else call.total_s
+        return self._grant(wallet, call, asked, request.seconds, before_s=before_s, number=request.number)
+
+    @answer.register
+    def _settle(self, request: Settle) -> Answer:
+        wallet = self._wallet(request.account_id)
+        _check_seconds(request.seconds, least=0)
+        call = self._call(request)
+        if call.ended_by == "settle" and call.settled_s != request.seconds:
+            raise _asked_otherwise(call, "seconds")
+        if call.ended_at is None:
+            nano = settled_nano(call.rates, request.seconds, call.held_nano)
+            call.settled_s = request.seconds
+            self._end(call, "settle", nano)
+        return self._ended(wallet, call)
+
+    @answer.register
+    def _release(self, request: Release) -> Answer:
+        wallet = self._wallet(request.account_id)
+        call = self._call(request)
+        if call.ended_at is None:
+            self._end(call, "release", 0)
+        return self._ended(wallet, call)
+
+    # ---- small parts ----
+
+    def _wallet(self, account_id: str) -> Wallet:
+        wallet = self.wallets.get(account_id)
+        if wallet is None or not wallet.is_known:
+            raise _unknown(account_id)
+        return wallet
+
+    def _call(self, request: Renew | Settle | Release) -> Call:
+        call = self.leases.get((request.account_id, request.call_leg_id))
+        if call is None:
+            raise NotFound(
+                f"no call {request.call_leg_id} of {request.account_id} is known, and nothing is held for it; it was never"
+                " granted, or ended more than an hour ago",
+                field="call_leg_id",
+                code="unknown_call",
+            )
+        return call
+
+    def _grant(
+        self, wallet: Wallet, call: Call, asked: CallAsked, seconds: int, *, before_s: int, number: int
+    ) -> Answer:
+        if before_s >= CALL_SECONDS_MAX:
+            raise Refused(f"no call is longer than {CALL_SECONDS_MAX} s", field="call_leg_id", code="call_too_long")
+        spendable_nano = wallet.available_nano + call.held_nano
+        made = next_slice(call.rates, spendable_nano=spendable_nano, before_s=before_s, asked_s=seconds)
+        if made is None:
+            return insufficient(wallet, asked, before_s)
+        if not call.runs(self.now):
+            self._count(call, 1)
+        call.expires_at = lease_end(self.now, made.granted_s, call.expires_at)
+        call.number, call.asked_s = number, seconds
+        call.granted_s, call.total_s, call.max_s = made.granted_s, made.total_s, made.max_s
+        self.leases.hold(call, made.held_nano)
+        return self._granted(wallet, call)
+
+    def _end(self, call: Call, by: EndedBy, nano: int) -> None:
+        if call.runs(self.now):
+            self._count(call, -1)
+        if nano:
+            call.expires_at = self.now + SETTLED_KEPT
+        self.leases.end(call, by, nano)
+
+    def _count(self, call: Call, change: int) -> None:
+        for profile in {WHOLE, call.outbound_profile}:
+            self._started[call.account_id, profile] += change
+
+    def _granted(self, wallet: Wallet, call: Call) -> Grant:
+        return Grant(
+            hold_id(*call.key), call.number, call.granted_s, call.total_s, call.max_s, call.held_nano, wallet.currency,
+            call.expires_at,
+        )  # fmt: skip
+
+    def _ended(self, wallet: Wallet, call: Call) -> Ended:
+        return Ended(hold_id(*call.key), call.ended_by, call.held_nano, wallet.currency, call.expires_at)
+
+
+def insufficient(wallet: Wallet, asked: CallAsked, before_s: int) -> RefusedCall:
+    """The refusal for want of money: what is there, and what one second more would cost."""
+    more = cost_nano(asked.rates, before_s + 1) - cost_nano(asked.rates, before_s)
+    what = "the next second" if before_s else "the first second"
+    return RefusedCall(
+        "insufficient_credit",
+        f"account {asked.account_id} has {format_nano(wallet.available_nano)} {wallet.currency} available; {what} costs"
+        f" {format_nano(more)}",
+    )
+
+
+def _against(asked: CallAsked, wallet: Wallet) -> Allowed | RefusedCall:
+    return decide(asked, [], closed=wallet.closed_at is not None, suspended=wallet.is_suspended)
+
+
+def _check_seconds(seconds: int, *, least: int) -> None:
+    if not least <= seconds <= CALL_SECONDS_MAX:
+        raise InvalidInput(f"must be from {least} to {CALL_SECONDS_MAX}", field="seconds")
+
+
+def _refuse_ended(call: Call) -> None:
+    if call.ended_at is not None:
+        raise Refused(
+            f"call {call.call_leg_id} has ended; give each call an id of its own",
+            field="call_leg_id",
+            code="call_ended",
+        )
+
+
+def _asked_otherwise(call: Call, field: str) -> Refused:
+    return Refused(
+        f"call {call.call_leg_id} was asked for with other content before; send the same again, or give each call an id"
+        " of its own",
+        field=field,
+        code="idempotency_conflict",
+    )
+
+
+def _out_of_order(call: Call) -> Refused:
+    return Refused(
+        f"the next renewal of call {call.call_leg_id} is number {call.number + 1}", field="number", code="out_of_order"
+    )
+
+
+def _unknown(account_id: str) -> NotFound:
+    return NotFound(f"no account {account_id} is known; create it first", field="account_id", code="unknown_account")
+
+
+# ---- charges -------------------------------------------------------------------------------------------------------
+
+# The charge path reads only what it needs of every charge; this is read for accounts with calls alone.
+_read = USAGE_CHARGES.reading("call_leg_id").validator.validate_json
+
+
+@dataclass(slots=True)
+class _Holder:
+    account_id: str
+    held_nano: int
+    calls_until: datetime | None
+
+
+async def close_charged(
+    work: Work, records: Sequence[Record], standings: Sequence[store.Standing]
+) -> list[store.Standing]:
+    """End the calls that these charges are of, and what they hold; the wallets are locked. Returns them as they stand then.
+
+    Asks nothing of accounts that hold nothing and of whose calls the last one is long over.
+    """
+    holders = {
+        each.account_id: _Holder(each.account_id, each.held_nano, each.calls_until)
+        for each in standings
+        if each.held_nano or (each.calls_until is not None and each.calls_until > work.now - KEPT)
+    }
+    if not holders:
+        return list(standings)
+    legs = _legs(records, holders)
+    leases = await Leases.load(work.connection, holders, legs, work.now)
+    for leg in legs:
+        call = leases.get(leg)
+        if call is not None:
+            leases.end(call, "charge")
+    await leases.save(work.connection)
+    return [
+        each._replace(held_nano=holders[each.account_id].held_nano) if each.account_id in holders else each
+        for each in standings
+    ]
+
+
+def _legs(records: Iterable[Record], account_ids: Collection[str]) -> list[CallKey]:
+    """The calls of these accounts that charges name."""
+    legs = []
+    for record in records:
+        charge: Mapping[str, Any] = record.message["data"]
+        if charge["account_id"] in account_ids and charge["product"].startswith(VOICE):
+            call_leg_id = _read(record.value or b"")["data"]["call_leg_id"]
+            if call_leg_id is not None:
+                legs.append((charge["account_id"], call_leg_id))
+    return legs
+
+
+# ---- ticks ---------------------------------------------------------------------------------------------------------
+
+
+async def end_leases(work: Work, *, tell: Tell) -> None:
+    """Tick: the money of calls whose leases are over goes back; nobody may have asked about their wallets since."""
+    accounts = await store.accounts_holding_over(work, ACCOUNTS_AT_ONCE)
+    if accounts:
+        wallets = await load(work, accounts)  # which takes it back
+        await evaluate(
+            work, {name: each for name, each in wallets.items() if has_consequences(each)}, tell=tell, funds_of=()
+        )
 
 
 async def forget(work: Work) -> None:
     """Tick: calls whose leases ended long ago, and days that no event can reach any more."""
     await store.forget_calls(work, work.now - KEPT, CALLS_AT_ONCE)
     await store.forget_days(work, (work.now - DAYS_KEPT).date())
-
-
-async def _caller(connection: AsyncConnection, asked: CallAsked, *, lock: bool = False) -> Any:
-    """The wallet's state and the one clock's instant; `NotFound` when the registry never told the account."""
-    caller = await store.caller(connection, asked.account_id, lock=lock)
-    if caller is None or caller.registry_version == 0:
-        raise NotFound(
-            f"no account {asked.account_id} is known; create it first", field="account_id", code="unknown_account"
-        )
-    if caller.currency != asked.currency:
-        raise InvalidInput(f"the wallet is in {caller.currency}", field="currency", code="wrong_currency")
-    return caller
-
-
-async def _decide(connection: AsyncConnection, asked: CallAsked, caller: Any) -> Decision:
-    profiles = {WHOLE, asked.outbound_profile or WHOLE}
-    rows = await store.limits_now(connection, asked.account_id, caller.now, profiles)
-    limits = [
-        Limit(row.outbound_profile or None, row.daily_spend_nano, row.calls_max, row.spent_nano, row.calls)
-        for row in rows
-    ]
-    return decide(asked, limits, closed=caller.closed_at is not None, suspended=caller.suspended)

@@ -60,6 +60,7 @@ def room(refuse_fast: RefuseFast) -> Room:
         ticks=(
             Tick("covered", closing.cover),
             Tick("waiting", commands.look_at_waiting),
+            Tick("lease_end", partial(calls.end_leases, tell=tell)),
             Tick("forget", calls.forget, seconds=60.0),
             Tick("sealed_day", sealing.seal_day, seconds=60.0),
         ),

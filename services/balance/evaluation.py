@@ -9,11 +9,13 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
+from typing import Any
 from uuid import UUID
 
 from contracts.payments import ChargeRequest
 from contracts.topics import PAYMENTS_REQUESTS
 from services.balance import levels, recharge, store, suspension
+from services.balance.leases import lapse
 from services.balance.wallets import Wallet
 from services.kernel.ids import attempt_id
 from services.kernel.money import format_nano
@@ -26,8 +28,8 @@ Tell = Callable[[Mapping[str, bool]], None]
 
 
 async def load(work: Work, account_ids: Iterable[str]) -> dict[str, Wallet]:
-    """The wallets of these accounts, locked in order; unknown accounts are left out."""
-    return {row.account_id: Wallet.of(row) for row in await store.lock_wallets(work, account_ids)}
+    """The wallets of these accounts, locked in order, without what leases held that are over; unknown ones are left out."""
+    return await _in_hand(work, await store.lock_wallets(work, account_ids))
 
 
 def demands_attention(standing: store.Standing) -> bool:
@@ -35,9 +37,17 @@ def demands_attention(standing: store.Standing) -> bool:
     funds = standing.wallet_nano + standing.credit_limit_nano + standing.unbilled_nano + standing.receivable_nano
     if (funds <= 0) != standing.suspended_funds:
         return True
-    if standing.recharge_enabled and funds <= standing.threshold_nano:
+    available = funds - standing.held_nano
+    if standing.recharge_enabled and available <= standing.threshold_nano:
         return True
-    return levels.moves(levels.Marks(standing.level_next_nano, standing.level_told_nano), funds)
+    return levels.moves(levels.Marks(standing.level_next_nano, standing.level_told_nano), available)
+
+
+def has_consequences(wallet: Wallet) -> bool:
+    """Whether another available credit of a locked wallet, with the same funds, can have consequences."""
+    if wallet.recharge_enabled and (wallet.available_nano <= wallet.threshold_nano or wallet.notice is not None):
+        return True
+    return levels.moves(wallet.marks, wallet.available_nano)
 
 
 async def evaluate(
@@ -99,7 +109,13 @@ async def look_again(work: Work, keys: list[str], *, tell: Tell) -> None:
 
 async def load_for_attempts(work: Work, attempt_ids: Iterable[UUID]) -> dict[str, Wallet]:
     """The wallets that these attempts belong to, locked in order."""
-    return {row.account_id: Wallet.of(row) for row in await store.lock_wallets_of_attempts(work, attempt_ids)}
+    return await _in_hand(work, await store.lock_wallets_of_attempts(work, attempt_ids))
+
+
+async def _in_hand(work: Work, rows: Iterable[Any]) -> dict[str, Wallet]:
+    wallets = {row.account_id: Wallet.of(row) for row in rows}
+    await lapse(work.connection, wallets, work.now)
+    return wallets
 
 
 # ---- one wallet ----------------------------------------------------------------------------------------------------
@@ -182,7 +198,7 @@ def _request(
 def _judge_funds(work: Work, wallet: Wallet, attempts: list[recharge.Attempt]) -> None:
     """Suspend for want of funds, or lift that reason."""
     verdict = suspension.judge(
-        funds_nano=wallet.available_nano, suspended=wallet.suspended_funds, attempts=attempts, now=work.now
+        funds_nano=wallet.funds_nano, suspended=wallet.suspended_funds, attempts=attempts, now=work.now
     )
     match verdict:
         case suspension.Suspend():

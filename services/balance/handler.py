@@ -13,7 +13,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from contracts.topics import BALANCE_POSTINGS
-from services.balance import daily_spend, store
+from services.balance import calls, daily_spend, store
 from services.balance.chain import Charged, content_of_batch
 from services.balance.evaluation import Tell, demands_attention, evaluate, load
 from services.kernel.errors import Corrupt
@@ -108,6 +108,7 @@ async def charges(work: Work, records: list[Record], *, tell: Tell) -> None:
     for standing in standings:
         if standing.currency != accounts[standing.account_id].currency:
             raise Corrupt(f"a charge in {accounts[standing.account_id].currency} reached a {standing.currency} wallet")
+    standings = await calls.close_charged(work, records, standings)
     demanding = {standing.account_id for standing in standings if demands_attention(standing)}
     counted = [standing.account_id for standing in standings if standing.spend_counted]
     spent = await daily_spend.count(work, records, counted) if counted else []

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from services.balance.holding import Rates
 from services.kernel.money import format_nano
 
 NEAR_PERCENT = 80  # of a limit: time enough to raise it, late enough to mean something
@@ -61,7 +62,9 @@ def to_tell(spent_nano: int, limit_nano: int | None, told: Told | None) -> Told 
 
 # ---- whether a call may start --------------------------------------------------------------------------------------
 
-RefusalReason = Literal["closed", "suspended", "price_too_high", "daily_spend", "concurrent_calls"]
+RefusalReason = Literal[
+    "closed", "suspended", "price_too_high", "daily_spend", "concurrent_calls", "insufficient_credit"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,20 +85,22 @@ class Limit:
 class CallAsked:
     """A call that wants to start, with its price a minute and the most that a minute may cost, if there is a most.
 
-    Prices are nanos of ``currency`` without connection fees. ``maximum_profile`` is the outbound profile whose maximum it is.
+    Prices are nanos of ``currency`` without connection fees; ``rates`` is all that its cost comes from. ``maximum_profile`` is
+    the outbound profile whose maximum it is.
     """
 
     account_id: str
     outbound_profile: str | None
     price_nano: int
     currency: str
+    rates: Rates
     maximum_nano: int | None = None
     maximum_profile: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """The call may start."""
+    """Nothing stands against the call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +118,7 @@ def decide(asked: CallAsked, limits: Sequence[Limit], *, closed: bool, suspended
     limit stops the next call, not the one that runs, so a day can end above its limit by the calls that ran then. The limits
     are those of the account and of the call's profile, and both hold. Source: domain, section 3.
 
-    >>> asked = CallAsked("sales", "dialer", 14_000_000, "USD", maximum_nano=14_000_000)
+    >>> asked = CallAsked("sales", "dialer", 14_000_000, "USD", (), maximum_nano=14_000_000)
     >>> day = Limit(None, 10 * 10**9, None, 9_999_999_999, 0)
     >>> decide(asked, [day, Limit("dialer", None, 2, 0, 1)], closed=False, suspended=False)
     Allowed()

@@ -21,6 +21,7 @@ from sqlalchemy import (
     Uuid,
     and_,
     bindparam,
+    cast,
     delete,
     func,
     insert,
@@ -32,9 +33,10 @@ from sqlalchemy import (
     union,
     update,
 )
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql import Executable
 
 from services.balance import tables
 from services.balance.chain import Charged, Posted
@@ -79,6 +81,8 @@ class Standing(NamedTuple):
     spend_counted: bool
     level_next_nano: int | None
     level_told_nano: int | None
+    held_nano: int
+    calls_until: datetime | None
 
 
 _additions = unnest(
@@ -500,22 +504,100 @@ async def append_levels(work: Work, levels: Iterable[tuple[str, int]]) -> None:
     await work.execute(insert(tables.level), [{"account_id": account_id, "nano": nano} for account_id, nano in levels])
 
 
-# ---- calls in progress ---------------------------------------------------------------------------------------------
+# ---- calls in progress and what they hold --------------------------------------------------------------------------
+
+CallKey = tuple[str, str]  # account, call leg
 
 _call = tables.call.c
-_CALLER = select(
-    _wallet.currency,
-    tables.IS_SUSPENDED.label("suspended"),
-    _wallet.closed_at,
-    _wallet.registry_version,
-    CLOCK_NOW.label("now"),
-).where(_wallet.account_id == bindparam("account_id"))
-_CALLER_LOCKED = _CALLER.with_for_update()
+_CALLERS = select(tables.wallet, CLOCK_NOW.label("now")).where(_any_of(_wallet.account_id, "ids"))
+_CALLERS_LOCKED = _CALLERS.order_by(_wallet.account_id).with_for_update(of=tables.wallet)
 
 
-async def caller(connection: AsyncConnection, account_id: str, *, lock: bool) -> Any | None:
-    """What of a wallet decides about calls, and the one clock's instant; None for an unknown account."""
-    return (await connection.execute(_CALLER_LOCKED if lock else _CALLER, {"account_id": account_id})).first()
+async def callers(connection: AsyncConnection, account_ids: Iterable[str], *, lock: bool) -> Sequence[Row[Any]]:
+    """The whole rows of these wallets and the one clock's instant, locked in order of their ids; unknown ones are left out."""
+    statement = _CALLERS_LOCKED if lock else _CALLERS
+    rows: Sequence[Row[Any]] = (await connection.execute(statement, {"ids": sorted(set(account_ids))})).all()
+    return rows
+
+
+_AT = bindparam("now", type_=DateTime(timezone=True))
+_keys = unnest("wanted", account_id=Text(), call_leg_id=Text())
+_CALLS = select(tables.call).join_from(
+    tables.call, _keys, and_(_call.account_id == _keys.c.account_id, _call.call_leg_id == _keys.c.call_leg_id)
+)
+_is_lapsed = and_(_call.held_nano > 0, _call.expires_at <= _AT)
+_LAPSED = select(tables.call).where(_any_of(_call.account_id, "ids"), _is_lapsed)
+_CALLS_AND_LAPSED = _CALLS.union_all(_LAPSED)
+
+
+async def calls_in_hand(
+    connection: AsyncConnection, keys: Iterable[CallKey], holding: Iterable[str], now: datetime
+) -> Sequence[Row[Any]]:
+    """Calls by their ids, and those of the accounts that hold something whose leases are over. Their wallets are locked."""
+    ordered, ids = sorted(set(keys)), sorted(set(holding))
+    wanted: dict[str, Any] = {
+        "wanted_account_id": [account_id for account_id, _ in ordered],
+        "wanted_call_leg_id": [call_leg_id for _, call_leg_id in ordered],
+    }
+    lapsed: dict[str, Any] = {"ids": ids, "now": now}
+    statement: Executable
+    if not ids:
+        statement, parameters = _CALLS, wanted
+    elif not ordered:
+        statement, parameters = _LAPSED, lapsed
+    else:
+        statement, parameters = _CALLS_AND_LAPSED, wanted | lapsed
+    rows: Sequence[Row[Any]] = (await connection.execute(statement, parameters)).all()
+    return rows
+
+
+_HOLDING_OVER = select(_call.account_id).distinct().where(_is_lapsed).limit(bindparam("most", type_=Integer()))
+
+
+async def accounts_holding_over(work: Work, limit: int) -> list[str]:
+    """Accounts with calls that hold something and whose leases are over."""
+    return list((await work.execute(_HOLDING_OVER, {"now": work.now, "most": limit})).scalars())
+
+
+class Held(NamedTuple):
+    """What a wallet holds for its calls from now on, and what it held before; until when the last of them may run."""
+
+    account_id: str
+    before_nano: int
+    held_nano: int
+    calls_until: datetime | None
+
+
+_CALL_KINDS = {column.name: Text() if column.name == "rates" else column.type for column in tables.call.columns}
+_new_calls = unnest("call", **_CALL_KINDS)
+_save_calls = upsert(tables.call).from_select(
+    list(_CALL_KINDS),
+    select(*[cast(each, JSONB) if each.name == "rates" else each for each in _new_calls.columns]),
+)
+_SAVED_CALLS = _save_calls.on_conflict_do_update(
+    index_elements=["account_id", "call_leg_id"],
+    set_={name: _save_calls.excluded[name] for name in _CALL_KINDS if name not in ("account_id", "call_leg_id")},
+).cte("saved")
+_held = unnest(
+    "held", account_id=Text(), before_nano=BigInteger(), held_nano=BigInteger(), calls_until=DateTime(timezone=True)
+)
+_SAVE_CALLS = (
+    update(tables.wallet)
+    .where(_wallet.account_id == _held.c.account_id, _wallet.held_nano == _held.c.before_nano)
+    .values(held_nano=_held.c.held_nano, calls_until=_held.c.calls_until)
+    .add_cte(_SAVED_CALLS)
+)
+
+
+async def save_calls(connection: AsyncConnection, calls: Sequence[Mapping[str, Any]], held: Sequence[Held]) -> int:
+    """Calls as a whole, and what their wallets hold, in one statement; the wallets are locked.
+
+    Returns how many wallets held what they were said to have held before: all, or somebody has not kept to the lock.
+    """
+    parameters: dict[str, list[Any]] = {f"call_{name}": [call[name] for call in calls] for name in _CALL_KINDS}
+    columns = zip(*held, strict=True)
+    parameters |= {f"held_{name}": list(column) for name, column in zip(Held._fields, columns, strict=True)}
+    return (await connection.execute(_SAVE_CALLS, parameters)).rowcount
 
 
 _in_progress = (
@@ -524,7 +606,7 @@ _in_progress = (
         _call.account_id == _limit.account_id,
         or_(_limit.outbound_profile == "", _call.outbound_profile == _limit.outbound_profile),
         _call.ended_at.is_(None),
-        _call.expires_at > bindparam("now", type_=DateTime(timezone=True)),
+        _call.expires_at > _AT,
     )
     .scalar_subquery()
 )
@@ -537,69 +619,46 @@ _spent_today = (
     )
     .scalar_subquery()
 )
-_LIMITS_NOW: Select[Any] = (
-    select(
-        _limit.outbound_profile,
-        _limit.daily_spend_nano,
-        _limit.calls_max,
-        func.coalesce(_spent_today, 0).label("spent_nano"),
-        _in_progress.label("calls"),
-    )
-    .where(_limit.account_id == bindparam("account_id"))
-    .order_by(_limit.outbound_profile)
+_LIMITS_NOW: Select[Any] = select(
+    tables.spend_limit,
+    func.coalesce(_spent_today, 0).label("spent_nano"),
+    _in_progress.label("calls"),
+).order_by(_limit.account_id, _limit.outbound_profile)
+_LIMITS_NOW_OF_ACCOUNT = _LIMITS_NOW.where(_limit.account_id == bindparam("account_id"))
+_owners = unnest("owner", account_id=Text(), outbound_profile=Text())
+_LIMITS_NOW_OF = _LIMITS_NOW.where(
+    tuple_(_limit.account_id, _limit.outbound_profile).in_(select(_owners.c.account_id, _owners.c.outbound_profile))
 )
-_LIMITS_NOW_OF = _LIMITS_NOW.where(_any_of(_limit.outbound_profile, "profiles"))
 
 
-async def limits_now(
-    connection: AsyncConnection, account_id: str, now: datetime, profiles: Iterable[str] | None = None
-) -> Sequence[Row[Any]]:
-    """The limits of an account and of its profiles, or of these, with today's spend and the calls in progress."""
-    statement, parameters = _LIMITS_NOW, {"account_id": account_id, "now": now, "today": now.date()}
-    if profiles is not None:
-        statement, parameters = _LIMITS_NOW_OF, parameters | {"profiles": sorted(profiles)}
-    rows: Sequence[Row[Any]] = (await connection.execute(statement, parameters)).all()
+async def limits_of_account(connection: AsyncConnection, account_id: str, now: datetime) -> Sequence[Row[Any]]:
+    """The limits of an account and of all its profiles, with today's spend and the calls in progress."""
+    parameters = {"account_id": account_id, "now": now, "today": now.date()}
+    rows: Sequence[Row[Any]] = (await connection.execute(_LIMITS_NOW_OF_ACCOUNT, parameters)).all()
     return rows
 
 
-async def call(connection: AsyncConnection, account_id: str, call_leg_id: str) -> Any | None:
-    """A call by its id. It holds while its wallet is locked."""
-    statement = select(tables.call).where(_call.account_id == account_id, _call.call_leg_id == call_leg_id)
-    return (await connection.execute(statement)).first()
-
-
-async def start_call(
-    connection: AsyncConnection, account_id: str, call_leg_id: str, profile: str, now: datetime, expires_at: datetime
-) -> None:
-    """A new call, or one whose lease is over; the wallet is locked."""
-    begun = {"outbound_profile": profile, "started_at": now, "expires_at": expires_at}
-    statement = upsert(tables.call).values(account_id=account_id, call_leg_id=call_leg_id, **begun)
-    await connection.execute(statement.on_conflict_do_update(index_elements=["account_id", "call_leg_id"], set_=begun))
-
-
-async def lengthen_lease(connection: AsyncConnection, account_id: str, call_leg_id: str, expires_at: datetime) -> None:
-    """A later end of a call's lease; the wallet is locked."""
-    statement = update(tables.call).where(_call.account_id == account_id, _call.call_leg_id == call_leg_id)
-    await connection.execute(statement.values(expires_at=expires_at))
-
-
-async def end_call(connection: AsyncConnection, account_id: str, call_leg_id: str) -> bool:
-    """End a call that has not ended; whether there was one."""
-    statement = (
-        update(tables.call)
-        .where(_call.account_id == account_id, _call.call_leg_id == call_leg_id, _call.ended_at.is_(None))
-        .values(ended_at=CLOCK_NOW)
-        .returning(_call.call_leg_id)
-    )
-    return (await connection.execute(statement)).first() is not None
+async def limits_of(
+    connection: AsyncConnection, owners: Iterable[tuple[str, str]], now: datetime
+) -> Sequence[Row[Any]]:
+    """The limits of these (account, profile or the account as a whole), as `limits_of_account`."""
+    ordered = sorted(set(owners))
+    parameters = {
+        "owner_account_id": [account_id for account_id, _ in ordered],
+        "owner_outbound_profile": [profile for _, profile in ordered],
+        "now": now,
+        "today": now.date(),
+    }
+    rows: Sequence[Row[Any]] = (await connection.execute(_LIMITS_NOW_OF, parameters)).all()
+    return rows
 
 
 async def forget_calls(work: Work, expired_before: datetime, limit: int) -> None:
-    """Delete the calls whose leases ended longest ago; one that is being started again stays."""
+    """Delete the calls whose leases ended longest ago and that hold nothing; one that is being started again stays."""
     key = tuple_(_call.account_id, _call.call_leg_id)
     oldest = (
         select(_call.account_id, _call.call_leg_id)
-        .where(_call.expires_at < expired_before)
+        .where(_call.expires_at < expired_before, _call.held_nano == 0)
         .order_by(_call.expires_at)
         .limit(limit)
         .with_for_update(skip_locked=True)

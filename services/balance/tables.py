@@ -62,6 +62,9 @@ wallet = Table(
     # The marks of its low-balance levels; null: no level there.
     Column("level_next_nano", BigInteger),
     Column("level_told_nano", BigInteger),
+    # What its calls in progress hold; the latest end of a lease that a call of it ever had.
+    Column("held_nano", BigInteger, nullable=False),
+    Column("calls_until", Instant),
 )
 
 IS_SUSPENDED = or_(wallet.c.suspended_funds, wallet.c.suspended_overdue, wallet.c.suspended_operator)
@@ -104,6 +107,17 @@ call = Table(
     Column("started_at", Instant, nullable=False),
     Column("expires_at", Instant, nullable=False),
     Column("ended_at", Instant),
+    Column("ended_by", Text),
+    Column("settled_s", Integer),
+    # What is held, by which rates, and the last grant: answered again when it is asked for again.
+    Column("held_nano", BigInteger, nullable=False),
+    Column("rates", JSONB, nullable=False),
+    Column("content", LargeBinary),
+    Column("number", Integer, nullable=False),
+    Column("asked_s", Integer, nullable=False),
+    Column("granted_s", Integer, nullable=False),
+    Column("total_s", Integer, nullable=False),
+    Column("max_s", Integer, nullable=False),
 )
 
 charge_batch = Table(

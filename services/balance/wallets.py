@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from typing import Any
 
@@ -53,13 +53,15 @@ class Wallet:
     spend_counted: bool
     level_next_nano: int | None
     level_told_nano: int | None
+    held_nano: int
+    calls_until: datetime | None
     changed: bool = False
     was_suspended: bool = False  # when it was read
 
     @classmethod
     def of(cls, row: Any) -> Wallet:
-        """From a row of the table."""
-        wallet = cls(**row._mapping)
+        """From a row with the columns of the table, and others maybe."""
+        wallet = cls(**{name: value for name, value in row._mapping.items() if name in _COLUMNS})
         wallet.was_suspended = wallet.is_suspended
         return wallet
 
@@ -68,12 +70,17 @@ class Wallet:
         return asdict(self)
 
     @property
-    def available_nano(self) -> int:
-        """Wallet + credit limit - unbilled - unpaid invoices. Without holds and credits it is also the funds.
+    def funds_nano(self) -> int:
+        """Wallet + credit limit - unbilled - unpaid invoices: what suspends when it is used up.
 
         The two that use the limit up are zero or below in the ledger, so all four are added.
         """
         return self.wallet_nano + self.credit_limit_nano + self.unbilled_nano + self.receivable_nano
+
+    @property
+    def available_nano(self) -> int:
+        """Funds less what calls in progress hold: what can be spent, or promised, and what a recharge goes by."""
+        return self.funds_nano - self.held_nano
 
     @property
     def is_known(self) -> bool:
@@ -140,3 +147,6 @@ class Wallet:
             **more,
         )
         work.publish(BALANCE_EVENTS, self.account_id, f"{self.account_id}:{self.event_version}", event.data())
+
+
+_COLUMNS = frozenset(field.name for field in fields(Wallet))

@@ -379,6 +379,28 @@ async def _show_limits(account_id: str, output: Format) -> None:
     )
 
 
+@app.command()
+@asynchronous
+async def holds(account_id: AccountId, output: Output = Format.table) -> None:
+    """The calls of an account that hold money now: in progress, or settled and waiting for their charge."""
+    from services.balance import api as balance_api
+
+    async with room("balance") as engine:
+        await balance_api.balance(engine, account_id)  # an account that is not known has no empty list
+        rows = await balance_api.open_holds(engine, account_id)
+    columns = {
+        "call_leg_id": "call", "state": "state", "held": "held", "currency": "currency", "seconds": "seconds",
+        "max_s": "at most", "number": "renewals", "outbound_profile": "profile", "expires_at": "until",
+    }  # fmt: skip
+    show_rows(
+        rows,
+        columns,
+        output,
+        empty=f"{account_id} has no calls in progress",
+        right=("held", "seconds", "max_s", "number"),
+    )
+
+
 def _whole(text: str) -> int:
     """A number of calls.
 

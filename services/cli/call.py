@@ -31,6 +31,7 @@ async def check(
 ) -> None:
     """Say what a call would cost now and whether it might start; starts nothing. A refusal is exit 1."""
     from services.balance import api as balance_api
+    from services.balance.holding import Rate
     from services.balance.spending import CallAsked, Refused
     from services.usage import api as usage_api
 
@@ -38,7 +39,9 @@ async def check(
         quote = await usage_api.quote(
             engine, account_id, number, direction="inbound" if inbound else "outbound", caller=caller, profile=profile
         )
-    asked = CallAsked(account_id, profile, quote.price_nano, quote.currency, quote.maximum_nano, quote.maximum_profile)
+    rates = tuple(Rate(*each) for each in quote.rates)
+    maximum = quote.maximum_nano, quote.maximum_profile
+    asked = CallAsked(account_id, profile, quote.price_nano, quote.currency, rates, *maximum)
     async with room("balance") as engine:
         decision = await balance_api.may_call(engine, asked)
     refused = decision if isinstance(decision, Refused) else None

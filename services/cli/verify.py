@@ -508,6 +508,11 @@ class Auditor:
                 f"{wrong.kind} of {wrong.account_id} is {format_nano(wrong.held_nano)}, its entries sum to"
                 f" {format_nano(wrong.entries_nano)}"
             )
+        holding, unequal = await balance.held_differences(engine)
+        for each in unequal:
+            found.differs(
+                f"{each.account_id} holds {format_nano(each.held_nano)}, its calls hold {format_nano(each.calls_nano)}"
+            )
         for link, expected, seq in await balance.batch_gaps(engine):
             found.differs(f"batches of link {link} go on at {seq}, expected {expected}")
         posted = {each.account_id: (each.charges, each.charged_nano) for each in totals}
@@ -517,6 +522,7 @@ class Auditor:
                 count, nano = rated.get(account_id, (0, 0))
                 rated[account_id] = (count + own.count, nano + own.amount_nano)
         found.seen["accounts"] = len(rated.keys() | posted.keys())
+        found.seen["calls that hold money"] = holding
         if is_at_rest:
             for account_id in sorted(rated.keys() | posted.keys()):
                 found.expect(

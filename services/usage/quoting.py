@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from services.kernel.errors import InvalidInput, NotFound, Refused
 from services.kernel.period import instant_text
@@ -26,11 +27,22 @@ Maxima = Mapping[tuple[str, str], int]
 _E164 = re.compile(r"\+[1-9][0-9]{4,14}", re.ASCII)
 
 
+class QuotedRate(NamedTuple):
+    """A price for ``per_s`` seconds, exact, and what is billed by it."""
+
+    price_nano: int
+    per_s: int
+    connection_fee_nano: int
+    minimum_s: int
+    increment_s: int
+
+
 @dataclass(frozen=True, slots=True)
 class Quote:
     """The price of a call that begins at an instant. Amounts are nanos of ``currency``; ``price_nano`` is a minute's.
 
-    A toll-free call's surcharge for its caller is in the price and the fee. Of a price ``by_tiers``, whose bands the month's
+    A toll-free call's surcharge for its caller is in the price and the fee. ``rates`` is what the cost of a length comes from,
+    to the nano: that of the price and, if there is one, of the surcharge, added up and rounded once. Of a price ``by_tiers``, whose bands the month's
     use decides, it is the dearest band's. ``maximum_nano`` is the lower of the account's and the profile's maximum, and
     ``maximum_profile`` names the profile whose it is.
     """
@@ -54,6 +66,7 @@ class Quote:
     by_tiers: bool
     maximum_nano: int | None
     maximum_profile: str | None
+    rates: tuple[QuotedRate, ...]
 
 
 def quote(
@@ -121,7 +134,16 @@ def quote(
         by_tiers=price.tiers is not None,
         maximum_nano=maximum_nano,
         maximum_profile=maximum_profile,
+        rates=tuple(_rate_of(each) for each in (price, more) if each is not None),
     )
+
+
+def _rate_of(price: Price) -> QuotedRate:
+    return QuotedRate(_dearest_nano(price), price.per, price.connection_fee_nano, price.minimum, price.increment)
+
+
+def _dearest_nano(price: Price) -> int:
+    return price.price_nano if price.tiers is None else max(band.price_nano for band in price.tiers.bands)
 
 
 def a_minute_nano(price: Price) -> int:
@@ -130,8 +152,7 @@ def a_minute_nano(price: Price) -> int:
     >>> a_minute_nano(Price("w", 1, "USD", "voice.outbound", "+1", 100, 0, 1, 1, per=7))
     858
     """
-    nano = price.price_nano if price.tiers is None else max(band.price_nano for band in price.tiers.bands)
-    return -(-nano * 60 // price.per)
+    return -(-_dearest_nano(price) * 60 // price.per)
 
 
 def _maximum(maxima: Maxima, account_id: str, profile: str | None) -> tuple[int | None, str | None]:

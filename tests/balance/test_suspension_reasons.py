@@ -84,7 +84,7 @@ async def test_an_account_that_an_operator_suspended_is_charged_and_neither_call
     await town.settle()
     assert await town.balance("desk") == "30"
     assert await town.attempts("desk") == []
-    refused = await api.may_call(engine_of(town), CallAsked("desk", None, 1, "USD"))
+    refused = await api.may_call(engine_of(town), CallAsked("desk", None, 1, "USD", ()))
     assert refused.reason == "suspended"  # type: ignore[union-attr]
     assert await api.suspended_accounts(engine_of(town)) == ["desk"]
     town.command("resume", "desk")

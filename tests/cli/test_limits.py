@@ -9,6 +9,7 @@ import pytest
 
 from services.balance import api as balance_api
 from services.balance import consumer as balance_room
+from services.balance.calls import Authorize
 from services.balance.refuse_fast import RefuseFast
 from services.balance.spending import CallAsked
 from services.usage import api as usage_api
@@ -55,7 +56,8 @@ async def test_a_call_is_quoted_and_allowed_until_a_limit_is_against_it(tollbook
     town.limit("desk", "5", 1)
     await town.settle()
     engine = town.rooms.processors["balance"].engine
-    await balance_api.start_call(engine, CallAsked("desk", None, 14_000_000, "USD"), "c1", lease_s=60)
+    holds = balance_api.Holds(engine, town.log)
+    await holds.ask(Authorize(CallAsked("desk", None, 14_000_000, "USD", ()), "c1", 30, bytes(16)))
     refused = await tollbook(*CHECK, "--output", "json")
     assert (refused.code, refused.json["reason"]) == (1, "concurrent_calls")
     shown = (await tollbook("account", "limits", "desk", "--output", "json")).json

@@ -1,0 +1,155 @@
+"""Calls of locked wallets in hand: what each holds and what their wallets hold are changed together, or not at all.
+
+A hold whose lease is over holds nothing: it is taken back here before anything is decided about its wallet.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime
+from typing import Any, Literal, Protocol
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.balance import store
+from services.balance.holding import Rate, Rates
+from services.balance.store import CallKey
+from services.kernel.errors import Corrupt
+
+EndedBy = Literal["settle", "release", "charge"]
+
+
+@dataclass(slots=True)
+class Call:
+    """One call: its lease, what it holds by which rates, and its last grant. ``number`` 0 is the authorisation."""
+
+    account_id: str
+    call_leg_id: str
+    outbound_profile: str
+    started_at: datetime
+    expires_at: datetime
+    ended_at: datetime | None = None
+    ended_by: EndedBy | None = None
+    settled_s: int | None = None
+    held_nano: int = 0
+    rates: Rates = ()
+    content: bytes | None = None
+    number: int = 0
+    asked_s: int = 0
+    granted_s: int = 0
+    total_s: int = 0
+    max_s: int = 0
+
+    @classmethod
+    def of(cls, row: Any) -> Call:
+        """From a row of the table."""
+        values = dict(row._mapping)
+        values["rates"] = tuple(Rate(*each) for each in values["rates"])
+        return cls(**values)
+
+    @property
+    def key(self) -> CallKey:
+        return self.account_id, self.call_leg_id
+
+    def row(self) -> Mapping[str, Any]:
+        """As the row to save."""
+        values = {name: getattr(self, name) for name in _NAMES}
+        values["rates"] = rates_text(self.rates)
+        return values
+
+    def runs(self, now: datetime) -> bool:
+        """Whether it is in progress: its lease runs, and nobody has said that it ended."""
+        return self.ended_at is None and self.expires_at > now
+
+
+_NAMES = tuple(field.name for field in fields(Call))
+
+
+def rates_text(rates: Rates) -> str:
+    """Rates as they are stored: numbers in the order of `Rate`.
+
+    >>> rates_text((Rate(14_000_000, 60, 0, 60, 6),))
+    '[[14000000, 60, 0, 60, 6]]'
+    """
+    return json.dumps(
+        [[each.price_nano, each.per_s, each.connection_fee_nano, each.minimum_s, each.increment_s] for each in rates]
+    )
+
+
+class Holder(Protocol):
+    """A locked wallet, as far as holds are concerned."""
+
+    account_id: str
+    held_nano: int
+    calls_until: datetime | None
+
+
+class Leases:
+    """The calls that a transaction works with. Their wallets are locked, and are changed here in memory too."""
+
+    def __init__(self, holders: Mapping[str, Holder], now: datetime) -> None:
+        self._holders = holders
+        self._now = now
+        self._before = {account_id: holder.held_nano for account_id, holder in holders.items()}
+        self._calls: dict[CallKey, Call] = {}
+        self._changed: dict[CallKey, Call] = {}
+
+    @classmethod
+    async def load(
+        cls, connection: AsyncConnection, holders: Mapping[str, Holder], keys: Iterable[CallKey], now: datetime
+    ) -> Leases:
+        """The calls of these keys that there are, and of every hold that is over the money back in its wallet."""
+        leases = cls(holders, now)
+        keys = list(keys)
+        holding = [account_id for account_id, holder in holders.items() if holder.held_nano]
+        if keys or holding:
+            for row in await store.calls_in_hand(connection, keys, holding, now):
+                call = Call.of(row)
+                if call.key in leases._calls:
+                    continue  # asked for, and over as well
+                leases._calls[call.key] = call
+                if call.held_nano and call.expires_at <= now:
+                    leases.hold(call, 0)
+        return leases
+
+    def get(self, key: CallKey) -> Call | None:
+        """A call that was asked for, if it is there."""
+        return self._calls.get(key)
+
+    def hold(self, call: Call, nano: int) -> None:
+        """Let a call hold so much from now on, in its wallet too. What else was changed of it is saved with it."""
+        holder = self._holders[call.account_id]
+        holder.held_nano += nano - call.held_nano
+        call.held_nano = nano
+        if holder.calls_until is None or holder.calls_until < call.expires_at:
+            holder.calls_until = call.expires_at
+        self._calls[call.key] = self._changed[call.key] = call
+
+    def end(self, call: Call, by: EndedBy, nano: int = 0) -> None:
+        """The call is over: it frees its place, and what it holds but for ``nano``."""
+        if call.ended_at is None:
+            call.ended_at = self._now
+        call.ended_by = by
+        self.hold(call, nano)
+
+    async def save(self, connection: AsyncConnection) -> set[str]:
+        """Write what was changed, in one statement; returns the accounts whose available credit moved."""
+        if not self._changed:
+            return set()
+        accounts = sorted({account_id for account_id, _ in self._changed})
+        held: Sequence[store.Held] = [
+            store.Held(each, self._before[each], self._holders[each].held_nano, self._holders[each].calls_until)
+            for each in accounts
+        ]
+        rows = [self._changed[key].row() for key in sorted(self._changed)]
+        if await store.save_calls(connection, rows, held) != len(held):
+            raise Corrupt("a wallet held another amount than when it was locked", field="held_nano")
+        return {each.account_id for each in held if each.held_nano != each.before_nano}
+
+
+async def lapse(connection: AsyncConnection, holders: Mapping[str, Holder], now: datetime) -> None:
+    """Take back what calls of these locked wallets hold whose leases are over; asks nothing where nothing is held."""
+    leases = await Leases.load(connection, holders, (), now)
+    await leases.save(connection)
