@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -17,7 +18,8 @@ from contracts.topics import USAGE_CHARGES
 from services.balance import calls, ledger, sealing, store, tables
 from services.balance.joining import Holds as Holds
 from services.balance.spending import Allowed, CallAsked, Refused
-from services.kernel.errors import NotFound
+from services.balance.statement import Line, Moved, Position, statement_of
+from services.kernel.errors import InvalidInput, NotFound
 from services.kernel.money import format_nano
 from services.runtime import parking
 from services.runtime.database import transaction
@@ -55,7 +57,46 @@ class Balance:
 
 
 @dataclass(frozen=True)
-class StatementEntry:
+class PositionRow:
+    """What an account has and owes at an instant, in the signs of the ledger: below zero is owed."""
+
+    balance: str
+    wallet: str
+    unbilled: str
+    receivable: str
+
+
+@dataclass(frozen=True)
+class Movement:
+    """One movement of a statement: `amount` is the sum of its three parts, `balance` what there is after it."""
+
+    at: datetime
+    kind: str
+    cause: str
+    amount: str
+    balance: str
+    wallet: str
+    unbilled: str
+    receivable: str
+    charges: int
+    ref: str
+
+
+@dataclass(frozen=True)
+class AccountStatement:
+    """opening + the amounts = closing, to the last digit. Half-open: from the start, before the end."""
+
+    account_id: str
+    currency: str
+    start: datetime
+    end: datetime
+    opening: PositionRow
+    movements: tuple[Movement, ...]
+    closing: PositionRow
+
+
+@dataclass(frozen=True)
+class EntryRow:
     """One entry on a ledger account of one account."""
 
     at: datetime
@@ -145,8 +186,12 @@ async def balance(engine: AsyncEngine, account_id: str) -> Balance:
     """One account's balance and state; `NotFound` when the registry never told it and it was never charged."""
     found = await balances(engine, [account_id])
     if not found:
-        raise NotFound(f"no wallet of an account {account_id}", field="account_id", code="unknown_account")
+        raise _unknown(account_id)
     return found[0]
+
+
+def _unknown(account_id: str) -> NotFound:
+    return NotFound(f"no wallet of an account {account_id}", field="account_id", code="unknown_account")
 
 
 def _balance(row: Any) -> Balance:
@@ -178,7 +223,7 @@ def _balance(row: Any) -> Balance:
     )
 
 
-async def statement(engine: AsyncEngine, account_id: str, *, limit: int = 1000) -> list[StatementEntry]:
+async def entries(engine: AsyncEngine, account_id: str, *, limit: int = 1000) -> list[EntryRow]:
     """The newest entries on the ledger accounts of one account, oldest of them first."""
     query = (
         select(tables.ledger_entry)
@@ -188,9 +233,73 @@ async def statement(engine: AsyncEngine, account_id: str, *, limit: int = 1000) 
     )
     rows = await _all(engine, query)
     return [
-        StatementEntry(row.at, row.kind, row.ref, row.ledger, format_nano(row.nano), row.currency, row.charges)
+        EntryRow(row.at, row.kind, row.ref, row.ledger, format_nano(row.nano), row.currency, row.charges)
         for row in reversed(rows)
     ]
+
+
+async def statement(
+    engine: AsyncEngine, account_id: str, since: datetime, until: datetime | None = None
+) -> AccountStatement:
+    """What an account had at ``since``, each movement from then on and before ``until`` (now), and what it has after.
+
+    `NotFound` for an account without a wallet; `InvalidInput` when the end is before the start.
+    """
+    async with transaction(engine) as connection:
+        end = until or (await connection.execute(select(CLOCK_NOW))).scalar_one()
+        if end < since:
+            raise InvalidInput("must not be before the start", field="to")
+        found = await store.movements(connection, account_id, since, end)
+        currency = (await connection.execute(select(_wallet.currency).where(_wallet.account_id == account_id))).scalar()
+        if found is None or currency is None:
+            raise _unknown(account_id)
+        now, later, moved = found
+        named = await store.attempts_named(connection, _attempt_ids(moved))
+    moved = [
+        replace(each, attempt=named[each.ref].kind, method=named[each.ref].method_kind) if each.ref in named else each
+        for each in moved
+    ]
+    made = statement_of(now, later, moved)
+    return AccountStatement(
+        account_id, currency, since, end, _position(made.opening),
+        tuple(_movement(line) for line in made.lines), _position(made.closing),
+    )  # fmt: skip
+
+
+async def start_of_month(engine: AsyncEngine) -> datetime:
+    """When this month began in UTC, by the one clock."""
+    async with transaction(engine) as connection:
+        now: datetime = (await connection.execute(select(CLOCK_NOW))).scalar_one()
+    return now.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+
+
+async def position(engine: AsyncEngine, account_id: str, at: datetime) -> PositionRow:
+    """What an account had and owed just before an instant."""
+    return (await statement(engine, account_id, at, at)).closing
+
+
+def _attempt_ids(moved: Iterable[Moved]) -> list[UUID]:
+    ids = []
+    for each in moved:
+        if each.kind == "payment":
+            with suppress(ValueError):  # a payment that was not asked for here is named by its processor
+                ids.append(UUID(each.ref))
+    return ids
+
+
+def _position(at: Position) -> PositionRow:
+    return PositionRow(
+        format_nano(at.balance), format_nano(at.wallet), format_nano(at.unbilled), format_nano(at.receivable)
+    )
+
+
+def _movement(line: Line) -> Movement:
+    moved = line.moved
+    parts = _position(moved.parts)
+    return Movement(
+        moved.at, moved.kind, line.cause, parts.balance, format_nano(line.after.balance), parts.wallet, parts.unbilled,
+        parts.receivable, moved.charges, moved.ref,
+    )  # fmt: skip
 
 
 async def attempts(engine: AsyncEngine, account_id: str | None = None, *, limit: int = 1000) -> list[AttemptRow]:

@@ -26,6 +26,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    null,
     or_,
     select,
     true,
@@ -40,6 +41,7 @@ from sqlalchemy.sql import Executable
 
 from services.balance import tables
 from services.balance.chain import Charged, Posted
+from services.balance.statement import Moved, Position
 from services.runtime import parking
 from services.runtime.database import copy_rows, unnest
 from services.runtime.lanes import CLOCK_NOW
@@ -94,6 +96,7 @@ _additions = unnest(
     unbilled_nano=BigInteger(),
 )
 _wallet = tables.wallet.c
+_attempt = tables.attempt.c
 # An upsert takes its rows one by one in the order of the arrays: that is the order of the locks.
 _add = upsert(tables.wallet).from_select(Addition._fields, select(*[_additions.c[name] for name in Addition._fields]))
 _ADD_TO_WALLETS = _add.on_conflict_do_update(
@@ -246,6 +249,111 @@ async def append_entries(work: Work, rows: Iterable[Posted]) -> None:
         await work.execute(
             _APPEND_ENTRIES, {f"new_{name}": list(column) for name, column in zip(_ENTRY, columns, strict=True)}
         )
+
+
+# ---- statements ----------------------------------------------------------------------------------------------------
+
+
+_INSTANT = DateTime(timezone=True)
+_PARTS = ("wallet_nano", "unbilled_nano", "receivable_nano")
+
+
+def _statement() -> Select[Any]:
+    """Everything of an account since an instant: what came after the end summed up, the wallet row beside it."""
+    account_id, since, until = (
+        bindparam("id", type_=Text()),
+        bindparam("since", type_=_INSTANT),
+        bindparam("until", type_=_INSTANT),
+    )
+    batch, charged, transaction, entry = (
+        tables.charge_batch.c, tables.charged.c, tables.transaction.c, tables.entry.c,
+    )  # fmt: skip
+    # The first batch of the time by its number: of the account's own rows only those from there on are looked at.
+    first = select(func.min(batch.id)).where(batch.at >= since).scalar_subquery()
+    of_charges = (
+        select(
+            literal("charges", Text()).label("kind"),
+            cast(batch.id, Text()).label("ref"),
+            batch.at.label("at"),
+            charged.wallet_nano.label("wallet_nano"),
+            charged.unbilled_nano.label("unbilled_nano"),
+            literal(0, BigInteger()).label("receivable_nano"),
+            charged.charges.label("charges"),
+            charged.products.label("names"),
+            null().label("actor"),
+            null().label("note"),
+        )
+        .join_from(tables.charged, tables.charge_batch, batch.id == charged.batch_id)
+        .where(charged.account_id == account_id, charged.batch_id >= first, batch.at >= since)
+    )
+    part = func.split_part(entry.ledger, ":", 1)
+
+    def sum_of(name: str) -> Any:
+        return cast(func.coalesce(func.sum(entry.nano).filter(part == name), 0), BigInteger()).label(f"{name}_nano")
+
+    of_others = (
+        select(
+            transaction.kind,
+            transaction.ref,
+            transaction.at,
+            sum_of("wallet"),
+            sum_of("unbilled"),
+            sum_of("receivable"),
+            literal(0, Integer()),
+            func.array_agg(entry.ledger, type_=ARRAY(Text)),
+            transaction.actor,
+            transaction.note,
+        )
+        .join_from(tables.entry, tables.transaction, transaction.id == entry.transaction_id)
+        .where(entry.account_id == account_id, transaction.at >= since)
+        .group_by(transaction.id)
+    )
+    every = of_charges.union_all(of_others).cte("every")
+    moved = select(*every.c).where(every.c.at < until, or_(*[every.c[name] != 0 for name in _PARTS]))
+    sums = [cast(func.coalesce(func.sum(every.c[name]), 0), BigInteger()) for name in _PARTS]
+    nothing = [null() for _ in range(4)]
+    later = select(literal(LATER, Text()), null(), null(), *sums, *nothing).where(every.c.at >= until)
+    wallet = select(literal(NOW, Text()), null(), null(), *[_wallet[name] for name in _PARTS], *nothing)
+    return select(moved.union_all(later, wallet.where(_wallet.account_id == account_id)).subquery())
+
+
+NOW, LATER = "now", "later"
+_STATEMENT = _statement()
+
+
+async def movements(
+    connection: AsyncConnection, account_id: str, since: datetime, until: datetime
+) -> tuple[Position, Position, list[Moved]] | None:
+    """In one snapshot: the position now, what was moved from ``until`` on, and what from ``since`` to ``until``."""
+    rows = (await connection.execute(_STATEMENT, {"id": account_id, "since": since, "until": until})).all()
+    sums = {row.kind: Position(*[row._mapping[name] for name in _PARTS]) for row in rows if row.at is None}
+    if NOW not in sums:
+        return None
+    moved = [
+        Moved(
+            row.at,
+            row.kind,
+            row.ref,
+            Position(row.wallet_nano, row.unbilled_nano, row.receivable_nano),
+            row.charges,
+            row.names if row.kind == "charges" else (),
+            row.actor,
+            row.note,
+            next((name.partition(":")[2] for name in row.names if name.startswith(("clearing:", "disputes:"))), None),
+        )
+        for row in rows
+        if row.at is not None
+    ]
+    return sums[NOW], sums[LATER], moved
+
+
+async def attempts_named(connection: AsyncConnection, attempt_ids: Iterable[UUID]) -> Mapping[str, Row[Any]]:
+    """The kind and the method of attempts, by id as text."""
+    statement: Select[Any] = select(_attempt.attempt_id, _attempt.kind, _attempt.method_kind)
+    rows: Sequence[Row[Any]] = (
+        await connection.execute(statement.where(_any_of(_attempt.attempt_id, "ids")), {"ids": list(attempt_ids)})
+    ).all()
+    return {str(row.attempt_id): row for row in rows}
 
 
 # ---- the chain over the ledger ------------------------------------------------------------------------------------
@@ -673,7 +781,6 @@ async def forget_days(work: Work, before: date) -> None:
 
 # ---- attempts and results ------------------------------------------------------------------------------------------
 
-_attempt = tables.attempt.c
 IN_FLIGHT = ("requested", "unknown")
 
 _ATTEMPTS_SINCE = (

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Annotated, overload
 
 import typer
 
 from services.cli.asking import Actor, CommandId, Role, ask, me
 from services.cli.asynchronous import asynchronous
-from services.cli.output import Format, Output, console, plain, show_facts, show_json, show_rows
+from services.cli.output import Format, Output, console, plain, show_csv, show_facts, show_json, show_rows
 from services.cli.reading import room
 from services.kernel.errors import InvalidInput, NotFound
 from services.kernel.money import parse_amount
@@ -493,11 +494,22 @@ async def list_(
 
 @app.command()
 @asynchronous
-async def show(account_id: AccountId, output: Output = Format.table) -> None:
-    """One account: plan and groups over time, wallet, method, recharges."""
+async def show(
+    account_id: AccountId,
+    at: Annotated[
+        str | None, typer.Option("--at", help="what it had at this instant, such as 2026-10-01; else: now")
+    ] = None,
+    output: Output = Format.table,
+) -> None:
+    """One account: plan and groups over time, wallet, method, recharges; or what it had and owed at a past instant."""
     from services.balance import api as balance_api
     from services.groups import api as groups_api
 
+    if at is not None:
+        async with room("balance") as engine:
+            position = await balance_api.position(engine, account_id, instant_of(at, "at"))
+        show_facts({"account_id": account_id, "at": instant_of(at, "at"), **plain(position)}, output)
+        return
     async with room("groups") as engine:
         history = await groups_api.account(engine, account_id)
     async with room("balance") as engine:
@@ -524,24 +536,51 @@ async def show(account_id: AccountId, output: Output = Format.table) -> None:
         show_facts({name: value for name, value in plain(wallet).items() if name not in facts["account"]}, output)
 
 
+class StatementFormat(StrEnum):
+    """How a statement is given."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+
+
 @app.command()
 @asynchronous
 async def statement(
     account_id: AccountId,
-    limit: Annotated[int, typer.Option(min=1, max=100_000, help="how many entries, the newest")] = 100,
-    output: Output = Format.table,
+    since: Annotated[
+        str | None, typer.Option("--from", help="such as 2026-10-01, included; else the start of this month, UTC")
+    ] = None,
+    until: Annotated[str | None, typer.Option("--to", help="such as 2026-11-01, not included; else now")] = None,
+    output: Annotated[
+        StatementFormat,
+        typer.Option("--output", "-o", help="tables for people, JSON for programs, CSV for spreadsheets"),
+    ] = StatementFormat.table,
 ) -> None:
-    """The entries on the ledger accounts of an account."""
+    """What an account had, each movement with its cause and the balance after it, what it has; below zero is owed."""
     from services.balance import api
 
     async with room("balance") as engine:
-        await api.balance(engine, account_id)
-        rows = await api.statement(engine, account_id, limit=limit)
-    columns = {
-        "at": "at", "kind": "what", "ledger": "ledger", "amount": "amount", "currency": "currency", "charges": "charges",
-        "ref": "reference",
-    }  # fmt: skip
-    show_rows(rows, columns, output, empty="no entries", right=("amount", "charges"))
+        start = instant_of(since, "from") or await api.start_of_month(engine)
+        told = await api.statement(engine, account_id, start, instant_of(until, "to"))
+    if output is StatementFormat.json:
+        show_json(told)
+        return
+    parts = ("wallet", "unbilled", "receivable")
+    rows = [
+        {"at": told.start, "cause": "opening balance", **plain(told.opening)},
+        *[plain(each) | {"at": each.at} for each in told.movements],
+        {"at": told.end, "cause": "closing balance", **plain(told.closing)},
+    ]
+    if output is StatementFormat.csv:
+        names = ("at", "cause", "kind", "charges", "amount", "balance", *parts, "currency", "ref")
+        show_csv([row | {"currency": told.currency} for row in rows], names)
+        return
+    columns = {"at": "at", "cause": "what", "amount": "amount", "balance": "balance"}
+    if any(row.get(name) not in ("0", None) for row in rows for name in parts[1:]):
+        columns |= {name: name for name in parts}
+    console.print(f"{account_id}, {told.currency}", markup=False)
+    show_rows(rows, columns, Format.table, right=("amount", "balance", *parts))
 
 
 @app.command()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -103,6 +105,15 @@ def show_rows(
     for row in rows:
         table.add_row(*[Text(cell(_field(row, name))) for name in columns])
     console.print(table)
+
+
+def show_csv(rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> None:
+    """Rows as CSV with a line of names before them: commas, quotes where they are needed, a line feed at each end."""
+    written = io.StringIO()
+    writer = csv.writer(written, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows([cell(row.get(name)) for name in names] for row in rows)
+    typer.echo(written.getvalue(), nl=False)
 
 
 def show_facts(facts: Mapping[str, Any], output: Format) -> None:

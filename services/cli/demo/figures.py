@@ -110,7 +110,7 @@ class Figures:
                 name, expected = account["account"], account["expected"]
                 wallet = await balance_api.balance(engine, name)
                 attempts = await balance_api.attempts(engine, name)
-                entries = await balance_api.statement(engine, name, limit=CHARGES_MAX)
+                entries = await balance_api.entries(engine, name, limit=CHARGES_MAX)
                 on_time = [row for row in charges[name] if row["period"] == row["bill_to"]]
                 before = [row for row in on_time if self._is_before(row)]
                 cells += [
@@ -268,7 +268,7 @@ def notices(account_id: str, narrator: Narrator) -> str:
     return ", ".join(words) or NONE
 
 
-def _close(entries: Sequence[balance_api.StatementEntry]) -> str:
+def _close(entries: Sequence[balance_api.EntryRow]) -> str:
     amounts = [each.amount for each in entries if each.kind == "closing" and each.ledger.startswith("wallet")]
     return ", ".join(amounts) or NONE
 
