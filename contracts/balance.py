@@ -12,6 +12,7 @@ from contracts.payments import MethodKind, Token
 from contracts.words import Amount, CurrencyCode, Day, Id, Instant, Message, Month, Name, SignedAmount, Text
 
 RechargeMode = Literal["up_to_sum", "target", "fixed"]
+ScheduleDay = Annotated[int, Field(ge=1, le=28)] | Literal["last"]
 LEVELS_MAX = 10  # of one account; more would be a graph, not a warning
 CALLS_MAX = 1_000_000  # calls of one account at once; more is a mistyped limit
 
@@ -55,6 +56,49 @@ class SaveMethod(_Command):
 
 class DeleteMethod(_Command):
     kind: Literal["delete_method"] = "delete_method"
+
+
+class Pay(_Command):
+    """Pays an amount into the wallet now, by the saved method or by one that comes with the payment.
+
+    One that comes with it is saved when the payment succeeds and none is saved. No more than the top-up limit of the day
+    leaves an account without level 2; refused below the minimum payment.
+    """
+
+    kind: Literal["pay"] = "pay"
+    amount: Amount
+    currency: CurrencyCode = "USD"
+    processor: Annotated[Id | None, Field(description="With a token only; null: the saved method is charged")] = None
+    method_kind: MethodKind = "card"
+    token: Token | None = None
+
+
+class SetSchedule(_Command):
+    """A payment of every month at 00:00 UTC of a day, by the saved method; without an amount: no more.
+
+    It counts for the top-up limit of its day; one that is not possible then is told and left out, not made up for.
+    """
+
+    kind: Literal["set_schedule"] = "set_schedule"
+    amount: Amount | None = None
+    currency: CurrencyCode = "USD"
+    day: Annotated[ScheduleDay | None, Field(description="1 to 28, or last")] = None
+
+
+class RefundPayment(_Command):
+    """Finance has a payment given back, or a part of it. The wallet is debited when the processor confirms it."""
+
+    kind: Literal["refund_payment"] = "refund_payment"
+    attempt_id: UUID
+    amount: Annotated[Amount | None, Field(description="null: all that is left of it")] = None
+    note: Text = ""
+
+
+class CancelPayment(_Command):
+    """Asks the processor to give a payment up that has no result yet."""
+
+    kind: Literal["cancel_payment"] = "cancel_payment"
+    attempt_id: UUID
 
 
 class SetPreferences(_Command):
@@ -108,6 +152,10 @@ BalanceCommand = Annotated[
     | GrantGoodwill
     | SaveMethod
     | DeleteMethod
+    | Pay
+    | SetSchedule
+    | RefundPayment
+    | CancelPayment
     | SetPreferences
     | SetLimits
     | SetLevels
@@ -147,11 +195,32 @@ BalanceEventKind = Literal[
     "recharge_declined",
     "recharge_failed",
     "recharge_unknown",
+    "recharge_cancelled",
+    "recharge_abandoned",
+    "recharge_late",
     "recharge_capped",
     "recharge_refused",
     "recharge_paused",
     "recharge_eighth",
+    "payment_requested",
+    "payment_settled",
+    "payment_declined",
+    "payment_failed",
+    "payment_unknown",
+    "payment_cancelled",
+    "payment_abandoned",
+    "payment_late",
+    "payment_refused",
+    "cancel_requested",
+    "schedule_set",
+    "refund_requested",
+    "refunded",
+    "refund_failed",
+    "disputed",
+    "dispute_won",
+    "dispute_lost",
     "contradiction",
+    "finance_alarm",
     "low_balance",
     "suspended",
     "restored",
@@ -181,6 +250,7 @@ class BalanceEvent(Message):
     field: Text | None = None
     message: Text | None = None
     next_allowed_at: Instant | None = None
+    refund_id: UUID | None = None
     reasons: Annotated[
         tuple[SuspensionReason, ...],
         Field(

@@ -218,7 +218,7 @@ def _balance(row: Any) -> Balance:
         method=row.method_processor and f"{row.method_processor} {row.method_kind}",
         recharge=recharge,
         notice=row.notice,
-        paused=row.paused,
+        paused=row.paused_by is not None,
         event_version=row.event_version,
     )
 

@@ -14,19 +14,22 @@ from typing import Any
 from pydantic_core import to_json
 
 from contracts.balance import (
+    CancelPayment,
     DeleteMethod,
     GrantGoodwill,
     OpenBalance,
+    Pay,
+    RefundPayment,
     ResumeAccount,
     SaveMethod,
     SetLevels,
     SetLimits,
     SetPreferences,
+    SetSchedule,
     SuspendAccount,
     balance_command,
 )
-from contracts.payments import PROCESSORS
-from services.balance import daily_spend, ledger, levels, recharge, store
+from services.balance import daily_spend, ledger, levels, paying, payments, recharge, store
 from services.balance.book import Book
 from services.balance.decoding import decode
 from services.balance.evaluation import Tell, evaluate, load
@@ -52,7 +55,8 @@ _USED_AGAIN = Refused(
 )
 
 Command = (
-    OpenBalance
+    payments.PaymentCommand
+    | OpenBalance
     | GrantGoodwill
     | SaveMethod
     | DeleteMethod
@@ -72,6 +76,7 @@ async def commands(work: Work, records: list[Record], *, tell: Tell) -> None:
         return
     wallets = await load(work, {command.account_id for _, command in asked})
     done = await store.carried_out(work, {(command.account_id, command.command_id) for _, command in asked})
+    till = await _till(work, [command for _, command in asked])
     book = Book()
     limits: dict[tuple[str, str], store.SpendLimit] = {}
     chosen: dict[str, list[int]] = {}
@@ -90,7 +95,10 @@ async def commands(work: Work, records: list[Record], *, tell: Tell) -> None:
         refused: TollbookError | None = None
         try:
             _refuse_card_numbers(command)
-            _CARRY_OUT[type(command)](work, wallet, command, book)
+            if isinstance(command, payments.PaymentCommand):
+                payments.CARRY_OUT[type(command)](work, wallet, command, till)
+            else:
+                _CARRY_OUT[type(command)](work, wallet, command, book)
             if isinstance(command, OpenBalance | GrantGoodwill):
                 funded.add(wallet.account_id)
             if isinstance(command, SetLimits):
@@ -105,6 +113,7 @@ async def commands(work: Work, records: list[Record], *, tell: Tell) -> None:
     if log:
         await store.append_commands(work, log)
     await book.write(work)
+    await till.write(work)
     if limits:
         await daily_spend.limit(work, wallets, limits.values(), not_counted & {account_id for account_id, _ in limits})
     if chosen:
@@ -115,13 +124,22 @@ async def commands(work: Work, records: list[Record], *, tell: Tell) -> None:
     await evaluate(work, wallets, funds_of=funded, tell=tell)
 
 
+async def _till(work: Work, asked: Sequence[Command]) -> payments.Till:
+    """What the payment commands among these look at; nothing is read when there are none."""
+    payers = {command.account_id for command in asked if isinstance(command, Pay)}
+    ids = {command.attempt_id for command in asked if isinstance(command, RefundPayment | CancelPayment)}
+    return await payments.Till.load(work, payers, ids)
+
+
 # ---- reading -------------------------------------------------------------------------------------------------------
 
 
 def _read(work: Work, record: Record) -> Command | None:
     try:
         command: Command = decode(balance_command, record.value)
-        if isinstance(command, OpenBalance | GrantGoodwill | SetPreferences | SetLimits | SetLevels):
+        if isinstance(
+            command, OpenBalance | GrantGoodwill | SetPreferences | SetLimits | SetLevels | Pay | SetSchedule
+        ):
             currency(command.currency)
         return command
     except InvalidInput as error:
@@ -190,9 +208,9 @@ def _card_number_in(command: Command) -> InvalidInput | None:
 
 def _refuse_card_numbers(command: Command) -> None:
     texts = {"actor": command.actor}
-    if isinstance(command, SaveMethod):
+    if isinstance(command, SaveMethod | Pay) and command.token is not None:
         texts["token"] = command.token
-    if isinstance(command, GrantGoodwill | SuspendAccount | ResumeAccount):
+    if isinstance(command, GrantGoodwill | RefundPayment | SuspendAccount | ResumeAccount):
         texts["note"] = command.note
     for field, text in texts.items():
         refuse_card_number(text, field=field)
@@ -234,20 +252,10 @@ def _grant_goodwill(work: Work, wallet: Wallet, command: GrantGoodwill, book: Bo
 
 
 def _save_method(work: Work, wallet: Wallet, command: SaveMethod, book: Book) -> None:
-    if command.processor not in PROCESSORS:
-        raise InvalidInput(f"no such processor; use one of {', '.join(PROCESSORS)}", field="processor")
-    if command.method_kind not in PROCESSORS[command.processor]:
-        kinds = ", ".join(PROCESSORS[command.processor])
-        raise InvalidInput(f"{command.processor} cannot charge it; it can charge {kinds}", field="method_kind")
+    paying.check_method(command.processor, command.method_kind)
     if wallet.method_token is not None:
         raise Refused("a payment method is saved; delete it first", field="token", code="method_saved")
-    wallet.method_processor, wallet.method_kind, wallet.method_token = (
-        command.processor,
-        command.method_kind,
-        command.token,
-    )
-    # A new method starts anew: what the old one was declined says nothing of it.
-    wallet.decline_streak, wallet.retry_at, wallet.paused = 0, None, False
+    wallet.save_method(command.processor, command.method_kind, command.token)
     wallet.tell(work, "method_saved", command_id=command.command_id)
 
 
@@ -266,6 +274,8 @@ def _set_preferences(work: Work, wallet: Wallet, command: SetPreferences, book: 
         row = currency(wallet.currency)
         recharge.check_preferences(mode=command.mode, threshold_nano=threshold, recharge_nano=recharge_nano, row=row)
     wallet.recharge_enabled, wallet.recharge_mode = command.enabled, command.mode
+    if command.enabled and wallet.paused_by in ("refund", "dispute"):
+        wallet.paused_by = None  # a person has looked, and wants it
     wallet.threshold_nano, wallet.recharge_nano = threshold, recharge_nano
     wallet.tell(work, "preferences_set", command_id=command.command_id)
 

@@ -12,7 +12,20 @@ from contracts.topics import (
     PAYMENTS_RESULTS,
     USAGE_CHARGES,
 )
-from services.balance import api, calls, closing, commands, evaluation, handler, registry, results, sealing
+from services.balance import (
+    api,
+    calls,
+    closing,
+    commands,
+    evaluation,
+    handler,
+    orders,
+    payments,
+    registry,
+    results,
+    sealing,
+    silence,
+)
 from services.balance.refuse_fast import RefuseFast
 from services.runtime.processor import Processor
 from services.runtime.room import Input, Room, Tick
@@ -65,10 +78,13 @@ def room(refuse_fast: RefuseFast) -> Room:
             Tick("sealed_day", sealing.seal_day, seconds=60.0),
         ),
         timers={
-            evaluation.RESULT_TIMEOUT: partial(evaluation.silence, tell=tell),
+            orders.RESULT_TIMEOUT: partial(silence.unknown, tell=tell),
+            silence.INQUIRY: partial(silence.inquire, tell=tell),
+            silence.ABANDON: partial(silence.abandon, tell=tell),
             evaluation.CAP_OPEN: partial(evaluation.look_again, tell=tell),
             evaluation.BACKOFF_OVER: partial(evaluation.look_again, tell=tell),
             evaluation.LIMIT_DAY: partial(evaluation.look_again, tell=tell),
+            payments.SCHEDULE: partial(payments.scheduled, tell=tell),
         },
         started=started,
         stopped=refuse_fast.stop,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
+from contracts.balance import BalanceCommand
 from contracts.sentences import first_problem
 from services.kernel.errors import InvalidInput
 
@@ -36,7 +37,7 @@ def decode(adapter: TypeAdapter[Any], raw: bytes | None) -> Any:
 
 
 # Pydantic names the member of a union in the place of an error; a writer of commands knows no such member.
-_TAGS = frozenset({"open_balance", "grant_goodwill", "save_method", "delete_method", "set_preferences", "set_limits"})
+_TAGS = frozenset(each.model_fields["kind"].default for each in get_args(get_args(BalanceCommand)[0]))
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

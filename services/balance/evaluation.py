@@ -12,16 +12,15 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from contracts.payments import ChargeRequest
-from contracts.topics import PAYMENTS_REQUESTS
 from services.balance import levels, recharge, store, suspension
 from services.balance.leases import lapse
+from services.balance.orders import Orders, saved_method
 from services.balance.wallets import Wallet
-from services.kernel.ids import attempt_id
+from services.kernel.errors import Corrupt
 from services.kernel.money import format_nano
 from services.runtime.work import Work
 
-RESULT_TIMEOUT, CAP_OPEN, BACKOFF_OVER, LIMIT_DAY = "result_timeout", "cap_open", "backoff_over", "limit_day"
+CAP_OPEN, BACKOFF_OVER, LIMIT_DAY = "cap_open", "backoff_over", "limit_day"
 
 Tell = Callable[[Mapping[str, bool]], None]
 """Takes, after the commit, which accounts are suspended (True) or restored (False)."""
@@ -60,18 +59,16 @@ async def evaluate(
     """
     known = [wallets[account_id] for account_id in sorted(wallets) if wallets[account_id].is_known]
     own = await _attempts_of(work, known)
-    asked: list[store.NewAttempt] = []
+    orders = Orders()
     timers: dict[str, dict[str, datetime]] = defaultdict(dict)
     for wallet in known:
         attempts = own[wallet.account_id]
-        asked_now = _recharge(work, wallet, attempts, timers)
+        asked_now = _recharge(work, wallet, attempts, orders, timers)
         if asked_now is not None:
-            asked.append(asked_now)
             attempts = [*attempts, asked_now]
         if funds_of is None or wallet.account_id in funds_of:
             _judge_funds(work, wallet, attempts)
-    if asked:
-        await store.append_attempts(work, asked)
+    await orders.write(work)
     await _tell_levels(work, [wallet for wallet in known if levels.moves(wallet.marks, wallet.available_nano)])
     changed = [wallets[account_id].row() for account_id in sorted(wallets) if wallets[account_id].changed]
     if changed:
@@ -85,21 +82,6 @@ async def evaluate(
     }
     if suspensions:
         work.after_commit.append(partial(tell, suspensions))
-
-
-async def silence(work: Work, keys: list[str], *, tell: Tell) -> None:
-    """Timer: attempts that had no result for 15 minutes become unknown. They stay in flight and are never asked again."""
-    ids = [UUID(key) for key in keys]
-    wallets = await load_for_attempts(work, ids)
-    silent = [row for row in await store.load_attempts(work, ids) if row.state == "requested"]
-    silent = [row for row in silent if work.now >= row.requested_at + recharge.RESULT_TIMEOUT]
-    if silent:
-        await store.save_attempts(work, {row.attempt_id: ("unknown", None) for row in silent})
-    for row in sorted(silent, key=lambda row: str(row.account_id)):
-        wallets[row.account_id].tell(
-            work, "recharge_unknown", amount_nano=row.amount_nano, attempt_id=row.attempt_id, reason="no_result"
-        )
-    await evaluate(work, wallets, tell=tell)
 
 
 async def look_again(work: Work, keys: list[str], *, tell: Tell) -> None:
@@ -122,13 +104,17 @@ async def _in_hand(work: Work, rows: Iterable[Any]) -> dict[str, Wallet]:
 
 
 def _recharge(
-    work: Work, wallet: Wallet, attempts: list[recharge.Attempt], timers: dict[str, dict[str, datetime]]
+    work: Work,
+    wallet: Wallet,
+    attempts: list[recharge.Attempt],
+    orders: Orders,
+    timers: dict[str, dict[str, datetime]],
 ) -> store.NewAttempt | None:
     """Ask the rule; tell what it says, once; returns the new attempt if it wants one."""
     match recharge.decide(wallet, attempts, work.now):
         case recharge.Request(amount_nano=amount_nano, counted=counted):
             wallet.notice = None
-            return _request(work, wallet, amount_nano, counted, timers)
+            return _request(work, wallet, amount_nano, counted, orders)
         case recharge.Capped(next_allowed_at=opens_at):
             timers[CAP_OPEN][wallet.account_id] = opens_at
             _tell_once(work, wallet, "capped", next_allowed_at=opens_at)
@@ -160,39 +146,16 @@ def _forget_notice(wallet: Wallet) -> None:
         wallet.changed = True
 
 
-def _request(
-    work: Work, wallet: Wallet, amount_nano: int, counted: int, timers: dict[str, dict[str, datetime]]
-) -> store.NewAttempt:
+def _request(work: Work, wallet: Wallet, amount_nano: int, counted: int, orders: Orders) -> store.NewAttempt:
     """A new attempt: its id is the idempotency key, its request goes out with this transaction."""
-    wallet.trigger_version += 1
-    attempt = attempt_id(wallet.account_id, wallet.trigger_version)
-    timers[RESULT_TIMEOUT][str(attempt)] = work.now + recharge.RESULT_TIMEOUT
-    request = ChargeRequest.model_validate(
-        {
-            "attempt_id": attempt,
-            "account_id": wallet.account_id,
-            "processor": wallet.method_processor,
-            "method_kind": wallet.method_kind,
-            "token": wallet.method_token,
-            "amount": format_nano(amount_nano),
-            "currency": wallet.currency,
-            "requested_at": work.now,
-        }
-    )
-    work.publish(PAYMENTS_REQUESTS, wallet.account_id, str(attempt), request.data())
-    wallet.tell(work, "recharge_requested", amount_nano=amount_nano, attempt_id=attempt)
+    method = saved_method(wallet)
+    if method is None:
+        raise Corrupt(f"account {wallet.account_id} is recharged without a method")
+    attempt = orders.charge(work, wallet, "auto", amount_nano, method)
+    wallet.tell_attempt(work, attempt, "requested")
     if counted + 1 == recharge.EIGHTH:
-        wallet.tell(work, "recharge_eighth", attempt_id=attempt)
-    return store.NewAttempt(
-        attempt_id=attempt,
-        account_id=wallet.account_id,
-        trigger_version=wallet.trigger_version,
-        processor=request.processor,
-        method_kind=request.method_kind,
-        amount_nano=amount_nano,
-        currency=wallet.currency,
-        requested_at=work.now,
-    )
+        wallet.tell(work, "recharge_eighth", attempt_id=attempt.attempt_id)
+    return attempt
 
 
 def _judge_funds(work: Work, wallet: Wallet, attempts: list[recharge.Attempt]) -> None:

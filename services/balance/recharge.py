@@ -24,14 +24,15 @@ DECLINES_MAX = 3
 ERROR_RETRY = timedelta(minutes=15)  # the processor failed, nothing was charged: evaluated again
 
 Mode = Literal["up_to_sum", "target", "fixed"]
-State = Literal["requested", "unknown", "settled", "declined", "cancelled"]
+Kind = Literal["auto", "manual", "scheduled"]
+State = Literal["requested", "unknown", "settled", "declined", "cancelled", "abandoned"]
 
 IN_FLIGHT: frozenset[str] = frozenset({"requested", "unknown"})
-COUNTED: frozenset[str] = frozenset({"requested", "unknown", "settled"})
+COUNTED: frozenset[str] = frozenset({"requested", "unknown", "settled", "abandoned"})
 
 
 class Attempt(Protocol):
-    """What the decision needs of one payment attempt; ``kind`` is ``auto`` or ``manual``."""
+    """What the decision needs of one payment attempt; ``kind`` is ``auto``, ``manual`` or ``scheduled``."""
 
     @property
     def kind(self) -> str: ...
@@ -188,7 +189,7 @@ def day_limit(created_at: datetime, row: Currency, now: datetime) -> int:
 
 
 def attempted_today(attempts: Iterable[Attempt], now: datetime) -> int:
-    """Manual and automatic attempts together, by the UTC date of their request, in the states that count."""
+    """Manual, scheduled and automatic attempts together, by the UTC date of their request, in the states that count."""
     today = now.astimezone(UTC).date()
     return sum(
         attempt.amount_nano

@@ -818,6 +818,9 @@ class NewAttempt:
     requested_at: datetime
     kind: str = "auto"
     state: str = "requested"
+    token: str | None = None
+    method_version: int = 0
+    inquiries: int = 0
 
 
 async def append_attempts(work: Work, attempts: Sequence[NewAttempt]) -> None:
@@ -858,6 +861,39 @@ async def load_results(work: Work, attempt_ids: Iterable[UUID]) -> Sequence[Row[
 async def append_results(work: Work, rows: Sequence[Mapping[str, Any]]) -> None:
     """Results that were not stored yet. The wallets of their attempts are locked."""
     await work.execute(insert(tables.result), list(rows))
+
+
+async def save_inquiries(work: Work, numbers: Mapping[UUID, int]) -> None:
+    """How often attempts were inquired about; their wallets are locked."""
+    new = unnest("new", attempt_id=Uuid(), inquiries=Integer())
+    statement = update(tables.attempt).where(_attempt.attempt_id == new.c.attempt_id).values(inquiries=new.c.inquiries)
+    ids = sorted(numbers)
+    await work.execute(statement, {"new_attempt_id": ids, "new_inquiries": [numbers[each] for each in ids]})
+
+
+async def load_refunds(work: Work, attempt_ids: Iterable[UUID]) -> Sequence[Row[Any]]:
+    """Every refund that was asked for of these attempts. Their wallets are locked."""
+    columns = tables.refund.c
+    statement = select(tables.refund).where(_any_of(columns.attempt_id, "ids")).order_by(columns.refund_id)
+    return (await work.execute(statement, {"ids": sorted(set(attempt_ids))})).all()
+
+
+async def append_refunds(work: Work, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Refunds that are asked for."""
+    await work.execute(insert(tables.refund), list(rows))
+
+
+async def end_refunds(work: Work, states: Mapping[UUID, str]) -> None:
+    """What became of refunds; one that was given back stays so."""
+    columns = tables.refund.c
+    new = unnest("new", refund_id=Uuid(), state=Text())
+    statement = (
+        update(tables.refund)
+        .where(columns.refund_id == new.c.refund_id, columns.state != "refunded")
+        .values(state=new.c.state, ended_at=work.now)
+    )
+    ids = sorted(states)
+    await work.execute(statement, {"new_refund_id": ids, "new_state": [states[each] for each in ids]})
 
 
 # ---- commands ------------------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ wallet = Table(
     Column("recharge_nano", BigInteger, nullable=False),
     Column("decline_streak", SmallInteger, nullable=False),
     Column("retry_at", Instant),
-    Column("paused", Boolean, nullable=False),
+    Column("paused_by", Text),
     Column("notice", Text),
     # The set of reasons; the account is active while none stands.
     Column("suspended_funds", Boolean, nullable=False),
@@ -65,6 +65,12 @@ wallet = Table(
     # What its calls in progress hold; the latest end of a lease that a call of it ever had.
     Column("held_nano", BigInteger, nullable=False),
     Column("calls_until", Instant),
+    # How often a method was deleted: a payment that was begun before saves none.
+    Column("method_version", BigInteger, nullable=False),
+    # A payment of every month: how much, on which day (31: the last), when the next one is made.
+    Column("schedule_nano", BigInteger),
+    Column("schedule_day", SmallInteger),
+    Column("schedule_at", Instant),
 )
 
 IS_SUSPENDED = or_(wallet.c.suspended_funds, wallet.c.suspended_overdue, wallet.c.suspended_operator)
@@ -214,6 +220,10 @@ attempt = Table(
     Column("currency", Text, nullable=False),
     Column("requested_at", Instant, nullable=False),
     Column("ended_at", Instant),
+    # Of a payment that brought its own method: what is saved if it succeeds.
+    Column("token", Text),
+    Column("method_version", BigInteger, nullable=False),
+    Column("inquiries", Integer, nullable=False),
 )
 
 result = Table(
@@ -227,6 +237,24 @@ result = Table(
     Column("reason", Text),
     Column("at", Instant, nullable=False),
     Column("received_at", Instant, nullable=False),
+    Column("amount_nano", BigInteger, nullable=False),
+    Column("refund_id", Uuid),
+    Column("dispute_id", Text),
+)
+
+# What finance asked to give back.
+refund = Table(
+    "refund",
+    metadata,
+    Column("refund_id", Uuid, primary_key=True),
+    Column("attempt_id", Uuid, nullable=False),
+    Column("account_id", Text, nullable=False),
+    Column("amount_nano", BigInteger, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("requested_at", Instant, nullable=False),
+    Column("ended_at", Instant),
+    Column("actor", Text, nullable=False),
+    Column("note", Text),
 )
 
 command = Table(

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal, cast
 
 from contracts.balance import SUSPENSION_REASONS, BalanceEvent, BalanceEventKind, SuspensionReason
 from contracts.topics import BALANCE_EVENTS
 from services.balance.levels import Marks
 from services.kernel.money import format_nano
 from services.runtime.work import Work
+
+PauseReason = Literal["declines", "refund", "dispute"]
 
 
 @dataclass(slots=True)
@@ -45,7 +47,7 @@ class Wallet:
     recharge_nano: int
     decline_streak: int
     retry_at: datetime | None
-    paused: bool
+    paused_by: str | None
     notice: str | None
     suspended_funds: bool
     suspended_overdue: bool
@@ -55,6 +57,10 @@ class Wallet:
     level_told_nano: int | None
     held_nano: int
     calls_until: datetime | None
+    method_version: int
+    schedule_nano: int | None
+    schedule_day: int | None
+    schedule_at: datetime | None
     changed: bool = False
     was_suspended: bool = False  # when it was read
 
@@ -126,10 +132,52 @@ class Wallet:
         self.tell(work, kind, reason=reason, reasons=self.reasons, **about)
         return True
 
+    @property
+    def paused(self) -> bool:
+        """Whether auto-recharge waits for a person, whatever for."""
+        return self.paused_by is not None
+
     def forget_method(self) -> None:
-        """No payment method any more."""
+        """No payment method any more; what is on its way with it never brings it back."""
         self.method_processor = self.method_kind = self.method_token = None
+        self.method_version += 1
         self.changed = True
+
+    def save_method(self, processor: str, kind: str, token: str) -> None:
+        """The one payment method. It starts anew: what another one was declined says nothing of it."""
+        self.method_processor, self.method_kind, self.method_token = processor, kind, token
+        self.forgive_declines()
+
+    def forgive_declines(self) -> None:
+        """Back-off and count of declines are over, and the pause if they made it; one for a refund or dispute stands."""
+        self.decline_streak, self.retry_at = 0, None
+        if self.paused_by == "declines":
+            self.paused_by = None
+        self.changed = True
+
+    def pause(self, work: Work, reason: PauseReason, attempt: Any) -> None:
+        """Auto-recharge waits for a person; told once. A refund or dispute stands before declines, not the other way round."""
+        if self.paused_by in (reason, "refund", "dispute"):
+            return
+        self.paused_by, self.notice = reason, "paused"
+        self.tell(work, "recharge_paused", reason=reason, attempt_id=attempt.attempt_id)
+
+    def tell_attempt(self, work: Work, attempt: Any, what: str, **more: Any) -> None:
+        """Publish a transition of an attempt: `recharge_…` of an automatic one, `payment_…` of any other."""
+        kind = cast(BalanceEventKind, f"{'recharge' if attempt.kind == 'auto' else 'payment'}_{what}")
+        amounts = {"amount_nano": attempt.amount_nano} | more
+        self.tell(work, kind, attempt_id=attempt.attempt_id, **amounts)
+
+    def alarm(self, work: Work, reason: str, message: str, attempt: Any) -> None:
+        """Publish that finance has to look at an attempt."""
+        self.tell(
+            work,
+            "finance_alarm",
+            reason=reason,
+            message=message,
+            attempt_id=attempt.attempt_id,
+            amount_nano=attempt.amount_nano,
+        )
 
     def tell(self, work: Work, kind: BalanceEventKind, *, amount_nano: int | None = None, **more: Any) -> None:
         """Publish one event of this account, with the balance as it is now and the next version."""

@@ -1,7 +1,5 @@
-"""The worked examples of the recharge design, by number, on the pure rule; and what must hold for any input.
-
-Left to the work that brings manual payments, refunds and disputes: 34, 37, 38, 39.
-"""
+"""The worked examples of the recharge design that are about the decision, by number, on the pure rule; and what must hold for
+any input. Those about results, 22 and 33 to 44, are in `test_payments.py`."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.balance import recharge
+from services.balance import recharge, suspension
 from services.balance.recharge import Capped, Nothing, Refused, Request, Wait, decide
 from services.kernel.currency import currency
 from services.kernel.errors import InvalidInput
@@ -160,7 +158,9 @@ def test_example_23_a_new_day_begins_at_midnight():
     assert recharge.left_today(created, paid, USD, at(0, day=1)) == usd("150")
 
 
-@pytest.mark.parametrize(("state", "left"), [("declined", "100"), ("unknown", "0"), ("cancelled", "100")])
+@pytest.mark.parametrize(
+    ("state", "left"), [("declined", "100"), ("unknown", "0"), ("cancelled", "100"), ("abandoned", "0")]
+)
 def test_example_24_what_counts_for_the_day(state, left):
     assert recharge.left_today(DAY, [Attempt(usd("100"), at(9), state)], USD, at(12)) == usd(left)
 
@@ -231,8 +231,11 @@ def test_an_error_of_the_processor_is_looked_at_again_after_15_minutes_and_is_no
     assert (after.decline_streak, after.retry_at, after.paused) == (1, at(10, 15), False)
 
 
-def test_example_42_available_without_funds_is_not_this_rule():
+def test_example_42_available_credit_that_is_held_asks_for_a_recharge_and_does_not_suspend():
+    """Balance 50, hold 50."""
     assert isinstance(scene("0").ask(), Request)
+    verdict = suspension.judge(funds_nano=usd("50"), suspended=False, attempts=(), now=at(12))
+    assert verdict == suspension.Unchanged()
 
 
 def test_example_44_no_method_is_refused_once_a_person_acts():
@@ -293,8 +296,8 @@ attempts_of_a_day = st.lists(
         Attempt,
         st.integers(10, 200).map(lambda units: units * NANO),
         st.integers(0, 30 * 3600).map(lambda seconds: at(30) - timedelta(seconds=seconds)),
-        st.sampled_from(["settled", "declined", "cancelled", "unknown", "requested"]),
-        st.sampled_from(["auto", "auto", "manual"]),
+        st.sampled_from(["settled", "declined", "cancelled", "unknown", "requested", "abandoned"]),
+        st.sampled_from(["auto", "auto", "manual", "scheduled"]),
     ),
     max_size=14,
 )
@@ -318,7 +321,7 @@ def test_no_request_breaks_a_limit(account, attempts):
         each
         for each in attempts
         if each.kind == "auto"
-        and each.state in ("requested", "unknown", "settled")
+        and each.state in ("requested", "unknown", "settled", "abandoned")
         and each.requested_at > now - timedelta(hours=24)
     ]
     assert len(counted) < 10

@@ -153,6 +153,12 @@ class Town:
         """An opening balance."""
         self.command("open_balance", account_id, amount=amount, currency="USD")
 
+    def pay(self, account_id: str, amount: str, token: str | None = None, **more: Any) -> str:
+        """A manual payment, by the saved method or by a token; returns the command's id."""
+        if token is not None:
+            more = {"token": token, "processor": "sandbox"} | more
+        return self.command("pay", account_id, amount=amount, **more)
+
     def method(self, account_id: str, token: str, processor: str = "sandbox") -> None:
         """A payment method is saved."""
         self.command("save_method", account_id, processor=processor, token=token)
