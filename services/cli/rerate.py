@@ -34,6 +34,7 @@ LINES = {
     "of": "of", "which": "which", "currency": "currency", "charges": "charges", "old": "now", "new": "then",
     "difference": "difference",
 }  # fmt: skip
+CHARGED = {"settled": "settled", "charged": "charged"}  # beside what was planned
 LEFT_OUT = {"which": "left out", "currency": "currency", "charges": "charges", "old": "now", "reason": "why"}
 CHARGES = {
     "event_time": "ended", "account_id": "account", "product": "product", "matched": "prefix", "book_id": "book",
@@ -43,7 +44,7 @@ PLANS = {
     "plan_id": "re-rate", "state": "state", "starts_at": "from", "ends_at": "to", "charges": "charges",
     "difference": "difference", "planned_by": "planned by", "approved_by": "approved by", "note": "note",
 }  # fmt: skip
-RIGHT = ("charges", "old", "new", "difference", "book_version")
+RIGHT = ("charges", "old", "new", "difference", "book_version", *CHARGED)
 
 
 @app.command()
@@ -87,7 +88,7 @@ async def show(
     ] = False,
     output: Output = Format.table,
 ) -> None:
-    """Show a re-rate: what it changes, who decided what, how far it is."""
+    """Show a re-rate: what it changes, who decided what, how far it is, and what was charged beside what was planned."""
     from services.usage import api
 
     identifier = _id(plan_id)
@@ -114,7 +115,7 @@ async def list_(output: Output = Format.table) -> None:
 @app.command()
 @asynchronous
 async def approve(plan_id: PlanId, role: Role = "finance", actor: Actor = "", output: Output = Format.table) -> None:
-    """Approve a re-rate that another person planned; it is stale if a charge of it was corrected since."""
+    """Approve a re-rate that another person planned; it is stale if a charge of it was corrected since, or a counter moved."""
     from services.usage import api
 
     await _decide(api.approve_rerate, plan_id, actor, role, output)
@@ -162,6 +163,16 @@ def difference(found: Plan) -> str:
     return ", ".join(f"{line.difference} {line.currency}" for line in found.sums if line.of == "total")
 
 
+def lines_of(found: Plan) -> list[dict[str, Any]]:
+    """The sums of a plan as people read them: what was planned, and what was charged of it."""
+    rows = []
+    for line in found.sums:
+        charged = line.charged
+        settled, came_to = (charged.charges, charged.difference) if charged is not None else (0, "0")
+        rows.append({name: getattr(line, name) for name in LINES} | {"settled": settled, "charged": came_to})
+    return rows
+
+
 def _say(found: Plan, output: Format) -> None:
     if output is Format.json:
         show_json(told(found))
@@ -169,7 +180,7 @@ def _say(found: Plan, output: Format) -> None:
     for line in facts(found):
         console.print(line, markup=False)
     if found.sums:
-        show_rows(found.sums, LINES, output, right=RIGHT)
+        show_rows(lines_of(found), LINES | CHARGED if found.settled else LINES, output, right=RIGHT)
     if found.left_out:
         show_rows(found.left_out, LEFT_OUT, output, right=RIGHT)
     if found.changes:

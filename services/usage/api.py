@@ -29,7 +29,7 @@ from services.runtime.database import transaction
 from services.runtime.lanes import lanes_of
 from services.runtime.links import LinkMark, marks
 from services.runtime.parking import ParkedRow
-from services.usage import quoting, retrying, revising, store
+from services.usage import quoting, rerate_store, retrying, revising, store
 from services.usage.books import (
     SURCHARGE,
     BookVersion,
@@ -587,13 +587,15 @@ class TiersAndReversals:
 
 async def tiers_and_reversals(engine: AsyncEngine) -> TiersAndReversals:
     """Count every counter of tiers again from its charges, which must cost what its schedule says, and hold every reversal
-    against the charge that it takes back; of what was corrected one charge stands at most. A batch commits all of these together, so this may be asked at any time."""
+    against the charge that it takes back; of what was corrected one charge stands at most, and of a re-rate as many are replaced
+    as it says. A batch commits all of these together, so this may be asked at any time."""
     findings: list[str] = []
     async with transaction(engine) as connection:
         counters = await store.counters_with_charges(connection)
         schedules = await revising.schedules_of(connection, [row for row in counters if row.quantity is not None])
         reversals = await store.reversals_beside_charges(connection)
         twice = await store.charged_twice(connection)
+        otherwise = await rerate_store.plans_that_settled_otherwise(connection)
     for row in counters:
         name = f"the counter of {row.account_id} for {row.product} in {row.period} by {row.schedule}"
         if (row.counted or 0) != (row.quantity or 0):
@@ -606,6 +608,10 @@ async def tiers_and_reversals(engine: AsyncEngine) -> TiersAndReversals:
         findings.append(f"reversal {id} is not the one exact negative of the charge that it names")
     for row in twice:
         findings.append(f"event {row.event_id} of {row.source}, published by {row.publisher}, is charged twice")
+    for row in otherwise:
+        findings.append(
+            f"re-rate {row.plan_id} says that it settled {row.told} charges; {row.found} were taken back and replaced"
+        )
     return TiersAndReversals(len(counters), reversals.number, tuple(findings))
 
 

@@ -6,12 +6,14 @@ settled for ever. Source: designs/identity, "Void, amend, re-rate".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
+from msgspec import Struct
 from msgspec.json import Encoder
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -36,15 +38,28 @@ from services.usage.rerating import (
     LEFT_OUT,
     PLANNED,
     STALE,
+    Change,
+    Entering,
     Fingerprint,
-    Repriced,
     Repricing,
     Sums,
+    amounts,
     check_role,
     check_second_person,
 )
 from services.usage.simulating import Draft
 from services.usage.tables import CHARGE_COLUMNS
+from services.usage.tiers import (
+    CounterKey,
+    Movement,
+    Schedule,
+    Share,
+    apportion,
+    moved,
+    movement_for,
+    schedule_version,
+    tell,
+)
 
 CHUNK = 1_000  # charges settled in one transaction: revisions wait for it a fraction of a second
 CHARGES_SHOWN = 100
@@ -54,8 +69,22 @@ _encode = Encoder().encode
 
 
 @dataclass(frozen=True, slots=True)
+class Charged:
+    """What of a line of a plan is settled: with what its charges were taken back, and what is charged instead."""
+
+    charges: int
+    old: str
+    new: str
+    difference: str
+
+
+@dataclass(frozen=True, slots=True)
 class PlanLine:
-    """What a plan changes of one account, group, product or in all; of what it leaves out, the reason is ``which``."""
+    """What a plan changes of one account, group, product or in all; of what it leaves out, the reason is ``which``.
+
+    ``old`` and ``new`` are as planned: of tiers, by where the counters stood then. ``charged`` is what came of it so far, of a
+    plan that is shown.
+    """
 
     of: str
     which: str
@@ -65,11 +94,12 @@ class PlanLine:
     new: str
     difference: str
     reason: str | None = None
+    charged: Charged | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedCharge:
-    """A charge of a plan, and what it costs before and after. ``is_stale``: it was revised before its chunk came, and left."""
+    """A charge of a plan, and what it costs before and after, as planned. ``is_stale``: it was revised before its chunk came, and left."""
 
     number: int
     charge_id: UUID
@@ -167,23 +197,67 @@ async def plan_rerate(
         }  # fmt: skip
         await rerate_store.insert_plan(connection, values)
         repricing = Repricing(memory.registry, memory.prices, draft)
-        sums, fingerprint, number = Sums(), Fingerprint(), 0
-        async for piece in rerate_store.live_charges(connection, start, end, account_ids, group_id, product):
-            rows = []
-            for charge in piece:
-                found = repricing.of(charge)
-                if isinstance(found, str):
-                    sums.leave_out(charge, found)
-                elif found is not None:
-                    number += 1
-                    sums.add(charge, found.amount_nano)
-                    fingerprint.add([(charge.charge_id, charge.revision)])
-                    rows.append(_item(plan_id, number, charge, found))
-            if rows:
-                await rerate_store.append_items(connection, rows)
-        await rerate_store.append_sums(connection, plan_id, sums.found)
-        await rerate_store.counted(connection, plan_id, number, fingerprint.text())
+        read = partial(rerate_store.live_charges, connection, start, end, account_ids, group_id, product)
+        await _work_out(connection, plan_id, repricing, read)
         return await _told(connection, plan_id)
+
+
+async def _work_out(
+    connection: AsyncConnection, plan_id: UUID, repricing: Repricing, read: Callable[[], AsyncIterator[store.Rows]]
+) -> None:
+    """What a plan changes, charge by charge, in the order in which it is carried out.
+
+    Where there are tiers the charges are read twice: what one of them changes depends on what else comes into its counter.
+    """
+    found = _Range(connection, repricing, read)
+    entering = Entering()
+    if await rerate_store.has_schedules(connection):
+        async for piece in found.pieces():
+            for _, each in piece:
+                if isinstance(each, Change):
+                    entering.add(each)
+    began = await rerate_store.counters(connection, entering.counters)
+    stays, stand = entering.meets_nothing(began), dict(began)
+    sums, fingerprint, number, used = Sums(), Fingerprint(), 0, set[CounterKey]()
+    async for piece in found.pieces():
+        changes: list[Change] = []
+        for charge, each in piece:
+            if isinstance(each, str):
+                sums.leave_out(charge, each)
+            elif each is not None and (each.enters is None or each.enters.key not in stays):
+                changes.append(each)
+        rows = []
+        for each, (old_nano, new_nano) in zip(changes, amounts(changes, stand), strict=True):
+            number += 1
+            used.update(movement.key for movement in each.movements)
+            sums.add(each.charge, old_nano, new_nano)
+            fingerprint.add([(each.charge.charge_id, each.charge.revision)])
+            rows.append(_item(plan_id, number, each, old_nano, new_nano))
+        if rows:
+            await rerate_store.append_items(connection, rows)
+    await rerate_store.append_sums(connection, plan_id, sums.found)
+    if used:
+        await rerate_store.append_counters(connection, plan_id, {key: began[key] for key in used})
+    await rerate_store.counted(connection, plan_id, number, fingerprint.text())
+
+
+class _Range:
+    """The charges of a plan's range, each with what becomes of it, read as often as it is asked for."""
+
+    def __init__(
+        self, connection: AsyncConnection, repricing: Repricing, read: Callable[[], AsyncIterator[store.Rows]]
+    ) -> None:
+        self._connection, self._repricing, self._read = connection, repricing, read
+        self._schedules: dict[str, Schedule] = {}
+
+    async def pieces(self) -> AsyncIterator[list[tuple[store.Found, Change | str | None]]]:
+        """Pieces of them, in the order in which the plan is carried out."""
+        schedules = self._schedules
+        async for piece in self._read():
+            schedules |= await revising.schedules_of(
+                self._connection, (each for each in piece if each.schedule not in schedules)
+            )
+            yield [(each, self._repricing.of(each, schedules.get(each.schedule))) for each in piece]
 
 
 async def _draft(connection: AsyncConnection, memory: Memory, book_id: str, version: int | None) -> Draft:
@@ -200,19 +274,19 @@ async def _draft(connection: AsyncConnection, memory: Memory, book_id: str, vers
     return Draft(PriceBook(book_id, [replace(read, effective_from=_ALWAYS)]))
 
 
-def _item(plan_id: UUID, number: int, charge: Any, found: Repriced) -> tuple[Any, ...]:
+def _item(plan_id: UUID, number: int, change: Change, old_nano: int, new_nano: int) -> tuple[Any, ...]:
     """A row in the order of `ITEM_COLUMNS`."""
-    price, surcharge = found.rated.price, found.rated.surcharge
+    charge, price, surcharge = change.charge, change.price, change.surcharge
     return (
         plan_id, number, charge.charge_id, charge.event_time, charge.revision, charge.account_id, charge.currency,
-        charge.amount_nano, found.amount_nano, found.quantity, found.per, price.product, price.book_id, price.version,
+        old_nano, new_nano, change.quantity, change.per, price.product, price.book_id, price.version,
         price.prefix, price.window, _encode(surcharge.told()).decode() if surcharge is not None else None,
     )  # fmt: skip
 
 
 async def approve_rerate(engine: AsyncEngine, plan_id: UUID, actor: str, role: str) -> Plan:
     """Let a plan be executed. Another person than the one who planned; `Refused` for a plan of which a charge was revised or
-    re-rated since: it is stale from then on."""
+    re-rated since, or a counter of tiers moved: it is stale from then on."""
     check_role(role, "approve")
     async with transaction(engine) as connection:
         row = await _of(connection, plan_id)
@@ -224,7 +298,7 @@ async def approve_rerate(engine: AsyncEngine, plan_id: UUID, actor: str, role: s
         fingerprint = Fingerprint()
         async for each in rerate_store.still_live(connection, plan_id, row.starts_at, row.ends_at):
             fingerprint.add([each])
-        is_stale = fingerprint.text() != row.fingerprint
+        is_stale = fingerprint.text() != row.fingerprint or await rerate_store.has_moved_counter(connection, plan_id)
         if is_stale:
             await rerate_store.set_plan(connection, plan_id, state=STALE)
         else:
@@ -235,8 +309,9 @@ async def approve_rerate(engine: AsyncEngine, plan_id: UUID, actor: str, role: s
         told = await _told(connection, plan_id)
     if is_stale:
         raise Refused(
-            "is stale: a charge of it was corrected since it was made; plan again", field="plan", code="stale"
-        )
+            "is stale: a charge of it was corrected since it was made, or a counter of tiers moved; plan again",
+            field="plan", code="stale",
+        )  # fmt: skip
     return told
 
 
@@ -271,9 +346,10 @@ async def cancel_rerate(engine: AsyncEngine, plan_id: UUID, actor: str, role: st
 
 
 async def rerate(engine: AsyncEngine, plan_id: UUID, *, limit: int = CHARGES_SHOWN, stale_only: bool = False) -> Plan:
-    """A plan with its sums and its first charges, or of those that were left stale. `NotFound` when there is none."""
+    """A plan with its sums and what of them is charged, and its first charges, or of those that were left stale. `NotFound`
+    when there is none."""
     async with transaction(engine) as connection:
-        told = await _told(connection, plan_id)
+        told = await _told(connection, plan_id, with_settled=True)
         items = await rerate_store.items_of(connection, plan_id, limit, stale_only=stale_only)
     changes = tuple(
         PlannedCharge(
@@ -302,19 +378,28 @@ async def _of(connection: AsyncConnection, plan_id: UUID) -> store.Found:
     return row
 
 
-async def _told(connection: AsyncConnection, plan_id: UUID) -> Plan:
+async def _told(connection: AsyncConnection, plan_id: UUID, *, with_settled: bool = False) -> Plan:
     row = await rerate_store.plan_of(connection, plan_id)
     if row is None:
         raise NotFound(f"there is no re-rate {plan_id}; `tollbook rerate list` names them", field="plan")
-    return _plan(row, await rerate_store.sums_of(connection, plan_id))
+    settled = await rerate_store.settled_sums(connection, row) if with_settled and row.done_to else ()
+    return _plan(row, await rerate_store.sums_of(connection, plan_id), settled)
 
 
-def _plan(row: store.Found, sums: Sequence[store.Found]) -> Plan:
+def _plan(row: store.Found, sums: Sequence[store.Found], settled: Sequence[store.Found] = ()) -> Plan:
+    charged = {
+        (each.of, each.which, each.currency): Charged(
+            each.charges, format_nano(int(each.old_nano)), format_nano(int(each.new_nano)),
+            format_nano(int(each.new_nano - each.old_nano)),
+        )
+        for each in settled
+    }  # fmt: skip
     lines = [
         PlanLine(
             each.of, each.which, each.currency, each.charges, format_nano(int(each.old_nano)),
             format_nano(int(each.new_nano)), format_nano(int(each.new_nano - each.old_nano)),
             LEFT_OUT[each.which] if each.of == "left_out" else None,
+            charged.get((each.of, each.which, each.currency)),
         )
         for each in sums
     ]  # fmt: skip
@@ -369,22 +454,22 @@ class Execution:
             for row in await store.charges_with_prices(work.connection, ids, start, end)
             if row.charge_id not in reversed_ids
         }
-        reversals: list[tuple[Any, ...]] = []
-        replacements: list[tuple[Any, ...]] = []
+        steps: list[Step] = []
         stale: list[int] = []
         for item in items:
             charge = live.get(item.charge_id)
             if charge is None:
                 stale.append(item.number)
                 continue
-            bill_to = self._bill_to(charge)
-            reversal = revising.Reversal(charge, bill_to, plan.plan_id, charge.partition, charge.offset)
-            for rows, (written, id, data) in (
-                (reversals, reversal.written()),
-                (replacements, replacement(charge, item, plan.plan_id, bill_to)),
-            ):
+            reversal = revising.Reversal(charge, self._bill_to(charge), plan.plan_id, charge.partition, charge.offset)
+            steps.append(Step(reversal, item))
+        await _move_counters(work, steps)
+        reversals: list[tuple[Any, ...]] = []
+        replacements: list[tuple[Any, ...]] = []
+        for step in steps:
+            for rows, (written, id, data) in ((reversals, step.reversal.written()), (replacements, step.replacement())):
                 rows.append(written)
-                work.publish(USAGE_CHARGES, charge.account_id, id, data)
+                work.publish(USAGE_CHARGES, step.reversal.charge.account_id, id, data)
         await store.append_charges(work.connection, reversals)
         await rerate_store.append_replacements(work.connection, replacements)
         if stale:
@@ -408,30 +493,87 @@ class Execution:
         return self._memory.cuts.correction_to(charge.group_id, zone, period_named(charge.bill_to, zone))
 
 
-def replacement(
-    charge: store.Found, item: store.Found, plan_id: UUID, bill_to: str | None
-) -> tuple[tuple[Any, ...], str, bytes]:
-    """The charge in the place of one that is re-rated: its row with the charge that it replaces, its id, and the data that is
-    published. All but price, billed quantity, amount and invoice is as it was."""
-    id = replacement_id(charge.charge_id, plan_id)
-    changed = {
-        "charge_id": id,
-        "amount_nano": item.new_nano,
-        "quantity": item.quantity,
-        "per": item.per,
-        "bill_to": bill_to,
-        "reverses": None,
-        "book_id": item.book_id,
-        "book_version": item.book_version,
-        "matched": item.matched,
-        "window": item.window or None,
-        "surcharge": item.surcharge,
-        "price_nano": item.price_nano,
-        "connection_fee_nano": item.connection_fee_nano,
-        "minimum": item.minimum,
-        "increment": item.increment,
-    }
-    row = tuple(changed[name] if name in changed else getattr(charge, name) for name in CHARGE_COLUMNS)
-    data = revising.told(charge, changed)
-    data["replaces"] = str(charge.charge_id)
-    return (*row, charge.charge_id), str(id), _encode(data)
+class Step(Struct, gc=False):
+    """One charge of a chunk: it is taken back, and another one stands in its place. Where tiers price that, ``schedule`` is
+    theirs and ``share`` what its counter costs more."""
+
+    reversal: revising.Reversal
+    item: store.Found
+    schedule: Schedule | None = None
+    share: Share | None = None
+
+    @property
+    def schedule_version(self) -> str | None:
+        """The schedule of the new price by the name that charges give it."""
+        item = self.item
+        return schedule_version(item.book_id, item.book_version, item.schedule) if item.schedule is not None else None
+
+    def entering(self) -> Movement:
+        """What comes into the counter of the new price."""
+        name, item = self.schedule_version, self.item
+        if name is None or self.schedule is None:
+            raise Corrupt(
+                f"the schedule of book {item.book_id}, version {item.book_version} is gone", code="schedule_lost"
+            )
+        return movement_for(self.reversal.charge, name, self.schedule, item.per, item.quantity)
+
+    def replacement(self) -> tuple[tuple[Any, ...], str, bytes]:
+        """The charge in the place of the one that is taken back: its row with the charge that it replaces, its id, and the data
+        that is published. All but price, billed quantity, amount and invoice is as it was."""
+        charge, item, share = self.reversal.charge, self.item, self.share
+        if not isinstance(self.reversal.cause, UUID):
+            raise Corrupt("a re-rate without a plan", code="rerate_lost")
+        id = replacement_id(charge.charge_id, self.reversal.cause)
+        changed = {
+            "charge_id": id,
+            "amount_nano": item.new_nano if share is None else share.amount_nano,
+            "quantity": item.quantity,
+            "per": item.per,
+            "bill_to": self.reversal.bill_to,
+            "reverses": None,
+            "book_id": item.book_id,
+            "book_version": item.book_version,
+            "matched": item.matched,
+            "window": item.window or None,
+            "surcharge": item.surcharge,
+            "price_nano": item.price_nano,
+            "connection_fee_nano": item.connection_fee_nano,
+            "minimum": item.minimum,
+            "increment": item.increment,
+            "schedule": self.schedule_version,
+            "counted_before": share.before if share is not None else None,
+            "counted_after": share.after if share is not None else None,
+        }
+        row = tuple(changed[name] if name in changed else getattr(charge, name) for name in CHARGE_COLUMNS)
+        data = revising.told(charge, changed)
+        if share is not None and self.schedule is not None and self.schedule_version is not None:
+            tell(data, self.schedule_version, self.schedule.form, share)
+        data["replaces"] = str(charge.charge_id)
+        return (*row, charge.charge_id), str(id), _encode(data)
+
+
+async def _move_counters(work: Work, steps: Sequence[Step]) -> None:
+    """Take out of counters what tiers priced and let in what they price now, all of a chunk at once; what that costs is each
+    one's amount. In the plan's order: if nothing has moved them since, these are the amounts that were planned."""
+    named = [each for step in steps for each in (step.reversal.charge, step.item)]
+    schedules = await revising.schedules_of(work.connection, named)
+    movements: list[Movement] = []
+    movers: list[revising.Reversal | Step] = []
+    for step in steps:
+        reversal = step.reversal
+        if reversal.charge.schedule is not None:
+            reversal.schedule = schedules.get(reversal.charge.schedule)
+            movements.append(reversal.movement())
+            movers.append(reversal)
+        if step.schedule_version is not None:
+            step.schedule = schedules.get(step.schedule_version)
+            movements.append(step.entering())
+            movers.append(step)
+    if not movements:
+        return
+    by = moved(movements)
+    after = await store.move_counters(work.connection, by)
+    shares = apportion(movements, {key: quantity - by[key] for key, quantity in after.items()})
+    for mover, share in zip(movers, shares, strict=True):
+        mover.share = share
+    faults.step("usage.rerate.counted")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -11,23 +12,37 @@ from sqlalchemy import (
     ARRAY,
     BigInteger,
     ColumnElement,
+    Select,
     Uuid,
     and_,
     bindparam,
+    case,
     exists,
     func,
     insert,
     literal,
     select,
     text,
+    tuple_,
     update,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.runtime.database import copy_rows
+from services.runtime.database import copy_rows, unnest
 from services.usage.rerating import EXECUTING, Sum, SumKey
 from services.usage.store import CHARGES_AT_ONCE, Found, Rows, names_price
-from services.usage.tables import BOOK_PRICE, CHARGE, CHARGE_COLUMNS, RERATE_CHARGE, RERATE_PLAN, RERATE_SUM
+from services.usage.tables import (
+    BOOK_PRICE,
+    BOOK_SCHEDULE,
+    CHARGE,
+    CHARGE_COLUMNS,
+    COUNTER,
+    RERATE_CHARGE,
+    RERATE_COUNTER,
+    RERATE_PLAN,
+    RERATE_SUM,
+)
+from services.usage.tiers import CounterKey
 
 ITEM_COLUMNS = tuple(column.name for column in RERATE_CHARGE.columns if column.name != "is_stale")
 _REPLACEMENT_COLUMNS = (*CHARGE_COLUMNS, "replaces")
@@ -57,14 +72,14 @@ async def live_charges(
     group_id: str | None,
     product: str | None,
 ) -> AsyncIterator[Rows]:
-    """Charges of event times in [start, end) that nothing has reversed, in the order of event time and id, in pieces; each
-    with the ``delivered_only`` of its price."""
+    """Charges of event times in [start, end) that nothing has reversed, in pieces, each with the ``delivered_only`` of its
+    price; in the order in which counters are moved: event time, publisher, source, id."""
     charge = CHARGE.c
     statement = (
         select(CHARGE, BOOK_PRICE.c.delivered_only)
         .join(BOOK_PRICE, names_price(charge))
         .where(charge.reverses.is_(None), *_not_reversed(start, end))
-        .order_by(charge.event_time, charge.charge_id)
+        .order_by(charge.event_time, *(charge[name].collate("C") for name in ("publisher", "source", "event_id")))
     )
     if account_ids:
         statement = statement.where(charge.account_id.in_(account_ids))
@@ -91,6 +106,45 @@ async def counted(connection: AsyncConnection, plan_id: UUID, charges: int, fing
 async def append_items(connection: AsyncConnection, rows: Sequence[tuple[Any, ...]]) -> None:
     """Rows in the order of `ITEM_COLUMNS`, none of them stale."""
     await copy_rows(connection, RERATE_CHARGE, (*ITEM_COLUMNS, "is_stale"), [(*row, False) for row in rows])
+
+
+async def has_schedules(connection: AsyncConnection) -> bool:
+    """Whether any version of a book prices anything by tiers."""
+    return bool((await connection.execute(select(exists(select(BOOK_SCHEDULE.c.id))))).scalar_one())
+
+
+async def counters(connection: AsyncConnection, keys: Collection[CounterKey]) -> dict[CounterKey, int]:
+    """Where these counters stand; one that nothing ever came into stands at 0."""
+    stand = dict.fromkeys(keys, 0)
+    if stand:
+        wanted = unnest("wanted", **{name: COUNTER.c[name].type for name in CounterKey._fields})
+        same = and_(*(COUNTER.c[name] == wanted.c[name] for name in CounterKey._fields))
+        columns = zip(CounterKey._fields, zip(*stand, strict=True), strict=True)
+        rows = await connection.execute(
+            select(*(COUNTER.c[name] for name in CounterKey._fields), COUNTER.c.quantity).join(wanted, same),
+            {f"wanted_{name}": list(values) for name, values in columns},
+        )
+        stand |= {CounterKey(*key): quantity for *key, quantity in rows}
+    return stand
+
+
+async def append_counters(connection: AsyncConnection, plan_id: UUID, stand: Mapping[CounterKey, int]) -> None:
+    """Remember where the counters stood that a plan moves."""
+    columns = ("plan_id", *CounterKey._fields, "quantity")
+    rows = [(plan_id, *key, Decimal(quantity)) for key, quantity in sorted(stand.items())]
+    await copy_rows(connection, RERATE_COUNTER, columns, rows)
+
+
+async def has_moved_counter(connection: AsyncConnection, plan_id: UUID) -> bool:
+    """Whether a counter that a plan moves stands elsewhere than when it was made."""
+    planned = RERATE_COUNTER.c
+    same = and_(*(COUNTER.c[name] == planned[name] for name in CounterKey._fields))
+    moved = (
+        select(literal(1))
+        .select_from(RERATE_COUNTER.outerjoin(COUNTER, same))
+        .where(planned.plan_id == plan_id, func.coalesce(COUNTER.c.quantity, 0) != planned.quantity)
+    )
+    return bool((await connection.execute(select(moved.exists()))).scalar_one())
 
 
 async def append_sums(connection: AsyncConnection, plan_id: UUID, sums: Mapping[SumKey, Sum]) -> None:
@@ -148,6 +202,12 @@ async def set_plan(connection: AsyncConnection, plan_id: UUID, **values: Any) ->
     await connection.execute(update(RERATE_PLAN).where(RERATE_PLAN.c.plan_id == plan_id).values(values))
 
 
+async def executing_from(connection: AsyncConnection) -> datetime | None:
+    """From which event time on charges are being re-rated; None when no plan is carried out."""
+    statement = select(func.min(RERATE_PLAN.c.starts_at)).where(RERATE_PLAN.c.state == literal(EXECUTING))
+    return (await connection.execute(statement)).scalar_one()  # type: ignore[no-any-return]
+
+
 async def executing_plan(connection: AsyncConnection) -> UUID | None:
     """The plan that is being executed, of several the one that was asked for first."""
     columns = RERATE_PLAN.c
@@ -157,10 +217,11 @@ async def executing_plan(connection: AsyncConnection) -> UUID | None:
 
 
 async def next_items(connection: AsyncConnection, plan_id: UUID, after: int, limit: int) -> Rows:
-    """The next charges of a plan, each with what its new price says."""
+    """The next charges of a plan, each with what its new price says; ``schedule`` is null where that is not by tiers."""
     item, price = RERATE_CHARGE.c, BOOK_PRICE.c
+    schedule = func.nullif(price.schedule, "").label("schedule")
     statement = (
-        select(RERATE_CHARGE, price.price_nano, price.connection_fee_nano, price.minimum, price.increment)
+        select(RERATE_CHARGE, price.price_nano, price.connection_fee_nano, price.minimum, price.increment, schedule)
         .join(BOOK_PRICE, names_price(item))
         .where(item.plan_id == plan_id, item.number > after, item.number <= after + limit)
         .order_by(item.number)
@@ -179,6 +240,60 @@ async def reversed_ids(
         columns.event_time < end,
     )
     return set((await connection.execute(statement, {"ids": list(charge_ids)})).scalars())
+
+
+_taken_back, _charged = CHARGE.alias("taken_back"), CHARGE.alias("charged")
+
+
+def _settled(*columns: Any) -> Select[Any]:
+    """Columns of the charges of plans that are settled: each with what takes it back and what stands in its place."""
+    plan, item = RERATE_PLAN.c, RERATE_CHARGE.c
+    out, into = _taken_back.c, _charged.c
+    return (
+        select(*columns)
+        .select_from(RERATE_PLAN)
+        .join(RERATE_CHARGE, and_(item.plan_id == plan.plan_id, item.number <= plan.done_to, ~item.is_stale))
+        .join(_taken_back, and_(out.reverses == item.charge_id, out.event_time == item.event_time))
+        .join(_charged, and_(into.replaces == item.charge_id, into.event_time == item.event_time))
+    )
+
+
+async def settled_sums(connection: AsyncConnection, plan: Found) -> Rows:
+    """With what the settled charges of a plan were taken back, and what is charged instead: (of, which, currency, charges,
+    old_nano, new_nano), the same sums as the plan's."""
+    into = _charged.c
+    settled = _settled(
+        into.account_id, func.coalesce(into.group_id, "").label("group_id"), into.product, into.currency,
+        _taken_back.c.amount_nano.label("out_nano"), into.amount_nano.label("into_nano"),
+    )  # fmt: skip
+    days = [
+        and_(each.event_time >= plan.starts_at, each.event_time < plan.ends_at) for each in (into, _taken_back.c)
+    ]  # only their partitions are searched
+    by = settled.where(RERATE_PLAN.c.plan_id == plan.plan_id, *days).subquery().c
+    sets = [tuple_(by.currency), *(tuple_(each, by.currency) for each in (by.account_id, by.group_id, by.product))]
+    level = func.grouping(by.account_id, by.group_id, by.product)
+    of = case((level == 3, "account"), (level == 5, "group"), (level == 6, "product"), else_="total")
+    statement = select(
+        of.label("of"), func.coalesce(by.account_id, by.group_id, by.product, "").label("which"), by.currency,
+        func.count().label("charges"), (-func.sum(by.out_nano)).label("old_nano"),
+        func.sum(by.into_nano).label("new_nano"),
+    ).group_by(func.grouping_sets(*sets))  # fmt: skip
+    return (await connection.execute(statement)).all()
+
+
+async def plans_that_settled_otherwise(connection: AsyncConnection) -> Rows:
+    """(plan_id, told, found): of plans that say another number of settled charges than were taken back and replaced."""
+    plan = RERATE_PLAN.c
+    found = _settled(plan.plan_id, _charged.c.charge_id).subquery()
+    told = plan.done_to - plan.left_stale
+    number = func.count(found.c.charge_id)
+    statement = (
+        select(plan.plan_id, told.label("told"), number.label("found"))
+        .select_from(RERATE_PLAN.outerjoin(found, found.c.plan_id == plan.plan_id))
+        .group_by(plan.plan_id)
+        .having(number != told)
+    )
+    return (await connection.execute(statement)).all()
 
 
 async def leave_stale(connection: AsyncConnection, plan_id: UUID, numbers: Sequence[int]) -> None:

@@ -1,27 +1,29 @@
 """Re-rate: what charges that exist cost by other prices, as a plan that two people decide on. The pure part.
 
-A plan names each charge whose amount changes, old and new. What was used never changes; how much of it is billed follows the
-rule of the new price. Source: designs/identity, "Void, amend, re-rate".
+A plan names each charge that gets another price, old and new. What was used never changes; how much of it is billed follows
+the rule of the new price. What tiers price leaves one counter and enters another, and costs what these make of it. Source:
+designs/identity, "Void, amend, re-rate"; designs/tiers, points 3 and 6.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 from uuid import UUID
 
 from msgspec import Struct
 
-from services.kernel.errors import NotPermitted
+from services.kernel.errors import Corrupt, NotPermitted
 from services.kernel.money import CHARGE_NANO_MAX
-from services.usage.books import RENTAL, Chain
+from services.usage.books import RENTAL, Chain, Price
 from services.usage.rating import (
     Counted,
     NoPrice,
     Outcome,
     Rated,
+    Surcharge,
     TooLarge,
     WrongCurrency,
     WrongUnit,
@@ -30,6 +32,7 @@ from services.usage.rating import (
 )
 from services.usage.registry import Prices, Registry
 from services.usage.simulating import Draft, Recorded
+from services.usage.tiers import CounterKey, Movement, Schedule, apportion, moved, movement_for
 
 MAY_DECIDE = ("finance", "operator")
 PLANNED, STALE, APPROVED, EXECUTING, DONE, CANCELLED = (
@@ -37,24 +40,46 @@ PLANNED, STALE, APPROVED, EXECUTING, DONE, CANCELLED = (
 )  # fmt: skip
 
 LEFT_OUT = {
-    "tiers": "priced by tiers, until now or by the new prices: what one of them costs depends on all others of its month",
     "no_price": "the new prices have none for it",
     "wrong_currency": "the new price is in another currency than the charge",
     "wrong_unit": "the new price is for another unit than was used",
     "too_large": "by the new price it would cost more than one charge may",
     "outcome_unknown": "the new price is for delivered messages only, and whether this one was is not recorded",
     "payer_changed": "another payer group than the charge names pays for that time now; correct that first",
+    "surcharge": "the new price is by tiers, to which the surcharge for its caller cannot be added",
+    "tiers": "priced by tiers, until now or by the new prices, which re-rates did not move when this one was planned",
 }
 """Why a charge is in no plan, though it is in the range; it stays as it is."""
 
 
-class Repriced(Struct, frozen=True, gc=False):
-    """What a charge costs by the price that was found: ``quantity`` units at a price for ``per``."""
+class Change(Struct, frozen=True, gc=False):
+    """A charge, given by its row, and what it is to cost: ``quantity`` units at ``price`` for ``per``, and the surcharge.
 
-    rated: Rated
+    Of a price of its own ``amount_nano`` says how much. Of a price by tiers it is None: the amount is what the counter costs
+    more when ``enters`` comes into it. ``leaves`` is what is taken out of the counter that the charge is in, where it is in one.
+    """
+
+    charge: Any
+    price: Price
+    surcharge: Surcharge | None
     quantity: int
     per: int
-    amount_nano: int
+    amount_nano: int | None
+    leaves: Movement | None
+    enters: Movement | None
+
+    @property
+    def movements(self) -> tuple[Movement, ...]:
+        """What it does to counters: it leaves before it enters."""
+        return tuple(each for each in (self.leaves, self.enters) if each is not None)
+
+    @property
+    def is_renamed(self) -> bool:
+        """Whether as much goes from one counter into another one whose schedule says the same."""
+        out, into = self.leaves, self.enters
+        if out is None or into is None or not out.schedule.says_as(into.schedule):
+            return False
+        return (out.per, -out.quantity) == (into.per, into.quantity)
 
 
 class Repricing:
@@ -65,10 +90,10 @@ class Repricing:
         self._prices = prices
         self._draft = draft
 
-    def of(self, charge: Any) -> Repriced | str | None:
-        """What a live charge would cost; None for as much as now, a word of `LEFT_OUT` where it cannot be re-rated.
+    def of(self, charge: Any, schedule: Schedule | None = None) -> Change | str | None:
+        """What a live charge would cost; None if nothing changes, a word of `LEFT_OUT` where it cannot be re-rated.
 
-        ``charge`` is its row, with the ``delivered_only`` of its price.
+        ``charge`` is its row, with the ``delivered_only`` of its price; ``schedule`` is the one that it names, if any.
         """
         books = self._books(charge)
         if isinstance(books, str):
@@ -81,18 +106,16 @@ class Repricing:
         if self._draft is not None and not self._is_drafted(outcome):
             return None
         match outcome:
-            case Counted():
-                return "tiers"
             case NoPrice():
-                return "tiers" if outcome.tiers_beside is not None or charge.schedule is not None else "no_price"
+                return "no_price" if outcome.tiers_beside is None else "surcharge"
             case WrongCurrency():
                 return "wrong_currency"
             case WrongUnit():
                 return "wrong_unit"
             case TooLarge():
                 return "too_large"
-            case Rated():
-                return self._changed(charge, outcome)
+            case Rated() | Counted():
+                return _changed(charge, outcome, schedule)
         return None
 
     def _is_drafted(self, outcome: Outcome) -> bool:
@@ -111,20 +134,83 @@ class Repricing:
         books = account.chain(payer, self._prices)
         return books if self._draft is None else self._draft.chain(books)
 
-    def _changed(self, charge: Any, outcome: Rated) -> Repriced | str | None:
-        if charge.schedule is not None:
-            return "tiers"
-        price, per, nano = outcome.price, outcome.per, outcome.amount_nano
-        if price.delivered_only and not charge.delivered_only:
-            return "outcome_unknown"
-        if price.product == RENTAL:  # whatever the price: the days of the month that was paid for
-            per = charge.per
-            nano = amount_nano(outcome.billed, per, price)
-            if nano > CHARGE_NANO_MAX:
-                return "too_large"
-        if nano == charge.amount_nano:
-            return None
-        return Repriced(outcome, outcome.billed, per, nano)
+
+def _changed(charge: Any, outcome: Rated | Counted, schedule: Schedule | None) -> Change | str | None:
+    """Of a price that was found. A charge that tiers priced, or will price, is moved whatever its share came to: the shares
+    of a counter depend on who came first, and only their sum says what its use costs."""
+    price = outcome.price
+    if price.delivered_only and not charge.delivered_only:
+        return "outcome_unknown"
+    leaves = None
+    if charge.schedule is not None:
+        if schedule is None:
+            raise Corrupt(f"the schedule of charge {charge.charge_id} is gone", code="schedule_lost")
+        leaves = movement_for(charge, charge.schedule, schedule, charge.per, -charge.quantity)
+    if isinstance(outcome, Counted):
+        return _counted(charge, outcome, leaves)
+    per, nano = outcome.per, outcome.amount_nano
+    if price.product == RENTAL:  # whatever the price: the days of the month that was paid for
+        per = charge.per
+        nano = amount_nano(outcome.billed, per, price)
+        if nano > CHARGE_NANO_MAX:
+            return "too_large"
+    if leaves is None and nano == charge.amount_nano:
+        return None
+    return Change(charge, price, outcome.surcharge, outcome.billed, per, nano, leaves, None)
+
+
+def _counted(charge: Any, outcome: Counted, leaves: Movement | None) -> Change | None:
+    price, schedule = outcome.price, outcome.price.tiers
+    if schedule is None:
+        raise Corrupt(f"a price by tiers of {price.book_id} has none", code="schedule_lost")
+    enters = movement_for(charge, price.schedule_version, schedule, outcome.per, outcome.billed)
+    if leaves is not None and (leaves.key, -leaves.quantity) == (enters.key, enters.quantity):
+        return None
+    return Change(charge, price, None, outcome.billed, outcome.per, None, leaves, enters)
+
+
+class Entering:
+    """From where use comes into the counters, were every change carried out: what has to be known before any is.
+
+    Use whose new price is by a schedule that says the same in another version stays in its counter, unless in the new one it
+    meets other use: then the two cost something else together. `meets_nothing` says of which counters that is true.
+    """
+
+    def __init__(self) -> None:
+        self.counters: set[CounterKey] = set()
+        self._sources: dict[CounterKey, set[CounterKey | None]] = defaultdict(set)
+
+    def add(self, change: Change) -> None:
+        self.counters.update(movement.key for movement in change.movements)
+        if change.enters is not None:
+            renamed = change.leaves.key if change.leaves is not None and change.is_renamed else None
+            self._sources[change.enters.key].add(renamed)
+
+    def meets_nothing(self, stand: Mapping[CounterKey, int]) -> frozenset[CounterKey]:
+        """The counters that are empty, by where they ``stand``, and into which comes only the use of one other counter, by a
+        schedule that says the same."""
+        return frozenset(
+            key
+            for key, sources in self._sources.items()
+            if len(sources) == 1 and None not in sources and not stand[key]
+        )
+
+
+def amounts(changes: Sequence[Change], stand: dict[CounterKey, int]) -> list[tuple[int, int]]:
+    """What each change takes back and what it charges instead, in nanos, when they are carried out one after the other from
+    where the counters ``stand``; these stand where they leave them afterwards.
+
+    What is taken back is the charge's amount or, of one that tiers priced, what its counter costs less without it.
+    """
+    movements = [movement for change in changes for movement in change.movements]
+    shares = iter(apportion(movements, stand))
+    for key, by in moved(movements).items():
+        stand[key] += by
+    found = []
+    for change in changes:
+        old_nano = change.charge.amount_nano if change.leaves is None else -next(shares).amount_nano
+        found.append((old_nano, next(shares).amount_nano if change.amount_nano is None else change.amount_nano))
+    return found
 
 
 class Sum(Struct):
@@ -144,7 +230,7 @@ class Sums:
     def __init__(self) -> None:
         self.found: dict[SumKey, Sum] = defaultdict(Sum)
 
-    def add(self, charge: Any, new_nano: int) -> None:
+    def add(self, charge: Any, old_nano: int, new_nano: int) -> None:
         """A charge that the plan changes. A trial's has no group."""
         for of, which in (
             ("total", ""),
@@ -152,16 +238,16 @@ class Sums:
             ("group", charge.group_id or ""),
             ("product", charge.product),
         ):
-            self._add(of, which, charge, new_nano)
+            self._add(of, which, charge, old_nano, new_nano)
 
     def leave_out(self, charge: Any, reason: str) -> None:
         """A charge that stays as it is, and why."""
-        self._add("left_out", reason, charge, charge.amount_nano)
+        self._add("left_out", reason, charge, charge.amount_nano, charge.amount_nano)
 
-    def _add(self, of: str, which: str, charge: Any, new_nano: int) -> None:
+    def _add(self, of: str, which: str, charge: Any, old_nano: int, new_nano: int) -> None:
         sums = self.found[of, which, charge.currency]
         sums.charges += 1
-        sums.old_nano += charge.amount_nano
+        sums.old_nano += old_nano
         sums.new_nano += new_nano
 
 

@@ -22,7 +22,7 @@ from contracts.usage import Charge
 from services.kernel.errors import Corrupt
 from services.kernel.ids import charge_id, identity_digest, reversal_id
 from services.kernel.money import format_nano
-from services.kernel.period import instant_text, period_named, period_of
+from services.kernel.period import instant_text, period_named
 from services.runtime.records import Record
 from services.usage import store, tiers
 from services.usage.cloudevents import structured
@@ -31,7 +31,7 @@ from services.usage.generations import GENERATION_LASTS
 from services.usage.memory import Memory
 from services.usage.stamping import BillTo
 from services.usage.tables import CHARGE_COLUMNS
-from services.usage.tiers import CounterKey, Movement, Schedule, Share, schedule_version
+from services.usage.tiers import Movement, Schedule, Share, schedule_version
 
 RATED, RATED_UNGROUPED, NOT_BILLABLE, VOIDED = 1, 2, 3, 4  # states of an identity
 CHARGED = (RATED, RATED_UNGROUPED)
@@ -70,12 +70,7 @@ class Reversal(Struct, gc=False):
         live = self.charge
         if self.schedule is None:
             raise Corrupt(f"the schedule of charge {live.charge_id} is gone", code="schedule_lost")
-        period = live.period or period_of(live.event_time).name
-        key = CounterKey(
-            live.account_id, live.group_id or "", period, live.product, live.plan != "invoiced", live.schedule
-        )
-        place = (live.event_time, live.publisher, live.source, live.event_id)
-        return Movement(key, self.schedule, live.per, -live.quantity, place)
+        return tiers.movement_for(live, live.schedule, self.schedule, live.per, -live.quantity)
 
     def written(self) -> tuple[tuple[Any, ...], str, bytes]:
         """Its row in the order of `CHARGE_COLUMNS`, its id, and the data that is published."""

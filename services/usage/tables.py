@@ -293,6 +293,20 @@ RERATE_CHARGE = Table(
     Column("is_stale", Boolean, nullable=False),
 )
 
+# Where the counters stood that a plan moves, when it was made.
+RERATE_COUNTER = Table(
+    "rerate_counter",
+    METADATA,
+    Column("plan_id", Uuid, primary_key=True),
+    Column("account_id", Text, primary_key=True),
+    Column("group_id", Text, primary_key=True),
+    Column("period", Text, primary_key=True),
+    Column("product", Text, primary_key=True),
+    Column("prepaid", Boolean, primary_key=True),
+    Column("schedule", Text, primary_key=True),
+    Column("quantity", Counted, nullable=False),
+)
+
 RERATE_SUM = Table(
     "rerate_sum",
     METADATA,

@@ -18,6 +18,7 @@ from msgspec import Struct
 from contracts.usage import Charge
 from services.kernel.errors import Corrupt, InvalidInput
 from services.kernel.money import CHARGE_NANO_MAX, divide_half_even, format_fraction, format_nano
+from services.kernel.period import period_of
 
 Form = Literal["graduated", "volume"]
 BANDS_MAX = 100
@@ -74,6 +75,10 @@ class Schedule:
             )
         if self.largest_share_nano(0, self.per) > CHARGE_NANO_MAX:
             raise InvalidInput("cost jumps by more than one charge may be where a band ends", field="bands")
+
+    def says_as(self, other: Schedule) -> bool:
+        """Whether any quantity costs by this schedule what it costs by the other one, under whatever name."""
+        return (self.form, self.per, self.bands) == (other.form, other.per, other.bands)
 
     def texts(self) -> dict[str, Any]:
         """As it stands in a price file."""
@@ -191,6 +196,20 @@ class Movement(Struct, frozen=True, gc=False):
     per: int
     quantity: int
     place: tuple[datetime, str, str, str]
+
+
+def movement_for(charge: Any, name: str, schedule: Schedule, per: int, quantity: int) -> Movement:
+    """What a quantity does to the counter that the use of a charge, given by its row, has for a version of a schedule."""
+    key = CounterKey(
+        charge.account_id,
+        charge.group_id or "",
+        charge.period or period_of(charge.event_time).name,
+        charge.product,
+        charge.plan != "invoiced",
+        name,
+    )
+    place = (charge.event_time, charge.publisher, charge.source, charge.event_id)
+    return Movement(key, schedule, per, quantity, place)
 
 
 def tell(charge: Charge, name: str, form: Form, share: Share) -> None:

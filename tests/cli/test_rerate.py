@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
@@ -46,7 +47,7 @@ async def test_a_re_rate_goes_from_plan_to_done_by_two_people(usage: Usage, toll
     assert (made["state"], made["charges"], made["approved_by"], made["left_out"]) == ("planned", 2, None, [])
     assert made["sums"][-1] == {
         "of": "total", "which": "", "currency": "USD", "charges": 2, "old": "0.056", "new": "0.08",
-        "difference": "0.024", "reason": None,
+        "difference": "0.024", "reason": None, "charged": None,
     }  # fmt: skip
     plan = made["plan_id"]
     early = await tollbook("rerate", "execute", plan, "--actor", "ann")
@@ -64,7 +65,10 @@ async def test_a_re_rate_goes_from_plan_to_done_by_two_people(usage: Usage, toll
     assert [(each["old"], each["new"], each["is_stale"]) for each in shown["changes"]] == [
         ("0.028", "0.04", True), ("0.028", "0.04", False),
     ]  # fmt: skip
+    assert shown["sums"][-1]["difference"] == "0.024"
+    assert shown["sums"][-1]["charged"] == {"charges": 1, "old": "0.028", "new": "0.04", "difference": "0.012"}
     out = (await tollbook("rerate", "show", plan, "--stale")).out
+    assert re.search(r"total +USD +2 +0\.056 +0\.08 +0\.024 +1 +0\.012", out)
     assert "1 of them left as they are, corrected after the approval" in out
     assert "planned by ann (finance)" in out
     assert "done" in (await tollbook("rerate", "list")).out

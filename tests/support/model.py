@@ -599,6 +599,12 @@ class Charge:
     )
 
 
+_PUBLISHED = (
+    "charge_id", "account_id", "organization_id", "plan", "group_id", "period", "bill_to", "cost_center_id", "publisher",
+    "source", "event_id", "product", "matched", "quantity", "duration_s", "currency", "revision", "reverses",
+)  # fmt: skip
+
+
 def billed_quantity(used: int, minimum: int, increment: int) -> int:
     """The minimum, then started increments.
 
@@ -682,6 +688,48 @@ def check_counters(
             if cost != told:
                 problems.append(f"counter {key}: up to invoice {invoice} {told} nanos were charged, expected {cost}")
     return problems
+
+
+def published(seen: Mapping[str, Any]) -> Charge:
+    """A charge as it was published."""
+    return Charge(
+        **{name: seen[name] for name in _PUBLISHED},
+        event_time=instant(seen["event_time"]),
+        amount_nano=nano(seen["amount"]),
+        schedule=seen["tier"]["schedule"] if "tier" in seen else None,
+    )
+
+
+def standing(charges: Iterable[Charge]) -> tuple[dict[tuple[str, str, str], Charge], list[str]]:
+    """The charge that stands of each fact (publisher, source, id), whatever took its place by revisions and re-rates, and what
+    is wrong: a charge that is taken back twice, otherwise than it was charged, or on an earlier invoice; two that stand."""
+    by_id: dict[str, Charge] = {}
+    problems: list[str] = []
+    for charge in charges:
+        if charge.charge_id in by_id:
+            problems.append(f"charge {charge.charge_id} exists twice")
+        by_id[charge.charge_id] = charge
+    taken_back: set[str] = set()
+    for reversal in (each for each in by_id.values() if each.reverses is not None):
+        of = by_id.get(reversal.reverses or "")
+        if of is None or of.reverses is not None or of.charge_id in taken_back:
+            problems.append(f"{reversal} takes back what is not there")
+            continue
+        taken_back.add(of.charge_id)
+        changed = {"charge_id": reversal.charge_id, "reverses": of.charge_id, "quantity": -of.quantity}
+        amount = reversal.amount_nano if of.schedule is not None else -of.amount_nano
+        if reversal != replace(of, **changed, amount_nano=amount, bill_to=reversal.bill_to):
+            problems.append(f"{reversal} is not the negative of {of}")
+        if (reversal.bill_to or "") < (of.bill_to or ""):
+            problems.append(f"{reversal} stands on an earlier invoice than {of}")
+    stands: dict[tuple[str, str, str], Charge] = {}
+    for charge in by_id.values():
+        if charge.reverses is None and charge.charge_id not in taken_back:
+            fact = charge.publisher, charge.source, charge.event_id
+            if fact in stands:
+                problems.append(f"{charge} and {stands[fact]} stand of one fact")
+            stands[fact] = charge
+    return stands, problems
 
 
 class PriceBooks:

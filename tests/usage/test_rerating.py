@@ -24,11 +24,11 @@ from services.usage.consumer import build
 from services.usage.price_files import read_price_file
 from services.usage.rerate_plans import Plan
 from services.usage.tables import CHARGE
+from tests.support import model
 from tests.support.rooms import Rooms
 from tests.support.servers import Database
 from tests.support.usage_registry import LONG_AGO, PUBLISHER, SOURCE, leg, void
 from tests.support.usage_room import Usage
-from tests.usage.test_revisions import tiered, used
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 START, END = NOW - timedelta(days=30), NOW + timedelta(minutes=1)
@@ -153,20 +153,10 @@ async def test_a_revision_after_a_re_rate_reverses_what_the_re_rate_charged(usag
 
 
 async def live_once(usage: Usage) -> None:
-    """No charge is reversed twice, and of each fact at most one is live; the auditor says the same."""
+    """No charge is taken back twice, and of each fact at most one stands; the auditor says the same."""
     assert (await api.tiers_and_reversals(usage.engine)).findings == ()
-    charges = usage.charges
-    assert len({charge["charge_id"] for charge in charges}) == len(charges)
-    taken_back = [charge["reverses"] for charge in charges if charge["reverses"] is not None]
-    assert len(set(taken_back)) == len(taken_back)
-    by_id = {charge["charge_id"]: charge for charge in charges}
-    for charge in charges:
-        if charge["reverses"] is not None:
-            of = by_id[charge["reverses"]]
-            assert parse_amount(charge["amount"], signed=True) == -parse_amount(of["amount"])
-            assert (charge["quantity"], charge["bill_to"] >= of["bill_to"]) == (-of["quantity"], True)
-    live = [each["event_id"] for each in charges if each["reverses"] is None and each["charge_id"] not in taken_back]
-    assert len(set(live)) == len(live)
+    _, problems = model.standing(map(model.published, usage.charges))
+    assert problems == []
 
 
 # ---- who decides ---------------------------------------------------------------------------------------------------
@@ -352,21 +342,6 @@ async def test_what_cannot_be_re_rated_is_left_out_and_said(usage: Usage) -> Non
     assert {each["bill_to"] for each in usage.charges if each["event_id"] == "tried"} == {None}
 
 
-async def test_charges_by_tiers_are_left_out_whichever_side_the_tiers_are_on(usage: Usage) -> None:
-    flat = read_price_file(b"product,prefix,price,currency,unit\nsms,*,0.01,USD,piece\n")
-    await api.import_prices(usage.engine, "tiers", flat, LONG_AGO, is_default=True)
-    await usage.take(used("flat", 900))
-    await api.import_prices(usage.engine, "tiers", tiered("sms", "volume"), LONG_AGO)
-    await usage.take(used("tiered", 200))
-    for _ in range(2):
-        plan = await planned(usage)
-        assert (plan.charges, [(line.which, line.charges) for line in plan.left_out]) == (0, [("tiers", 2)])
-        await api.import_prices(usage.engine, "tiers", tiered("sms", "graduated"), LONG_AGO)
-    await api.import_prices(usage.engine, "tiers", flat, LONG_AGO)
-    plan = await planned(usage)
-    assert (plan.charges, [(line.which, line.charges) for line in plan.left_out]) == (0, [("tiers", 1)])
-
-
 # ---- invoices ------------------------------------------------------------------------------------------------------
 
 
@@ -406,6 +381,56 @@ async def test_after_the_cut_has_passed_both_stand_on_the_open_invoice_and_befor
     assert [(each["amount"], each["period"], each["bill_to"]) for each in e1] == [
         ("0.028", before.name, before.name), ("-0.028", before.name, this.name), ("0.04", before.name, this.name),
     ]  # fmt: skip
+
+
+async def test_a_cut_passes_when_the_re_rate_of_what_is_before_it_is_done(
+    usage: Usage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rerate_plans, "CHUNK", 2)
+    this = period_of(NOW)
+    last = period_of(this.start - timedelta(days=1))
+    names = [f"e{number}" for number in range(7)]
+    await usage.take(*(leg(name, this.start - timedelta(hours=1)) for name in names), leg("now", NOW))
+    await usage.take(leg("held", this.start - timedelta(hours=1), called="+447700900123"))
+    await price(usage, "0.02")
+    plan = await api.plan_rerate(usage.engine, last.start, NOW + timedelta(minutes=1), "ann", "finance")
+    await api.approve_rerate(usage.engine, plan.plan_id, "bob", "finance")
+    await api.execute_rerate(usage.engine, plan.plan_id, "bob", "finance")
+    usage.send.cutoff(this.start)
+    usage.send.groups_covered(this.start)
+    await usage.rooms.pump()
+    tick = {each.name: each for each in usage.processor.room.ticks}
+    await usage.processor.tick(tick["cut"])
+
+    async def looked_at(*chunks: str) -> Any:
+        """The cut, after a chunk if one is named, and a look at whether it may pass."""
+        for name in (*chunks, "pass"):
+            await usage.processor.tick(tick[name])
+        (cut,) = await api.cuts(usage.engine)
+        return cut
+
+    for _ in range(3):
+        assert (await looked_at("rerate")).passed_at is None
+    cut = await looked_at("rerate")
+    assert ((await api.rerate(usage.engine, plan.plan_id)).state, cut.held) == ("done", {"g-sales": False})
+    assert cut.passed_at is not None
+
+    await price(usage, "0.03")
+    await usage.rooms.pump()
+    of_this = await api.plan_rerate(usage.engine, this.start, NOW + timedelta(minutes=1), "ann", "finance")
+    plan = await api.plan_rerate(usage.engine, last.start, this.start, "ann", "finance")
+    for each in (plan, of_this):
+        await api.approve_rerate(usage.engine, each.plan_id, "bob", "finance")
+        await api.execute_rerate(usage.engine, each.plan_id, "bob", "finance")
+    await api.discard(usage.engine, "bob", ids=[each.id for each in await api.parked(usage.engine)])
+    await usage.rooms.pump()
+    for _ in range(3):
+        assert (await looked_at("rerate")).held == {"g-sales": False}
+    assert (await looked_at("rerate")).held == {"g-sales": True}  # the re-rate of this month is not done yet
+    assert (await api.rerate(usage.engine, of_this.plan_id)).state == "executing"
+    await carry_out(usage)
+    assert {each["bill_to"] for each in usage.charges if each["event_id"] in names} == {last.name}
+    assert sums(usage) == dict.fromkeys([*names, "now"], "0.06")
 
 
 # ---- once, whatever happens ----------------------------------------------------------------------------------------
