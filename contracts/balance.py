@@ -227,6 +227,8 @@ BalanceEventKind = Literal[
     "spend_limit_near",
     "spend_limit_reached",
     "invoice_posted",
+    "drift_found",
+    "drift_gone",
 ]
 
 

@@ -16,6 +16,7 @@ from sqlalchemy.sql import Select
 from contracts.balance import SUSPENSION_REASONS
 from contracts.topics import USAGE_CHARGES
 from services.balance import calls, ledger, sealing, store, tables
+from services.balance.drift import Drift
 from services.balance.joining import Holds as Holds
 from services.balance.spending import Allowed, CallAsked, Refused
 from services.balance.statement import Line, Moved, Position, statement_of
@@ -570,6 +571,13 @@ async def batch_gaps(engine: AsyncEngine) -> list[tuple[str, int, int]]:
         if expected <= received.get(link, 0):
             gaps.append((link, expected, received[link] + 1))
     return gaps
+
+
+async def drifts(engine: AsyncEngine) -> list[str]:
+    """Sums that were found wrong and are not mended, in words; while there is one, no cut is answered."""
+    async with transaction(engine) as connection:
+        rows = await store.drifts(connection)
+    return [Drift(row.about, row.kind, int(row.held_nano), int(row.entries_nano)).sentence for row in rows]
 
 
 async def broken_seals(engine: AsyncEngine) -> sealing.Found:

@@ -12,7 +12,7 @@ from uuid import UUID
 from contracts.closing import Covered, Mark
 from contracts.invoices import ClosingPosting, InvoiceClosed
 from contracts.topics import BALANCE_POSTINGS, CLOSING_PROGRESS, USAGE_CHARGES
-from services.balance import ledger, store
+from services.balance import drift, ledger, store
 from services.balance.book import Book, transaction_id_of
 from services.balance.evaluation import Tell, evaluate, load
 from services.balance.wallets import Wallet
@@ -44,12 +44,16 @@ async def progress(work: Work, records: list[Record]) -> None:
         await store.append_covered(work, rows)
 
 
-async def cover(work: Work) -> None:
-    """Tick: answer each cut of usage once every charge it speaks of is posted."""
+async def cover(work: Work, *, tell: Tell) -> None:
+    """Tick: answer each cut of usage once every charge it speaks of is posted, and while all sums hold."""
+    sums_hold = False
     for row in await store.unanswered(work):
         received, posted = await store.received_and_posted(work, USAGE_CHARGES.name, BALANCE_POSTINGS.name)
         if not all(_is_reached(mark, received) for mark in row.marks):
             continue
+        sums_hold = sums_hold or await drift.look(work, tell=tell)
+        if not sums_hold:
+            return
         answer = Covered(
             cutoff_id=row.cutoff_id,
             boundary=row.boundary,

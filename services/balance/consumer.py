@@ -17,6 +17,7 @@ from services.balance import (
     calls,
     closing,
     commands,
+    drift,
     evaluation,
     handler,
     orders,
@@ -71,10 +72,11 @@ def room(refuse_fast: RefuseFast) -> Room:
             Input("invoices", (INVOICES_EVENTS,), partial(closing.invoices, tell=tell)),
         ),
         ticks=(
-            Tick("covered", closing.cover),
+            Tick("covered", partial(closing.cover, tell=tell)),
             Tick("waiting", commands.look_at_waiting),
             Tick("lease_end", partial(calls.end_leases, tell=tell)),
             Tick("forget", calls.forget, seconds=60.0),
+            Tick("sums", partial(drift.watch, tell=tell), seconds=5.0),
             Tick("sealed_day", sealing.seal_day, seconds=60.0),
         ),
         timers={

@@ -21,6 +21,7 @@ from sqlalchemy import (
     Uuid,
     and_,
     bindparam,
+    case,
     cast,
     delete,
     func,
@@ -366,12 +367,17 @@ async def last_sealed_day(work: Work) -> Row[Any] | None:
     return (await work.execute(select(tables.sealed_day).order_by(_day.day.desc()).limit(1))).one_or_none()
 
 
-async def lane_heads(work: Work) -> Sequence[Row[Any]]:
-    """The last seal of every lane, from the index alone: a step per lane, however many seals there are."""
+def _lanes() -> Any:
+    """The lanes that have seals, from the index alone: a step per lane, however many seals there are."""
     lanes = select(func.min(_seal.lane).label("lane")).cte("lanes", recursive=True)
     another = _another_seal.c
     following = select(select(func.min(another.lane)).where(another.lane > lanes.c.lane).scalar_subquery())
-    lanes = lanes.union_all(following.where(lanes.c.lane.is_not(None)))
+    return lanes.union_all(following.where(lanes.c.lane.is_not(None)))
+
+
+async def lane_heads(work: Work) -> Sequence[Row[Any]]:
+    """The last seal of every lane."""
+    lanes = _lanes()
     own = select(_seal.seq, _seal.hash).where(_seal.lane == lanes.c.lane).order_by(_seal.seq.desc()).limit(1)
     last = own.lateral()
     statement = select(lanes.c.lane, last.c.seq, last.c.hash).join_from(lanes, last, true())
@@ -457,6 +463,181 @@ async def orphaned_entries(connection: AsyncConnection, limit: int) -> Sequence[
         select(column).distinct().outerjoin_from(tables.entry, tables.transaction, tables.transaction.c.id == column)
     )
     return (await connection.execute(statement.where(tables.transaction.c.id.is_(None)).limit(limit))).scalars().all()
+
+
+# ---- sums that are checked ------------------------------------------------------------------------------------------
+
+_summed = tables.summed.c
+_part = func.split_part(tables.entry.c.ledger, ":", 1)
+_OWN = ("wallet", "unbilled", "receivable")
+
+
+def _sum(column: Any, name: str) -> Any:
+    return func.coalesce(func.sum(column), 0).label(name)
+
+
+def _add_to_summed() -> Select[Any]:
+    lanes, to, charged, entry = _lanes(), tables.summed_to.c, tables.charged.c, tables.entry.c
+    known = select(to.seq).where(to.lane == lanes.c.lane).correlate(lanes).scalar_subquery()
+    newer = (
+        select(_seal.seq, _seal.batch_id, _seal.transaction_ids)
+        .where(_seal.lane == lanes.c.lane, _seal.seq > func.coalesce(known, 0))
+        .lateral()
+    )
+    fresh = (
+        select(lanes.c.lane, newer.c.seq, newer.c.batch_id, newer.c.transaction_ids)
+        .join_from(lanes, newer, true())
+        .cte("fresh")
+    )
+    first, last = (select(side(fresh.c.batch_id)).scalar_subquery() for side in (func.min, func.max))
+    of_charges = (
+        select(charged.account_id, *[charged[name] for name in ("wallet_nano", "unbilled_nano")], literal(0).label("r"))
+        .join_from(tables.charged, fresh, fresh.c.batch_id == charged.batch_id)
+        .where(charged.batch_id >= first, charged.batch_id <= last)
+    )
+    of_others = select(
+        entry.account_id, *[case((_part == name, entry.nano), else_=0).label(name) for name in _OWN]
+    ).where(
+        entry.transaction_id.in_(select(func.unnest(fresh.c.transaction_ids))),
+        entry.account_id.is_not(None),
+        _part.in_(_OWN),
+    )
+    each = of_charges.union_all(of_others).subquery()
+    columns = [each.c.wallet_nano, each.c.unbilled_nano, each.c.r]
+    moved = (
+        select(each.c.account_id, *[_sum(column, f"{name}_nano") for name, column in zip(_OWN, columns, strict=True)])
+        .group_by(each.c.account_id)
+        .cte("moved")
+    )
+    ends = select(fresh.c.lane, func.max(fresh.c.seq)).group_by(fresh.c.lane)
+    advance = upsert(tables.summed_to).from_select(["lane", "seq"], ends)
+    advanced = advance.on_conflict_do_update(index_elements=["lane"], set_={"seq": advance.excluded.seq})
+    add = upsert(tables.summed).from_select([column.name for column in moved.c], select(moved))
+    added = (
+        add.on_conflict_do_update(
+            index_elements=["account_id"],
+            set_={f"{name}_nano": _summed[f"{name}_nano"] + add.excluded[f"{name}_nano"] for name in _OWN},
+        )
+        .returning(tables.summed)
+        .cte("added")
+    )
+    differs = [_wallet[f"{name}_nano"].is_distinct_from(added.c[f"{name}_nano"]) for name in _OWN]
+    return (
+        select(added.c.account_id)
+        .outerjoin_from(added, tables.wallet, _wallet.account_id == added.c.account_id)
+        .where(or_(*differs))
+        .add_cte(advanced.cte("advanced"))
+    )
+
+
+_ADD_TO_SUMMED = _add_to_summed()
+
+
+async def lock_sweep(work: Work) -> Row[Any]:
+    """How far the sweep has come; one transaction at a time adds to the sums."""
+    return (await work.execute(select(tables.sweep).with_for_update())).one()
+
+
+async def add_to_summed(work: Work) -> Sequence[str]:
+    """Add what was sealed since the last time, in one snapshot with the wallets; returns accounts that differ."""
+    return (await work.execute(_ADD_TO_SUMMED)).scalars().all()
+
+
+async def accounts_after(work: Work, account_id: str, limit: int) -> Sequence[str]:
+    """The next accounts that have a wallet."""
+    statement = select(_wallet.account_id).where(_wallet.account_id > account_id).order_by(_wallet.account_id)
+    return (await work.execute(statement.limit(limit))).scalars().all()
+
+
+async def transactions_after(work: Work, transaction_id: UUID, limit: int) -> Sequence[UUID]:
+    """The next transactions by id."""
+    column = tables.transaction.c.id
+    statement = select(column).where(column > transaction_id).order_by(column).limit(limit)
+    return (await work.execute(statement)).scalars().all()
+
+
+async def save_sweep(work: Work, account_id: str, transaction_id: UUID | None) -> None:
+    """How far it came; from the start again after the last."""
+    statement = update(tables.sweep).values(account_id=account_id, transaction_id=transaction_id or UUID(int=0))
+    await work.execute(statement)
+
+
+async def add_up(work: Work, account_ids: Iterable[str]) -> Sequence[Row[Any]]:
+    """These wallets beside the sums of all their entries, in one snapshot: as long as their history."""
+    charged, entry = tables.charged.c, tables.entry.c
+    off = charged.wallet_nano + charged.unbilled_nano
+    off += func.coalesce(func.balance.sum_nano(charged.credit_nano), 0) + func.balance.sum_nano(charged.revenue_nano)
+    of_charges = (
+        select(
+            _sum(charged.wallet_nano, "wallet"), _sum(charged.unbilled_nano, "unbilled"), _sum(off, "charges"),
+        )
+        .where(charged.account_id == _wallet.account_id)
+        .lateral()
+    )  # fmt: skip
+    of_others = (
+        select(*[_sum(case((_part == name, entry.nano), else_=0), name) for name in _OWN])
+        .where(entry.account_id == _wallet.account_id)
+        .lateral()
+    )
+    statement = (
+        select(
+            _wallet.account_id, _wallet.wallet_nano, _wallet.unbilled_nano, _wallet.receivable_nano,
+            (of_charges.c.wallet + of_others.c.wallet).label("wallet_sum"),
+            (of_charges.c.unbilled + of_others.c.unbilled).label("unbilled_sum"),
+            of_others.c.receivable.label("receivable_sum"),
+            of_charges.c.charges.label("charges_sum"),
+        )
+        .join_from(tables.wallet, of_charges, true())
+        .join(of_others, true())
+        .where(_any_of(_wallet.account_id, "ids"))
+        .order_by(_wallet.account_id)
+    )  # fmt: skip
+    rows: Sequence[Row[Any]] = (await work.execute(statement, {"ids": sorted(set(account_ids))})).all()
+    return rows
+
+
+async def off_zero(work: Work, transaction_ids: Iterable[UUID], names: Iterable[str]) -> Sequence[Row[Any]]:
+    """Those of these transactions, by id or by kind and ref, whose entries do not sum to zero. There must be none."""
+    columns, entry = tables.transaction.c, tables.entry.c
+    nano = func.sum(entry.nano)
+    wanted = or_(
+        _any_of(columns.id, "ids"), (columns.kind + " " + columns.ref) == func.any(bindparam("names", type_=_NAMES))
+    )
+    statement: Select[Any] = (
+        select(columns.kind, columns.ref, nano.label("nano"))
+        .join_from(tables.transaction, tables.entry, entry.transaction_id == columns.id)
+        .where(wanted)
+        .group_by(columns.id)
+        .having(nano != 0)
+    )
+    rows: Sequence[Row[Any]] = (
+        await work.execute(statement, {"ids": list(transaction_ids), "names": list(names)})
+    ).all()
+    return rows
+
+
+_OPEN_DRIFTS = select(tables.drift).where(tables.drift.c.gone_at.is_(None)).order_by(tables.drift.c.id)
+
+
+async def open_drifts(work: Work) -> Sequence[Row[Any]]:
+    """What differs since it was found."""
+    return (await work.execute(_OPEN_DRIFTS)).all()
+
+
+async def drifts(connection: AsyncConnection) -> Sequence[Row[Any]]:
+    """What differs now, for people."""
+    return (await connection.execute(_OPEN_DRIFTS)).all()
+
+
+async def append_drifts(work: Work, rows: Sequence[Mapping[str, Any]]) -> None:
+    """What was found now."""
+    await work.execute(insert(tables.drift), list(rows))
+
+
+async def end_drifts(work: Work, ids: Iterable[int]) -> None:
+    """What holds again."""
+    column = tables.drift.c.id
+    await work.execute(update(tables.drift).where(column.in_(sorted(ids))).values(gone_at=work.now))
 
 
 # ---- limits and what counts against them ---------------------------------------------------------------------------

@@ -9,9 +9,11 @@ from sqlalchemy import (
     Column,
     Date,
     DateTime,
+    Identity,
     Integer,
     LargeBinary,
     MetaData,
+    Numeric,
     SmallInteger,
     Table,
     Text,
@@ -190,6 +192,44 @@ sealed_day = Table(
     Column("at", Instant, nullable=False),
     Column("heads", JSONB, nullable=False),  # lane: [seq, hash in hex]
     Column("hash", LargeBinary, nullable=False),
+)
+
+# What the entries of each account sum to, as far as the seals of `summed_to`; compared with the wallets that move.
+summed = Table(
+    "summed",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("wallet_nano", Numeric, nullable=False),
+    Column("unbilled_nano", Numeric, nullable=False),
+    Column("receivable_nano", Numeric, nullable=False),
+)
+
+summed_to = Table(
+    "summed_to",
+    metadata,
+    Column("lane", Text, primary_key=True),
+    Column("seq", BigInteger, nullable=False),
+)
+
+# One row: how far the sweep over all accounts and transactions has come.
+sweep = Table(
+    "sweep",
+    metadata,
+    Column("id", SmallInteger, primary_key=True),
+    Column("account_id", Text, nullable=False),
+    Column("transaction_id", Uuid, nullable=False),
+)
+
+drift = Table(
+    "drift",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("about", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("held_nano", Numeric, nullable=False),
+    Column("entries_nano", Numeric, nullable=False),
+    Column("found_at", Instant, nullable=False),
+    Column("gone_at", Instant),
 )
 
 # A view: every entry of the room, one row each, those of charges taken apart.

@@ -1,0 +1,114 @@
+"""Sums checked while the room runs: each wallet row is the sum of its entries, each transaction sums to zero.
+
+What moved since the last look is added to sums of its own and compared with the wallets that it moved; a slow sweep adds up
+everything again, some accounts and transactions at a time. What differs is kept as drift and told once; while one stands, no
+cut is answered, so that nothing is closed on sums that are wrong. A person mends it; drift that is gone ends by itself.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import NamedTuple
+
+from contracts.balance import BalanceEventKind
+from services.balance import store
+from services.balance.evaluation import Tell, evaluate, load
+from services.kernel.money import format_nano
+from services.runtime.work import Work
+
+log = logging.getLogger(__name__)
+
+ACCOUNTS_SWEPT = 20  # all entries of each are added up: a few that had a million rows each take a second
+TRANSACTIONS_SWEPT = 500
+
+TRANSACTION = "transaction"
+
+
+class Drift(NamedTuple):
+    """What differs: of an account its wallet, unbilled or receivable, or its charges; or a transaction, by kind and ref."""
+
+    about: str
+    kind: str
+    held_nano: int
+    entries_nano: int
+
+    @property
+    def sentence(self) -> str:
+        """In words.
+
+        >>> Drift("desk", "wallet", 2_000_000_000, 1_500_000_000).sentence
+        'wallet of desk is 2, its entries sum to 1.5'
+        >>> Drift("payment 7", "transaction", 0, 5).sentence
+        'transaction payment 7 sums to 0.000000005, not to zero'
+        """
+        if self.kind == TRANSACTION:
+            return f"transaction {self.about} sums to {format_nano(self.entries_nano)}, not to zero"
+        if self.kind == "charges":
+            return f"charges of {self.about} sum to {format_nano(self.entries_nano)} with what paid them, not to zero"
+        return f"{self.kind} of {self.about} is {format_nano(self.held_nano)}, its entries sum to {format_nano(self.entries_nano)}"
+
+
+async def watch(work: Work, *, tell: Tell) -> None:
+    """Tick: look again."""
+    await look(work, tell=tell)
+
+
+async def look(work: Work, *, tell: Tell) -> bool:
+    """Compare what moved, and a part of all the rest. Returns whether all sums hold, as far as is known."""
+    at = await store.lock_sweep(work)
+    suspects = await store.add_to_summed(work)
+    accounts = await store.accounts_after(work, at.account_id, ACCOUNTS_SWEPT)
+    transactions = await store.transactions_after(work, at.transaction_id, TRANSACTIONS_SWEPT)
+    before = {(row.about, row.kind): row for row in await store.open_drifts(work)}
+    looked_at = {*suspects, *accounts, *(about for about, kind in before if kind != TRANSACTION)}
+    found = {(each.about, each.kind): each for each in await _added_up(work, looked_at)}
+    held_again = [about for about, kind in before if kind == TRANSACTION]
+    for row in await store.off_zero(work, transactions, held_again):
+        name = f"{row.kind} {row.ref}"
+        found[name, TRANSACTION] = Drift(name, TRANSACTION, 0, int(row.nano))
+    await store.save_sweep(work, accounts[-1] if accounts else "", transactions[-1] if transactions else None)
+    new = [found[key] for key in sorted(found.keys() - before.keys())]
+    gone = sorted(before.keys() - found.keys())
+    if new or gone:
+        if new:
+            await store.append_drifts(work, [{**each._asdict(), "found_at": work.now} for each in new])
+        if gone:
+            await store.end_drifts(work, [before[key].id for key in gone])
+        for each in new:
+            log.critical("the ledger drifts: %s; no cut is answered until it is mended", each.sentence)
+        for about, kind in gone:
+            log.warning("%s of %s holds again", kind, about)
+        await _tell(work, new, gone, tell)
+    return not found
+
+
+async def _added_up(work: Work, accounts: set[str]) -> list[Drift]:
+    if not accounts:
+        return []
+    drifts = []
+    for row in await store.add_up(work, accounts):
+        pairs = {
+            "wallet": (row.wallet_nano, row.wallet_sum),
+            "unbilled": (row.unbilled_nano, row.unbilled_sum),
+            "receivable": (row.receivable_nano, row.receivable_sum),
+            "charges": (0, row.charges_sum),
+        }
+        drifts += [
+            Drift(row.account_id, kind, int(held), int(entries))
+            for kind, (held, entries) in pairs.items()
+            if held != entries
+        ]
+    return drifts
+
+
+async def _tell(work: Work, new: list[Drift], gone: list[tuple[str, str]], tell: Tell) -> None:
+    """Events of the accounts, each once; a transaction is of no one account and stands in the log alone."""
+    told: list[tuple[str, BalanceEventKind, str, str | None]] = [
+        (each.about, "drift_found", each.kind, each.sentence) for each in new if each.kind != TRANSACTION
+    ]
+    told += [(about, "drift_gone", kind, None) for about, kind in gone if kind != TRANSACTION]
+    wallets = await load(work, {about for about, *_ in told})
+    for about, event, kind, message in told:
+        if about in wallets:
+            wallets[about].tell(work, event, reason=kind, message=message)
+    await evaluate(work, wallets, tell=tell, funds_of=())

@@ -1,0 +1,122 @@
+"""Sums are checked while the room runs: a planted drift is found, told once, holds a close back, and ends when it is mended."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from services.balance import api
+from tests.support.balance_factory import Town
+from tests.support.servers import Database
+
+
+@pytest.fixture
+async def town(database: Database) -> AsyncIterator[Town]:
+    async with Town(database) as made:
+        for account_id in ("desk", "east"):
+            await made.account(account_id, level_2=True)
+            made.open(account_id, "100")
+            made.charge(account_id, "1")
+        await made.settle()
+        yield made
+
+
+def engine_of(town: Town) -> Any:
+    return town.rooms.processors["balance"].engine
+
+
+async def plant(town: Town, *statements: str) -> None:
+    """As the owner, with every guard of the ledger switched off for as long as it takes."""
+    async with town.database.connected() as owner, owner.transaction():
+        for switch in ("disable", "enable"):
+            for table in ("charged", "transaction", "entry"):
+                await owner.execute(f"alter table balance.{table} {switch} trigger user")
+            if switch == "disable":
+                for statement in statements:
+                    await owner.execute(statement)
+
+
+def covered(town: Town) -> None:
+    """Usage covers a cut of which every charge is posted."""
+    boundary = "2026-11-01T00:00:00Z"
+    data = {"cutoff_id": str(uuid4()), "boundary": boundary, "room": "usage", "group_id": None, "marks": []}
+    town.send("closing.progress", data["cutoff_id"], data)
+
+
+def answers(town: Town) -> int:
+    return sum(each["room"] == "balance" for each in town.log.data("closing.progress"))
+
+
+async def test_an_honest_ledger_has_no_drift_and_its_running_sums_are_those_of_its_entries(town: Town) -> None:
+    for amount in ("2", "3"):
+        town.charge("desk", amount)
+        town.charge("far", amount, plan="invoiced")
+        town.command("grant_goodwill", "desk", amount="0.5", currency="USD")
+        await town.settle()
+    assert await api.drifts(engine_of(town)) == []
+    async with town.database.connected() as owner:
+        differing = await owner.fetch(
+            "select * from balance.wallet w full join balance.summed s using (account_id)"
+            " where (w.wallet_nano, w.unbilled_nano, w.receivable_nano) is distinct from"
+            " (s.wallet_nano, s.unbilled_nano, s.receivable_nano)"
+        )
+        assert differing == []
+        sealed = await owner.fetch("select lane, max(seq) as seq from balance.seal group by lane order by lane")
+        assert await owner.fetch("select lane, seq from balance.summed_to order by lane") == sealed
+
+
+async def test_a_drift_is_told_once_holds_the_close_back_and_ends_when_it_is_mended(town: Town) -> None:
+    covered(town)
+    await town.settle()
+    assert answers(town) == 1
+    await plant(town, "update balance.wallet set wallet_nano = wallet_nano + 1 where account_id = 'desk'")
+    covered(town)
+    for _ in range(2):
+        await town.settle()
+    town.charge("desk", "1")
+    await town.settle()
+    assert answers(town) == 1
+    assert await api.drifts(engine_of(town)) == ["wallet of desk is 99.000000001, its entries sum to 99"]
+    [event] = town.events("desk", "drift_found")
+    assert event["reason"] == "wallet"
+    assert town.events("east", "drift_found") == []
+    await plant(town, "update balance.wallet set wallet_nano = wallet_nano - 1 where account_id = 'desk'")
+    await town.settle()
+    assert await api.drifts(engine_of(town)) == []
+    assert [each["kind"] for each in town.events("desk", "drift_found", "drift_gone")] == ["drift_found", "drift_gone"]
+    assert answers(town) == 2
+
+
+@pytest.mark.parametrize(
+    ("statement", "sentence"),
+    [
+        (
+            "update balance.charged set wallet_nano = wallet_nano - 1, revenue_nano[1] = revenue_nano[1] + 1"
+            " where account_id = 'east'",
+            "wallet of east is 99, its entries sum to 98.999999999",
+        ),
+        (
+            "update balance.entry set nano = nano + 5 where ledger = 'opening' and transaction_id ="
+            " (select id from balance.transaction where ref = 'east')",
+            "transaction opening east sums to 0.000000005, not to zero",
+        ),
+        (
+            "alter table balance.charged drop constraint charged_sums_to_zero;"
+            " update balance.charged set revenue_nano[1] = revenue_nano[1] + 7 where account_id = 'east'",
+            "charges of east sum to 0.000000007 with what paid them, not to zero",
+        ),
+    ],
+    ids=["an old charge was edited", "a transaction is off zero", "charges are off zero"],
+)
+async def test_the_sweep_finds_what_was_changed_without_anything_moving(
+    town: Town, statement: str, sentence: str
+) -> None:
+    await plant(town, statement)
+    await town.settle()
+    assert sentence in await api.drifts(engine_of(town))
+    covered(town)
+    await town.settle()
+    assert answers(town) == 0
