@@ -2,8 +2,8 @@
 
 from alembic import op
 
-revision = "0038_checked_sums"
-down_revision = "0037_payments"
+revision = "0039_checked_sums"
+down_revision = "0038_rerate_tiers"
 branch_labels = None
 depends_on = None
 
