@@ -15,9 +15,11 @@ from sqlalchemy.sql import Select
 
 from contracts.balance import SUSPENSION_REASONS
 from contracts.topics import USAGE_CHARGES
-from services.balance import calls, ledger, sealing, store, tables
+from services.balance import calls, effects, ledger, payouts, sealing, store, tables
 from services.balance.drift import Drift
 from services.balance.joining import Holds as Holds
+from services.balance.payouts import Payout as Payout
+from services.balance.results import said_of
 from services.balance.spending import Allowed, CallAsked, Refused
 from services.balance.statement import Line, Moved, Position, statement_of
 from services.kernel.errors import InvalidInput, NotFound
@@ -111,16 +113,52 @@ class EntryRow:
 
 @dataclass(frozen=True)
 class AttemptRow:
-    """One automatic payment."""
+    """One payment: `auto`, `manual` or `scheduled`."""
 
     attempt_id: UUID
     account_id: str
+    kind: str
     state: str
     amount: str
     currency: str
     processor: str
     requested_at: datetime
     ended_at: datetime | None
+
+
+@dataclass(frozen=True)
+class PaymentRow:
+    """One payment as people see it: what it moved into the wallet, and everything its processor said of it."""
+
+    payment: AttemptRow
+    method_kind: str
+    moved: str
+    refunds_requested: str
+    results: tuple[ResultRow, ...]
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """One thing that a processor said of a payment."""
+
+    received_at: datetime
+    result: str
+    amount: str
+    reason: str | None
+    result_id: str
+
+
+@dataclass(frozen=True)
+class PayoutRow:
+    """One pay-out of a processor to the bank."""
+
+    at: datetime
+    processor: str
+    payout_id: str
+    amount: str
+    currency: str
+    actor: str | None
+    note: str | None
 
 
 @dataclass(frozen=True)
@@ -303,19 +341,105 @@ def _movement(line: Line) -> Movement:
     )  # fmt: skip
 
 
-async def attempts(engine: AsyncEngine, account_id: str | None = None, *, limit: int = 1000) -> list[AttemptRow]:
-    """Automatic payments, newest first."""
+async def attempts(
+    engine: AsyncEngine, account_id: str | None = None, *, kind: str | None = None, limit: int = 1000
+) -> list[AttemptRow]:
+    """Payments, or those of a kind, newest first."""
     columns = tables.attempt.c
     query = select(tables.attempt).order_by(columns.requested_at.desc(), columns.trigger_version.desc()).limit(limit)
     if account_id is not None:
         query = query.where(columns.account_id == account_id)
+    if kind is not None:
+        query = query.where(columns.kind == kind)
     return [
         AttemptRow(
-            row.attempt_id, row.account_id, row.state, format_nano(row.amount_nano), row.currency, row.processor,
+            row.attempt_id, row.account_id, row.kind, row.state, format_nano(row.amount_nano), row.currency, row.processor,
             row.requested_at, row.ended_at,
         )
         for row in await _all(engine, query)
     ]  # fmt: skip
+
+
+async def payments(engine: AsyncEngine, account_id: str, *, limit: int = 1000) -> list[PaymentRow]:
+    """The payments of an account with what became of each, newest first."""
+    rows = {row.attempt_id: row for row in await attempts(engine, account_id, limit=limit)}
+    results, refunds, attempt = tables.result.c, tables.refund.c, tables.attempt.c
+    mine = select(attempt.attempt_id, attempt.method_kind).where(attempt.account_id == account_id)
+    kinds = {row.attempt_id: row.method_kind for row in await _all(engine, mine)}
+    of_account = results.attempt_id.in_(select(attempt.attempt_id).where(attempt.account_id == account_id))
+    query = select(tables.result).where(of_account).order_by(results.received_at, results.result_id)
+    said: dict[UUID, list[Any]] = {}
+    for row in await _all(engine, query):
+        said.setdefault(row.attempt_id, []).append(row)
+    asked = (
+        select(refunds.attempt_id, func.sum(refunds.amount_nano).label("nano"))
+        .where(refunds.account_id == account_id, refunds.state == "requested")
+        .group_by(refunds.attempt_id)
+    )
+    on_its_way = {row.attempt_id: int(row.nano) for row in await _all(engine, asked)}
+    return [
+        PaymentRow(
+            row,
+            kinds[attempt_id],
+            format_nano(
+                effects.moved(attempt_id, row.account_id, row.processor, map(said_of, said.get(attempt_id, ())))
+            ),
+            format_nano(on_its_way.get(attempt_id, 0)),
+            tuple(
+                ResultRow(
+                    each.received_at,
+                    each.failure or each.kind,
+                    format_nano(each.amount_nano),
+                    each.reason,
+                    each.result_id,
+                )
+                for each in said.get(attempt_id, ())
+            ),
+        )
+        for attempt_id, row in rows.items()
+        if attempt_id in kinds
+    ]
+
+
+async def moved_by_payments(engine: AsyncEngine) -> dict[str, int]:
+    """Per attempt, what its results say it moves into its wallet, nanos: to be compared with the ledger."""
+    said: dict[UUID, list[Any]] = {}
+    attempt, results = tables.attempt.c, tables.result.c
+    query = select(tables.result, attempt.account_id).join_from(
+        tables.result, tables.attempt, attempt.attempt_id == results.attempt_id
+    )
+    owners: dict[UUID, Any] = {}
+    for row in await _all(engine, query):
+        said.setdefault(row.attempt_id, []).append(row)
+        owners[row.attempt_id] = row
+    return {
+        str(attempt_id): effects.moved(
+            attempt_id, owners[attempt_id].account_id, owners[attempt_id].processor, map(said_of, rows)
+        )
+        for attempt_id, rows in said.items()
+    }
+
+
+async def record_payouts(engine: AsyncEngine, rows: Sequence[Payout], actor: str, note: str = "") -> list[Payout]:
+    """Take pay-outs over into the ledger; see `payouts.record`."""
+    return await payouts.record(engine, rows, actor, note)
+
+
+async def list_payouts(engine: AsyncEngine, *, limit: int = 1000) -> list[PayoutRow]:
+    """Pay-outs, newest first."""
+    transactions, entries = tables.transaction.c, tables.entry.c
+    query = (
+        select(tables.transaction, entries.nano)
+        .join_from(tables.transaction, tables.entry, entries.transaction_id == transactions.id)
+        .where(transactions.kind == "payout", entries.ledger == ledger.BANK)
+        .order_by(transactions.at.desc(), transactions.ref)
+        .limit(limit)
+    )
+    found = []
+    for row in await _all(engine, query):
+        processor, _, payout_id = row.ref.partition(":")
+        found.append(PayoutRow(row.at, processor, payout_id, format_nano(-row.nano), row.currency, row.actor, row.note))
+    return found
 
 
 async def has_reached_version(engine: AsyncEngine, account_versions: dict[str, int]) -> bool:

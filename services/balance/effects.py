@@ -103,6 +103,16 @@ def movements(attempt_id: UUID, account_id: str, processor: str, said: Iterable[
     return made
 
 
+def moved(attempt_id: UUID, account_id: str, processor: str, said: Iterable[Said]) -> int:
+    """E: what a set of results moves into the wallet.
+
+    >>> moved(UUID(int=1), "x", "p", [Said("settled", 130), Said("refunded", 30, "r"), Said("disputed", 50, "d")])
+    50
+    """
+    made = movements(attempt_id, account_id, processor, said).values()
+    return sum(ledger.amounts(each.entries).get(ledger.WALLET, 0) for each in made)
+
+
 def left_to_refund(attempt_nano: int, said: Iterable[Said]) -> int:
     """What of an attempt was not given back yet."""
     return attempt_nano - sum(nano for _, nano, _ in {each for each in said if each.what == "refunded"})

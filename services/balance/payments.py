@@ -70,11 +70,9 @@ class Till:
 
     def left_of(self, attempt: Any) -> int:
         """What can be given back of a payment: what it moved, without what is being given back already."""
-        moved = effects.movements(
-            attempt.attempt_id, attempt.account_id, attempt.processor, self._said[attempt.attempt_id]
-        )
-        wallet = sum(ledger.amounts(each.entries).get(ledger.WALLET, 0) for each in moved.values())
-        return wallet - self._asked.get(attempt.attempt_id, 0)
+        said = self._said[attempt.attempt_id]
+        moved = effects.moved(attempt.attempt_id, attempt.account_id, attempt.processor, said)
+        return moved - self._asked.get(attempt.attempt_id, 0)
 
     def refund(self, work: Work, attempt: Any, refund_id: UUID, nano: int, actor: str, note: str) -> None:
         """A refund that is asked for."""

@@ -40,7 +40,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import Executable
 
-from services.balance import tables
+from services.balance import ledger, tables
 from services.balance.chain import Charged, Posted
 from services.balance.statement import Moved, Position
 from services.runtime import parking
@@ -235,6 +235,17 @@ async def posted(work: Work, transaction_ids: Iterable[UUID]) -> set[UUID]:
     column = tables.transaction.c.id
     statement = select(column).where(_any_of(column, "ids"))
     return set((await work.execute(statement, {"ids": sorted(set(transaction_ids))})).scalars())
+
+
+async def posted_to_bank(work: Work, transaction_ids: Iterable[UUID]) -> Sequence[Row[Any]]:
+    """(ref, currency, nano on the bank) of those of these transactions that stand in the ledger."""
+    transaction, entry = tables.transaction.c, tables.entry.c
+    statement = (
+        select(transaction.ref, transaction.currency, entry.nano)
+        .join_from(tables.transaction, tables.entry, entry.transaction_id == transaction.id)
+        .where(_any_of(transaction.id, "ids"), entry.ledger == ledger.BANK)
+    )
+    return (await work.execute(statement, {"ids": sorted(set(transaction_ids))})).all()
 
 
 _ENTRY = {column.name: column.type for column in tables.entry.columns}

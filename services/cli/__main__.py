@@ -22,6 +22,7 @@ COMMANDS = {
     "demo": "services.cli.demo:demo",
     "org": "services.cli.org:app",
     "account": "services.cli.account:app",
+    "payout": "services.cli.payout:app",
     "group": "services.cli.group:app",
     "price": "services.cli.price:app",
     "import": "services.cli.importing:import_file",

@@ -11,11 +11,14 @@ import typer
 from services.cli.asking import Actor, CommandId, Role, ask, me
 from services.cli.asynchronous import asynchronous
 from services.cli.output import Format, Output, console, plain, show_csv, show_facts, show_json, show_rows
+from services.cli.paying import app as paying
 from services.cli.reading import room
 from services.kernel.errors import InvalidInput, NotFound
 from services.kernel.money import parse_amount
 
 app = typer.Typer(no_args_is_help=True, help="Accounts, their plans and groups, their wallets and recharges.")
+
+app.add_typer(paying)
 
 AccountId = Annotated[str, typer.Argument(metavar="ACCOUNT", help="the account's id")]
 Organization = Annotated[str, typer.Option(help="the organization it belongs to")]
@@ -591,7 +594,7 @@ async def recharges(account_id: AccountId, output: Output = Format.table) -> Non
 
     async with room("balance") as engine:
         await api.balance(engine, account_id)
-        rows = await api.attempts(engine, account_id)
+        rows = await api.attempts(engine, account_id, kind="auto")
     columns = {
         "requested_at": "requested", "state": "state", "amount": "amount", "currency": "currency",
         "processor": "processor", "ended_at": "ended", "attempt_id": "attempt",

@@ -538,7 +538,8 @@ class Auditor:
         return found.check()
 
     async def _payments(self, found: _Findings) -> None:
-        """Every settled attempt is credited once and nothing else is."""
+        """Every settled attempt is credited once and nothing else is; with its refunds and disputes it moved what its results
+        say together."""
         engine = self._engines["balance"]
         before = await balance.transaction_totals(engine, "payment")
         settled = {
@@ -550,6 +551,17 @@ class Auditor:
         found.seen["payments"] = len(settled)
         for ref in sorted(settled.keys() | before.keys()):  # one that settles at this moment may be in `after` alone
             found.expect(f"payment {ref}", after.get(ref, {}), settled.get(ref, {}))
+        said = await balance.moved_by_payments(engine)
+        moved = dict.fromkeys(said, 0)
+        for kind in ("payment", "refund", "dispute_opened", "dispute_won", "dispute_lost"):
+            for ref, sums in (await balance.transaction_totals(engine, kind)).items():
+                attempt_id = ref.partition(":")[0]
+                if attempt_id in moved:  # else it came at this moment
+                    moved[attempt_id] += sums.get("wallet", 0)
+        again = await balance.moved_by_payments(engine)
+        for attempt_id in sorted(said):
+            if said[attempt_id] == again[attempt_id]:
+                found.expect(f"what payment {attempt_id} moved", moved[attempt_id], said[attempt_id])
 
     async def _closings(self, found: _Findings) -> None:
         """Every closed invoice is posted once, to its total: what its wallets and receivables moved, rounding and tax."""

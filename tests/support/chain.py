@@ -57,7 +57,10 @@ from tests.support.usage_factory import (
 REFUSED_PREFIX = "refuse-"  # events whose id begins so are refused by the database alone
 GRACE = timedelta(hours=49)  # a little more than a period rests after its end
 PARIS = "Europe/Paris"
-TOKENS = ("tok_ok", "tok_declined", "tok_twice", "tok_late_5s", "tok_silent", "tok_error")
+TOKENS = (
+    "tok_ok", "tok_declined", "tok_twice", "tok_late_5s", "tok_silent", "tok_error", "tok_silent_settled", "tok_never_seen",
+    "tok_declined_settled", "tok_settled_declined", "tok_refunded", "tok_refund_first", "tok_dispute_won", "tok_dispute_lost",
+)  # fmt: skip
 IDLE_S_MAX = 180.0  # the machine may be busy with other tests
 
 
@@ -680,14 +683,12 @@ class Chain:
                 must = "open" if not is_over else "nothing" if invoice.is_nothing else "closed"
                 if must != state[group_id, period]["state"]:
                     problems.append(f"invoice {group_id} {period}: is {state[group_id, period]['state']}")
-        payments = [
-            (row["account_id"], row["nano"])
-            for row in await self.rows(
-                "select account_id, nano from balance.ledger_entry where kind = 'payment' and split_part(ledger, ':', 1) = 'wallet'"
-            )
-        ]
         ledger = model.make_ledger(
-            charges.values(), openings=self.openings, goodwill=self.goodwill, payments=payments, closed=closed
+            charges.values(),
+            openings=self.openings,
+            goodwill=self.goodwill,
+            results=await self._said_of_payments(),
+            closed=closed,
         )
         for row in await self.rows("select account_id, wallet_nano, unbilled_nano from balance.wallet"):
             account_id = row["account_id"]
@@ -715,6 +716,20 @@ class Chain:
             if kinds.get(kind, 0) != have_kinds.get(kind, 0):
                 problems.append(f"ledger {kind}: {have_kinds.get(kind, 0)}, expected {kinds.get(kind, 0)}")
         return problems
+
+    async def _said_of_payments(self) -> list[tuple[str, list[model.Result]]]:
+        """(account, everything the sandbox told) of each payment."""
+        told: dict[tuple[str, str], list[model.Result]] = defaultdict(list)
+        for row in await self.rows(
+            "select account_id, attempt_id, result_id, kind, failure, refund_id, dispute_id,"
+            " coalesce(answer.amount, attempt.amount) as amount"
+            " from payments.answer join payments.attempt using (attempt_id) where told_at is not null"
+        ):
+            refund = (row["refund_id"] or row["result_id"]) if row["kind"] == "refunded" else None
+            part = row["dispute_id"] or (str(refund) if refund else None)
+            said = model.Result(row["failure"] or row["kind"], model.nano(row["amount"]), part)
+            told[row["account_id"], str(row["attempt_id"])].append(said)
+        return [(account_id, said) for (account_id, _), said in told.items()]
 
     async def _check_spend(self, charges: Mapping[str, Charge]) -> list[str]:
         """What each limited account spent on each day, and that no notice of a day and limit was given twice."""
@@ -758,7 +773,7 @@ class Chain:
             resting.append(
                 RestingAccount(
                     row["account_id"], row["created_at"], funds, wish, row["plan"], row["method_token"] is not None,
-                    row["paused"], row["retry_at"], level_2,
+                    row["paused_by"] is not None, row["retry_at"], level_2,
                 )
             )  # fmt: skip
             flying = next(

@@ -37,7 +37,7 @@ from datetime import UTC, date, datetime, timedelta
 from fractions import Fraction
 from hashlib import blake2b
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -1449,6 +1449,42 @@ def make_invoices(charges: Iterable[Charge], facts: Facts) -> dict[tuple[str, st
 # ---- ledger --------------------------------------------------------------------------------------------------------
 
 
+class Result(NamedTuple):
+    """One thing that a processor said of a payment; ``part`` names the refund or dispute it is about."""
+
+    kind: str
+    amount_nano: int
+    part: str | None = None
+
+
+def payment_effect(said: Iterable[Result]) -> tuple[int, int]:
+    """(what a payment moved into its wallet, what its processor withholds for open disputes) by the set of its results.
+
+    E = 0 if not settled, else settled - refunds - disputes that are open or lost. A dispute told as won and lost is lost.
+
+    >>> payment_effect([Result("settled", 130), Result("refunded", 30, "r"), Result("refunded", 30, "r")])
+    (100, 0)
+    >>> payment_effect([Result("settled", 130), Result("dispute_won", 130, "d"), Result("disputed", 130, "d")])
+    (130, 0)
+    >>> payment_effect([Result("disputed", 130, "d"), Result("settled", 130)]), payment_effect([Result("refunded", 130, "r")])
+    ((0, 130), (0, 0))
+    """
+    said = set(said)
+    settled = {each.amount_nano for each in said if each.kind == "settled"}
+    if not settled:
+        return 0, 0
+    disputes: dict[str | None, set[str]] = defaultdict(set)
+    amounts: dict[str | None, int] = {}
+    for each in said:
+        if each.kind.startswith("dispute"):
+            disputes[each.part].add(each.kind)
+            amounts[each.part] = each.amount_nano
+    lost = sum(amounts[part] for part, kinds in disputes.items() if "dispute_lost" in kinds)
+    withheld = sum(amounts[part] for part, kinds in disputes.items() if kinds == {"disputed"})
+    refunds = sum(each.amount_nano for each in said if each.kind == "refunded")
+    return settled.pop() - refunds - lost - withheld, withheld
+
+
 @dataclass
 class Ledger:
     """Ledger accounts by name; > 0 credits, < 0 debits; every transaction sums to zero."""
@@ -1469,6 +1505,12 @@ class Ledger:
 
     def payment(self, account_id: str, amount_nano: int, processor: str = "sandbox") -> None:
         self.post({f"wallet:{account_id}": amount_nano, f"clearing:{processor}": -amount_nano})
+
+    def results(self, account_id: str, said: Iterable[Result], processor: str = "sandbox") -> None:
+        """All that a processor said of one payment."""
+        wallet, withheld = payment_effect(said)
+        entries = {f"wallet:{account_id}": wallet, f"disputes:{processor}": withheld}
+        self.post(entries | {f"clearing:{processor}": -wallet - withheld})
 
     def charge(self, charge: Charge) -> None:
         payer = "unbilled" if charge.plan == "invoiced" else "wallet"
@@ -1507,9 +1549,11 @@ def make_ledger(
     openings: Iterable[tuple[str, int]] = (),
     goodwill: Iterable[tuple[str, int]] = (),
     payments: Iterable[tuple[str, int]] = (),
+    results: Iterable[tuple[str, Iterable[Result]]] = (),
     closed: Iterable[Invoice] = (),
 ) -> Ledger:
-    """The whole ledger of a run: opening balances, goodwill, settled payments (account, nanos), charges, closings."""
+    """The whole ledger of a run: opening balances, goodwill, settled payments (account, nanos) or all that was said of each
+    payment (account, results), charges, closings."""
     ledger = Ledger()
     for account_id, amount_nano in openings:
         ledger.opening(account_id, amount_nano)
@@ -1517,6 +1561,8 @@ def make_ledger(
         ledger.goodwill(account_id, amount_nano)
     for account_id, amount_nano in payments:
         ledger.payment(account_id, amount_nano)
+    for account_id, said in results:
+        ledger.results(account_id, said)
     for charge in charges:
         ledger.charge(charge)
     for invoice in closed:

@@ -1,0 +1,102 @@
+"""Pay-outs: what a processor sent to the bank of ours, as finance takes it over from a statement. Each is posted once by its id."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from contracts.payments import PROCESSORS
+from contracts.topics import Topic
+from services.balance import ledger, store
+from services.balance.book import Book, transaction_id_of
+from services.kernel.currency import currency
+from services.kernel.errors import Corrupt, InvalidInput, Refused
+from services.kernel.money import WALLET_NANO_MAX, format_nano
+from services.runtime.processor import Processor
+from services.runtime.room import Room
+from services.runtime.work import Work
+
+LANE = "finance"
+
+
+@dataclass(frozen=True)
+class Payout:
+    """One line of a processor's or bank's statement. ``nano`` below zero: the processor took money back."""
+
+    processor: str
+    payout_id: str
+    nano: int
+    currency: str
+
+    @property
+    def ref(self) -> str:
+        """The same pay-out has the same."""
+        return f"{self.processor}:{self.payout_id}"
+
+
+class Nowhere:
+    """The surroundings of what publishes nothing."""
+
+    def partitions(self, topic: str) -> int:
+        raise Corrupt(f"a pay-out publishes nothing, and not on {topic}")
+
+    async def make(self, topic: str) -> None:
+        raise Corrupt(f"a pay-out publishes nothing, and not on {topic}")
+
+    async def begin_offsets(self, topic: Topic) -> dict[tuple[str, int], int]:
+        return {}
+
+    async def end_offsets(self, topic: Topic) -> dict[tuple[str, int], int]:
+        return {}
+
+
+async def record(engine: AsyncEngine, payouts: Sequence[Payout], actor: str, note: str = "") -> list[Payout]:
+    """Post all of them or none; returns those that were not posted before.
+
+    `InvalidInput` for what cannot be a pay-out, `Refused` for an id that was posted with another amount.
+    """
+    for payout in payouts:
+        _check(payout)
+    new: list[Payout] = []
+
+    async def run(work: Work) -> None:
+        ids = {transaction_id_of("payout", payout.ref): payout for payout in payouts}
+        before = {row.ref: (row.nano, row.currency) for row in await store.posted_to_bank(work, ids)}
+        book = Book()
+        for payout in _once(payouts):
+            if payout.ref not in before:
+                entries = ledger.payout(payout.processor, payout.nano)
+                book.post(work, "payout", payout.ref, payout.currency, entries, actor=actor, note=note or None)
+                new.append(payout)
+            elif before[payout.ref] != (-payout.nano, payout.currency):
+                posted = format_nano(-before[payout.ref][0])
+                raise Refused(
+                    f"pay-out {payout.payout_id} of {payout.processor} was posted with {posted} {before[payout.ref][1]}",
+                    field="payout_id",
+                    code="conflict",
+                )
+        await book.write(work)
+
+    await Processor(Room("balance", ()), engine, Nowhere()).transact(run, lane=LANE)
+    return new
+
+
+def _once(payouts: Iterable[Payout]) -> list[Payout]:
+    """Each id once; `InvalidInput` when one stands for two amounts."""
+    by_ref: dict[str, Payout] = {}
+    for payout in payouts:
+        if by_ref.setdefault(payout.ref, payout) != payout:
+            raise InvalidInput(f"{payout.payout_id} stands there twice, with two amounts", field="payout_id")
+    return list(by_ref.values())
+
+
+def _check(payout: Payout) -> None:
+    if payout.processor not in PROCESSORS:
+        raise InvalidInput(f"no such processor; use one of {', '.join(PROCESSORS)}", field="processor")
+    if not payout.payout_id or len(payout.payout_id) > 128:
+        raise InvalidInput("must be the id that the processor gave it, at most 128 characters", field="payout_id")
+    currency(payout.currency)
+    if payout.nano == 0 or abs(payout.nano) > WALLET_NANO_MAX:
+        raise InvalidInput(f"must not be zero, and at most {format_nano(WALLET_NANO_MAX)}", field="amount")

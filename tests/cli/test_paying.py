@@ -1,0 +1,75 @@
+"""`tollbook account payments` and its neighbours, `tollbook payout`: what is shown, posted once, and refused with the field."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from services.balance import api
+from tests.cli.conftest import Tollbook
+from tests.support.balance_factory import Town
+from tests.support.servers import Database
+
+
+@pytest.fixture
+async def town(database: Database, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Town]:
+    for name, value in database.environment().items():
+        monkeypatch.setenv(name, value)
+    async with Town(database) as made:
+        await made.account("desk", level_2=True)
+        yield made
+        await made.assert_conserved()
+
+
+async def test_payments_are_shown_with_their_states_and_results_and_pay_outs_are_posted_once(
+    tollbook: Tollbook, town: Town, tmp_path: Path
+) -> None:
+    town.pay("desk", "100", "tok_ok")
+    await town.settle()
+    (attempt,) = await town.attempts("desk")
+    town.command("refund_payment", "desk", role="finance", attempt_id=str(attempt.attempt_id), amount="30")
+    await town.settle()
+    (shown,) = (await tollbook("account", "payments", "desk", "--output", "json")).json
+    assert (shown["payment"]["kind"], shown["payment"]["state"], shown["payment"]["amount"]) == (
+        "manual",
+        "settled",
+        "100",
+    )
+    assert (shown["moved"], [each["result"] for each in shown["results"]]) == ("70", ["settled", "refunded"])
+    assert "settled, refunded" in (await tollbook("account", "payments", "desk")).out
+
+    assert (await tollbook("payout", "record", "sandbox", "po_1", "50.00", "--actor", "fin")).code == 0
+    file = tmp_path / "payouts.csv"
+    file.write_text("processor,payout_id,amount,currency\nsandbox,po_1,50.00,USD\nsandbox,po_2,-5,USD\n")
+    for known in (1, 2):
+        ran = await tollbook("payout", "import", str(file), "--output", "json")
+        assert ran.json == {"posted": 2 - known, "known": known}
+    listed = (await tollbook("payout", "list", "--output", "json")).json
+    assert sorted((each["payout_id"], each["amount"]) for each in listed) == [("po_1", "50"), ("po_2", "-5")]
+    engine = town.rooms.processors["balance"].engine
+    totals = await api.ledger_totals(engine)
+    assert (totals["USD", "bank"], totals["USD", "clearing"]) == (-45 * 10**9, (-70 + 45) * 10**9)
+
+    other = await tollbook("payout", "record", "sandbox", "po_1", "51.00")
+    assert (other.code, "was posted with 50 USD" in other.out + other.err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("account", "schedule", "desk", "20", "--day", "31"), "day: must be a day of every month"),
+        (("account", "schedule", "desk"), "amount: give an amount and a day, or --off"),
+        (("account", "refund", "desk", "p1"), "payment: must be the id of a payment"),
+        (("account", "pay", "desk", "1_000"), "amount: must be a decimal string"),
+        (("account", "pay", "desk", "20", "--kind", "gold"), "method_kind"),
+        (("payout", "record", "sandbox", "po", "ten"), "amount: must be a decimal string"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+async def test_a_wrong_command_line_names_the_field(tollbook: Tollbook, arguments: tuple[str, ...], says: str) -> None:
+    ran = await tollbook(*arguments)
+    assert ran.code in (1, 2)
+    assert says in ran.out + ran.err
+    assert "Traceback" not in ran.out + ran.err
