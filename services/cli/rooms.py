@@ -13,7 +13,7 @@ from pathlib import Path
 
 from services.kernel.errors import Unavailable
 from services.runtime.embedded.process import last_lines
-from services.runtime.settings import ROOMS
+from services.runtime.settings import PROCESSES, ROOMS
 
 BACK_OFF_S_MIN, BACK_OFF_S_MAX = 0.5, 30.0
 STEADY_S = 60.0  # a room that ran this long before it crashed starts its back-off anew
@@ -91,7 +91,7 @@ class RoomProcesses:
                     f"ended with code {copy.process.returncode}; the end of {copy.log}:\n{lines}", field=copy.room
                 )
 
-    def stop(self, rooms: Iterable[str] = ROOMS) -> list[str]:
+    def stop(self, rooms: Iterable[str] = PROCESSES) -> list[str]:
         """Asks the copies of these rooms to end, waits, kills what does not; returns those that had to be killed."""
         stopped = [copy for copy in self.copies if copy.room in set(rooms)]
         running = [copy for copy in stopped if copy.process is not None and copy.process.poll() is None]

@@ -1,4 +1,4 @@
-"""`tollbook run ROOM`: one copy of a room in the foreground; any number of copies may run, on any machine."""
+"""`tollbook run ROOM`: one copy of a room, or the gateway, in the foreground; any number may run, on any machine."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import typer
 from services.kernel.errors import InvalidInput
 
 
-def run(room: Annotated[str, typer.Argument(help="usage, balance, groups, invoices or payments")]) -> None:
-    """Run one copy of a room until it is told to stop; it logs JSON lines to standard error."""
+def run(room: Annotated[str, typer.Argument(help="usage, balance, groups, invoices, payments or gateway")]) -> None:
+    """Run one copy of a room, or the gateway, until it is told to stop; it logs JSON lines to standard error."""
     from services.runtime.main import run as run_room
-    from services.runtime.settings import ROOMS
+    from services.runtime.settings import GATEWAY, PROCESSES
 
-    if room not in ROOMS:
-        raise InvalidInput(f"there is no room {room!r}; the rooms are {', '.join(ROOMS)}", field="ROOM")
+    if room not in PROCESSES:
+        raise InvalidInput(f"there is no room {room!r}; what runs is {', '.join(PROCESSES)}", field="ROOM")
+    if room == GATEWAY:
+        importlib.import_module(f"services.{GATEWAY}.server").run()
+        return
     run_room(importlib.import_module(f"services.{room}.consumer").build)

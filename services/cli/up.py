@@ -20,7 +20,7 @@ from services.cli.output import console
 from services.cli.rooms import Copy, RoomProcesses, environment
 from services.runtime import embedded, migrate
 from services.runtime.database import open_engine, transaction
-from services.runtime.settings import Settings, load
+from services.runtime.settings import GATEWAY, Settings, load
 
 LOOK_S = 1.0
 SILENT_S = 10  # a process that has not said anything for this long is not shown as running
@@ -61,8 +61,10 @@ async def up(
             settings.owner_database_url(), room_password=settings.room_password_text(), movable=movable
         )
         say(f"Kafka {settings.kafka_bootstrap}, Valkey {settings.valkey_url}, logs in {rooms.logs}")
+        say(f"gateway on http://{settings.gateway_host}:{settings.gateway_port}")
         if not stop.is_set():
             rooms.start(copies=copies)
+            rooms.start([GATEWAY])  # one: copies on one machine would each need a port
             await _watch(settings, rooms, stop)
     finally:
         if rooms.copies:

@@ -23,15 +23,23 @@ STATEMENT_CLASS = "42"  # no such table or column, no right to it: the statement
 DATA_CLASSES = frozenset({"22", "23"})  # data exception, constraint violation: the record's fault
 
 
-def open_engine(url: str, *, application: str, pool_size: int = POOL_SIZE) -> AsyncEngine:
-    """The engine of a room. Parameters never reach a log: they may hold personal data."""
+def open_engine(
+    url: str, *, application: str, pool_size: int = POOL_SIZE, lock_timeout_ms: int | None = None
+) -> AsyncEngine:
+    """The engine of a room. Parameters never reach a log: they may hold personal data.
+
+    ``lock_timeout_ms``: a statement gives up that waits for a lock this long; without it, it waits.
+    """
+    own = {"application_name": application, "jit": "off", "timezone": "UTC"}
+    if lock_timeout_ms is not None:
+        own["lock_timeout"] = str(lock_timeout_ms)
     return create_async_engine(
         url,
         pool_size=pool_size,
         max_overflow=4,
         pool_pre_ping=False,
         hide_parameters=True,
-        connect_args={"server_settings": {"application_name": application, "jit": "off", "timezone": "UTC"}},
+        connect_args={"server_settings": own},
     )
 
 

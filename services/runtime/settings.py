@@ -20,6 +20,12 @@ from services.runtime import embedded
 ROOMS = ("usage", "balance", "groups", "invoices", "payments")
 """The rooms that own a schema and a login role of their own."""
 
+GATEWAY = "gateway"
+"""The process that speaks for the rooms over HTTP; it owns nothing."""
+
+PROCESSES = (*ROOMS, GATEWAY)
+"""All that runs."""
+
 DATABASE = "tollbook"
 """The name of the database where `TOLLBOOK_POSTGRES` names none."""
 
@@ -75,6 +81,13 @@ class Settings(BaseSettings):
     health_port: int | None = Field(
         default=None, ge=0, le=65_535, description="port of the health page; unset: none, 0: any free one"
     )
+
+    gateway_host: str = Field(
+        default="127.0.0.1",
+        min_length=1,
+        description="address that the gateway listens on; this machine alone by default",
+    )
+    gateway_port: int = Field(default=8090, ge=0, le=65_535, description="port of the gateway; 0: any free one")
 
     @field_validator("postgres")
     @classmethod

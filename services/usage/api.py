@@ -48,7 +48,9 @@ from services.usage.handler import CLASS_OF_STATE, DUPLICATE
 from services.usage.memory import Memory
 from services.usage.paying import who_pays
 from services.usage.price_files import PriceFile
-from services.usage.quoting import Quote
+from services.usage.quotes import REFRESH_S as REFRESH_S
+from services.usage.quotes import Quotes as Quotes
+from services.usage.quoting import Quote as Quote
 from services.usage.rating import explain
 from services.usage.registry import REGISTRY_TOPICS, Account
 from services.usage.rerate_plans import approve_rerate as approve_rerate

@@ -15,7 +15,7 @@ PROFILE = str(DEMO / "switch_profile.json")
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["run", "kitchen"], "ROOM: there is no room 'kitchen'; the rooms are usage, balance, groups, invoices, payments"),
+        (["run", "kitchen"], "ROOM: there is no room 'kitchen'; what runs is usage, balance, groups, invoices, payments, gateway"),
         (["clock", "move", "5 weeks"], "BY: must be a whole number with s, m, h or d, such as 49h"),
         (["charge", "explain", "x"], "CHARGE: must be the id of a charge; `tollbook charge list ACCOUNT` shows them"),
         (["invoice", "list", "--state", "paid"], "state: must be open, closed or nothing"),

@@ -1,0 +1,5 @@
+"""`python -m services.gateway`: runs the gateway."""
+
+from services.gateway.server import run
+
+run()

@@ -1,0 +1,31 @@
+"""Accounts over HTTP: what is in a wallet, and which calls hold what of it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from contracts.words import Id
+from services.balance import api as balance
+
+AccountId = Annotated[Id, Path(description="the account's id")]
+
+
+def routes(engine: AsyncEngine) -> APIRouter:
+    """The paths below /v1/accounts; ``engine`` logs in as balance."""
+    router = APIRouter(prefix="/v1/accounts", tags=["accounts"])
+
+    @router.get("/{account_id}/balance")
+    async def show(account_id: AccountId) -> balance.Balance:
+        """The wallet, what is held of it, and what is available."""
+        return await balance.balance(engine, account_id)
+
+    @router.get("/{account_id}/holds")
+    async def holds(account_id: AccountId) -> list[balance.HoldRow]:
+        """The calls that hold money now, in progress or waiting for their charge, oldest first."""
+        await balance.balance(engine, account_id)  # an account that is not known has no empty list
+        return await balance.open_holds(engine, account_id)
+
+    return router

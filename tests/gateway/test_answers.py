@@ -1,0 +1,183 @@
+"""What the gateway answers: a call from its quote to its charge, and every error with its field and its fix."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+
+from services.balance.api import Holds
+from services.gateway.server import application
+from services.runtime.database import open_engine
+from services.usage import api as usage_api
+from services.usage.api import Quotes
+from services.usage.price_files import read_price_file
+from tests.support.balance_factory import Town
+from tests.support.usage_registry import LONG_AGO
+
+PLAN = {"account_id": "desk", "called": "+12485252160"}
+CALL = {"account_id": "desk", "call_leg_id": "a call@of-ours"}
+
+
+class Asking:
+    """The application, asked without a server."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self._app = app
+
+    async def post(self, path: str, body: Any) -> tuple[int, Any]:
+        return await self.ask("POST", path, body if isinstance(body, bytes) else json.dumps(body).encode())
+
+    async def get(self, path: str) -> tuple[int, Any]:
+        return await self.ask("GET", path)
+
+    async def ask(self, method: str, path: str, body: bytes = b"") -> tuple[int, Any]:
+        sent: list[dict[str, Any]] = []
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
+            "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "",
+            "headers": [(b"content-type", b"application/json")], "client": ("127.0.0.1", 1), "server": ("gateway", 80),
+        }  # fmt: skip
+        await self._app(scope, receive, send)
+        content = b"".join(each.get("body", b"") for each in sent)
+        return int(sent[0]["status"]), json.loads(content)
+
+
+@pytest.fixture
+async def quotes(town: Town) -> Quotes:
+    made = Quotes(town.rooms.processors["usage"].engine)
+    await made.refresh()
+    return made
+
+
+@pytest.fixture
+async def gateway(town: Town, quotes: Quotes) -> AsyncIterator[Asking]:
+    engine = open_engine(town.database.room("balance"), application="test.gateway", pool_size=2)
+    holds = Holds(engine, town.log)
+    yield Asking(application(quotes, holds, engine))
+    await holds.close()
+    await engine.dispose()
+
+
+async def test_a_call_from_its_quote_to_its_charge(town: Town, gateway: Asking) -> None:
+    status, quote = await gateway.post("/v1/calls/quote", PLAN)
+    assert (status, quote["price_per_minute"], quote["currency"], quote["matched"]) == (200, "0.014", "USD", "+1")
+    status, first = await gateway.post("/v1/calls/authorize", PLAN | CALL)
+    assert (status, first["decision"], first["granted_s"], first["held"]) == (200, "granted", 300, "0.07")
+    assert (first["max_s"], first["number"], first["expires_at"][-1]) == (71 * 60, 0, "Z")
+    assert await gateway.post("/v1/calls/authorize", PLAN | CALL) == (200, first)
+    status, second = await gateway.post("/v1/calls/renew", CALL | {"number": 1, "seconds": 60})
+    assert (second["hold_id"], second["granted_s"], second["total_s"], second["held"]) == (
+        first["hold_id"], 60, 360, "0.084",
+    )  # fmt: skip
+    _, holds = await gateway.get("/v1/accounts/desk/holds")
+    assert [(each["call_leg_id"], each["held"], each["seconds"]) for each in holds] == [
+        (CALL["call_leg_id"], "0.084", 360)
+    ]
+    status, settled = await gateway.post("/v1/calls/settle", CALL | {"seconds": 61})
+    assert (status, settled["ended_by"], settled["held"]) == (200, "settle", "0.028")
+    town.charge("desk", "0.028", call_leg_id=CALL["call_leg_id"])
+    await town.settle()
+    _, balance = await gateway.get("/v1/accounts/desk/balance")
+    assert (balance["wallet"], balance["held"], balance["available"]) == ("0.972", "0", "0.972")
+    assert (await gateway.post("/v1/calls/release", CALL))[1]["ended_by"] == "charge"
+
+
+async def test_a_refusal_is_an_answer_with_its_reason(town: Town, gateway: Asking) -> None:
+    town.limit("desk", None, 0)
+    await town.settle()
+    status, answer = await gateway.post("/v1/calls/authorize", PLAN | CALL)
+    assert (status, answer) == (
+        200,
+        {
+            "decision": "refused",
+            "reason": "concurrent_calls",
+            "message": "account desk has 0 of at most 0 calls in progress",
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "code", "field"),
+    [
+        ("authorize", PLAN | CALL | {"account_id": "nobody"}, 404, "unknown_account", "account_id"),
+        ("authorize", PLAN | CALL | {"called": "+99912345678"}, 404, "no_price", "called"),
+        ("authorize", PLAN | CALL | {"called": "0123"}, 422, "invalid", "called"),
+        ("authorize", PLAN | CALL | {"seconds": 0}, 422, "invalid", "seconds"),
+        ("authorize", PLAN | CALL | {"seconds": "60"}, 422, "invalid", "seconds"),
+        ("authorize", PLAN | CALL | {"colour": "red"}, 422, "invalid", "colour"),
+        ("authorize", PLAN, 422, "invalid", "call_leg_id"),
+        ("authorize", PLAN | {"call_leg_id": "a\x00b"}, 422, "invalid", "call_leg_id"),
+        ("authorize", PLAN | CALL | {"direction": "inbound", "outbound_profile": "p"}, 422, "invalid", "outbound_profile"),
+        ("authorize", b"{", 400, "invalid_json", None),
+        ("authorize", b"[]", 422, "invalid", None),
+        ("renew", CALL | {"number": 1}, 404, "unknown_call", "call_leg_id"),
+        ("settle", CALL | {"seconds": -1}, 422, "invalid", "seconds"),
+        ("release", CALL, 404, "unknown_call", "call_leg_id"),
+        ("hang_up", CALL, 404, "unknown_path", None),
+    ],
+)  # fmt: skip
+async def test_what_is_wrong_is_named_with_its_field(
+    gateway: Asking, path: str, body: Any, status: int, code: str, field: str | None
+) -> None:
+    answered, shown = await gateway.post(f"/v1/calls/{path}", body)
+    assert (answered, shown["error"]["code"], shown["error"]["field"]) == (status, code, field)
+    assert shown["error"]["message"]
+    assert set(shown["error"]) == {"code", "field", "message", "retry_can_help"}
+
+
+async def test_a_conflict_and_an_unknown_account_of_the_reading_paths(gateway: Asking) -> None:
+    await gateway.post("/v1/calls/authorize", PLAN | CALL)
+    status, shown = await gateway.post("/v1/calls/authorize", PLAN | CALL | {"called": "+12485252161"})
+    assert (status, shown["error"]["code"]) == (409, "idempotency_conflict")
+    for path in ("balance", "holds"):
+        status, shown = await gateway.get(f"/v1/accounts/nobody/{path}")
+        assert (status, shown["error"]["code"], shown["error"]["field"]) == (404, "unknown_account", "account_id")
+    assert (await gateway.get("/v1/calls/authorize"))[0] == 405
+
+
+async def test_what_was_just_made_is_quoted_at_once_and_what_was_changed_within_a_second(
+    town: Town, quotes: Quotes, gateway: Asking
+) -> None:
+    await town.account("new", level_2=True)
+    await town.settle()
+    assert (await gateway.post("/v1/calls/quote", PLAN | {"account_id": "new"}))[0] == 200
+    engine = town.rooms.processors["usage"].engine
+    dearer = b"product,prefix,price_per_minute,currency,minimum_s,increment_s\nvoice.outbound,1,0.5,USD,60,60\n"
+    await usage_api.import_prices(
+        engine, "list", read_price_file(dearer), LONG_AGO + timedelta(days=1), is_default=True
+    )
+    await quotes.refresh()  # as the gateway does every second
+    assert (await gateway.post("/v1/calls/quote", PLAN))[1]["price_per_minute"] == "0.5"
+
+
+async def test_a_database_that_is_away_is_said(town: Town, quotes: Quotes) -> None:
+    engine = open_engine("postgresql+asyncpg://nobody@127.0.0.1:1/nowhere", application="test.gateway")
+    gateway = Asking(application(quotes, Holds(engine, town.log), engine))
+    for status, shown in (
+        await gateway.post("/v1/calls/authorize", PLAN | CALL),
+        await gateway.get("/v1/accounts/desk/balance"),
+    ):
+        assert (status, shown["error"]["code"], shown["error"]["retry_can_help"]) == (503, "unavailable", True)
+    await engine.dispose()
+
+
+async def test_a_connection_that_the_database_cut_is_opened_again(town: Town, gateway: Asking) -> None:
+    _, first = await gateway.post("/v1/calls/authorize", PLAN | CALL)
+    async with town.database.connected("balance") as other:
+        await other.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'test.gateway'"
+            " and datname = current_database() and pid <> pg_backend_pid()"
+        )
+    assert await gateway.post("/v1/calls/authorize", PLAN | CALL) == (200, first)

@@ -1,0 +1,81 @@
+"""Gateways as processes, over real HTTP: what two of them promise, what a crash leaves, and how one ends."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from services.balance import tables
+from tests.gateway.conftest import Gateways
+from tests.support.balance_factory import Town
+from tests.support.http import Connection
+
+CALL = {"account_id": "desk", "call_leg_id": "c1", "called": "+12485252160"}
+
+
+async def authorize(connection: Connection, call: str, **more: Any) -> Any:
+    answered = await connection.post("/v1/calls/authorize", CALL | {"call_leg_id": call} | more)
+    assert answered.status == 200, answered
+    return answered.body
+
+
+async def test_64_calls_at_once_over_two_gateways_on_money_for_ten_are_ten(town: Town, gateways: Gateways) -> None:
+    await town.account("shop", level_2=True)
+    town.open("shop", "0.7139")  # a slice of five minutes costs 0.07, and the minute after ten of them 0.014
+    await town.settle()
+    await gateways.start("a")
+    await gateways.start("b")
+    wide = [gateways.to("ab"[number % 2]) for number in range(64)]
+    answers = await asyncio.gather(
+        *[authorize(each, f"c{number}", account_id="shop") for number, each in enumerate(wide)]
+    )
+    for each in wide:
+        await each.close()
+    granted = [each for each in answers if each["decision"] == "granted"]
+    assert [each["held"] for each in granted] == ["0.07"] * 10
+    assert {each["reason"] for each in answers if each["decision"] == "refused"} == {"insufficient_credit"}
+    async with gateways.to("b") as connection:
+        balance = (await connection.get("/v1/accounts/shop/balance")).body
+        assert (balance["held"], balance["available"]) == ("0.7", "0.0139")
+        assert len((await connection.get("/v1/accounts/shop/holds")).body) == 10
+
+
+@pytest.mark.parametrize("step", ["balance.holds.written", "balance.holds.committed"])
+async def test_a_gateway_that_dies_before_its_answer_is_asked_again_and_holds_once(
+    town: Town, gateways: Gateways, step: str
+) -> None:
+    async with await gateways.start("first", crash=step) as connection:
+        with pytest.raises(ConnectionError):
+            await authorize(connection, "c1")
+    await gateways.processes.wait_crashed("first", step)
+    rows = await town.rooms.query("balance", select(tables.call))
+    assert len(rows) == (1 if step.endswith("committed") else 0)
+    async with await gateways.start("second") as connection:
+        again = await authorize(connection, "c1")
+        assert (again["decision"], again["held"], again["granted_s"]) == ("granted", "0.07", 300)
+        assert await authorize(connection, "c1") == again
+        balance = (await connection.get("/v1/accounts/desk/balance")).body
+        assert (balance["held"], balance["available"]) == ("0.07", "0.93")
+    if rows:
+        assert again["expires_at"] == rows[0].expires_at.isoformat().replace("+00:00", "Z")
+
+
+async def test_a_gateway_answers_what_it_was_asked_before_it_stops(town: Town, gateways: Gateways) -> None:
+    await gateways.start()
+    wide = [gateways.to() for _ in range(32)]
+    for each in wide:
+        assert (await each.get("/live")).status == 200
+    asked = [asyncio.create_task(authorize(each, f"c{number}", seconds=1)) for number, each in enumerate(wide)]
+    await asyncio.sleep(0)
+    gateways.processes.running["gateway"].terminate()
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    assert gateways.processes.stop("gateway") == {"gateway": 0}
+    granted = [each for each in answers if isinstance(each, dict)]
+    rows = await town.rooms.query("balance", select(tables.call))
+    assert len(rows) == len(granted)  # nobody was promised anything without being told
+    assert all(isinstance(each, dict | ConnectionError) for each in answers)
+    for each in wide:
+        await each.close()
