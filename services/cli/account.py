@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, overload
+from typing import TYPE_CHECKING, Annotated, Any, overload
 
 import typer
 
@@ -15,6 +15,9 @@ from services.cli.paying import app as paying
 from services.cli.reading import room
 from services.kernel.errors import InvalidInput, NotFound
 from services.kernel.money import parse_amount
+
+if TYPE_CHECKING:  # a command imports a room only when it reads it
+    from services.balance.api import AccountStatement
 
 app = typer.Typer(no_args_is_help=True, help="Accounts, their plans and groups, their wallets and recharges.")
 
@@ -569,21 +572,32 @@ async def statement(
     if output is StatementFormat.json:
         show_json(told)
         return
-    parts = ("wallet", "unbilled", "receivable")
-    rows = [
+    if output is StatementFormat.csv:
+        names = ("at", "cause", "kind", "charges", "amount", "balance", *STATEMENT_PARTS, "currency", "ref")
+        show_csv([row | {"currency": told.currency} for row in _statement_rows(told)], names)
+        return
+    show_statement(told)
+
+
+STATEMENT_PARTS = ("wallet", "unbilled", "receivable")
+
+
+def show_statement(told: AccountStatement) -> None:
+    """A statement as a table; its parts only where something is owed beside the wallet."""
+    rows = _statement_rows(told)
+    columns = {"at": "at", "cause": "what", "amount": "amount", "balance": "balance"}
+    if any(row.get(name) not in ("0", None) for row in rows for name in STATEMENT_PARTS[1:]):
+        columns |= {name: name for name in STATEMENT_PARTS}
+    console.print(f"{told.account_id}, {told.currency}", markup=False)
+    show_rows(rows, columns, Format.table, right=("amount", "balance", *STATEMENT_PARTS))
+
+
+def _statement_rows(told: AccountStatement) -> list[dict[str, Any]]:
+    return [
         {"at": told.start, "cause": "opening balance", **plain(told.opening)},
         *[plain(each) | {"at": each.at} for each in told.movements],
         {"at": told.end, "cause": "closing balance", **plain(told.closing)},
     ]
-    if output is StatementFormat.csv:
-        names = ("at", "cause", "kind", "charges", "amount", "balance", *parts, "currency", "ref")
-        show_csv([row | {"currency": told.currency} for row in rows], names)
-        return
-    columns = {"at": "at", "cause": "what", "amount": "amount", "balance": "balance"}
-    if any(row.get(name) not in ("0", None) for row in rows for name in parts[1:]):
-        columns |= {name: name for name in parts}
-    console.print(f"{account_id}, {told.currency}", markup=False)
-    show_rows(rows, columns, Format.table, right=("amount", "balance", *parts))
 
 
 @app.command()

@@ -53,6 +53,8 @@ def test_recharges_on_a_moved_clock_are_capped_open_by_themselves_and_are_paused
         "burst recharges 11 x settled 10.00 11 x settled 10.00 ok",
         "from the first to the last 24 h 24 h ok",
         "kiosk recharges 3 x declined 21.00, settled 21.00 3 x declined 21.00, settled 21.00 ok",
+        "notices recharge_unknown recharge_unknown ok",
+        "movements 15.00 + 50.00 - 20.00 = 45.00 15 + 50 - 20 = 45 ok",
         "all holds",
     ):
         assert shown in lines

@@ -106,6 +106,12 @@ class Narrator:
                 self._cut(account_id, amount, event["available"])
             case "recharge_settled":
                 self.say("recharged", f"{account_id}: {amount}, wallet {wallet}")
+            case "payment_requested":
+                self.say("payment", f"{account_id}: {amount} requested")
+            case "payment_settled":
+                self.say("paid", f"{account_id}: {amount}, wallet {wallet}")
+            case "refunded":
+                self.say("refunded", f"{account_id}: {amount}, wallet {wallet}")
             case "recharge_declined":
                 after = f"the next try from {event['next_allowed_at']}" if event["next_allowed_at"] else "no next try"
                 self.say("declined", f"{account_id}: {amount}, wallet {wallet}; {after}")

@@ -1,4 +1,5 @@
-"""Two days of recharges, on a clock that is moved: a cap that opens by itself, a card that is declined until it is paused.
+"""Two days of recharges, on a clock that is moved: a cap that opens by itself, a card that is declined until it is paused,
+a processor that is silent until it is asked, a payment that is refunded.
 
 Source: domain, section 4; designs/recharge.
 """
@@ -13,6 +14,7 @@ from typing import Any
 from sqlalchemy import text
 
 from services.balance import api as balance_api
+from services.cli.account import show_statement
 from services.cli.demo import cast as casting
 from services.cli.demo.acting import Acting, curtain
 from services.cli.demo.figures import Cell, notices, recharges
@@ -40,6 +42,7 @@ class Recharges(Acting):
         """Every act."""
         await self.registry()
         await self.opening()
+        await self.payment_and_refund()
         await self.hours_pass()
         await self.another_card()
         await self.the_window_opens()
@@ -48,6 +51,8 @@ class Recharges(Acting):
     async def registry(self) -> None:
         """One organization with its accounts."""
         self.narrator.act("Registry")
+        async with room("balance", self.stage.settings) as engine:
+            self.since = await balance_api.start_of_month(engine)
         (organization,) = self.cast["organizations"]
         await self.groups([self.organization(organization), self.seller(organization)])
         await self.groups([command for each in self.cast["accounts"] for command in self.account(each)])
@@ -60,8 +65,21 @@ class Recharges(Acting):
         await self.wallets([command for each in self.cast["accounts"] for command in self.recharging(each)])
         await self.at_rest()
 
+    async def payment_and_refund(self) -> None:
+        """An owner pays by hand, and finance gives a part of it back."""
+        paid = self.cast["paid"]
+        account_id = paid["account"]
+        self.narrator.act(f"{account_id} pays {paid['amount']}, of which finance refunds {paid['refunded']}")
+        await self.wallets([{"kind": "pay", "account_id": account_id, "amount": paid["amount"]}])
+        await self.at_rest()
+        async with room("balance", self.stage.settings) as engine:
+            (payment,) = await balance_api.attempts(engine, account_id)
+        refund = {"kind": "refund_payment", "role": "finance", "account_id": account_id, "amount": paid["refunded"]}
+        await self.wallets([refund | {"attempt_id": payment.attempt_id, "note": "paid twice by mistake"}])
+        await self.at_rest()
+
     async def hours_pass(self) -> None:
-        """The declined card is tried again after its back-offs, and paused after the third time."""
+        """The declined card is tried again after its back-offs, and paused after the third time; who was silent is asked."""
         for hours in self.cast["back_offs_h"]:
             await self._move(timedelta(hours=hours))
 
@@ -93,19 +111,30 @@ class Recharges(Acting):
     async def cells(self) -> list[Cell]:
         """What the cast says, and what came."""
         cells = []
+        self.narrator.act(f"tollbook account statement {self.cast['paid']['account']}")
         async with room("balance", self.stage.settings) as engine:
             for account in self.cast["accounts"]:
                 name, expected = account["account"], account["expected"]
                 attempts = await balance_api.attempts(engine, name)
                 wallet = await balance_api.balance(engine, name)
+                statement = await balance_api.statement(engine, name, self.since)
+                if name == self.cast["paid"]["account"]:
+                    show_statement(statement)
                 actual = {
                     "recharges": recharges(attempts),
                     "notices": notices(name, self.narrator),
                     "wallet": wallet.wallet,
                     "from the first to the last": _span(attempts),
+                    "movements": _added_up(statement),
                 }
                 cells += [Cell(name, what, expected[what], actual[what]) for what in expected]
         return cells
+
+
+def _added_up(statement: balance_api.AccountStatement) -> str:
+    """The movements of a statement that begins with nothing, in one line."""
+    amounts = [each.amount for each in statement.movements]
+    return f"{' + '.join(amounts).replace('+ -', '- ')} = {statement.closing.balance}"
 
 
 def _span(attempts: list[Any]) -> str:
