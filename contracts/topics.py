@@ -111,7 +111,7 @@ GROUPS_EVENTS = Topic(
 )  # fmt: skip
 GROUPS_ACCOUNTS = Topic(
     "groups.accounts", "groups.account", groups.AccountTimeline, "account id", "The whole timeline of an account",
-    ("groups",), ("usage", "balance", "invoices"), cleanup="compact",
+    ("groups",), ("usage", "balance", "invoices", "webhooks"), cleanup="compact",
 )  # fmt: skip
 GROUPS_ASSIGNMENTS = Topic(
     "groups.assignments", "groups.assignment", groups.ResourceTimeline, "resource id",
@@ -148,7 +148,7 @@ BALANCE_POSTINGS = Topic(
 )  # fmt: skip
 BALANCE_EVENTS = Topic(
     "balance.events", "balance.event", balance.BalanceEvent, "account id",
-    "Recharges, suspensions, restorations", ("balance",), ("upstreams", "notifications"),
+    "Recharges, suspensions, restorations", ("balance",), ("upstreams", "webhooks"),
 )  # fmt: skip
 CLOSING_CUTOFFS = Topic(
     "closing.cutoffs", "closing.cutoff", closing.Cutoff, "cut-off id", "A cut is to be taken",
@@ -160,7 +160,7 @@ CLOSING_PROGRESS = Topic(
 )  # fmt: skip
 INVOICES_EVENTS = Topic(
     "invoices.events", "invoices.closed", invoices.InvoiceClosed, "group id", "A closed invoice",
-    ("invoices",), ("downstream", "balance"),
+    ("invoices",), ("downstream", "balance", "webhooks"),
 )  # fmt: skip
 
 TOPICS: tuple[Topic, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Topic))

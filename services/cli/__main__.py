@@ -32,6 +32,7 @@ COMMANDS = {
     "simulate": "services.cli.simulate:simulate",
     "rerate": "services.cli.rerate:app",
     "invoice": "services.cli.invoice:app",
+    "webhook": "services.cli.webhook:app",
     "quarantine": "services.cli.quarantine:app",
     "lane": "services.cli.lane:app",
     "verify": "services.cli.verifying:verify",

@@ -46,7 +46,9 @@ async def list_(
 @app.command()
 @asynchronous
 async def resume(
-    room_name: Annotated[str, typer.Argument(metavar="ROOM", help="usage, balance, groups, invoices or payments")],
+    room_name: Annotated[
+        str, typer.Argument(metavar="ROOM", help="usage, balance, groups, invoices, payments or webhooks")
+    ],
     lane: Annotated[str, typer.Argument(metavar="LANE", help="as `lane list` shows it")],
     reason: Annotated[str, typer.Option(help="why it may go on; kept, and shown by `verify`")],
     offset: Annotated[int | None, typer.Option("--from", min=0, help="go on here; else where the lane stands")] = None,

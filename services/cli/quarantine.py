@@ -21,7 +21,7 @@ app = typer.Typer(no_args_is_help=True, help="Records in quarantine: list, show,
 ALL_STATES = ("quarantined", "waiting", "replaying", "discarding", "replayed", "discarded")
 SHOWN_BYTES = 4_000
 
-RoomName = Annotated[str, typer.Option("--room", help="usage, balance, groups, invoices or payments")]
+RoomName = Annotated[str, typer.Option("--room", help="usage, balance, groups, invoices, payments or webhooks")]
 Ids = Annotated[list[int] | None, typer.Argument(metavar="[ID...]", help="records by id")]
 Reason = Annotated[str | None, typer.Option(help="every record with this reason, such as no_price")]
 

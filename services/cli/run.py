@@ -10,7 +10,9 @@ import typer
 from services.kernel.errors import InvalidInput
 
 
-def run(room: Annotated[str, typer.Argument(help="usage, balance, groups, invoices, payments or gateway")]) -> None:
+def run(
+    room: Annotated[str, typer.Argument(help="usage, balance, groups, invoices, payments, webhooks or gateway")],
+) -> None:
     """Run one copy of a room, or the gateway, until it is told to stop; it logs JSON lines to standard error."""
     from services.runtime.main import run as run_room
     from services.runtime.settings import GATEWAY, PROCESSES

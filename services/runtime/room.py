@@ -1,4 +1,4 @@
-"""How a room declares itself: its inputs, ticks and timers. The runtime does the rest."""
+"""How a room declares itself: its inputs, ticks, timers and jobs. The runtime does the rest."""
 
 from __future__ import annotations
 
@@ -73,6 +73,20 @@ class Errand:
 
 
 @dataclass(frozen=True)
+class Job:
+    """Something that every worker looks at every ``seconds``, outside of any transaction, and that keeps its own work apart:
+    errands run in rounds, and the slowest of a round holds up the next.
+
+    ``run`` opens transactions of its own and says whether more is waiting. What it leaves running is ended by the room's
+    ``stopped``.
+    """
+
+    name: str
+    run: Callable[[Processor], Awaitable[bool]]
+    seconds: float = 1.0
+
+
+@dataclass(frozen=True)
 class Room:
     """A room: name (also its schema), inputs, ticks, and what to do when a timer of a kind is due (keys in order).
 
@@ -84,6 +98,7 @@ class Room:
     ticks: tuple[Tick, ...] = ()
     timers: dict[str, Callable[[Work, list[str]], Awaitable[None]]] = field(default_factory=dict)
     errands: dict[str, Errand] = field(default_factory=dict)
+    jobs: tuple[Job, ...] = ()
     started: Callable[[Processor], Awaitable[None]] | None = None
     stopped: Callable[[], Awaitable[None]] | None = None
 

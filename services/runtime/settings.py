@@ -17,7 +17,7 @@ from sqlalchemy.exc import ArgumentError
 from services.kernel.errors import InvalidInput, Unavailable
 from services.runtime import embedded
 
-ROOMS = ("usage", "balance", "groups", "invoices", "payments")
+ROOMS = ("usage", "balance", "groups", "invoices", "payments", "webhooks")
 """The rooms that own a schema and a login role of their own."""
 
 GATEWAY = "gateway"
@@ -88,6 +88,14 @@ class Settings(BaseSettings):
         description="address that the gateway listens on; this machine alone by default",
     )
     gateway_port: int = Field(default=8090, ge=0, le=65_535, description="port of the gateway; 0: any free one")
+    webhooks_allow: str = Field(
+        default="",
+        max_length=10_000,
+        description="networks with commas that webhooks may call although they are not public: receivers on premises",
+    )
+    webhooks_http: bool = Field(
+        default=False, description="permission for webhooks to plain http: URLs, for tests and demonstrations"
+    )
 
     @field_validator("postgres")
     @classmethod

@@ -345,6 +345,9 @@ class Worker:
             self._spawn(
                 self._every(tick.seconds * self.settings.tick_ms / 1000, self._ticker(tick), f"tick {tick.name}")
             )
+        for job in self.room.jobs:
+            run = partial(job.run, self.processor)
+            self._spawn(self._every(job.seconds * self.settings.tick_ms / 1000, run, f"job {job.name}"))
         gc.freeze()
         gc.set_threshold(50_000, 20, 50)
         log.info("%s runs as %s", self.room.name, self.name)

@@ -84,7 +84,7 @@ async def test_a_lane_that_was_only_stopped_gives_up_nothing(stopped: Tollbook) 
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        (["nowhere", LANE], 2, "ROOM: there is no room 'nowhere'; the rooms are usage, balance, groups, invoices, payments"),
+        (["nowhere", LANE], 2, "ROOM: there is no room 'nowhere'; the rooms are usage, balance, groups, invoices, payments, webhooks"),
         (["usage", "events/x/0"], 1, "LANE: there is no lane 'events/x/0'; `tollbook lane list` shows them"),
         (["usage", LANE, "--from", "9"], 2, f"from: the log of {TOPIC}/0 holds offsets 0 to 8"),
         (["usage", LANE, "--earliest"], 1, "from: everything below 3 is applied already; name 3 or above"),

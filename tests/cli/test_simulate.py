@@ -32,7 +32,7 @@ RANGE = (
     "--to",
     f"{NOW + timedelta(seconds=1):%Y-%m-%dT%H:%M:%SZ}",
 )
-ROOMS = ("balance", "groups", "invoices", "payments", "runtime", "usage")
+ROOMS = ("balance", "groups", "invoices", "payments", "runtime", "usage", "webhooks")
 
 
 @pytest.fixture

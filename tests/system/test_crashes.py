@@ -35,12 +35,14 @@ OF_A_CUT = {
     + ["invoices.cutoff.insert"]
     + [f"invoices.relay.{step}" for step in RELAY],
     "payments": [],
+    "webhooks": [],
 }
 # What happens only when invoices close: each step but the last takes everything back, so that it all comes again.
 OF_A_CLOSE = {
     "usage": ["usage.replay.taken", "usage.replay.outbox", "usage.replay.committed", "usage.grouppass.insert"],
     "invoices": ["invoices.close.locked", "invoices.close.numbered", "invoices.close.events"],
     "balance": [f"balance.invoices.{step}" for step in BATCH],
+    "webhooks": [f"webhooks.invoices.{step}" for step in BATCH],
 }
 # What happens all the time: every other input, every relay, and the timers that answer and time out payments.
 ANY_TIME = {
@@ -50,7 +52,7 @@ ANY_TIME = {
         for step in BATCH
         if f"{room}.{source.name}.{step}" not in OF_A_CUT[room] + OF_A_CLOSE.get(room, [])
     ]
-    + [f"{room}.relay.{step}" for step in RELAY if room != "invoices"]
+    + [f"{room}.relay.{step}" for step in RELAY if room not in ("invoices", "webhooks")]  # webhooks publishes nothing
     for room in ROOMS
 }
 ANY_TIME["payments"] += [f"payments.{lane}.{step}" for lane in ("due", "errand") for step in ("outbox", "committed")]
@@ -107,7 +109,7 @@ async def drill(chain: Chain, room: str, steps: Sequence[str]) -> None:
 async def close(chain: Chain) -> None:
     """Close the month with everybody killed on the way: what holds it is decided while usage dies as well."""
     async with asyncio.TaskGroup() as group:
-        for room in ("invoices", "balance"):
+        for room in ("invoices", "balance", "webhooks"):
             group.create_task(drill(chain, room, OF_A_CLOSE[room]))
         await chain.name_period(chain.period)
         await chain.publish(chain.factory.mix(60))

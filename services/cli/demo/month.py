@@ -81,7 +81,7 @@ class Month(Acting):
         for book in self.cast["books"]:
             await self._import_book(book, is_default=book["default"])
         await self.at_rest()
-        self.narrator.say("rooms", "usage, balance, groups, invoices and payments read every topic")
+        self.narrator.say("rooms", "usage, balance, groups, invoices, payments and webhooks read every topic")
 
     async def registry(self) -> None:
         """Organizations, seller, publisher, groups and accounts; `field` is missing."""
