@@ -219,6 +219,14 @@ class UpgradeAccount(_Command):
     group_id: Id | None = None
 
 
+class ChangePlan(_Command):
+    """Invoiced to pay-as-you-go, from now on; refused while the account owes something of an invoice."""
+
+    kind: Literal["change_plan"] = "change_plan"
+    account_id: Id
+    plan: Literal["payg"]
+
+
 class GrantLevel2(_Command):
     kind: Literal["grant_level_2"] = "grant_level_2"
     account_id: Id
@@ -279,6 +287,7 @@ GroupsCommand = Annotated[
     | CreateGroup
     | CreateAccount
     | UpgradeAccount
+    | ChangePlan
     | GrantLevel2
     | ApproveSharing
     | MoveAccounts

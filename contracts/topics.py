@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from contracts import balance, closing, groups, invoices, payments, usage
+from contracts import balance, closing, groups, invoices, payments, receivables, usage
 from contracts.envelope import Envelope, narrowed
 
 DAY_MS = 86_400_000
@@ -150,6 +150,15 @@ BALANCE_EVENTS = Topic(
     "balance.events", "balance.event", balance.BalanceEvent, "account id",
     "Recharges, suspensions, restorations", ("balance",), ("upstreams", "webhooks"),
 )  # fmt: skip
+BALANCE_GROUP_COMMANDS = Topic(
+    "balance.group_commands", "balance.group_command", receivables.GroupCommand, "group id",
+    "Commands of finance about what payer groups owe", ("gateway", "programs"), ("balance",), bare=True,
+)  # fmt: skip
+BALANCE_GROUP_EVENTS = Topic(
+    "balance.group_events", "balance.group_event", receivables.GroupEvent, "group id",
+    "What payer groups owe: payments, overdue invoices, write-offs", ("balance",),
+    ("invoices", "programs", "notifications"),
+)  # fmt: skip
 CLOSING_CUTOFFS = Topic(
     "closing.cutoffs", "closing.cutoff", closing.Cutoff, "cut-off id", "A cut is to be taken",
     ("invoices",), ("groups", "usage"), partitions=1,
@@ -159,8 +168,9 @@ CLOSING_PROGRESS = Topic(
     ("groups", "usage", "balance"), ("usage", "balance", "invoices"), partitions=1,
 )  # fmt: skip
 INVOICES_EVENTS = Topic(
-    "invoices.events", "invoices.closed", invoices.InvoiceClosed, "group id", "A closed invoice",
-    ("invoices",), ("downstream", "balance", "webhooks"),
+    # The type is older than the second kind of record: what a record says is its `kind`.
+    "invoices.events", "invoices.closed", invoices.InvoiceEvent, "group id", "A closed invoice, and each state after it",
+    ("invoices",), ("downstream", "balance", "groups", "webhooks"),
 )  # fmt: skip
 
 TOPICS: tuple[Topic, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Topic))

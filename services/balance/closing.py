@@ -5,16 +5,18 @@ Source: designs/closing, line 11; designs/ledger, section 2.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
 from contracts.closing import Covered, Mark
-from contracts.invoices import ClosingPosting, InvoiceClosed
+from contracts.invoices import ClosingPosting, InvoiceClosed, InvoiceEvent
 from contracts.topics import BALANCE_POSTINGS, CLOSING_PROGRESS, USAGE_CHARGES
-from services.balance import drift, ledger, store
+from services.balance import drift, ledger, receivables_store, store
 from services.balance.book import Book, transaction_id_of
+from services.balance.debts import Debts, Receivable, take
 from services.balance.evaluation import Tell, evaluate, load
+from services.balance.receivables_store import NewPayer
 from services.balance.wallets import Wallet
 from services.kernel.errors import Corrupt
 from services.kernel.ids import derived_id
@@ -72,24 +74,60 @@ async def cover(work: Work, *, tell: Tell) -> None:
 
 async def invoices(work: Work, records: list[Record], *, tell: Tell) -> None:
     """Post what closed invoices move, once by invoice id: one transaction an invoice, over all its accounts."""
-    closed: dict[UUID, InvoiceClosed] = {
-        record.message["data"].invoice_id: record.message["data"] for record in records
-    }
+    told: Sequence[InvoiceEvent] = [record.message["data"] for record in records]
+    closed = {each.invoice_id: each for each in told if each.kind == "closed"}
     done = await store.posted(work, [transaction_id_of("closing", str(invoice_id)) for invoice_id in closed])
     closed = {
         invoice_id: invoice
         for invoice_id, invoice in closed.items()
         if transaction_id_of("closing", str(invoice_id)) not in done
     }
-    wallets = await load(work, {posting.account_id for invoice in closed.values() for posting in invoice.postings})
+    if not closed:
+        return
     book = Book()
+    debts = await _owed(work, closed)
     for invoice_id in sorted(closed):
         invoice = closed[invoice_id]
         book.post(work, "closing", str(invoice_id), invoice.currency, _entries(invoice), note=invoice.number)
-        for posting in invoice.postings:
-            _move(work, wallets, posting, invoice)
+    for payer in debts.payers.values():
+        newest = max(each.invoice_id for each in closed.values() if each.group_id == payer.group_id)
+        debts.use_unapplied(work, payer, book, str(newest))
+    await debts.look(work)
+    accounts = {posting.account_id for invoice in closed.values() for posting in invoice.postings}
+    wallets = await load(work, accounts | debts.accounts)
+    for invoice_id in sorted(closed):
+        for posting in closed[invoice_id].postings:
+            _move(work, wallets, posting, closed[invoice_id])
+    await debts.finish(work, wallets)
     await book.write(work)
-    await evaluate(work, wallets, tell=tell)
+    await evaluate(work, wallets, funds_of=accounts | debts.funded, tell=tell)
+
+
+async def _owed(work: Work, closed: Mapping[UUID, InvoiceClosed]) -> Debts:
+    """The groups of the invoices of which something is due, locked before wallets, with these invoices among what they owe."""
+    due = [invoice for invoice in closed.values() if any(_nano(posting.receivable) for posting in invoice.postings)]
+    groups = {
+        invoice.group_id: NewPayer(invoice.group_id, invoice.organization_id, invoice.currency, invoice.zone)
+        for invoice in due
+    }
+    if not groups:
+        return Debts((), ())
+    await receivables_store.make_payers(work, groups.values())
+    debts = await take(work, groups)
+    for invoice in due:
+        shares = {posting.account_id: -_nano(posting.receivable) for posting in invoice.postings}
+        debts.add(
+            Receivable(
+                invoice_id=invoice.invoice_id,
+                group_id=invoice.group_id,
+                number=invoice.number,
+                period=invoice.period,
+                due_on=invoice.due_on,
+                due_nano=sum(shares.values()),
+                shares={account_id: nano for account_id, nano in shares.items() if nano},
+            )
+        )
+    return debts
 
 
 def _entries(invoice: InvoiceClosed) -> tuple[ledger.Entry, ...]:

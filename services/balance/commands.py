@@ -47,6 +47,8 @@ from services.runtime.work import Work
 WAIT_MAX = timedelta(seconds=60)  # the registry is seconds behind as a rule; after that a person should look at the id
 
 UNKNOWN_ACCOUNT = "unknown_account"
+RUNS_BY_ITSELF = frozenset({"waiting", UNKNOWN_ACCOUNT, "unknown_group", "unknown_invoice"})
+"""Why a good command is parked: it runs when what it names appears."""
 
 _USED_AGAIN = Refused(
     "this id was used for another command of the account; give each command an id of its own",
@@ -190,7 +192,7 @@ async def forget_card_numbers(work: Work, parked: Sequence[Parked]) -> None:
     """
     for item in parked:
         record = item.record
-        if item.reason not in ("waiting", UNKNOWN_ACCOUNT):
+        if item.reason not in RUNS_BY_ITSELF:
             record.value = redacted(record.value)
         record.key = redacted(record.key)
         record.headers = tuple((without_card_numbers(name), redacted(value) or b"") for name, value in record.headers)

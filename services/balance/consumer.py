@@ -6,6 +6,7 @@ from functools import partial
 
 from contracts.topics import (
     BALANCE_COMMANDS,
+    BALANCE_GROUP_COMMANDS,
     CLOSING_PROGRESS,
     GROUPS_ACCOUNTS,
     INVOICES_EVENTS,
@@ -17,11 +18,13 @@ from services.balance import (
     calls,
     closing,
     commands,
+    debts,
     drift,
     evaluation,
     handler,
     orders,
     payments,
+    receivables,
     registry,
     results,
     sealing,
@@ -68,6 +71,12 @@ def room(refuse_fast: RefuseFast) -> Room:
             Input(
                 "results", (PAYMENTS_RESULTS,), partial(results.results, tell=tell), parked=commands.forget_card_numbers
             ),
+            Input(
+                "group_commands",
+                (BALANCE_GROUP_COMMANDS,),
+                partial(receivables.commands, tell=tell),
+                parked=commands.forget_card_numbers,
+            ),
             Input("progress", (CLOSING_PROGRESS,), closing.progress),
             Input("invoices", (INVOICES_EVENTS,), partial(closing.invoices, tell=tell)),
         ),
@@ -75,6 +84,7 @@ def room(refuse_fast: RefuseFast) -> Room:
             Tick("covered", partial(closing.cover, tell=tell)),
             Tick("waiting", commands.look_at_waiting),
             Tick("lease_end", partial(calls.end_leases, tell=tell)),
+            Tick("waiting_groups", receivables.look_at_waiting),
             Tick("forget", calls.forget, seconds=60.0),
             Tick("sums", partial(drift.watch, tell=tell), seconds=5.0),
             Tick("sealed_day", sealing.seal_day, seconds=60.0),
@@ -87,6 +97,8 @@ def room(refuse_fast: RefuseFast) -> Room:
             evaluation.BACKOFF_OVER: partial(evaluation.look_again, tell=tell),
             evaluation.LIMIT_DAY: partial(evaluation.look_again, tell=tell),
             payments.SCHEDULE: partial(payments.scheduled, tell=tell),
+            debts.OVERDUE: partial(receivables.look_at_overdue, tell=tell),
+            registry.GROUP_CHANGE: partial(registry.change_groups, tell=tell),
         },
         started=started,
         stopped=refuse_fast.stop,

@@ -8,6 +8,7 @@ from typing import Any, get_args
 from pydantic import TypeAdapter, ValidationError
 
 from contracts.balance import BalanceCommand
+from contracts.receivables import GroupCommand
 from contracts.sentences import first_problem
 from services.kernel.errors import InvalidInput
 
@@ -37,7 +38,11 @@ def decode(adapter: TypeAdapter[Any], raw: bytes | None) -> Any:
 
 
 # Pydantic names the member of a union in the place of an error; a writer of commands knows no such member.
-_TAGS = frozenset(each.model_fields["kind"].default for each in get_args(get_args(BalanceCommand)[0]))
+_TAGS = frozenset(
+    each.model_fields["kind"].default
+    for union in (BalanceCommand, GroupCommand)
+    for each in get_args(get_args(union)[0])
+)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

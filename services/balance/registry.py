@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 
 from contracts.groups import AccountTimeline
-from services.balance import store
+from services.balance import receivables_store, store
+from services.balance.debts import judge_overdue
 from services.balance.evaluation import Tell, evaluate, load
 from services.balance.wallets import Wallet
 from services.kernel.errors import Corrupt
@@ -24,10 +26,13 @@ async def accounts(work: Work, records: list[Record], *, tell: Tell) -> None:
     await store.add_to_wallets(
         work, [store.Addition(each.account_id, each.organization_id, each.currency, 0, 0) for each in newest.values()]
     )
+    await _hold_groups(work, newest.values())
     wallets = await load(work, newest)
-    for account_id, timeline in newest.items():
-        if wallets[account_id].registry_version < timeline.version:
-            take_over(wallets[account_id], timeline, work.now)
+    fresh = [each for each in newest.values() if wallets[each.account_id].registry_version < each.version]
+    for timeline in fresh:
+        take_over(wallets[timeline.account_id], timeline, work.now)
+    if fresh:
+        await _take_over_groups(work, wallets, fresh)
     # An account that never had money is not suspended for having none.
     moneyed = [each for each in wallets.values() if each.wallet_nano or each.unbilled_nano or each.receivable_nano]
     await evaluate(work, wallets, funds_of=[each.account_id for each in moneyed], tell=tell)
@@ -46,3 +51,53 @@ def take_over(wallet: Wallet, timeline: AccountTimeline, now: datetime) -> None:
     wallet.created_at = timeline.created_at
     wallet.closed_at = timeline.closed_at
     wallet.changed = True
+
+
+# ---- payer groups --------------------------------------------------------------------------------------------------
+
+GROUP_CHANGE = "group_change"
+"""The timer of an account: the next instant at which another group pays for it."""
+
+
+async def _hold_groups(work: Work, timelines: Iterable[AccountTimeline]) -> None:
+    """The groups that pay for these accounts: made when they are new, kept as they are until the end, before wallets."""
+    groups = {
+        each.group_id: receivables_store.NewPayer(each.group_id, timeline.organization_id, each.currency, each.zone)
+        for timeline in timelines
+        for each in timeline.groups
+    }
+    if groups:
+        await receivables_store.make_payers(work, groups.values())
+        await receivables_store.hold_payers(work, groups)
+
+
+async def _take_over_groups(work: Work, wallets: Mapping[str, Wallet], timelines: Collection[AccountTimeline]) -> None:
+    accounts = [timeline.account_id for timeline in timelines]
+    await receivables_store.forget_memberships(work, accounts)
+    rows = [
+        (timeline.account_id, each.start, each.end, each.group_id) for timeline in timelines for each in timeline.groups
+    ]
+    if rows:
+        await receivables_store.append_memberships(work, rows)
+    await _judge_overdue(work, wallets, accounts)
+    moves = {
+        timeline.account_id: min(each.start for each in timeline.groups if each.start > work.now)
+        for timeline in timelines
+        if any(each.start > work.now for each in timeline.groups)
+    }
+    await work.set_timers(GROUP_CHANGE, moves)
+
+
+async def change_groups(work: Work, keys: list[str], *, tell: Tell) -> None:
+    """Timer: another group pays from now on; an account is suspended for what its present group owes, and no other."""
+    await receivables_store.hold_payers(work, await receivables_store.groups_of(work, keys))
+    wallets = await load(work, keys)
+    await _judge_overdue(work, wallets, wallets)
+    await work.set_timers(GROUP_CHANGE, await receivables_store.next_moves(work, wallets, work.now))
+    await evaluate(work, wallets, tell=tell, funds_of=())
+
+
+async def _judge_overdue(work: Work, wallets: Mapping[str, Wallet], account_ids: Collection[str]) -> None:
+    suspending = await receivables_store.suspending(work, account_ids, work.now)
+    for account_id in account_ids:
+        judge_overdue(work, wallets[account_id], suspends=account_id in suspending)

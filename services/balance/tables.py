@@ -24,6 +24,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 metadata = MetaData(schema="balance")
 Instant = DateTime(timezone=True)
+Total = Numeric(38, 0)  # nanos over many accounts
 
 wallet = Table(
     "wallet",
@@ -320,4 +321,104 @@ covered = Table(
     Column("boundary", Instant, nullable=False),
     Column("marks", JSONB, nullable=False),
     Column("answered_at", Instant),
+)
+
+# ---- what payer groups owe -----------------------------------------------------------------------------------------
+
+# Its row is the lock of all that the group owes: taken before wallets, because only then is it known whose they are.
+payer = Table(
+    "payer",
+    metadata,
+    Column("group_id", Text, primary_key=True),
+    Column("organization_id", Text, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("zone", Text, nullable=False),
+    Column("event_version", BigInteger, nullable=False),
+    # Paid too much, as people say it: above zero.
+    Column("unapplied_nano", Total, nullable=False),
+    Column("suspends", Boolean, nullable=False),
+)
+
+# Which group pays for an account, over time, as the registry told it.
+membership = Table(
+    "membership",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("start_at", Instant, primary_key=True),
+    Column("end_at", Instant),
+    Column("group_id", Text, nullable=False),
+)
+
+# Amounts as people say them: what is owed and what is paid is above zero.
+receivable = Table(
+    "receivable",
+    metadata,
+    Column("invoice_id", Uuid, primary_key=True),
+    Column("group_id", Text, nullable=False),
+    Column("number", Text, nullable=False),
+    Column("period", Text, nullable=False),
+    Column("due_on", Instant, nullable=False),
+    Column("due_nano", Total, nullable=False),
+    Column("paid_nano", Total, nullable=False),
+    Column("written_off_nano", Total, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("overdue_since", Instant),
+    Column("noticed_days", Integer),
+    Column("write_off_proposed_by", Text),
+    Column("write_off_note", Text),
+)
+
+receivable_share = Table(
+    "receivable_share",
+    metadata,
+    Column("invoice_id", Uuid, primary_key=True),
+    Column("account_id", Text, primary_key=True),
+    Column("open_nano", BigInteger, nullable=False),
+)
+
+group_payment = Table(
+    "group_payment",
+    metadata,
+    Column("payment_id", Uuid, primary_key=True),
+    Column("group_id", Text, nullable=False),
+    Column("bank", Text, nullable=False),
+    Column("reference", Text, nullable=False),
+    Column("amount_nano", BigInteger, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("received_at", Instant, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("note", Text, nullable=False),
+)
+
+# What of an invoice was paid from where; a payment is null where it was the group's unapplied money.
+application = Table(
+    "application",
+    metadata,
+    Column("invoice_id", Uuid, primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("source", Text, nullable=False),
+    Column("payment_id", Uuid),
+    Column("nano", Total, nullable=False),
+    Column("at", Instant, nullable=False),
+)
+
+group_command = Table(
+    "group_command",
+    metadata,
+    Column("group_id", Text, primary_key=True),
+    Column("command_id", Text, primary_key=True),
+    Column("content", LargeBinary, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("at", Instant, nullable=False),
+    Column("accepted", Boolean, nullable=False),
+    Column("reason", Text),
+)
+
+overdue_terms = Table(
+    "overdue_terms",
+    metadata,
+    Column("only_row", Boolean, primary_key=True),
+    Column("suspend_after_days", Integer, nullable=False),
 )

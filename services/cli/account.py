@@ -95,6 +95,24 @@ async def upgrade(
     )  # fmt: skip
 
 
+@app.command("change-plan")
+@asynchronous
+async def change_plan(
+    account_id: AccountId,
+    organization: Organization,
+    plan: Annotated[str, typer.Option(help="payg")],
+    role: Role = "owner",
+    actor: Actor = "",
+    command_id: CommandId = None,
+    output: Output = Format.table,
+) -> None:
+    """Make an invoiced account pay as it goes, from now on; refused while it owes something of an invoice."""
+    await ask(
+        output, actor=actor, kind="change_plan", organization_id=organization, account_id=account_id, plan=plan,
+        role=role, command_id=command_id,
+    )  # fmt: skip
+
+
 @app.command("level-2")
 @asynchronous
 async def level_2(

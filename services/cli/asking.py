@@ -11,7 +11,7 @@ import typer
 from sqlalchemy import select
 
 from services.cli import wire
-from services.cli.commands import TO_WALLETS, build
+from services.cli.commands import TO_PAYERS, TO_WALLETS, build
 from services.cli.output import Format, console, show_json
 from services.cli.reading import room
 from services.kernel.errors import Refused
@@ -72,6 +72,12 @@ async def _why(fields: dict[str, Any]) -> Refused | None:
         if identifier not in (row.value or b""):
             continue
         see = f"see `tollbook quarantine list --room {name} --all`"
+        if row.reason in ("unknown_group", "unknown_invoice") or (
+            row.reason == "waiting" and fields["kind"] in TO_PAYERS
+        ):
+            return Refused(
+                f"command {command.command_id}: {row.message}; record {row.id}; {see}", field="invoice", code="waiting"
+            )
         if row.reason in ("waiting", "unknown_account"):
             return Refused(
                 f"command {command.command_id} waits for the account {key}, which {name} has not heard of: it is carried out "
@@ -87,14 +93,18 @@ async def _why(fields: dict[str, Any]) -> Refused | None:
 
 
 async def _before(fields: dict[str, Any]) -> wire.Answer | None:
-    """What a wallet answered to this id before: it is told once, so a repeat would wait for nothing."""
+    """What a wallet or payer group answered to this id before: it is told once, so a repeat would wait for nothing."""
     command_id = fields.get("command_id")
-    if command_id is None or fields["kind"] not in TO_WALLETS:
+    if command_id is None or fields["kind"] not in TO_WALLETS | TO_PAYERS:
         return None
-    from services.balance import api
+    from services.balance import api, receivables_api
 
     async with room("balance") as engine:
-        accepted = (await api.commands_done(engine, fields["account_id"])).get(command_id)
+        if fields["kind"] in TO_PAYERS:
+            done = await receivables_api.commands_done(engine, fields["group_id"])
+        else:
+            done = await api.commands_done(engine, fields["account_id"])
+    accepted = done.get(command_id)
     if accepted is None:
         return None
     said = "was carried out before" if accepted else "was refused before; send it under an id of its own"

@@ -1,4 +1,4 @@
-"""Commands to the registry and to wallets, checked by their contracts before anything is sent."""
+"""Commands to the registry, to wallets and to payer groups, checked by their contracts before anything is sent."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from pydantic import ValidationError
 
 from contracts.balance import BalanceCommand, balance_command
 from contracts.groups import groups_command
+from contracts.receivables import GroupCommand, group_command
 from contracts.sentences import first_problem
-from contracts.topics import BALANCE_COMMANDS, GROUPS_COMMANDS, Topic
+from contracts.topics import BALANCE_COMMANDS, BALANCE_GROUP_COMMANDS, GROUPS_COMMANDS, Topic
 from services.kernel.errors import InvalidInput
 
 TO_WALLETS = frozenset(each.model_fields["kind"].default for each in get_args(get_args(BalanceCommand)[0]))
+
+TO_PAYERS = frozenset(each.model_fields["kind"].default for each in get_args(get_args(GroupCommand)[0]))
 
 
 def build(fields: Mapping[str, Any]) -> tuple[Topic, str, Any]:
@@ -32,6 +35,9 @@ def build(fields: Mapping[str, Any]) -> tuple[Topic, str, Any]:
         if given["kind"] in TO_WALLETS:
             wallet = balance_command.validate_python(given)
             return BALANCE_COMMANDS, wallet.account_id, wallet
+        if given["kind"] in TO_PAYERS:
+            payer = group_command.validate_python(given)
+            return BALANCE_GROUP_COMMANDS, payer.group_id, payer
         command = groups_command.validate_python(given)
         return GROUPS_COMMANDS, command.organization_id, command
     except ValidationError as error:

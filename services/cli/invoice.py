@@ -1,4 +1,4 @@
-"""`tollbook invoice`: estimates, closing a month by command and what it waits for, closed invoices."""
+"""`tollbook invoice`: estimates, closing a month by command and what it waits for, closed invoices and their payment."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
-from services.cli.asking import Actor, me
+from services.cli.asking import Actor, CommandId, Role, ask, me
 from services.cli.asynchronous import asynchronous
 from services.cli.clock import span
 from services.cli.output import Format, Output, console, instant, plain, show_facts, show_json, show_rows
 from services.cli.reading import room
-from services.kernel.errors import InvalidInput
-from services.kernel.money import format_nano
+from services.kernel.errors import InvalidInput, Refused
+from services.kernel.money import format_nano, parse_amount
 
-app = typer.Typer(no_args_is_help=True, help="Estimates, closing a month, invoices.")
+app = typer.Typer(no_args_is_help=True, help="Estimates, closing a month, invoices and their payment.")
 
 Period = Annotated[str, typer.Option(help="a month such as 2026-10")]
 
@@ -28,40 +28,76 @@ def in_units(row: Any) -> dict[str, Any]:
     }
 
 
+STATES = ("open", "closed", "nothing", "partly_paid", "paid", "overdue", "written_off")
+
+
 @app.command("list")
 @asynchronous
 async def list_(
-    period: Annotated[str | None, typer.Option(help="of this month only")] = None,
+    period: Annotated[str | None, typer.Option("--period", "--month", help="of this month only")] = None,
     group: Annotated[str | None, typer.Option(help="of this payer group only")] = None,
-    state: Annotated[str | None, typer.Option(help="open, closed or nothing (closed without an invoice)")] = None,
+    state: Annotated[
+        str | None,
+        typer.Option(
+            help="open, closed (with all that became of it), nothing (closed without an invoice), partly_paid, paid, overdue"
+            " or written_off"
+        ),
+    ] = None,
+    paid: Annotated[bool, typer.Option("--paid", help="paid ones only")] = False,
+    unpaid: Annotated[bool, typer.Option("--unpaid", help="those of which something is to be paid")] = False,
+    overdue: Annotated[bool, typer.Option("--overdue", help="overdue ones only")] = False,
     output: Output = Format.table,
 ) -> None:
-    """Invoices, open and closed."""
+    """Invoices, open and closed, and what is open of them."""
     from services.invoices import api
 
-    if state not in (None, "open", "closed", "nothing"):
-        raise InvalidInput("must be open, closed or nothing", field="state")
+    if state not in (None, *STATES):
+        raise InvalidInput(f"must be one of {', '.join(STATES)}", field="state")
+    if paid + unpaid + overdue + (state is not None) > 1:
+        raise InvalidInput("give one of --state, --paid, --unpaid and --overdue", field="state")
+    standings = api.PAID if paid else api.UNPAID if unpaid else api.OVERDUE if overdue else None
+    if state in ("partly_paid", "paid", "overdue", "written_off"):
+        standings, state = frozenset({state}), None
     async with room("invoices") as engine:
-        rows = await api.list_invoices(engine, period=period, group_id=group, state=state)  # type: ignore[arg-type]
+        rows = await api.list_invoices(engine, period=period, group_id=group, state=state, standings=standings)  # type: ignore[arg-type]
     columns = {
-        "period": "period", "group_id": "group", "state": "state", "number": "number", "charges": "charges",
-        "exact": "exact", "net": "net", "tax": "tax", "total": "total", "due": "due", "currency": "currency",
+        "period": "period", "group_id": "group", "standing": "state", "number": "number", "charges": "charges",
+        "exact": "exact", "net": "net", "tax": "tax", "total": "total", "due": "due", "open": "to pay",
+        "currency": "currency",
     }  # fmt: skip
-    right = ("charges", "exact", "net", "tax", "total", "due")
+    right = ("charges", "exact", "net", "tax", "total", "due", "open")
     show_rows([in_units(row) for row in rows], columns, output, empty="no invoice yet", right=right)
+
+
+Invoice = Annotated[str, typer.Argument(metavar="INVOICE", help="its number or id")]
 
 
 @app.command()
 @asynchronous
 async def show(
-    reference: Annotated[str, typer.Argument(metavar="INVOICE", help="its number or id")], output: Output = Format.table
+    reference: Invoice,
+    payments: Annotated[
+        bool, typer.Option("--payments", help="only what was paid since it was closed, and what is open")
+    ] = False,
+    output: Output = Format.table,
 ) -> None:
-    """A closed invoice, as a page to read or as the JSON whose hash was published."""
+    """A closed invoice with its payments and what is open, as a page to read; or as the JSON whose hash was published."""
     from services.invoices import api
 
     async with room("invoices") as engine:
         shown = await api.show(engine, reference)
-    if output is Format.json:
+    if payments:
+        show_facts(
+            {
+                "number": shown.document["number"],
+                "state": shown.standing,
+                "due": shown.document["totals"]["due"],
+                "open": format_nano(shown.open_nano),
+                "payments": [in_units(each) for each in shown.settlements],
+            },
+            output,
+        )
+    elif output is Format.json:
         typer.echo(shown.body)
     else:
         typer.echo(shown.text, nl=False)
@@ -142,3 +178,96 @@ async def grace(
     async with room("invoices") as engine:
         terms = await (api.terms(engine) if to is None else api.set_grace(engine, span(to)))
     show_facts({"grace_s": int(terms.grace / timedelta(seconds=1)), "automatic_from": terms.automatic_from}, output)
+
+
+# ---- payment -------------------------------------------------------------------------------------------------------
+
+
+async def _group_of(reference: str) -> str:
+    """The payer group of a closed invoice of which something was due."""
+    from services.invoices import api
+
+    async with room("invoices") as engine:
+        document = (await api.show(engine, reference)).document
+    if not parse_amount(document["totals"]["due"], signed=True):
+        raise Refused(f"nothing was due of invoice {document['number']}: it was paid from the balance", field="invoice")
+    return str(document["billing_group"]["group_id"])
+
+
+@app.command()
+@asynchronous
+async def pay(
+    amount: Annotated[str, typer.Argument(metavar="AMOUNT", help="what arrived, such as 96.00")],
+    reference: Annotated[str, typer.Option(help="the bank's id of the transfer: the same one is recorded once")],
+    group: Annotated[str | None, typer.Option(help="the payer group; pays what is due first")] = None,
+    invoice: Annotated[str | None, typer.Option(help="its number or id; pays this one alone")] = None,
+    bank: Annotated[str, typer.Option(help="where it arrived")] = "bank",
+    currency: Annotated[str, typer.Option(help="ISO 4217")] = "USD",
+    note: Annotated[str, typer.Option(help="for the log")] = "",
+    role: Role = "finance",
+    actor: Actor = "",
+    command_id: CommandId = None,
+    output: Output = Format.table,
+) -> None:
+    """Record a transfer that arrived. What is paid too much is kept and pays the next invoice."""
+    if group is None:
+        if invoice is None:
+            raise InvalidInput("give --group or --invoice", field="group")
+        group = await _group_of(invoice)
+    await ask(
+        output, actor=actor, kind="record_payment", group_id=group, amount=amount, currency=currency, bank=bank,
+        reference=reference, invoice=invoice, note=note, role=role, command_id=command_id,
+    )  # fmt: skip
+
+
+@app.command("write-off")
+@asynchronous
+async def write_off(
+    reference: Invoice,
+    note: Annotated[str | None, typer.Option(help="why; with it the write-off is proposed")] = None,
+    approve: Annotated[bool, typer.Option("--approve", help="a second person approves what was proposed")] = False,
+    role: Role = "finance",
+    actor: Actor = "",
+    command_id: CommandId = None,
+    output: Output = Format.table,
+) -> None:
+    """Give up what is open of an invoice: proposed with --note, carried out when another person says --approve."""
+    if approve == (note is not None):
+        raise InvalidInput("give either --note, to propose it, or --approve", field="note")
+    kind = "approve_write_off" if approve else "propose_write_off"
+    await ask(
+        output, actor=actor, kind=kind, group_id=await _group_of(reference), invoice=reference, note=note, role=role,
+        command_id=command_id,
+    )  # fmt: skip
+
+
+@app.command()
+@asynchronous
+async def debts(
+    group: Annotated[str | None, typer.Option(help="this payer group only")] = None, output: Output = Format.table
+) -> None:
+    """What payer groups owe, and what they have paid too much."""
+    from services.balance import receivables_api
+
+    async with room("balance") as engine:
+        rows = await receivables_api.group_debts(engine, group)
+    columns = {
+        "group_id": "group", "invoices": "invoices", "open": "to pay", "unapplied": "paid too much",
+        "currency": "currency", "suspends": "suspended",
+    }  # fmt: skip
+    show_rows(rows, columns, output, empty="nobody owes anything", right=("invoices", "open", "unapplied"))
+
+
+@app.command("suspend-after")
+@asynchronous
+async def suspend_after(
+    days: Annotated[int | None, typer.Argument(metavar="DAYS", help="without it the present term is shown")] = None,
+    output: Output = Format.table,
+) -> None:
+    """After how many days of being overdue an invoice suspends the invoiced accounts of its group."""
+    from services.balance import receivables_api
+
+    async with room("balance") as engine:
+        if days is not None:
+            await receivables_api.set_suspend_after_days(engine, days)
+        show_facts({"suspend_after_days": await receivables_api.suspend_after_days(engine)}, output)

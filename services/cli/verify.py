@@ -27,6 +27,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from contracts.topics import INVOICES_EVENTS, TOPICS, topic_of
 from services.balance import api as balance
+from services.balance import receivables_api
 from services.cli.reading import room
 from services.invoices import api as invoices
 from services.kernel.money import format_nano, parse_amount
@@ -200,7 +201,7 @@ class _Evidence:
 
 
 class Auditor:
-    """The eight checks over one period, or over all; the last two are always over all."""
+    """The nine checks over one period, or over all; the last three are always over all."""
 
     def __init__(self, engines: Mapping[str, AsyncEngine], log: _Log, period: str | None, tell: Tell) -> None:
         self._engines = engines
@@ -228,7 +229,9 @@ class Auditor:
         seventh = await self._tiers_and_reversals()
         self._tell("the chain over the ledger")
         eighth = await self._chain()
-        checks = (first, second, third, fourth, fifth, sixth, seventh, eighth)
+        self._tell("what is owed")
+        ninth = await self._receivables(is_at_rest=is_at_rest)
+        checks = (first, second, third, fourth, fifth, sixth, seventh, eighth, ninth)
         return Report(self._period, checks, await self._facts(evidence, is_at_rest=is_at_rest))
 
     # ---- what is read once -------------------------------------------------------------------------------------------
@@ -400,7 +403,7 @@ class Auditor:
                 count = counts[envelope["link"], *lane]
                 if (wrong := count.add(envelope["seq"], record.value)) is not None:
                     found.differs(f"link {envelope['link']} of {lane[0]}/{lane[1]}: {wrong}")
-                if lane[0] == INVOICES_EVENTS.name:
+                if lane[0] == INVOICES_EVENTS.name and envelope["data"]["kind"] == "closed":
                     closed_events[envelope["data"]["invoice_id"]] = envelope["data"]
         for link, last in sorted(links.given.items()):
             lane, count = (link[1], link[2]), counts.pop(link, _Count())
@@ -628,6 +631,54 @@ class Auditor:
         for problem in kept.problems:
             found.differs(problem)
         return found.check()
+
+    # ---- 9: what is owed ---------------------------------------------------------------------------------------------
+
+    async def _receivables(self, *, is_at_rest: bool) -> Check:
+        """Each figure against one from another source: tables, ledger, and what invoices shows."""
+        found = _Findings(
+            "9 every invoice is due, paid and written off as the ledger says, and accounts owe their shares"
+        )
+        kept = await receivables_api.audit(self._engines["balance"])
+        found.seen["invoices"], found.seen["payments"] = len(kept.invoices), len(kept.payments)
+        for each in kept.invoices:
+            name, settled = f"invoice {each.number} of {each.group_id}", each.paid_nano + each.written_off_nano
+            for what, have, want in (
+                ("due, and what its close posted", each.due_nano, each.closing_nano),
+                ("paid and written off, and what was applied to it", settled, each.applied_nano),
+                ("written off, and what was given up of it", each.written_off_nano, each.applied_as_written_off_nano),
+                ("open, and its accounts' shares", each.due_nano - settled, each.shares_nano),
+            ):
+                found.expect(f"{name} {what}", format_nano(have), format_nano(want))
+        for payment_id, (amount, applied) in sorted(kept.payments.items()):
+            sums = {"receivable": applied, "unapplied": amount - applied, "clearing": -amount}
+            sums = {name: nano for name, nano in sums.items() if nano}
+            found.expect(f"payment {payment_id}", kept.posted.get(payment_id), sums)
+        for payment_id in kept.posted.keys() - kept.payments.keys():
+            found.differs(f"payment {payment_id} is posted and was never recorded")
+        for group_id, (unapplied, entries) in sorted(kept.unapplied.items()):
+            found.expect(f"unapplied of {group_id}, and its entries", format_nano(unapplied), format_nano(entries))
+            if unapplied < 0:
+                found.differs(f"unapplied of {group_id} is below zero: {format_nano(unapplied)}")
+        for account_id, (receivable, shares) in sorted(kept.accounts.items()):
+            found.expect(f"receivable of {account_id}, and its shares", format_nano(receivable), format_nano(shares))
+        if is_at_rest:
+            await self._standings(found, kept)
+        return found.check()
+
+    async def _standings(self, found: _Findings, kept: receivables_api.ReceivableAudit) -> None:
+        """What invoices shows of each is what balance has."""
+        shown = {
+            each.invoice_id: (each.paid_nano, each.written_off_nano, each.open_nano)
+            for each in await invoices.list_invoices(self._engines["invoices"], state="closed", limit=ALL)
+        }
+        for each in kept.invoices:
+            open_nano = each.due_nano - each.paid_nano - each.written_off_nano
+            found.expect(
+                f"invoice {each.number} (paid, written off, open) as it is shown",
+                shown.get(each.invoice_id),
+                (each.paid_nano, each.written_off_nano, open_nano),
+            )
 
     # ---- facts -------------------------------------------------------------------------------------------------------
 

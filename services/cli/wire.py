@@ -15,7 +15,15 @@ from typing import Any, Self
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
-from contracts.topics import BALANCE_COMMANDS, BALANCE_EVENTS, GROUPS_COMMANDS, GROUPS_EVENTS, Topic
+from contracts.topics import (
+    BALANCE_COMMANDS,
+    BALANCE_EVENTS,
+    BALANCE_GROUP_COMMANDS,
+    BALANCE_GROUP_EVENTS,
+    GROUPS_COMMANDS,
+    GROUPS_EVENTS,
+    Topic,
+)
 from services.cli.commands import build
 from services.kernel.errors import Unavailable
 from services.runtime.broker import Offsets, ensure_topics, open_producer
@@ -53,7 +61,7 @@ class Wire:
 
     def __init__(self, settings: Settings, topics: Iterable[Topic] = (), heard: Heard | None = None) -> None:
         self.settings = settings
-        self._topics = {GROUPS_EVENTS, BALANCE_EVENTS, *topics}
+        self._topics = {GROUPS_EVENTS, BALANCE_EVENTS, BALANCE_GROUP_EVENTS, *topics}
         self._heard = heard
         self._waiting: dict[str, asyncio.Future[Answer]] = {}
         self._producer: Any = None
@@ -63,7 +71,9 @@ class Wire:
     async def __aenter__(self) -> Self:
         settings = self.settings
         single = {
-            topic.name: topic for topic in (GROUPS_COMMANDS, BALANCE_COMMANDS, *self._topics) if not topic.is_family
+            topic.name: topic
+            for topic in (GROUPS_COMMANDS, BALANCE_COMMANDS, BALANCE_GROUP_COMMANDS, *self._topics)
+            if not topic.is_family
         }
         await ensure_topics(settings, single)
         self._producer = await open_producer(settings, "cli")
@@ -184,6 +194,13 @@ def _answer(topic: str, data: dict[str, Any]) -> Answer:
     if data["kind"] == "command_refused":
         return Answer(data["command_id"], False, data["message"] or "", data["reason"], data["field"])
     what = data["kind"].replace("_", " ")
+    if topic == BALANCE_GROUP_EVENTS.name:
+        said = f": {data['message']}" if data["message"] else ""
+        amount = f" {data['amount']} {data['currency']}" if data["amount"] else ""
+        return Answer(
+            data["command_id"], True, f"{what}{amount} for {data['group_id']}{said}",
+            objects={"group_id": data["group_id"]},
+        )  # fmt: skip
     if data["reasons"]:  # an account that an operator resumes may be suspended still
         what += f" ({', '.join(data['reasons'])})"
     wallet = f"; wallet {data['wallet']} {data['currency']}" if data["wallet"] is not None else ""

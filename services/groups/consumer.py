@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from contracts.topics import CLOSING_CUTOFFS, GROUPS_COMMANDS
-from services.groups.handler import answer_quarantined, carry_out_commands, cover_cutoffs
+from contracts.topics import CLOSING_CUTOFFS, GROUPS_COMMANDS, INVOICES_EVENTS
+from services.groups.handler import answer_quarantined, carry_out_commands, cover_cutoffs, keep_owed
 from services.runtime.room import Input, Room
 from services.runtime.settings import Settings
 
@@ -15,5 +15,6 @@ def build(_: Settings | None = None) -> Room:
         (
             Input("commands", (GROUPS_COMMANDS,), carry_out_commands, parked=answer_quarantined),
             Input("closing", (CLOSING_CUTOFFS,), cover_cutoffs),
+            Input("invoices", (INVOICES_EVENTS,), keep_owed),
         ),
     )

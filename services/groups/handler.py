@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import Decimal
+from uuid import UUID
 
 from pydantic_core import to_json
 
 from contracts.closing import Covered, Cutoff, Mark
 from contracts.groups import CommandAnswer, GroupsCommand
+from contracts.invoices import InvoiceEvent
 from contracts.topics import CLOSING_PROGRESS
 from services.groups import messages, store
 from services.groups.commands import decode, readable
@@ -15,6 +18,7 @@ from services.groups.loading import load, save
 from services.groups.registry import Registry, carry_out
 from services.kernel.errors import InvalidInput, TollbookError
 from services.kernel.ids import content_digest, derived_id
+from services.kernel.money import parse_amount
 from services.runtime import faults, links
 from services.runtime.parking import Parked
 from services.runtime.records import Record
@@ -99,6 +103,25 @@ async def cover_cutoffs(work: Work, records: list[Record]) -> None:
             key = str(cutoff.cutoff_id)
             work.publish(CLOSING_PROGRESS, key, str(derived_id("groups.covered", key)), said.data())
     faults.step("groups.covered")
+
+
+async def keep_owed(work: Work, records: list[Record]) -> None:
+    """Keep what is open of closed invoices: who owes something stays invoiced."""
+    told: list[InvoiceEvent] = [record.message["data"] for record in records]
+    closed: dict[UUID, tuple[UUID, str, list[str], Decimal]] = {}
+    moved: dict[UUID, tuple[UUID, int, Decimal]] = {}
+    for each in told:
+        if each.kind != "closed":
+            if each.invoice_id not in moved or moved[each.invoice_id][1] < each.version:
+                nano = Decimal(parse_amount(each.open, signed=True))
+                moved[each.invoice_id] = (each.invoice_id, each.version, nano)
+        elif (due := parse_amount(each.due, signed=True)) > 0:
+            accounts = [one.account_id for one in each.postings if parse_amount(one.receivable, signed=True)]
+            closed[each.invoice_id] = (each.invoice_id, each.number, accounts, Decimal(due))
+    if closed:
+        await store.save_closed(work, list(closed.values()))
+    if moved:
+        await store.save_open(work, list(moved.values()))
 
 
 def _decide(work: Work, registry: Registry, command: GroupsCommand) -> CommandAnswer:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from contracts.groups import (
     AssignResource,
     BillingEntity,
+    ChangePlan,
     CreateAccount,
     CreateCostCenter,
     CreateGroup,
@@ -31,6 +32,7 @@ class _Named:
         self.resources: set[str] = set()
         self.numbers: set[str] = set()
         self.created = 0
+        self.plans = 0
         for command in commands:
             self._read(command)
         # a group that is created by itself is called like its account
@@ -51,6 +53,7 @@ class _Named:
         self.accounts.update(getattr(command, "account_ids", ()))
         if isinstance(command, CreateAccount | AssignResource):
             self.created += 1
+        self.plans += isinstance(command, ChangePlan)
         for kind, ids, what in (
             (CreateAccount, self.accounts, "account"),
             (CreateGroup, self.groups, "group"),
@@ -80,6 +83,7 @@ async def load(work: Work, commands: Sequence[GroupsCommand]) -> Registry:
         cost_centers=await store.cost_centers(work, named.cost_centers) if named.cost_centers else {},
         resources=await store.resources(work, named.resources, named.numbers) if named.resources else {},
         publishers=await store.publishers(work, named.publishers) if named.publishers else {},
+        owed=await store.owed_invoices(work, named.accounts) if named.plans else {},
         cuts=await store.cut_boundaries(work) if named.created else (),
         numbers=await store.take_numbers(work, named.created) if named.created else iter(()),
     )

@@ -17,6 +17,7 @@ from contracts.groups import (
     AssignResource,
     BillingEntity,
     BillingInformation,
+    ChangePlan,
     CreateAccount,
     CreateBillingEntity,
     CreateCostCenter,
@@ -47,7 +48,7 @@ Change = Organization | BillingEntity | PayerGroup | Account | CostCenter | Reso
 class Registry:
     """What the commands of one batch need of the registry, by id.
 
-    ``cuts`` are the boundaries that were cut; ``numbers`` are fresh account and resource numbers. Members of a group are
+    ``owed`` names, per account, the invoices of which something is open; ``cuts`` are the boundaries that were cut; ``numbers`` are fresh account and resource numbers. Members of a group are
     known where their organization is strict: only there the others matter.
     """
 
@@ -59,6 +60,7 @@ class Registry:
     cost_centers: dict[str, CostCenter] = field(default_factory=dict)
     resources: dict[str, Resource] = field(default_factory=dict)
     publishers: dict[str, Publisher] = field(default_factory=dict)
+    owed: dict[str, tuple[str, ...]] = field(default_factory=dict)
     cuts: tuple[datetime, ...] = ()
     numbers: Iterator[int] = field(default_factory=lambda: iter(()))
     changed: dict[tuple[type[Any], str], Change] = field(default_factory=dict)
@@ -323,6 +325,39 @@ def upgrade_account(registry: Registry, command: UpgradeAccount, now: datetime) 
     return _settle(registry, command, organization, upgraded, target, start, now, message)
 
 
+def change_plan(registry: Registry, command: ChangePlan, now: datetime) -> Outcome:
+    """Invoiced to pay-as-you-go, from now on. What was used until now is invoiced as before."""
+    organization = registry.organization(command.organization_id)
+    account = registry.account(organization, command.account_id)
+    plan = account.plans[-1].value
+    if plan != "invoiced":
+        raise Refused(
+            f"account {account.account_id} is {plan}; only an invoiced account changes to {command.plan}",
+            field="account_id",
+            code="nothing_to_change" if plan == command.plan else "not_invoiced",
+        )
+    if owed := registry.owed.get(account.account_id):
+        raise Refused(
+            f"account {account.account_id} owes something of invoice {', '.join(owed[:5])}; its plan can be changed when that"
+            " is paid",
+            field="account_id",
+            code="open_receivable",
+        )
+    start = max(now, account.opened_at)
+    changed = replace(
+        account,
+        version=account.version + 1,
+        plans=from_then_on(account.plans, start, command.plan),
+        credit_limit_nano=0,
+    )
+    for span in account.groups:
+        if span.overlaps(start, None) and span.value is not None:
+            group = registry.group(organization, span.value)
+            others = [each for each in registry.members(group.group_id) if each.account_id != account.account_id]
+            sharing.check_joining(organization, group, changed, max(start, span.start), others, field="account_id")
+    return Outcome((changed,), {"account_id": account.account_id}, f"account {account.account_id} pays as it goes")
+
+
 def _settle(
     registry: Registry,
     command: CreateAccount | UpgradeAccount,
@@ -572,6 +607,7 @@ CARRY_OUT: dict[type[Any], Callable[[Registry, Any, datetime], Outcome]] = {
     CreateGroup: create_group,
     CreateAccount: create_account,
     UpgradeAccount: upgrade_account,
+    ChangePlan: change_plan,
     GrantLevel2: grant_level_2,
     ApproveSharing: approve_sharing,
     MoveAccounts: move_accounts,

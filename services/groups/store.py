@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -13,6 +14,7 @@ from sqlalchemy import (
     ARRAY,
     BigInteger,
     Column,
+    Integer,
     Label,
     Table,
     Text,
@@ -23,6 +25,7 @@ from sqlalchemy import (
     or_,
     select,
     tuple_,
+    update,
 )
 from sqlalchemy.dialects.postgresql import Range, aggregate_order_by, insert
 
@@ -188,6 +191,46 @@ async def cut_boundaries(work: Work) -> tuple[datetime, ...]:
     """The newest boundaries that were cut."""
     statement = select(tables.cut.c.boundary).order_by(tables.cut.c.boundary.desc()).limit(CUTS_MAX)
     return tuple((await work.execute(statement)).scalars())
+
+
+async def owed_invoices(work: Work, account_ids: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """The numbers of the invoices of which something is open, per account that has a share of one."""
+    columns = tables.owed.c
+    asked = bindparam("ids", type_=ARRAY(Text))
+    statement = (
+        select(columns.number, columns.accounts)
+        .where(columns.open_nano > 0, columns.accounts.op("&&")(asked))
+        .order_by(columns.number)
+    )
+    found: dict[str, tuple[str, ...]] = {}
+    for row in (await work.execute(statement, {"ids": sorted(account_ids)})).all():
+        for account_id in row.accounts:
+            found[account_id] = (*found.get(account_id, ()), row.number)
+    return found
+
+
+async def save_closed(work: Work, rows: Sequence[tuple[UUID, str, Sequence[str], Decimal]]) -> None:
+    """(invoice, number, accounts, due) of invoices that were closed with something due."""
+    values = [
+        {"invoice_id": invoice_id, "version": 0, "number": number, "accounts": list(accounts), "open_nano": due}
+        for invoice_id, number, accounts, due in rows
+    ]
+    await work.execute(insert(tables.owed).on_conflict_do_nothing(), values)
+
+
+async def save_open(work: Work, rows: Sequence[tuple[UUID, int, Decimal]]) -> None:
+    """(invoice, version, what is open) of invoices that moved, one row each; a lower version than is known changes nothing."""
+    columns = tables.owed.c
+    new = unnest("new", invoice_id=Uuid(), version=Integer(), open_nano=columns.open_nano.type)
+    statement = (
+        update(tables.owed)
+        .where(columns.invoice_id == new.c.invoice_id, columns.version < new.c.version)
+        .values(version=new.c.version, open_nano=new.c.open_nano)
+    )
+    ids, versions, amounts = zip(*rows, strict=True)
+    await work.execute(
+        statement, {"new_invoice_id": list(ids), "new_version": list(versions), "new_open_nano": list(amounts)}
+    )
 
 
 async def take_numbers(work: Work, count: int) -> Iterator[int]:

@@ -166,3 +166,14 @@ command = Table(
     Column("content", JSONB),
     Column("answer", JSONB),
 )
+
+# What is open of closed invoices, as invoices told it last, and which accounts have a share of it.
+owed = Table(
+    "owed",
+    metadata,
+    Column("invoice_id", Uuid, primary_key=True),
+    Column("version", Integer),
+    Column("number", Text),
+    Column("accounts", ARRAY(Text)),
+    Column("open_nano", Nanos),
+)

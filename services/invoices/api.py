@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -17,23 +17,31 @@ from contracts.groups import BillingGroup
 from services.invoices import documents, store
 from services.invoices.accumulation import InvoiceKey, Tally
 from services.invoices.closing import (
+    DUE_AFTER,
     Coverage,
     LinkKey,
     OpenInvoice,
     Terms,
     check_request,
 )
-from services.invoices.documents import Document, as_text, sha256_of
+from services.invoices.documents import Document, Settlement, as_text, settlements_text, sha256_of
 from services.invoices.rounding import split_tiers
 from services.kernel.errors import InvalidInput, NotFound, Refused
+from services.kernel.money import parse_amount
 from services.kernel.period import instant_text, period_named, period_of
 from services.runtime.database import transaction
 
 GRACE_MAX = timedelta(days=30)  # a longer one would reach the next boundary
 STATUS_GROUPS_MAX = 1_000
 LIST_MAX = 1_000
+UNPAID = frozenset({"closed", "partly_paid", "overdue"})
+PAID = frozenset({"paid"})
+OVERDUE = frozenset({"overdue"})
 
 __all__ = [
+    "OVERDUE",
+    "PAID",
+    "UNPAID",
     "Audit",
     "AuditedInvoice",
     "CloseRequested",
@@ -42,6 +50,7 @@ __all__ = [
     "GroupStatus",
     "InvoiceSummary",
     "KeptEvidence",
+    "Settlement",
     "Shown",
     "as_text",
     "audit",
@@ -72,7 +81,10 @@ async def _reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
 
 @dataclass(frozen=True, slots=True)
 class InvoiceSummary:
-    """One invoice of a list. Totals are known once it is closed; ``charges`` and ``exact_nano`` always."""
+    """One invoice of a list. Totals are known once it is closed; ``charges`` and ``exact_nano`` always.
+
+    ``standing`` says what became of a closed one: closed (nothing is paid yet), partly_paid, paid, overdue or written_off.
+    """
 
     invoice_id: UUID
     group_id: str
@@ -89,6 +101,11 @@ class InvoiceSummary:
     refused: str | None
     closed_at: datetime | None
     sha256: str | None
+    standing: str
+    due_on: datetime | None
+    paid_nano: int
+    written_off_nano: int
+    open_nano: int
 
 
 async def list_invoices(
@@ -97,11 +114,14 @@ async def list_invoices(
     period: str | None = None,
     group_id: str | None = None,
     state: Literal["open", "closed", "nothing"] | None = None,
+    standings: Collection[str] | None = None,
     limit: int = LIST_MAX,
 ) -> list[InvoiceSummary]:
-    """Invoices by period, number and group; groups without any charge have none."""
+    """Invoices by period, number and group; groups without any charge have none. ``standings`` picks some, as `UNPAID`."""
     async with _reading(engine) as connection:
-        rows = await store.list_invoices(connection, period=period, group_id=group_id, state=state, limit=limit)
+        rows = await store.list_invoices(
+            connection, period=period, group_id=group_id, state=state, standings=standings, limit=limit
+        )
 
     def whole(value: Decimal | None) -> int | None:
         return None if value is None else int(value)
@@ -110,7 +130,10 @@ async def list_invoices(
         InvoiceSummary(
             row.invoice_id, row.group_id, row.period, row.state, row.number, row.currency, row.charges or 0,
             int(row.exact_nano or 0), whole(row.net_nano), whole(row.tax_nano), whole(row.total_nano),
-            whole(row.due_nano), row.refused, row.closed_at, row.sha256,
+            whole(row.due_nano), row.refused, row.closed_at, row.sha256, row.standing,
+            None if row.due_nano is None else row.closed_at + DUE_AFTER,
+            int(row.paid_nano or 0), int(row.written_off_nano or 0),
+            int(row.due_nano or 0) if row.open_nano is None else int(row.open_nano),
         )
         for row in rows
     ]  # fmt: skip
@@ -123,11 +146,26 @@ class Shown:
     document: Document
     body: str
     sha256: str
+    settlements: tuple[Settlement, ...] = ()
 
     @property
     def text(self) -> str:
-        """The invoice as a page to read."""
-        return as_text(self.document)
+        """The invoice as a page to read, and below it what was paid since."""
+        return as_text(self.document) + settlements_text(self.document, self.settlements)
+
+    @property
+    def standing(self) -> str:
+        """What became of it: closed, partly_paid, paid, overdue or written_off."""
+        if self.settlements:
+            return self.settlements[-1].state
+        return "closed" if parse_amount(self.document["totals"]["due"], signed=True) else "paid"
+
+    @property
+    def open_nano(self) -> int:
+        """What is still to be paid of it."""
+        if self.settlements:
+            return self.settlements[-1].open_nano
+        return parse_amount(self.document["totals"]["due"], signed=True)
 
 
 async def show(engine: AsyncEngine, reference: str) -> Shown:
@@ -138,12 +176,21 @@ async def show(engine: AsyncEngine, reference: str) -> Shown:
         as_id = None
     async with _reading(engine) as connection:
         found = await store.find_documents(connection, reference, as_id)
+        document = json.loads(found[0][0]) if len(found) == 1 else {}
+        rows = await store.load_settlements(connection, UUID(document["invoice_id"])) if document else []
     if not found:
         raise NotFound(f"no closed invoice has the number or id {reference!r}", field="invoice")
     if len(found) > 1:
         raise InvalidInput(f"{len(found)} billing entities have an invoice {reference}: give its id", field="invoice")
     body, sha256 = found[0]
-    return Shown(json.loads(body), body, sha256)
+    return Shown(document, body, sha256, tuple(_settlement(row) for row in rows))
+
+
+def _settlement(row: Any) -> Settlement:
+    return Settlement(
+        row.at, row.kind, row.state, int(row.amount_nano), row.source, row.reference, int(row.paid_nano),
+        int(row.written_off_nano), int(row.open_nano),
+    )  # fmt: skip
 
 
 async def estimate(engine: AsyncEngine, group_id: str, period: str | None = None) -> Document:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contracts.topics import (
+    BALANCE_GROUP_EVENTS,
     BALANCE_POSTINGS,
     CLOSING_PROGRESS,
     GROUPS_ACCOUNTS,
@@ -29,6 +30,7 @@ def build(settings: Settings) -> Room:
         inputs=(
             Input("charges", (USAGE_CHARGES,), handler.charges, max_records=CHARGES_MAX, reads=READ),
             Input("postings", (BALANCE_POSTINGS,), handler.postings),
+            Input("settlements", (BALANCE_GROUP_EVENTS,), handler.settlements),
             Input("groups", (GROUPS_BILLING_GROUPS, GROUPS_ACCOUNTS), handler.registry),
             Input("progress", (CLOSING_PROGRESS,), handler.progress),
         ),

@@ -6,7 +6,8 @@ Amounts are decimal strings: rounded ones with the decimals of the currency, exa
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
 from typing import Any
@@ -247,6 +248,7 @@ def closed_event(
         postings=closing_postings(amount),
         posting_rounding=format_nano(amount.rounding_entry_nano),
         posting_tax=format_nano(amount.tax_nano),
+        zone=group.zone,
     )
 
 
@@ -352,6 +354,47 @@ def as_text(document: Document) -> str:
     if is_closed:
         page += [f"cut-off {evidence['cutoff_id']}", f"its evidence: sha-256 {evidence['cutoff_evidence_sha256']}"]
     return "\n".join(line.rstrip() for line in page) + "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """A step of a closed invoice after its close: money that moved, or that it became overdue; and how it stands then."""
+
+    at: datetime
+    kind: str
+    state: str
+    amount_nano: int
+    source: str | None
+    reference: str | None
+    paid_nano: int
+    written_off_nano: int
+    open_nano: int
+
+
+_WORDS = {
+    "transfer": "paid by transfer",
+    "card": "paid by card",
+    "overpayment": "paid from earlier overpayment",
+    "credit": "kept for the next invoice",
+    "write_off": "written off",
+}
+
+
+def settlements_text(document: Document, settlements: Collection[Settlement]) -> str:
+    """What was paid of an invoice since its close, and what is open: stands below its page, for the page never changes."""
+    if not settlements:
+        return ""
+    decimals = currency(document["currency"]).exponent
+    page = ["", "Since then:"]
+    for each in settlements:
+        words = _WORDS.get(each.source or "", each.kind.removeprefix("invoice_"))
+        reference = f" ({each.reference})" if each.reference else ""
+        amount = format_nano(each.amount_nano, decimals_min=decimals)
+        page.append(_sides(f"  {instant_text(each.at)} {words}{reference}", amount))
+    newest = list(settlements)[-1]
+    left = format_nano(newest.open_nano, decimals_min=decimals)
+    page.append(_sides(f"  {newest.state.replace('_', ' ')}, open {document['currency']}", left))
+    return "\n".join(page) + "\n"
 
 
 def _sides(left: str, right: str) -> str:

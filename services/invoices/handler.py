@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from contracts.closing import Covered, Cutoff
 from contracts.groups import AccountTimeline, BillingGroup
+from contracts.invoices import InvoiceMoved
+from contracts.receivables import GroupEvent, InvoiceStanding
 from contracts.topics import CLOSING_CUTOFFS, GROUPS_BILLING_GROUPS, INVOICES_EVENTS
 from services.invoices import documents, store
 from services.invoices.accumulation import InvoiceKey, Tally, fold_charges, fold_postings
@@ -29,6 +31,7 @@ from services.invoices.closing import (
 from services.invoices.rounding import Bill
 from services.kernel.errors import Corrupt
 from services.kernel.ids import cutoff_id
+from services.kernel.money import parse_amount
 from services.kernel.period import period_named
 from services.runtime import faults
 from services.runtime.records import Record
@@ -134,6 +137,54 @@ async def progress(work: Work, records: list[Record]) -> None:
     """Keep what rooms say of cuts, until the close reads it."""
     told: list[Covered] = [record.message["data"] for record in records]
     await store.save_covered(work.connection, told)
+
+
+# ---- what becomes of a closed invoice ------------------------------------------------------------------------------
+
+# What else is told of a group moves no invoice.
+MOVES = frozenset({"invoice_paid", "invoice_credited", "invoice_written_off", "invoice_overdue"})
+
+
+async def settlements(work: Work, records: list[Record]) -> None:
+    """Keep what balance says of closed invoices, paid or overdue, and tell each step downstream, once."""
+    told: list[GroupEvent] = [record.message["data"] for record in records]
+    moves = [each for each in told if each.kind in MOVES and each.invoice is not None]
+    if not moves:
+        return
+    fresh = await store.save_settlements(work.connection, moves)
+    for each in moves:
+        standing = each.invoice
+        if standing is None or (standing.invoice_id, standing.version) not in fresh:
+            continue
+        fresh.discard((standing.invoice_id, standing.version))
+        event = InvoiceMoved(
+            kind=_happened(each, standing),
+            invoice_id=standing.invoice_id,
+            version=standing.version,
+            number=standing.number,
+            group_id=each.group_id,
+            organization_id=each.organization_id,
+            period=standing.period,
+            state=standing.state,
+            at=each.at,
+            due_on=standing.due_on,
+            currency=each.currency,
+            due=standing.due,
+            paid=standing.paid,
+            written_off=standing.written_off,
+            open=standing.open,
+        )
+        name = f"{standing.invoice_id}:{standing.version}"
+        work.publish(INVOICES_EVENTS, each.group_id, name, event.data())
+    faults.step("invoices.settlements.told")
+
+
+def _happened(told: GroupEvent, standing: InvoiceStanding) -> Literal["partly_paid", "paid", "overdue", "written_off"]:
+    if told.kind == "invoice_overdue":
+        return "overdue"
+    if told.kind == "invoice_written_off":
+        return "written_off"
+    return "partly_paid" if parse_amount(standing.open, signed=True) else "paid"
 
 
 # ---- the cut -------------------------------------------------------------------------------------------------------

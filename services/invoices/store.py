@@ -18,11 +18,13 @@ from sqlalchemy import (
     Uuid,
     and_,
     bindparam,
+    case,
     exists,
     func,
     literal,
     or_,
     select,
+    true,
     tuple_,
     update,
 )
@@ -31,6 +33,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from contracts.closing import Covered
 from contracts.groups import BillingGroup
+from contracts.receivables import GroupEvent
 from services.invoices.accumulation import InvoiceKey, Paid, Tally
 from services.invoices.closing import Coverage, LinkKey, Terms
 from services.invoices.rounding import Bill, LineKey, LineSum
@@ -49,10 +52,12 @@ from services.invoices.tables import (
     line,
     number_series,
     paid,
+    settlement,
     tally,
     terms,
     zone,
 )
+from services.kernel.money import parse_amount
 from services.runtime.database import unnest
 from services.runtime.lanes import CLOCK_NOW
 from services.runtime.tables import runtime_tables
@@ -560,6 +565,34 @@ async def save_refused(connection: AsyncConnection, refused: Mapping[UUID, str],
     await connection.execute(statement, {"new_invoice_id": ordered, "new_refused": [refused[each] for each in ordered]})
 
 
+async def save_settlements(connection: AsyncConnection, told: Sequence[GroupEvent]) -> set[tuple[UUID, int]]:
+    """Steps of closed invoices as balance told them; returns (invoice, version) of those that were not known."""
+    names = [column.name for column in settlement.columns]
+    new = unnest("new", **{column.name: column.type for column in settlement.columns})
+    statement = (
+        insert(settlement)
+        .from_select(names, select(*[new.c[name] for name in names]))
+        .on_conflict_do_nothing()
+        .returning(settlement.c.invoice_id, settlement.c.version)
+    )
+    rows = []
+    for event in told:
+        standing = event.invoice
+        if standing is None:
+            continue
+        amounts = (standing.paid, standing.written_off, standing.open)
+        rows.append(
+            (
+                standing.invoice_id, standing.version, event.kind, event.at, standing.state,
+                Decimal(parse_amount(event.amount or "0", signed=True)), event.source, event.reference,
+                *(Decimal(parse_amount(each, signed=True)) for each in amounts),
+            )
+        )  # fmt: skip
+    columns = zip(*rows, strict=True)
+    parameters = {f"new_{name}": list(column) for name, column in zip(names, columns, strict=True)}
+    return {(row.invoice_id, row.version) for row in (await connection.execute(statement, parameters)).all()}
+
+
 # ---- reading -------------------------------------------------------------------------------------------------------
 
 
@@ -571,15 +604,32 @@ async def load_received(connection: AsyncConnection) -> dict[LinkKey, int]:
     return {(row.link, row.topic, row.partition): row.received_to for row in rows}
 
 
+# How a closed invoice stands: as balance told it last; before it told anything, one of which nothing is due is paid.
+_newest = (
+    select(settlement)
+    .where(settlement.c.invoice_id == invoice.c.invoice_id)
+    .order_by(settlement.c.version.desc())
+    .limit(1)
+    .lateral("newest")
+)
+_STANDING = case(
+    (invoice.c.state != "closed", invoice.c.state),
+    (_newest.c.state.is_not(None), _newest.c.state),
+    (invoice.c.due_nano == 0, "paid"),
+    else_="closed",
+)
+
+
 async def list_invoices(
     connection: AsyncConnection,
     *,
     period: str | None = None,
     group_id: str | None = None,
     state: str | None = None,
+    standings: Collection[str] | None = None,
     limit: int | None = None,
 ) -> list[Any]:
-    """Invoice rows with their tallies, by period, then number, then group."""
+    """Invoice rows with their tallies and standing, by period, then number, then group."""
     statement = (
         select(
             invoice,
@@ -587,11 +637,15 @@ async def list_invoices(
             tally.c.exact_nano,
             tally.c.xor,
             document.c.sha256,
+            _STANDING.label("standing"),
+            _newest.c.paid_nano,
+            _newest.c.written_off_nano,
+            _newest.c.open_nano,
         )
         .select_from(
-            invoice.outerjoin(tally, tally.c.invoice_id == invoice.c.invoice_id).outerjoin(
-                document, document.c.invoice_id == invoice.c.invoice_id
-            )
+            invoice.outerjoin(tally, tally.c.invoice_id == invoice.c.invoice_id)
+            .outerjoin(document, document.c.invoice_id == invoice.c.invoice_id)
+            .outerjoin(_newest, true())
         )
         .order_by(invoice.c.period, invoice.c.billing_entity_id, invoice.c.number, invoice.c.group_id)
         .limit(limit)
@@ -599,6 +653,14 @@ async def list_invoices(
     for column, wanted in ((invoice.c.period, period), (invoice.c.group_id, group_id), (invoice.c.state, state)):
         if wanted is not None:
             statement = statement.where(column == wanted)
+    if standings is not None:
+        statement = statement.where(_STANDING.in_(sorted(standings)))
+    return list((await connection.execute(statement)).all())
+
+
+async def load_settlements(connection: AsyncConnection, invoice_id: UUID) -> list[Any]:
+    """Each step of an invoice after its close, in order."""
+    statement = select(settlement).where(settlement.c.invoice_id == invoice_id).order_by(settlement.c.version)
     return list((await connection.execute(statement)).all())
 
 

@@ -122,6 +122,23 @@ number_series = Table(
     Column("last_number", BigInteger, nullable=False),
 )
 
+# Each step of a closed invoice after its close, as balance told it: the highest version says how it stands.
+settlement = Table(
+    "settlement",
+    metadata,
+    Column("invoice_id", Uuid, primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("at", Instant, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("amount_nano", Total, nullable=False),
+    Column("source", Text),
+    Column("reference", Text),
+    Column("paid_nano", Total, nullable=False),
+    Column("written_off_nano", Total, nullable=False),
+    Column("open_nano", Total, nullable=False),
+)
+
 # ---- cuts ----------------------------------------------------------------------------------------------------------
 
 close_request = Table(

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import event, func, insert, select, text
@@ -20,6 +21,7 @@ from contracts.topics import (
     GROUPS_COST_CENTERS,
     GROUPS_EVENTS,
     GROUPS_PUBLISHERS,
+    INVOICES_EVENTS,
 )
 from services.groups import api, tables
 from services.groups.messages import STATE_TOPICS
@@ -818,3 +820,53 @@ async def test_a_batch_takes_a_bounded_number_of_statements(desk):
     await desk.rooms.pump()
     assert (await desk.rooms.query("groups", select(func.count()).select_from(tables.account)))[0][0] == 202
     assert (await desk.rooms.query("groups", text("select count(*) from groups.account_group")))[0][0] == 202
+
+
+# ---- what is owed
+
+
+def tell_invoice(desk, seq: int, **data: Any) -> None:
+    envelope = {
+        "id": f"i{seq}", "type": INVOICES_EVENTS.type, "version": 1, "time": "2026-11-03T00:00:00Z",
+        "link": "invoices:tick.close", "seq": seq, "epoch": 0, "trace": None,
+        "data": {
+            "invoice_id": "00000000-0000-8000-8000-000000000001", "number": "TB-1", "group_id": "desk",
+            "organization_id": "lakeside", "period": "2026-10", "due_on": "2026-11-17T00:00:00Z", "currency": "USD",
+        } | data,
+    }  # fmt: skip
+    desk.log.write(INVOICES_EVENTS.name, key="desk", value=envelope, partition=0)
+
+
+CLOSED = {
+    "kind": "closed", "boundary": "2026-11-01T00:00:00Z", "issued_on": "2026-11-03T00:00:00Z", "net": "96.00",
+    "tax": "0.00", "total": "96.00", "paid_from_balance": "0.00", "due": "96.00", "charges": 1, "document": "",
+    "sha256": "", "postings": [{"account_id": "desk", "unbilled": "96", "receivable": "-96"}, {"account_id": "other"}],
+    "posting_rounding": "0", "posting_tax": "0",
+}  # fmt: skip
+MOVED = {"at": "2026-11-10T00:00:00Z", "due": "96.00", "written_off": "0"}
+
+
+async def test_an_invoiced_account_changes_its_plan_when_nothing_is_owed(desk):
+    for account_id in ("desk", "other"):
+        await desk.account(account_id, "invoiced", credit_limit="100")
+    await desk.account("prepaid")
+    tell_invoice(desk, 1, **CLOSED)
+    await desk.rooms.pump()
+    await desk.done("change_plan", account_id="other", plan="payg")  # no share of what is open
+    assert await desk.refused("change_plan", account_id="desk", plan="payg") == ("open_receivable", "account_id")
+    tell_invoice(desk, 2, **MOVED, version=2, kind="paid", state="paid", paid="96.00", open="0")
+    tell_invoice(desk, 3, **MOVED, version=1, kind="partly_paid", state="partly_paid", paid="95.00", open="1")
+    await desk.rooms.pump()
+    await desk.done("change_plan", account_id="desk", plan="payg")
+    told = desk.state(ACCOUNTS, "desk")
+    assert ([each["plan"] for each in told["plans"]], told["credit_limit"]) == (["invoiced", "payg"], "0")
+    assert await desk.refused("change_plan", account_id="desk", plan="payg") == ("nothing_to_change", "account_id")
+    assert await desk.refused("change_plan", account_id="prepaid", plan="payg") == ("nothing_to_change", "account_id")
+
+
+async def test_in_strict_an_account_that_shares_its_group_stays_invoiced(desk):
+    await desk.group("northwind")
+    await desk.done("approve_sharing", group_id="northwind", **APPROVED)
+    for account_id in ("east", "west"):
+        await desk.account(account_id, "invoiced", group_id="northwind")
+    assert await desk.refused("change_plan", account_id="east", plan="payg") == ("payg_alone", "account_id")

@@ -201,3 +201,63 @@ async def test_what_was_accepted_before_there_were_revisions_is_known_as_revisio
     finally:
         async with Database("postgres", database.server).connected() as maintenance:
             await maintenance.execute(f"DROP DATABASE IF EXISTS {database.name} WITH (FORCE)")
+
+
+async def test_invoices_that_were_closed_before_they_could_be_paid_are_owed(
+    servers: TestedServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, to_head = Database("test_before_payments", await servers.postgres()), migrate.command.upgrade
+    try:
+        monkeypatch.setattr(migrate.command, "upgrade", lambda config, _: to_head(config, "0040_webhooks"))
+        await upgrade(database)
+        async with database.connected() as owner:
+            await owner.execute(CLOSED_BEFORE)
+        monkeypatch.undo()
+        await upgrade(database)
+        async with database.connected("balance") as room:
+            owed = await room.fetch("select group_id, number, due_on, due_nano, paid_nano from balance.receivable")
+            (row,) = owed
+            assert tuple(row)[:2] == ("northwind", "TB-000001")
+            assert (row["due_on"].isoformat(), row["due_nano"], row["paid_nano"]) == (
+                "2026-11-17T00:00:00+00:00",
+                720_000_000,
+                0,
+            )
+            shares = await room.fetch("select account_id, open_nano from balance.receivable_share order by 1")
+            assert [tuple(each) for each in shares] == [("east", 500_000_000), ("west", 220_000_000)]
+            assert await room.fetchval("select zone from balance.payer where group_id = 'northwind'") == "Europe/Paris"
+            members = await room.fetch("select account_id, group_id, end_at from balance.membership")
+            assert [tuple(each) for each in members] == [("east", "northwind", None)]
+            assert [tuple(each) for each in await room.fetch("select kind, key from balance.due")] == [
+                ("overdue", "northwind")
+            ]
+    finally:
+        async with Database("postgres", database.server).connected() as maintenance:
+            await maintenance.execute(f"DROP DATABASE IF EXISTS {database.name} WITH (FORCE)")
+
+
+CLOSED_BEFORE = """
+insert into groups.organization values ('org', 'Org', 'open', null, now());
+insert into groups.billing_entity values ('seller', 'Seller', 'here', null, 'TB-', true);
+insert into groups.payer_group (group_id, version, organization_id, name, billing_entity_id, billing_information, zone,
+  currency, tax_rate, created_at)
+values ('northwind', 1, 'org', 'Northwind', 'seller', '{}', 'Europe/Paris', 'USD', '0.20', now());
+insert into groups.account (account_id, account_no, version, organization_id, name, currency, opened_at, created_at,
+  level_2, credit_limit_nano)
+values ('east', 1, 1, 'org', 'East', 'USD', '2026-01-01', '2026-01-01', false, 0);
+insert into groups.account_group (account_no, during, group_id) values (1, '[2026-01-01,)', 'northwind');
+insert into balance.wallet (account_id, organization_id, currency, receivable_nano, registry_version, plan, created_at)
+values ('east', 'org', 'USD', -500000000, 1, 'invoiced', '2026-01-01'), ('west', 'org', 'USD', -220000000, 0, null, null);
+insert into invoices.invoice (invoice_id, group_id, period, state, closed_at, billing_entity_id, number, currency,
+  net_nano, tax_nano, total_nano, due_nano)
+values ('00000000-0000-8000-8000-000000000001', 'northwind', '2026-10', 'closed', '2026-11-03', 'seller', 'TB-000001',
+  'USD', 600000000, 120000000, 720000000, 720000000);
+insert into invoices.document (invoice_id, body, sha256)
+values ('00000000-0000-8000-8000-000000000001', '{"due_on":"2026-11-17T00:00:00Z"}', repeat('0', 64));
+insert into balance.transaction (id, kind, ref, currency, at)
+values ('00000000-0000-8000-8000-00000000000a', 'closing', '00000000-0000-8000-8000-000000000001', 'USD', now());
+insert into balance.entry (transaction_id, ledger, account_id, nano) values
+  ('00000000-0000-8000-8000-00000000000a', 'receivable', 'east', -500000000),
+  ('00000000-0000-8000-8000-00000000000a', 'receivable', 'west', -220000000),
+  ('00000000-0000-8000-8000-00000000000a', 'unbilled', 'east', 720000000);
+"""

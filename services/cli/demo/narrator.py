@@ -59,7 +59,7 @@ class Narrator:
         elif topic == BALANCE_EVENTS.name:
             self.flush()
             self._balance(data)
-        elif topic == INVOICES_EVENTS.name:
+        elif topic == INVOICES_EVENTS.name and data["kind"] == "closed":
             self.flush()
             self._closed(data)
         elif USAGE_REJECTIONS.holds(topic):

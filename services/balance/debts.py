@@ -1,0 +1,361 @@
+"""What payer groups owe, in the hands of a handler: locked group rows, their open invoices, and what follows from a change.
+
+A handler takes the groups, changes them, loads the wallets of `accounts`, and finishes; groups are locked before wallets, for
+only then is it known whose shares a payment pays. Amounts as people say them: what is owed is above zero.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
+
+from contracts.receivables import GroupEvent, GroupEventKind, InvoiceStanding, InvoiceState
+from contracts.topics import BALANCE_GROUP_EVENTS
+from services.balance import applying, ledger, overdue, receivables_store
+from services.balance.book import Book
+from services.balance.wallets import Wallet
+from services.kernel.currency import currency
+from services.kernel.money import format_nano
+from services.runtime.work import Work
+
+OVERDUE = "overdue"
+"""The timer of a group: the next instant at which one of its open invoices becomes overdue, is told of, or suspends."""
+
+Source = Literal["transfer", "overpayment", "credit", "write_off"]
+
+_TOLD: dict[Source, GroupEventKind] = {
+    "transfer": "invoice_paid",
+    "overpayment": "invoice_paid",
+    "credit": "invoice_credited",
+    "write_off": "invoice_written_off",
+}
+
+
+@dataclass(slots=True)
+class Receivable:
+    """A closed invoice of which something was due, and who owes what of it."""
+
+    invoice_id: UUID
+    group_id: str
+    number: str
+    period: str
+    due_on: datetime
+    due_nano: int
+    paid_nano: int = 0
+    written_off_nano: int = 0
+    version: int = 0
+    overdue_since: datetime | None = None
+    noticed_days: int | None = None
+    write_off_proposed_by: str | None = None
+    write_off_note: str | None = None
+    shares: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, row: Any, shares: Mapping[str, int]) -> Receivable:
+        """From a row of the table."""
+        values = {each.name: getattr(row, each.name) for each in fields(cls) if each.name != "shares"}
+        values |= {name: int(values[name]) for name in ("due_nano", "paid_nano", "written_off_nano")}
+        return cls(**values, shares=dict(shares))
+
+    @property
+    def open_nano(self) -> int:
+        return self.due_nano - self.paid_nano - self.written_off_nano
+
+    @property
+    def state(self) -> InvoiceState:
+        return applying.state_of(
+            due_nano=self.due_nano,
+            paid_nano=self.paid_nano,
+            written_off_nano=self.written_off_nano,
+            is_overdue=self.overdue_since is not None,
+        )
+
+    def standing(self) -> InvoiceStanding:
+        """As it is told."""
+        return InvoiceStanding(
+            invoice_id=self.invoice_id,
+            version=self.version,
+            number=self.number,
+            period=self.period,
+            state=self.state,
+            due_on=self.due_on,
+            due=format_nano(self.due_nano),
+            paid=format_nano(self.paid_nano),
+            written_off=format_nano(self.written_off_nano),
+            open=format_nano(self.open_nano),
+            overdue_since=self.overdue_since,
+        )
+
+
+@dataclass(slots=True)
+class Payer:
+    """A payer group as far as it owes; a row that this transaction holds."""
+
+    group_id: str
+    organization_id: str
+    currency: str
+    zone: str
+    event_version: int
+    unapplied_nano: int
+    suspends: bool
+    changed: bool = False
+
+    @classmethod
+    def of(cls, row: Any) -> Payer:
+        return cls(**{**row._mapping, "unapplied_nano": int(row.unapplied_nano)})
+
+    def tell(self, work: Work, kind: GroupEventKind, *, amount_nano: int | None = None, **more: Any) -> None:
+        """Publish one event of this group, with the next version."""
+        self.event_version += 1
+        self.changed = True
+        event = GroupEvent(
+            group_id=self.group_id,
+            organization_id=self.organization_id,
+            version=self.event_version,
+            kind=kind,
+            at=work.now,
+            currency=self.currency,
+            amount=None if amount_nano is None else format_nano(amount_nano),
+            unapplied=format_nano(self.unapplied_nano),
+            **more,
+        )
+        work.publish(BALANCE_GROUP_EVENTS, self.group_id, f"{self.group_id}:{self.event_version}", event.data())
+
+
+class Debts:
+    """Locked groups with their open invoices; see `take`."""
+
+    def __init__(self, payers: Iterable[Payer], invoices: Iterable[Receivable]) -> None:
+        self.payers = {payer.group_id: payer for payer in payers}
+        self._invoices: dict[str, dict[UUID, Receivable]] = {group_id: {} for group_id in self.payers}
+        for invoice in invoices:
+            self._invoices[invoice.group_id][invoice.invoice_id] = invoice
+        self._new: list[Receivable] = []
+        self._touched: dict[UUID, Receivable] = {}
+        self._shares: dict[tuple[UUID, str], int] = {}
+        self._applications: list[dict[str, Any]] = []
+        self._freed: dict[str, int] = defaultdict(int)
+        self._members: list[tuple[str, str]] = []
+        self._timers: dict[str, datetime] = {}
+
+    def find(self, group_id: str, reference: str) -> Receivable | None:
+        """An invoice of a group by number or id, among those that were taken."""
+        return next(
+            (
+                invoice
+                for invoice in self._invoices[group_id].values()
+                if reference in (invoice.number, str(invoice.invoice_id))
+            ),
+            None,
+        )
+
+    # ---- what changes --------------------------------------------------------------------------------------------
+
+    def add(self, invoice: Receivable) -> None:
+        """A closed invoice of a group that was taken."""
+        self._invoices[invoice.group_id][invoice.invoice_id] = invoice
+        self._new.append(invoice)
+
+    def pay(
+        self, work: Work, payer: Payer, amount_nano: int, source: Source, named: UUID | None = None, **about: Any
+    ) -> tuple[dict[str, int], int]:
+        """Apply money to the group's invoices by rule; returns what of each account's share is paid, and what is left.
+
+        ``about`` names the payment in what is told.
+        """
+        invoices = self._invoices[payer.group_id]
+        applied = applying.apply(
+            amount_nano,
+            (
+                applying.OpenInvoice(each.due_on, each.number, each.invoice_id, each.open_nano)
+                for each in invoices.values()
+            ),
+            named,
+        )
+        paid: dict[str, int] = defaultdict(int)
+        for invoice_id, nano in applied.pays:
+            for account_id, part in self._settle(work, payer, invoices[invoice_id], nano, source, **about).items():
+                paid[account_id] += part
+        return dict(paid), applied.left_nano
+
+    def write_off(self, work: Work, payer: Payer, invoice: Receivable, **about: Any) -> dict[str, int]:
+        """Give up what is open of an invoice; returns the shares."""
+        return self._settle(work, payer, invoice, invoice.open_nano, "write_off", **about)
+
+    def use_unapplied(self, work: Work, payer: Payer, book: Book, ref: str) -> None:
+        """At a close: what the group has to its credit pays its open invoices, what is due first before others.
+
+        An invoice on which more was taken back than used is such a credit too.
+        """
+        for invoice in list(self._invoices[payer.group_id].values()):
+            if invoice.due_nano <= 0 and invoice.shares:
+                shares = self._settle(work, payer, invoice, invoice.open_nano, "credit")
+                entries = ledger.unapplied_used(payer.group_id, shares)
+                book.post(work, "unapplied_used", f"credit {invoice.invoice_id}", payer.currency, entries)
+        paid, _ = self.pay(work, payer, payer.unapplied_nano, "overpayment")
+        if paid:
+            book.post(work, "unapplied_used", ref, payer.currency, ledger.unapplied_used(payer.group_id, paid))
+
+    def _settle(
+        self, work: Work, payer: Payer, invoice: Receivable, nano: int, source: Source, **about: Any
+    ) -> dict[str, int]:
+        """Some or all of what is open of an invoice is owed no more; returns whose share of it, and tells it.
+
+        Of an invoice that is a credit, what is open and moved is below zero.
+        """
+        if nano == invoice.open_nano:
+            parts = dict(invoice.shares)
+        else:
+            parts = applying.spread(nano, invoice.shares, 10 ** (9 - currency(payer.currency).exponent))
+        for account_id, part in parts.items():
+            invoice.shares[account_id] -= part
+            self._shares[invoice.invoice_id, account_id] = invoice.shares[account_id]
+            self._freed[account_id] += part
+        invoice.shares = {account_id: left for account_id, left in invoice.shares.items() if left}
+        if source == "write_off":
+            invoice.written_off_nano += nano
+        else:
+            invoice.paid_nano += nano
+        if source in ("overpayment", "credit"):
+            payer.unapplied_nano -= nano
+        if not invoice.open_nano:
+            invoice.write_off_proposed_by = invoice.write_off_note = None
+        invoice.version += 1
+        self.touch(invoice)
+        self._applications.append(
+            {
+                "invoice_id": invoice.invoice_id,
+                "version": invoice.version,
+                "source": source,
+                "payment_id": about.get("payment_id"),
+                "nano": nano,
+                "at": work.now,
+            }
+        )
+        payer.tell(work, _TOLD[source], amount_nano=nano, source=source, invoice=invoice.standing(), **about)
+        return parts
+
+    def touch(self, invoice: Receivable) -> None:
+        """An invoice of a group that was taken has changed."""
+        self._touched[invoice.invoice_id] = invoice
+
+    # ---- what follows --------------------------------------------------------------------------------------------
+
+    async def look(self, work: Work) -> None:
+        """Overdue, notices, suspension: what is due by now, once each; and when to look again."""
+        days = await receivables_store.suspend_after_days(work.connection)
+        switched: set[str] = set()
+        for group_id, payer in self.payers.items():
+            suspends, some_overdue = False, False
+            following: list[datetime] = []
+            for invoice in sorted(self._invoices[group_id].values(), key=lambda each: (each.due_on, each.number)):
+                if invoice.open_nano <= 0:
+                    continue
+                stage = overdue.stage(invoice.due_on, payer.zone, work.now, days)
+                if stage.next_at is not None:
+                    following.append(stage.next_at)
+                if stage.notice is not None:
+                    some_overdue = True
+                    self._notice(work, payer, invoice, stage.notice)
+                suspends = suspends or stage.suspends
+            if following:
+                self._timers[group_id] = min(following)
+            wanted = some_overdue and (suspends or payer.suspends)
+            if wanted != payer.suspends:
+                payer.suspends = wanted
+                payer.changed = True
+                switched.add(group_id)
+        if switched:
+            self._members = await receivables_store.members(work, switched, work.now)
+
+    def _notice(self, work: Work, payer: Payer, invoice: Receivable, notice: int) -> None:
+        """Tell that an invoice is overdue, or has been for so many days; what was leapt over is not told any more."""
+        if invoice.noticed_days is not None and invoice.noticed_days >= notice:
+            return
+        first = invoice.overdue_since is None
+        if first:
+            invoice.overdue_since = overdue.begins(invoice.due_on, payer.zone)
+            invoice.version += 1
+        invoice.noticed_days = notice
+        self.touch(invoice)
+        payer.tell(
+            work,
+            "invoice_overdue" if first else "overdue_notice",
+            amount_nano=invoice.open_nano,
+            invoice=invoice.standing(),
+            days=notice,
+        )
+
+    @property
+    def accounts(self) -> set[str]:
+        """Whose wallets must be in hand to finish."""
+        return {account_id for account_id, nano in self._freed.items() if nano} | {
+            account_id for account_id, _ in self._members
+        }
+
+    @property
+    def funded(self) -> set[str]:
+        """Whose receivable moved."""
+        return {account_id for account_id, nano in self._freed.items() if nano}
+
+    async def finish(self, work: Work, wallets: Mapping[str, Wallet]) -> None:
+        """Write the groups and their invoices; move the wallets in hand, which `evaluate` looks at and saves afterwards."""
+        for account_id, nano in self._freed.items():
+            if nano:
+                wallets[account_id].receivable_nano += nano
+                wallets[account_id].changed = True
+        for account_id, group_id in self._members:
+            if account_id in wallets:
+                judge_overdue(work, wallets[account_id], suspends=self.payers[group_id].suspends)
+        changed = [payer for payer in self.payers.values() if payer.changed]
+        if self._new:
+            await receivables_store.append_receivables(work, [_row(each) for each in self._new])
+            shares = [
+                (each.invoice_id, account_id, nano) for each in self._new for account_id, nano in each.shares.items()
+            ]
+            await receivables_store.append_shares(work, [*shares, *self._settled_at_once(shares)])
+        if changed:
+            await receivables_store.save_payers(
+                work, [(each.group_id, each.event_version, each.unapplied_nano, each.suspends) for each in changed]
+            )
+        if self._touched:
+            await receivables_store.save_receivables(work, [_row(each) for each in self._touched.values()])
+        new = {each.invoice_id for each in self._new}
+        moved = [(*key, nano) for key, nano in self._shares.items() if key[0] not in new]
+        if moved:
+            await receivables_store.save_shares(work, moved)
+        if self._applications:
+            await receivables_store.append_applications(work, self._applications)
+        if self._timers:
+            await work.set_timers(OVERDUE, self._timers)
+
+    def _settled_at_once(self, shares: Iterable[tuple[UUID, str, int]]) -> list[tuple[UUID, str, int]]:
+        """Shares of new invoices that are paid already: they have a row like any other."""
+        new = {each.invoice_id for each in self._new}
+        known = {(invoice_id, account_id) for invoice_id, account_id, _ in shares}
+        return [(*key, nano) for key, nano in self._shares.items() if key[0] in new and key not in known]
+
+
+def _row(invoice: Receivable) -> dict[str, Any]:
+    return {each.name: getattr(invoice, each.name) for each in fields(invoice) if each.name != "shares"}
+
+
+def judge_overdue(work: Work, wallet: Wallet, *, suspends: bool) -> None:
+    """Suspend an invoiced account of a group with a long overdue invoice, or lift that reason. Nobody else is concerned."""
+    if suspends and wallet.plan == "invoiced":
+        wallet.add_reason(work, "overdue")
+    else:
+        wallet.lift_reason(work, "overdue")
+
+
+async def take(work: Work, group_ids: Iterable[str], references: Iterable[str] = ()) -> Debts:
+    """Lock the rows of these groups and read what is open of them, and their invoices of these numbers or ids."""
+    rows = await receivables_store.lock_payers(work, group_ids)
+    known = [row.group_id for row in rows]
+    owed = await receivables_store.load_receivables(work, known, references) if known else []
+    shares = await receivables_store.load_shares(work, [row.invoice_id for row in owed]) if owed else {}
+    return Debts(map(Payer.of, rows), (Receivable.of(row, shares.get(row.invoice_id, {})) for row in owed))

@@ -1,0 +1,327 @@
+"""Commands of finance to payer groups, decoded, carried out once by (group, command id) and answered on
+`balance.group_events`; and the timer that finds invoices overdue.
+
+A payment of an invoice or for a group that is not known yet waits for it. After `WAIT_MAX` it is shown in quarantine; when
+the invoice is closed, or the group made, it runs by itself all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+from uuid import UUID
+
+from pydantic_core import to_json
+
+from contracts.receivables import ApproveWriteOff, ProposeWriteOff, RecordPayment, group_command
+from services.balance import ledger, receivables_store
+from services.balance.book import Book
+from services.balance.commands import WAIT_MAX
+from services.balance.debts import Debts, Payer, Receivable, take
+from services.balance.decoding import decode
+from services.balance.evaluation import Tell, evaluate, load
+from services.kernel.cards import refuse_card_number
+from services.kernel.currency import currency
+from services.kernel.errors import InvalidInput, NotPermitted, Refused, TollbookError
+from services.kernel.ids import content_digest, derived_id
+from services.kernel.money import PAYMENT_NANO_MAX, floor_minor, format_nano, parse_amount
+from services.kernel.period import instant_text
+from services.runtime import faults, parking
+from services.runtime.records import Record
+from services.runtime.work import Work
+
+Command = RecordPayment | ProposeWriteOff | ApproveWriteOff
+Key = tuple[str, str]  # bank and reference
+
+_USED_AGAIN = Refused(
+    "this id was used for another command of the group; give each command an id of its own",
+    field="command_id",
+    code="idempotency_conflict",
+)
+
+
+async def commands(work: Work, records: list[Record], *, tell: Tell) -> None:
+    """Carry out a batch of commands, each group's in the order they came."""
+    asked = [(record, command) for record in records if (command := _read(work, record)) is not None]
+    if not asked:
+        return
+    references = {command.invoice for _, command in asked if command.invoice is not None}
+    debts = await take(work, {command.group_id for _, command in asked}, references)
+    ready = [command for record, command in asked if _can_run(work, record, command, debts)]
+    if not ready:
+        return
+    done = await receivables_store.carried_out(work, {(each.group_id, each.command_id) for each in ready})
+    first = {(each.group_id, each.command_id): each for each in reversed(ready)}
+    payments = await _Payments.of(work, [each for key, each in first.items() if key not in done], debts)
+    book = Book()
+    log: list[dict[str, Any]] = []
+    for command in ready:
+        payer = debts.payers[command.group_id]
+        key = (command.group_id, command.command_id)
+        content = content_digest(to_json(command.data()))
+        if key in done:
+            if done[key] != content:
+                _refuse(work, payer, command, _USED_AGAIN)
+            continue
+        done[key] = content
+        refused: TollbookError | None = None
+        try:
+            _CARRY_OUT[type(command)](work, debts, payer, command, book, payments)
+        except TollbookError as error:
+            refused = error
+            _refuse(work, payer, command, error)
+        log.append(_logged(work, command, content, refused))
+    await debts.look(work)
+    wallets = await load(work, debts.accounts)
+    if log:
+        await receivables_store.append_commands(work, log)
+    await debts.finish(work, wallets)
+    await book.write(work)
+    faults.step("balance.receivables.posted")
+    await evaluate(work, wallets, funds_of=debts.funded, tell=tell)
+
+
+async def look_at_waiting(work: Work) -> None:
+    """Tick: let commands run whose group and invoice are known by now, and quarantine those that have waited long."""
+    ids = await receivables_store.waiting_to_run(work, work.now - WAIT_MAX)
+    if ids:
+        states = ("waiting", "quarantined")
+        await parking.ask(work.connection, work.tables, "replaying", "balance", ids=ids, states=states)
+
+
+async def look_at_overdue(work: Work, keys: list[str], *, tell: Tell) -> None:
+    """Timer: invoices of these groups become overdue, are told of, or suspend. All is judged from scratch."""
+    debts = await take(work, keys)
+    await debts.look(work)
+    wallets = await load(work, debts.accounts)
+    await debts.finish(work, wallets)
+    faults.step("balance.overdue.judged")
+    await evaluate(work, wallets, funds_of=(), tell=tell)
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+def _read(work: Work, record: Record) -> Command | None:
+    try:
+        command: Command = decode(group_command, record.value)
+        for name in ("actor", "note", "reference", "invoice"):
+            refuse_card_number(getattr(command, name, None) or "", field=name)
+        if isinstance(command, RecordPayment):
+            currency(command.currency)
+        return command
+    except InvalidInput as error:
+        reason = "invalid_command" if error.code == "invalid" else error.code
+        work.quarantine(record, reason, error.message, field=error.field)
+        return None
+
+
+def _can_run(work: Work, record: Record, command: Command, debts: Debts) -> bool:
+    """Whether the group and the invoice are known; if not, the command waits and is shown when it has waited long."""
+    about = {"group_id": command.group_id, "invoice": command.invoice}
+    if command.group_id not in debts.payers:
+        reason, name, missing = "unknown_group", "group_id", f"the registry knows no payer group {command.group_id}"
+    elif command.invoice is not None and debts.find(command.group_id, command.invoice) is None:
+        reason, name = "unknown_invoice", "invoice"
+        missing = f"no invoice {command.invoice} of group {command.group_id} is known of which something was due"
+    else:
+        return True
+    if record.replayed:
+        sentence = f"{missing}; this runs by itself when there is one; discard it if that is wrong"
+        work.quarantine(record, reason, sentence, field=name, **about)
+    else:
+        work.wait(record, f"waits: {missing}", **about)
+    return False
+
+
+# ---- carrying out --------------------------------------------------------------------------------------------------
+
+
+class _Payments:
+    """The payments of a batch as they stand in the table: which of them were recorded by it, and which before."""
+
+    def __init__(self, fresh: set[Key], recorded: dict[Key, Any]) -> None:
+        self._fresh = fresh
+        self._recorded = recorded
+
+    @classmethod
+    async def of(cls, work: Work, commands: Sequence[Command], debts: Debts) -> _Payments:
+        """Record what may be recorded, before it is applied: the same reference in two batches at once is one payment."""
+        rows: dict[Key, dict[str, Any]] = {}
+        keys: set[Key] = set()
+        for command in commands:
+            if not isinstance(command, RecordPayment) or _refusal(command, debts) is not None:
+                continue
+            keys.add((command.bank, command.reference))
+            rows.setdefault(
+                (command.bank, command.reference),
+                {
+                    "payment_id": _payment_id(command),
+                    "group_id": command.group_id,
+                    "bank": command.bank,
+                    "reference": command.reference,
+                    "amount_nano": parse_amount(command.amount),
+                    "currency": command.currency,
+                    "received_at": work.now,
+                    "actor": command.actor,
+                    "note": command.note,
+                },
+            )
+        if not keys:
+            return cls(set(), {})
+        fresh = await receivables_store.append_payments(work, list(rows.values()))
+        return cls(fresh, await receivables_store.load_payments(work, keys))
+
+    def take(self, command: RecordPayment) -> bool:
+        """Whether this command is the one that records its payment; `Refused` when its reference stands for another."""
+        key = (command.bank, command.reference)
+        row = self._recorded[key]
+        if (row.group_id, row.amount_nano, row.currency) != (
+            command.group_id, parse_amount(command.amount), command.currency,
+        ):  # fmt: skip
+            raise Refused(
+                f"{command.bank} named another payment so: {format_nano(row.amount_nano)} {row.currency} of group"
+                f" {row.group_id}, recorded at {instant_text(row.received_at)} by {row.actor}",
+                field="reference",
+                code="reference_used",
+            )
+        is_first = key in self._fresh
+        self._fresh.discard(key)
+        return is_first
+
+
+def _payment_id(command: RecordPayment) -> UUID:
+    return derived_id("group payment", command.bank, command.reference)
+
+
+def _refusal(command: RecordPayment, debts: Debts) -> TollbookError | None:
+    """Why a payment cannot be recorded, whatever was recorded before."""
+    payer = debts.payers[command.group_id]
+    try:
+        _need_finance(command)
+        if command.currency != payer.currency:
+            raise InvalidInput(
+                f"group {payer.group_id} is billed in {payer.currency}", field="currency", code="wrong_currency"
+            )
+        nano = parse_amount(command.amount)
+        if not 0 < nano <= PAYMENT_NANO_MAX:
+            raise InvalidInput(
+                f"must be above zero and at most {format_nano(PAYMENT_NANO_MAX)}", field="amount", code="invalid_amount"
+            )
+        exponent = currency(command.currency).exponent
+        if floor_minor(nano, exponent) != nano:
+            raise InvalidInput(
+                f"money arrives in whole units of {exponent} decimals", field="amount", code="invalid_amount"
+            )
+    except TollbookError as error:
+        return error
+    return None
+
+
+def _record_payment(
+    work: Work, debts: Debts, payer: Payer, command: RecordPayment, book: Book, payments: _Payments
+) -> None:
+    if (refused := _refusal(command, debts)) is not None:
+        raise refused
+    nano = parse_amount(command.amount)
+    about: dict[str, Any] = {"payment_id": _payment_id(command), "reference": command.reference}
+    if not payments.take(command):
+        payer.tell(
+            work, "payment_known", amount_nano=nano, command_id=command.command_id,
+            message="was recorded before; nothing is changed", **about,
+        )  # fmt: skip
+        return
+    named = None if command.invoice is None else _invoice(debts, command).invoice_id
+    shares, left = debts.pay(work, payer, nano, "transfer", named, **about)
+    payer.unapplied_nano += left
+    entries = ledger.invoice_paid(payer.group_id, command.bank, nano, shares)
+    book.post(
+        work, "invoice_paid", str(about["payment_id"]), payer.currency, entries,
+        actor=command.actor, note=command.reference,
+    )  # fmt: skip
+    kept = f"; {format_nano(left)} is kept for the next invoice" if left else ""
+    payer.tell(
+        work, "payment_recorded", amount_nano=nano, source="transfer", command_id=command.command_id,
+        message=f"{format_nano(nano - left)} of invoices is paid{kept}", **about,
+    )  # fmt: skip
+
+
+def _propose_write_off(
+    work: Work, debts: Debts, payer: Payer, command: ProposeWriteOff, book: Book, payments: _Payments
+) -> None:
+    _need_finance(command)
+    invoice = _open(debts, command)
+    invoice.write_off_proposed_by, invoice.write_off_note = command.actor, command.note
+    debts.touch(invoice)
+    payer.tell(
+        work, "write_off_proposed", amount_nano=invoice.open_nano, invoice=invoice.standing(),
+        command_id=command.command_id, message=f"{format_nano(invoice.open_nano)} is open; a second person approves",
+    )  # fmt: skip
+
+
+def _approve_write_off(
+    work: Work, debts: Debts, payer: Payer, command: ApproveWriteOff, book: Book, payments: _Payments
+) -> None:
+    _need_finance(command)
+    invoice = _open(debts, command)
+    if invoice.write_off_proposed_by is None:
+        raise Refused("nobody has proposed to write this invoice off", field="invoice", code="not_proposed")
+    if invoice.write_off_proposed_by == command.actor:
+        raise NotPermitted(
+            f"{command.actor} proposed it, so another person has to approve it", field="actor", code="second_person"
+        )
+    note = f"proposed by {invoice.write_off_proposed_by}: {invoice.write_off_note}"
+    shares = debts.write_off(work, payer, invoice, command_id=command.command_id, message=note[:2000])
+    book.post(
+        work, "write_off", str(invoice.invoice_id), payer.currency, ledger.write_off(payer.group_id, shares),
+        actor=command.actor, note=note,
+    )  # fmt: skip
+
+
+_CARRY_OUT: dict[type[Any], Callable[[Work, Debts, Payer, Any, Book, _Payments], None]] = {
+    RecordPayment: _record_payment,
+    ProposeWriteOff: _propose_write_off,
+    ApproveWriteOff: _approve_write_off,
+}
+
+
+def _need_finance(command: Command) -> None:
+    if command.role != "finance":
+        raise NotPermitted(f"{command.kind} needs the role finance", field="role")
+
+
+def _invoice(debts: Debts, command: Command) -> Receivable:
+    found = debts.find(command.group_id, command.invoice or "")
+    if found is None:
+        raise InvalidInput(f"no invoice {command.invoice} of group {command.group_id}", field="invoice")
+    return found
+
+
+def _open(debts: Debts, command: ProposeWriteOff | ApproveWriteOff) -> Receivable:
+    invoice = _invoice(debts, command)
+    if invoice.open_nano <= 0:
+        raise Refused(
+            f"nothing of invoice {invoice.number} is open: it is {invoice.state}", field="invoice", code="not_open"
+        )
+    return invoice
+
+
+def _refuse(work: Work, payer: Payer, command: Command, error: TollbookError) -> None:
+    payer.tell(
+        work, "command_refused", command_id=command.command_id, reason=error.code, field=error.field,
+        message=error.message,
+    )  # fmt: skip
+
+
+def _logged(work: Work, command: Command, content: bytes, refused: TollbookError | None) -> dict[str, Any]:
+    return {
+        "group_id": command.group_id,
+        "command_id": command.command_id,
+        "content": content,
+        "kind": command.kind,
+        "actor": command.actor,
+        "role": command.role,
+        "at": work.now,
+        "accepted": refused is None,
+        "reason": None if refused is None else refused.code,
+    }

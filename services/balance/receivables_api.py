@@ -1,0 +1,196 @@
+"""What people and the auditor read of what payer groups owe, and the one term that is set: with the room's own role."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import DateTime, Text, case, func, literal, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from services.balance import ledger, receivables_store, tables
+from services.balance.debts import OVERDUE
+from services.balance.overdue import SUSPEND_AFTER_DAYS_MAX
+from services.kernel.errors import InvalidInput
+from services.kernel.money import format_nano
+from services.runtime.database import transaction
+from services.runtime.lanes import CLOCK_NOW
+from services.runtime.tables import runtime_tables
+
+_owed = tables.receivable.c
+_share = tables.receivable_share.c
+_applied = tables.application.c
+_entry = tables.ledger_entry.c
+
+
+@dataclass(frozen=True)
+class GroupDebt:
+    """What a payer group owes and has paid too much; decimal strings."""
+
+    group_id: str
+    currency: str
+    invoices: int
+    open: str
+    unapplied: str
+    suspends: bool
+
+
+async def group_debts(engine: AsyncEngine, group_id: str | None = None) -> list[GroupDebt]:
+    """Payer groups with open invoices or unapplied money, by id; or this one, if it is known."""
+    open_nano = _owed.due_nano - _owed.paid_nano - _owed.written_off_nano
+    query = (
+        select(
+            tables.payer,
+            func.count(_owed.invoice_id).label("invoices"),
+            func.coalesce(func.sum(open_nano), 0).label("open_nano"),
+        )
+        .outerjoin_from(tables.payer, tables.receivable, (_owed.group_id == tables.payer.c.group_id) & (open_nano != 0))
+        .group_by(tables.payer.c.group_id)
+        .order_by(tables.payer.c.group_id)
+    )
+    if group_id is not None:
+        query = query.where(tables.payer.c.group_id == group_id)
+    else:
+        query = query.having((func.count(_owed.invoice_id) > 0) | (tables.payer.c.unapplied_nano > 0))
+    async with transaction(engine) as connection:
+        rows = (await connection.execute(query)).all()
+    return [
+        GroupDebt(
+            row.group_id, row.currency, row.invoices, format_nano(int(row.open_nano)),
+            format_nano(int(row.unapplied_nano)), row.suspends,
+        )
+        for row in rows
+    ]  # fmt: skip
+
+
+async def commands_done(engine: AsyncEngine, group_id: str) -> dict[str, bool]:
+    """Whether each command of a group was accepted, by command id."""
+    columns = tables.group_command.c
+    query = select(columns.command_id, columns.accepted).where(columns.group_id == group_id)
+    async with transaction(engine) as connection:
+        return {row.command_id: row.accepted for row in (await connection.execute(query)).all()}
+
+
+# ---- terms ---------------------------------------------------------------------------------------------------------
+
+
+async def suspend_after_days(engine: AsyncEngine) -> int:
+    """After how many days of being overdue an invoice suspends its group's invoiced accounts."""
+    async with transaction(engine) as connection:
+        return await receivables_store.suspend_after_days(connection)
+
+
+async def set_suspend_after_days(engine: AsyncEngine, days: int) -> None:
+    """Set it; what is overdue by now is judged again at once. Who is suspended stays so until no invoice is overdue."""
+    if not 0 <= days <= SUSPEND_AFTER_DAYS_MAX:
+        raise InvalidInput(f"must be between 0 and {SUSPEND_AFTER_DAYS_MAX}", field="days")
+    due = runtime_tables("balance").due
+    owing = select(literal(OVERDUE, Text()), _owed.group_id, CLOCK_NOW.cast(DateTime(timezone=True))).where(
+        _owed.due_nano != _owed.paid_nano + _owed.written_off_nano
+    )
+    statement = insert(due).from_select(["kind", "key", "due_at"], owing.distinct())
+    async with transaction(engine) as connection:
+        await receivables_store.save_suspend_after_days(connection, days)
+        await connection.execute(
+            statement.on_conflict_do_update(
+                index_elements=["kind", "key"], set_={"due_at": statement.excluded.due_at, "failures": 0}
+            )
+        )
+
+
+# ---- the auditor ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ReceivableTotals:
+    """What is known of an invoice, each figure from a source of its own; nanos, what is owed above zero."""
+
+    invoice_id: UUID
+    group_id: str
+    number: str
+    due_nano: int
+    paid_nano: int
+    written_off_nano: int
+    shares_nano: int
+    closing_nano: int
+    applied_nano: int
+    applied_as_written_off_nano: int
+
+
+@dataclass(frozen=True)
+class ReceivableAudit:
+    """Everything that must agree; see `verify`."""
+
+    invoices: tuple[ReceivableTotals, ...]
+    payments: dict[str, tuple[int, int]]
+    """Per recorded payment its amount, and what of it was applied to invoices."""
+    posted: dict[str, dict[str, int]]
+    """Per recorded payment the sums of its transaction per kind of ledger account."""
+    unapplied: dict[str, tuple[int, int]]
+    """Per group what it keeps, and the sum of its entries."""
+    accounts: dict[str, tuple[int, int]]
+    """Per account its receivable, and the sum of its shares of open invoices."""
+
+
+async def audit(engine: AsyncEngine) -> ReceivableAudit:
+    """Read what must agree, in one snapshot."""
+    kind = func.split_part(_entry.ledger, ":", 1)
+    async with transaction(engine.execution_options(isolation_level="REPEATABLE READ")) as connection:
+
+        async def sums(query: Any) -> dict[Any, int]:
+            return {row[0]: int(row[1]) for row in (await connection.execute(query)).all()}
+
+        owed = (await connection.execute(select(tables.receivable).order_by(_owed.number, _owed.invoice_id))).all()
+        shares = await sums(select(_share.invoice_id, func.sum(_share.open_nano)).group_by(_share.invoice_id))
+        of_account = await sums(select(_share.account_id, func.sum(_share.open_nano)).group_by(_share.account_id))
+        applied = await sums(select(_applied.invoice_id, func.sum(_applied.nano)).group_by(_applied.invoice_id))
+        given_up = case((_applied.source == "write_off", _applied.nano), else_=0)
+        written_off = await sums(select(_applied.invoice_id, func.sum(given_up)).group_by(_applied.invoice_id))
+        of_payment = await sums(
+            select(_applied.payment_id, func.sum(_applied.nano))
+            .where(_applied.payment_id.is_not(None))
+            .group_by(_applied.payment_id)
+        )
+        closings = await sums(
+            select(_entry.ref, -func.sum(_entry.nano))
+            .where(_entry.kind == "closing", kind == ledger.RECEIVABLE)
+            .group_by(_entry.ref)
+        )
+        payments = (await connection.execute(select(tables.group_payment))).all()
+        kept = await sums(
+            select(func.split_part(_entry.ledger, ":", 2), func.sum(_entry.nano))
+            .where(kind == "unapplied")
+            .group_by(_entry.ledger)
+        )
+        payers = (await connection.execute(select(tables.payer.c.group_id, tables.payer.c.unapplied_nano))).all()
+        wallet = tables.wallet.c
+        receivables = await sums(select(wallet.account_id, -wallet.receivable_nano))
+        posted: dict[str, dict[str, int]] = defaultdict(dict)
+        rows = await connection.execute(
+            select(_entry.ref, kind.label("ledger"), func.sum(_entry.nano).label("nano"))
+            .where(_entry.kind == "invoice_paid")
+            .group_by(_entry.ref, kind)
+        )
+        for row in rows.all():
+            posted[row.ref][row.ledger] = int(row.nano)
+    return ReceivableAudit(
+        invoices=tuple(
+            ReceivableTotals(
+                row.invoice_id, row.group_id, row.number, int(row.due_nano), int(row.paid_nano),
+                int(row.written_off_nano), shares.get(row.invoice_id, 0), closings.get(str(row.invoice_id), 0),
+                applied.get(row.invoice_id, 0), written_off.get(row.invoice_id, 0),
+            )
+            for row in owed
+        ),
+        payments={
+            str(row.payment_id): (row.amount_nano, of_payment.get(row.payment_id, 0)) for row in payments
+        },
+        posted=dict(posted),
+        unapplied={row.group_id: (int(row.unapplied_nano), kept.get(row.group_id, 0)) for row in payers},
+        accounts={
+            account_id: (nano, of_account.get(account_id, 0)) for account_id, nano in receivables.items()
+        },
+    )  # fmt: skip

@@ -1,0 +1,347 @@
+"""SQL of what payer groups owe and nothing else: one function, one statement.
+
+A group's row is locked before wallets; rows of its invoices hold while it is. Amounts as people say them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Boolean,
+    Row,
+    Text,
+    Uuid,
+    and_,
+    bindparam,
+    cast,
+    delete,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    tuple_,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.balance import tables
+from services.runtime import parking
+from services.runtime.database import unnest
+from services.runtime.work import Work
+
+WAITING = ("waiting", "unknown_group", "unknown_invoice")  # why a group's command is parked that others can free
+
+_payer = tables.payer.c
+_member = tables.membership.c
+_owed = tables.receivable.c
+_share = tables.receivable_share.c
+_payment = tables.group_payment.c
+_NAMED = bindparam("named", type_=ARRAY(Text))
+_IS_OPEN = _owed.paid_nano + _owed.written_off_nano != _owed.due_nano
+
+
+def _any_of(column: Any, name: str) -> Any:
+    return column == func.any(bindparam(name, type_=ARRAY(column.type)))
+
+
+def _arrays(name: str, fields: Sequence[str], rows: Iterable[Sequence[Any]]) -> dict[str, list[Any]]:
+    columns = list(zip(*rows, strict=True)) or [() for _ in fields]
+    return {f"{name}_{field}": list(column) for field, column in zip(fields, columns, strict=True)}
+
+
+# ---- payer groups --------------------------------------------------------------------------------------------------
+
+
+class NewPayer(NamedTuple):
+    """A payer group as an account's timeline or a closed invoice names it."""
+
+    group_id: str
+    organization_id: str
+    currency: str
+    zone: str
+
+
+_new_payers = unnest("new", **dict.fromkeys(NewPayer._fields, Text()))
+_MAKE_PAYERS = (
+    upsert(tables.payer)
+    .from_select(NewPayer._fields, select(*[_new_payers.c[name] for name in NewPayer._fields]))
+    .on_conflict_do_nothing()
+)
+
+
+async def make_payers(work: Work, payers: Iterable[NewPayer]) -> None:
+    """Rows of groups that are met for the first time; those that exist stay as they are."""
+    await work.execute(_MAKE_PAYERS, _arrays("new", NewPayer._fields, sorted(payers)))
+
+
+_PAYERS = select(tables.payer).where(_any_of(_payer.group_id, "ids")).order_by(_payer.group_id)
+_LOCK_PAYERS = _PAYERS.with_for_update()
+_HOLD_PAYERS = _PAYERS.with_for_update(read=True)
+
+
+async def lock_payers(work: Work, group_ids: Iterable[str]) -> Sequence[Row[Any]]:
+    """The rows of these groups, locked in order of their ids; unknown ones are left out."""
+    return (await work.execute(_LOCK_PAYERS, {"ids": sorted(set(group_ids))})).all()
+
+
+async def hold_payers(work: Work, group_ids: Iterable[str]) -> None:
+    """Keep these groups as they are, for who reads them under wallets; shared."""
+    await work.execute(_HOLD_PAYERS, {"ids": sorted(set(group_ids))})
+
+
+_known = unnest("new", group_id=Text(), event_version=BigInteger(), unapplied_nano=tables.Total, suspends=Boolean())
+_SAVE_PAYERS = (
+    update(tables.payer)
+    .where(_payer.group_id == _known.c.group_id)
+    .values(
+        event_version=_known.c.event_version,
+        unapplied_nano=_known.c.unapplied_nano,
+        suspends=_known.c.suspends,
+    )
+)
+
+
+async def save_payers(work: Work, rows: Sequence[tuple[str, int, int, bool]]) -> None:
+    """(group, event version, unapplied, whether it suspends) of locked groups."""
+    fields = ("group_id", "event_version", "unapplied_nano", "suspends")
+    await work.execute(_SAVE_PAYERS, _arrays("new", fields, rows))
+
+
+# ---- whose accounts ------------------------------------------------------------------------------------------------
+
+
+def _at(now: datetime) -> Any:
+    return and_(_member.start_at <= now, or_(_member.end_at.is_(None), _member.end_at > now))
+
+
+async def members(work: Work, group_ids: Iterable[str], now: datetime) -> list[tuple[str, str]]:
+    """(account, group) of every account that one of these groups pays for at an instant."""
+    statement = select(_member.account_id, _member.group_id).where(_any_of(_member.group_id, "ids"), _at(now))
+    rows = (await work.execute(statement, {"ids": sorted(set(group_ids))})).all()
+    return [(row.account_id, row.group_id) for row in rows]
+
+
+async def groups_of(work: Work, account_ids: Iterable[str]) -> set[str]:
+    """Every group that pays for one of these accounts at any time."""
+    statement = select(_member.group_id).where(_any_of(_member.account_id, "ids")).distinct()
+    return set((await work.execute(statement, {"ids": sorted(set(account_ids))})).scalars())
+
+
+async def suspending(work: Work, account_ids: Iterable[str], now: datetime) -> set[str]:
+    """Which of these accounts belong to a group that suspends its invoiced accounts. Wallets and groups are locked."""
+    statement = (
+        select(_member.account_id)
+        .join(tables.payer, _payer.group_id == _member.group_id)
+        .where(_any_of(_member.account_id, "ids"), _at(now), _payer.suspends)
+    )
+    return set((await work.execute(statement, {"ids": sorted(set(account_ids))})).scalars())
+
+
+async def next_moves(work: Work, account_ids: Iterable[str], now: datetime) -> dict[str, datetime]:
+    """When the payer group of each of these accounts changes next, of those of which it is known."""
+    statement = (
+        select(_member.account_id, func.min(_member.start_at).label("at"))
+        .where(_any_of(_member.account_id, "ids"), _member.start_at > now)
+        .group_by(_member.account_id)
+    )
+    rows = (await work.execute(statement, {"ids": sorted(set(account_ids))})).all()
+    return {row.account_id: row.at for row in rows}
+
+
+async def forget_memberships(work: Work, account_ids: Iterable[str]) -> None:
+    """Delete what was told of these accounts; their wallets are locked."""
+    statement = delete(tables.membership).where(_any_of(_member.account_id, "ids"))
+    await work.execute(statement, {"ids": sorted(set(account_ids))})
+
+
+async def append_memberships(work: Work, rows: Sequence[tuple[str, datetime, datetime | None, str]]) -> None:
+    """(account, start, end, group) of accounts whose wallets are locked."""
+    fields = ("account_id", "start_at", "end_at", "group_id")
+    kinds = {name: tables.membership.c[name].type for name in fields}
+    new = unnest("new", **kinds)
+    statement = insert(tables.membership).from_select(list(fields), select(*[new.c[name] for name in fields]))
+    await work.execute(statement, _arrays("new", fields, rows))
+
+
+# ---- invoices and shares -------------------------------------------------------------------------------------------
+
+
+async def load_receivables(work: Work, group_ids: Iterable[str], references: Iterable[str] = ()) -> Sequence[Row[Any]]:
+    """What is open of these groups, and their invoices with these numbers or ids. The groups are locked."""
+    named = sorted(set(references))
+    statement = select(tables.receivable).where(
+        _any_of(_owed.group_id, "ids"),
+        or_(_IS_OPEN, _any_of(_owed.number, "named"), cast(_owed.invoice_id, Text) == func.any(_NAMED))
+        if named
+        else _IS_OPEN,
+    )
+    parameters: dict[str, Any] = {"ids": sorted(set(group_ids))}
+    return (await work.execute(statement, parameters | ({"named": named} if named else {}))).all()
+
+
+async def load_shares(work: Work, invoice_ids: Iterable[UUID]) -> dict[UUID, dict[str, int]]:
+    """What each account still owes of these invoices. Their groups are locked."""
+    statement = select(tables.receivable_share).where(_any_of(_share.invoice_id, "ids"), _share.open_nano != 0)
+    shares: dict[UUID, dict[str, int]] = {}
+    for row in (await work.execute(statement, {"ids": sorted(set(invoice_ids))})).all():
+        shares.setdefault(row.invoice_id, {})[row.account_id] = row.open_nano
+    return shares
+
+
+async def append_receivables(work: Work, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Invoices that were closed; their groups are locked."""
+    fields = ("invoice_id", "group_id", "number", "period", "due_on", "due_nano")
+    new = unnest("new", **{name: tables.receivable.c[name].type for name in fields})
+    statement = insert(tables.receivable).from_select(
+        [*fields, "paid_nano", "written_off_nano", "version"],
+        select(*[new.c[name] for name in fields], literal(0), literal(0), literal(0)),
+    )
+    await work.execute(statement, _arrays("new", fields, [[row[name] for name in fields] for row in rows]))
+
+
+async def append_shares(work: Work, rows: Sequence[tuple[UUID, str, int]]) -> None:
+    """(invoice, account, nano) of invoices that were closed."""
+    fields = ("invoice_id", "account_id", "open_nano")
+    new = unnest("new", invoice_id=Uuid(), account_id=Text(), open_nano=BigInteger())
+    statement = insert(tables.receivable_share).from_select(list(fields), select(*[new.c[name] for name in fields]))
+    await work.execute(statement, _arrays("new", fields, rows))
+
+
+_MOVING = (
+    "paid_nano", "written_off_nano", "version", "overdue_since", "noticed_days", "write_off_proposed_by",
+    "write_off_note",
+)  # fmt: skip
+_moved = unnest("new", **{name: tables.receivable.c[name].type for name in ("invoice_id", *_MOVING)})
+_SAVE_RECEIVABLES = (
+    update(tables.receivable)
+    .where(_owed.invoice_id == _moved.c.invoice_id)
+    .values({_owed[name]: _moved.c[name] for name in _MOVING})
+)
+
+
+async def save_receivables(work: Work, rows: Sequence[Mapping[str, Any]]) -> None:
+    """What moved of invoices whose groups are locked."""
+    fields = ("invoice_id", *_MOVING)
+    await work.execute(_SAVE_RECEIVABLES, _arrays("new", fields, [[row[name] for name in fields] for row in rows]))
+
+
+_open = unnest("new", invoice_id=Uuid(), account_id=Text(), open_nano=BigInteger())
+_SAVE_SHARES = (
+    update(tables.receivable_share)
+    .where(_share.invoice_id == _open.c.invoice_id, _share.account_id == _open.c.account_id)
+    .values(open_nano=_open.c.open_nano)
+)
+
+
+async def save_shares(work: Work, rows: Sequence[tuple[UUID, str, int]]) -> None:
+    """What accounts still owe of invoices whose groups are locked."""
+    await work.execute(_SAVE_SHARES, _arrays("new", ("invoice_id", "account_id", "open_nano"), rows))
+
+
+# ---- payments ------------------------------------------------------------------------------------------------------
+
+
+async def append_payments(work: Work, rows: Sequence[Mapping[str, Any]]) -> set[tuple[str, str]]:
+    """Record payments; returns (bank, reference) of those that were not recorded before.
+
+    Another transaction that records one of them is waited for, in the order of bank and reference.
+    """
+    fields = [column.name for column in tables.group_payment.columns]
+    new = unnest("new", **{column.name: column.type for column in tables.group_payment.columns})
+    statement = (
+        upsert(tables.group_payment)
+        .from_select(fields, select(*[new.c[name] for name in fields]))
+        .on_conflict_do_nothing()
+        .returning(_payment.bank, _payment.reference)
+    )
+    ordered = sorted(rows, key=lambda row: (row["bank"], row["reference"]))
+    found = await work.execute(statement, _arrays("new", fields, [[row[name] for name in fields] for row in ordered]))
+    return {(row.bank, row.reference) for row in found.all()}
+
+
+async def load_payments(work: Work, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Any]:
+    """Payments by (bank, reference)."""
+    wanted = unnest("wanted", bank=Text(), reference=Text())
+    statement = select(tables.group_payment).where(
+        tuple_(_payment.bank, _payment.reference).in_(select(wanted.c.bank, wanted.c.reference))
+    )
+    rows = (await work.execute(statement, _arrays("wanted", ("bank", "reference"), sorted(set(keys))))).all()
+    return {(row.bank, row.reference): row for row in rows}
+
+
+async def append_applications(work: Work, rows: Sequence[Mapping[str, Any]]) -> None:
+    """What was paid, credited or given up of invoices, each by the version that it made."""
+    fields = [column.name for column in tables.application.columns]
+    new = unnest("new", **{column.name: column.type for column in tables.application.columns})
+    statement = insert(tables.application).from_select(fields, select(*[new.c[name] for name in fields]))
+    await work.execute(statement, _arrays("new", fields, [[row[name] for name in fields] for row in rows]))
+
+
+# ---- commands ------------------------------------------------------------------------------------------------------
+
+
+async def carried_out(work: Work, commands: Iterable[tuple[str, str]]) -> dict[tuple[str, str], bytes]:
+    """The content of those of these (group, command) that had an answer before. The groups are locked."""
+    columns = tables.group_command.c
+    wanted = unnest("wanted", group_id=Text(), command_id=Text())
+    statement = select(columns.group_id, columns.command_id, columns.content).where(
+        tuple_(columns.group_id, columns.command_id).in_(select(wanted.c.group_id, wanted.c.command_id))
+    )
+    rows = await work.execute(statement, _arrays("wanted", ("group_id", "command_id"), sorted(set(commands))))
+    return {(row.group_id, row.command_id): row.content for row in rows.all()}
+
+
+async def append_commands(work: Work, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The log of commands to groups: who, when, what, and what became of it."""
+    await work.execute(insert(tables.group_command), list(rows))
+
+
+async def waiting_to_run(work: Work, waiting_since: datetime) -> list[int]:
+    """The oldest parked commands to groups that can run by now, or that have waited since before an instant."""
+    parked = work.tables.parked.c
+    invoice = parked.about["invoice"].astext
+    can_run = select(literal(1)).where(
+        _payer.group_id == parked.about["group_id"].astext,
+        or_(
+            invoice.is_(None),
+            select(literal(1))
+            .where(
+                _owed.group_id == _payer.group_id,
+                or_(_owed.number == invoice, cast(_owed.invoice_id, Text) == invoice),
+            )
+            .exists(),
+        ),
+    )
+    too_long = and_(parked.state == "waiting", parked.parked_at < waiting_since)
+    statement = (
+        select(parked.id)
+        .where(
+            parked.input == "group_commands",
+            parked.state.in_(["waiting", "quarantined"]),
+            parked.reason.in_(WAITING),
+            or_(can_run.exists(), too_long),
+        )
+        .order_by(parked.id)
+        .limit(parking.REPLAY_RECORDS_MAX)
+    )
+    return list((await work.execute(statement)).scalars())
+
+
+# ---- terms ---------------------------------------------------------------------------------------------------------
+
+
+async def suspend_after_days(connection: AsyncConnection) -> int:
+    """After how many days of being overdue a group's accounts are suspended."""
+    return int((await connection.execute(select(tables.overdue_terms.c.suspend_after_days))).scalar_one())
+
+
+async def save_suspend_after_days(connection: AsyncConnection, days: int) -> None:
+    await connection.execute(update(tables.overdue_terms).values(suspend_after_days=days))

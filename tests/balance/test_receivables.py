@@ -1,0 +1,500 @@
+"""What payer groups owe: closes, payments, overdue invoices and write-offs, on a real database."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from services.balance import api, receivables_api, tables
+from services.balance.overdue import begins
+from services.kernel.money import format_nano
+from services.kernel.period import instant_text
+from services.runtime import faults
+from tests.support.receivables_factory import Debtors, nanos
+from tests.support.servers import Database
+
+DAY = timedelta(days=1)
+MINUTE = timedelta(minutes=1)
+
+
+@pytest.fixture
+async def town(database: Database) -> AsyncIterator[Debtors]:
+    async with Debtors(database) as made:
+        yield made
+        await made.assert_conserved()
+
+
+async def founded(town: Debtors, *accounts: str) -> None:
+    for account_id in accounts or ("east",):
+        await town.member(account_id)
+    await town.settle()
+
+
+async def available(town: Debtors, account_id: str) -> str:
+    return (await api.balance(town.rooms.processors["balance"].engine, account_id)).available
+
+
+async def suspended(town: Debtors) -> set[str]:
+    return set(await api.suspended_accounts(town.rooms.processors["balance"].engine))
+
+
+def refusals(town: Debtors) -> list[tuple[str, str | None]]:
+    return [(each["reason"], each["field"]) for each in town.told("northwind", "command_refused")]
+
+
+# ---- payments ------------------------------------------------------------------------------------------------------
+
+
+async def test_80_004_with_tax_is_96_and_a_transfer_of_it_frees_the_limit(town: Debtors) -> None:
+    await founded(town)
+    town.charge("east", "80.004", plan="invoiced", group_id="northwind")
+    await town.settle()
+    town.send(
+        "invoices.events",
+        "northwind",
+        {
+            "kind": "closed", "invoice_id": "6f0a3c52-7f0e-8d0b-9a55-2b6c3a1f4e77", "number": "TB-1",
+            "group_id": "northwind", "organization_id": "northwind", "period": "2026-10",
+            "boundary": "2026-11-01T00:00:00Z", "issued_on": "2026-11-03T00:00:00Z",
+            "due_on": instant_text(await town.now() + 14 * DAY), "currency": "USD", "net": "80.00", "tax": "16.00",
+            "total": "96.00", "paid_from_balance": "0.00", "due": "96.00", "charges": 1, "document": "", "sha256": "",
+            "postings": [{"account_id": "east", "unbilled": "80.004", "receivable": "-96"}],
+            "posting_rounding": "-0.004", "posting_tax": "16",
+        },
+    )  # fmt: skip
+    await town.settle()
+    assert (await town.owes("east"), await available(town, "east")) == ("96", "904")
+    command_id = town.pay("96", reference="R1", invoice="TB-1")
+    await town.settle()
+    assert await town.invoice("TB-1") == {"state": "paid", "paid": "96", "written_off": "0", "open": "0"}
+    assert await available(town, "east") == "1000"
+    paid, recorded = town.told()
+    assert (paid["kind"], paid["amount"], paid["source"], paid["reference"]) == ("invoice_paid", "96", "transfer", "R1")
+    assert (recorded["kind"], recorded["command_id"], recorded["unapplied"]) == ("payment_recorded", command_id, "0")
+    assert ("receivable:northwind", "96") in await town.entries("east")
+    assert ("clearing:bank", "-96") in await town.entries()
+
+
+async def test_what_is_paid_too_much_is_kept_and_pays_the_next_invoice(town: Debtors) -> None:
+    await founded(town)
+    await town.close("TB-1", {"east": "96"})
+    town.pay("100")
+    await town.settle()
+    assert await town.unapplied() == "4"
+    assert ("unapplied:northwind", "4") in await town.entries()
+    await town.close("TB-2", {"east": "10"})
+    await town.settle()
+    assert await town.unapplied() == "0"
+    assert await town.invoice("TB-2") == {
+        "state": "partly_paid", "paid": "4", "written_off": "0", "open": "6", "east": "6",
+    }  # fmt: skip
+    used = town.told()[-1]
+    assert (used["kind"], used["source"], used["amount"], used["unapplied"]) == (
+        "invoice_paid",
+        "overpayment",
+        "4",
+        "0",
+    )
+
+
+async def test_northwinds_0_72_is_shared_by_cents_and_paid_in_two_halves(town: Debtors) -> None:
+    await founded(town, "east", "west", "offshore")
+    await town.close("TB-1", {"east": "0.44", "west": "0.15", "offshore": "0.13"})
+    town.pay("0.36", invoice="TB-1")
+    await town.settle()
+    assert await town.invoice("TB-1") == {
+        "state": "partly_paid", "paid": "0.36", "written_off": "0", "open": "0.36",
+        "east": "0.22", "offshore": "0.06", "west": "0.08",
+    }  # fmt: skip
+    assert await town.owes("west") == "0.08"
+    town.pay("0.36")
+    await town.settle()
+    assert (await town.invoice("TB-1"))["state"] == "paid"
+    assert [await town.owes(each) for each in ("east", "west", "offshore")] == ["0", "0", "0"]
+
+
+async def test_what_is_due_first_is_paid_first_unless_the_payment_names_another(town: Debtors) -> None:
+    await founded(town)
+    now = await town.now()
+    await town.close("TB-2", {"east": "50"}, due_on=now + 20 * DAY)
+    await town.close("TB-1", {"east": "96"}, due_on=now + 10 * DAY)
+    town.pay("100")
+    await town.settle()
+    assert ((await town.invoice("TB-1"))["state"], (await town.invoice("TB-2"))["open"]) == ("paid", "46")
+    second = await town.close("TB-3", {"east": "10"}, due_on=now + 30 * DAY)
+    town.pay("4", invoice=str(second))
+    await town.settle()
+    assert ((await town.invoice("TB-3"))["open"], (await town.invoice("TB-2"))["open"]) == ("6", "46")
+    town.pay("10", invoice="TB-3")  # names it, so the rest goes to no other
+    await town.settle()
+    assert ((await town.invoice("TB-3"))["open"], (await town.invoice("TB-2"))["open"]) == ("0", "46")
+    assert await town.unapplied() == "4"
+
+
+async def test_one_reference_of_a_bank_is_one_payment(town: Debtors) -> None:
+    await founded(town)
+    await town.member("other", "southwind")
+    await town.close("TB-1", {"east": "96"})
+    for _ in range(2):
+        town.pay("20", reference="R1")
+    await town.settle()
+    town.pay("20", reference="R1")
+    town.pay("21", reference="R1")
+    town.pay("20", reference="R1", group_id="southwind")
+    town.pay("20", reference="R1", bank="second-bank")
+    await town.settle()
+    assert (await town.invoice("TB-1"))["paid"] == "40"
+    assert len(town.told("northwind", "payment_recorded")) == 2
+    assert len(town.told("northwind", "payment_known")) == 2
+    assert refusals(town) == [("reference_used", "reference")]
+    assert [each["reason"] for each in town.told("southwind", "command_refused")] == ["reference_used"]
+
+
+async def test_the_same_command_id_is_carried_out_once(town: Debtors) -> None:
+    await founded(town)
+    await town.close("TB-1", {"east": "96"})
+    for _ in range(2):
+        town.pay("20", reference="R1", command_id="p1")
+    town.pay("30", reference="R2", command_id="p1")
+    await town.settle()
+    assert (await town.invoice("TB-1"))["paid"] == "20"
+    assert refusals(town) == [("idempotency_conflict", "command_id")]
+    town.pay("30", reference="R2")  # the refused one recorded nothing
+    await town.settle()
+    assert (await town.invoice("TB-1"))["paid"] == "50"
+
+
+@pytest.mark.parametrize(
+    ("fields", "refusal"),
+    [
+        ({"role": "owner"}, ("not_permitted", "role")),
+        ({"role": "operator"}, ("not_permitted", "role")),
+        ({"amount": "0"}, ("invalid_amount", "amount")),
+        ({"amount": "0.001"}, ("invalid_amount", "amount")),
+        ({"amount": "10000000.01"}, ("invalid_amount", "amount")),
+    ],
+)
+async def test_a_payment_that_cannot_be_is_refused_with_its_field(
+    town: Debtors, fields: dict[str, Any], refusal: tuple[str, str]
+) -> None:
+    await founded(town)
+    town.pay(fields.pop("amount", "1"), **fields)
+    await town.settle()
+    assert refusals(town) == [refusal]
+    assert await town.rooms.query("balance", select(tables.group_payment)) == []
+
+
+async def test_what_cannot_be_read_is_quarantined_and_holds_no_card_number(town: Debtors) -> None:
+    await founded(town)
+    town.pay("1", currency="XYZ")
+    town.pay("1", note="paid with 4111 1111 1111 1111")
+    town.order("record_payment", amount=1)
+    town.order("record_gift")
+    await town.settle()
+    reasons = [reason for reason, _ in await town.quarantined()]
+    assert reasons == ["unknown_currency", "card_number", "invalid_command", "invalid_command"]
+    parked = town.rooms.processors["balance"].tables.parked
+    rows = await town.rooms.query("balance", select(parked.c.value))
+    assert not any(b"4111" in row.value for row in rows)
+
+
+async def test_a_payment_waits_for_its_group_and_its_invoice(town: Debtors) -> None:
+    town.pay("5", group_id="northwind", reference="early")
+    town.pay("96", invoice="TB-1", reference="named")
+    await town.settle()
+    assert town.told() == []
+    await town.settle(after=timedelta(seconds=61))
+    assert sorted(await town.quarantined()) == [("unknown_group", "group_id"), ("unknown_group", "group_id")]
+    await founded(town)
+    assert await town.unapplied() == "5"
+    assert await town.quarantined() == [("unknown_group", "group_id")]  # as it was shown; now it waits for the invoice
+    await town.close("TB-1", {"east": "96"})
+    await town.settle()
+    assert await town.quarantined() == []
+    assert (await town.invoice("TB-1"))["state"] == "paid"
+    assert await town.unapplied() == "5"  # 5 was used by the close, so that 5 of the 96 are left
+
+
+async def test_two_workers_with_payments_of_one_invoice_pay_it_once(town: Debtors) -> None:
+    """Written with other keys they are in two partitions, which two workers read."""
+    await founded(town, "east", "west")
+    await town.close("TB-1", {"east": "60", "west": "36"})
+    for number in range(8):
+        value = {
+            "command_id": f"w{number}", "actor": "fin", "role": "finance", "group_id": "northwind",
+            "kind": "record_payment", "amount": "20", "currency": "USD", "reference": f"R{number // 2}",
+        }  # fmt: skip
+        town.log.write("balance.group_commands", value=value, partition=number % 2)
+    processor = town.rooms.processors["balance"]
+    source = processor.room.input("group_commands")
+    await asyncio.gather(*(town.rooms.feed(processor, source, partition=each) for each in (0, 1)))
+    await town.settle()
+    assert (await town.invoice("TB-1"))["paid"] == "80"  # each reference came once to each worker
+    assert len(town.told("northwind", "payment_recorded")) == len(town.told("northwind", "payment_known")) == 4
+    assert [await town.owes(each) for each in ("east", "west")] == ["10", "6"]
+
+
+async def test_a_close_and_payments_at_once_never_lock_each_other_out(town: Debtors) -> None:
+    accounts = [f"a{number}" for number in range(6)]
+    await founded(town, *accounts)
+    for number in range(3):
+        await town.close(f"TB-{number}", dict.fromkeys(accounts, "10"))
+    for number in range(6):
+        await town.close(f"TB-1{number}", dict.fromkeys(accounts, "1"), settled=False)
+        town.pay("25")
+    processor = town.rooms.processors["balance"]
+    sources = [processor.room.input(name) for name in ("group_commands", "invoices", "charges")]
+    await asyncio.gather(*(town.rooms.feed(processor, source) for source in sources))
+    await town.settle()
+    paid = [each for each in town.told("northwind", "invoice_paid") if each["source"] == "transfer"]
+    assert sum(nanos(each["amount"]) for each in paid) == nanos("150")
+
+
+async def test_an_invoice_below_zero_is_to_the_groups_credit(town: Debtors) -> None:
+    await founded(town, "east", "west")
+    await town.close("TB-1", {"east": "-10", "west": "4"})
+    await town.settle()
+    assert await town.invoice("TB-1") == {"state": "paid", "paid": "-6", "written_off": "0", "open": "0"}
+    assert (await town.unapplied(), await town.owes("east"), await town.owes("west")) == ("6", "0", "0")
+    await town.close("TB-2", {"east": "10", "west": "-4"})
+    await town.settle()
+    assert (await town.invoice("TB-2"))["state"] == "paid"
+    assert await town.unapplied() == "0"
+
+
+# ---- overdue -------------------------------------------------------------------------------------------------------
+
+
+async def test_an_invoice_is_overdue_at_midnight_of_the_zone_and_told_of_on_its_days_once(town: Debtors) -> None:
+    await town.member("east", zone="America/Detroit")
+    await town.settle()
+    now = await town.now()
+    await town.close("TB-1", {"east": "96"}, due_on=now + 2 * DAY, zone="America/Detroit")
+    (payer,) = await town.rooms.query("balance", select(tables.payer))
+    assert payer.zone == "America/Detroit"
+    for days, expected in (
+        (0, ("invoice_overdue", 0)),
+        (7, ("overdue_notice", 7)),
+        (14, ("overdue_notice", 14)),
+    ):
+        at = begins(now + 2 * DAY, "America/Detroit", days)
+        before = len(town.told())
+        await town.to(at - 10 * MINUTE)  # the clock goes on while the rooms run
+        assert len(town.told()) == before
+        due = town.rooms.processors["balance"].tables.due
+        (timer,) = await town.rooms.query("balance", select(due.c.due_at).where(due.c.kind == "overdue"))
+        assert timer.due_at == at
+        await town.to(at)
+        await town.settle(after=timedelta(hours=1))
+        assert [(each["kind"], each["days"]) for each in town.told()[before:]] == [expected]
+    assert (await town.invoice("TB-1"))["state"] == "overdue"
+    assert town.told()[0]["invoice"]["overdue_since"] == instant_text(begins(now + 2 * DAY, "America/Detroit"))
+
+
+async def test_after_21_days_the_invoiced_accounts_of_the_group_are_suspended_until_nothing_is_overdue(
+    town: Debtors,
+) -> None:
+    await founded(town, "east", "west")
+    await town.member("prepaid", plan="payg")
+    town.open("prepaid", "10")
+    await town.member("elsewhere", "southwind")
+    now = await town.now()
+    await town.close("TB-1", {"east": "96"}, due_on=now)
+    await town.close("TB-2", {"west": "10"}, due_on=now + 7 * DAY)
+    await town.settle(after=22 * DAY)
+    assert await suspended(town) == {"east", "west"}
+    assert town.events("west", "suspended")[0]["reasons"] == ["overdue"]
+    town.pay("95.99")
+    await town.settle()
+    assert await suspended(town) == {"east", "west"}
+    town.pay("0.01")
+    await town.settle()
+    assert await suspended(town) == {"east", "west"}  # the second one is overdue too, if not so long
+    town.pay("10")
+    await town.settle()
+    assert await suspended(town) == set()
+    assert town.kinds("west")[-2:] == ["suspended", "restored"]
+    assert town.kinds("prepaid") == ["balance_opened"]
+
+
+async def test_a_group_is_paid_before_the_last_instant_and_nothing_is_told(town: Debtors) -> None:
+    await founded(town)
+    await town.close("TB-1", {"east": "96"})
+    town.pay("96")
+    await town.settle(after=60 * DAY)
+    assert town.told_kinds() == ["invoice_paid", "payment_recorded"]
+    assert await suspended(town) == set()
+
+
+async def test_what_was_leapt_over_is_not_told_any_more(town: Debtors) -> None:
+    await founded(town)
+    await town.close("TB-1", {"east": "96"}, due_on=await town.now() - 9 * DAY)
+    await town.settle()
+    assert [(each["kind"], each["days"]) for each in town.told()] == [("invoice_overdue", 7)]
+
+
+async def test_an_account_is_suspended_for_the_group_that_pays_for_it_now(town: Debtors) -> None:
+    await founded(town)
+    now = await town.now()
+    await town.member("comes", "southwind", moves=[(now + 30 * DAY, "northwind")])
+    await town.member("leaves", "northwind", moves=[(now + 30 * DAY, "southwind")])
+    await town.close("TB-1", {"east": "96"}, due_on=now)
+    await town.settle(after=25 * DAY)
+    assert await suspended(town) == {"east", "leaves"}
+    await town.settle(after=5 * DAY)
+    assert await suspended(town) == {"east", "comes"}
+    await town.member("joins", "northwind")
+    await town.member("comes", "northwind", plan="payg")
+    await town.settle()
+    assert await suspended(town) == {"east", "joins"}
+
+
+async def test_the_term_of_suspension_can_be_set_and_holds_at_once(town: Debtors) -> None:
+    await founded(town)
+    await town.close("TB-1", {"east": "96"}, due_on=await town.now())
+    await town.settle(after=10 * DAY)
+    assert await suspended(town) == set()
+    engine = town.rooms.processors["balance"].engine
+    assert await receivables_api.suspend_after_days(engine) == 21
+    await receivables_api.set_suspend_after_days(engine, 9)
+    await town.settle()
+    assert await suspended(town) == {"east"}
+    await receivables_api.set_suspend_after_days(engine, 90)
+    await town.settle()
+    assert await suspended(town) == {"east"}  # until no invoice is overdue
+
+
+# ---- write-offs ----------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_open_is_written_off_by_a_second_person(town: Debtors) -> None:
+    await founded(town)
+    await town.close("TB-1", {"east": "96"}, due_on=await town.now())
+    town.order("approve_write_off", invoice="TB-1")
+    town.order("propose_write_off", invoice="TB-1", note="insolvent", role="operator")
+    town.order("propose_write_off", invoice="TB-1", note="insolvent", actor="ann")
+    await town.settle(after=22 * DAY)
+    assert await suspended(town) == {"east"}
+    town.order("approve_write_off", invoice="TB-1", actor="ann")
+    town.pay("50")
+    await town.settle()
+    assert refusals(town) == [("not_proposed", "invoice"), ("not_permitted", "role"), ("second_person", "actor")]
+    town.order("approve_write_off", invoice="TB-1", actor="bob")
+    town.order("approve_write_off", invoice="TB-1", actor="bob")
+    await town.settle()
+    assert await town.invoice("TB-1") == {"state": "written_off", "paid": "50", "written_off": "46", "open": "0"}
+    assert ("write_off", "-46") in await town.entries()
+    assert refusals(town)[-1] == ("not_open", "invoice")
+    assert await suspended(town) == set()
+
+
+# ---- crashes -------------------------------------------------------------------------------------------------------
+
+COMMAND_STEPS = (
+    "balance.group_commands.locked", "balance.group_commands.checked", "balance.receivables.posted",
+    "balance.group_commands.effects", "balance.group_commands.outbox", "balance.group_commands.advanced",
+    "balance.group_commands.committed",
+)  # fmt: skip
+
+
+class Crash(asyncio.CancelledError):
+    """A process that ends here: nothing of its own cleans up after it."""
+
+
+def crash_at(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    def stop(name: str) -> None:
+        if name == step:
+            raise Crash
+
+    monkeypatch.setattr(faults, "step", stop)
+
+
+async def test_a_payment_is_applied_once_wherever_its_worker_dies(town: Debtors, monkeypatch: Any) -> None:
+    await founded(town)
+    await town.close("TB-1", {"east": "96"})
+    for number, step in enumerate(COMMAND_STEPS):
+        town.pay("10", reference=f"R{number}")
+        with monkeypatch.context() as patched:
+            crash_at(patched, step)
+            with pytest.raises(Crash):
+                await town.rooms.pump()
+        await town.settle()
+        assert (await town.invoice("TB-1"))["paid"] == str(10 * (number + 1))
+    assert len(town.told("northwind", "payment_recorded")) == len(COMMAND_STEPS)
+
+
+@pytest.mark.parametrize("step", ["balance.overdue.judged", "balance.due.outbox", "balance.due.committed"])
+async def test_an_invoice_is_overdue_once_wherever_its_worker_dies(town: Debtors, monkeypatch: Any, step: str) -> None:
+    await founded(town)
+    await town.close("TB-1", {"east": "96"}, due_on=await town.now())
+    for days, kinds in ((8, ["invoice_overdue"]), (14, ["invoice_overdue", "overdue_notice"])):
+        await town.move(days * DAY)
+        with monkeypatch.context() as patched:
+            crash_at(patched, step)
+            with pytest.raises(Crash):
+                await town.rooms.processors["balance"].fire_timers()
+        await town.settle()
+        assert town.told_kinds() == kinds
+    assert town.kinds("east").count("suspended") == 1
+
+
+# ---- a model -------------------------------------------------------------------------------------------------------
+
+
+class Model:
+    """Money of one group, the obvious way: a list of invoices and what was paid too much, in cents."""
+
+    def __init__(self) -> None:
+        self.invoices: list[list[Any]] = []  # [due on, number, open]
+        self.kept = 0
+        self.paid = 0
+
+    def close(self, due_on: Any, number: str, cents: int) -> None:
+        self.invoices.append([due_on, number, max(0, cents)])
+        self.kept += max(0, -cents)
+        self.kept = self._apply(self.kept, self.invoices)
+
+    def pay(self, cents: int, number: str | None = None) -> None:
+        self.paid += cents
+        self.kept += self._apply(cents, [each for each in self.invoices if number in (None, each[1])])
+
+    def _apply(self, cents: int, invoices: list[list[Any]]) -> int:
+        for invoice in sorted(invoices):
+            part = min(cents, invoice[2])
+            invoice[2] -= part
+            cents -= part
+        return cents
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_random_closes_and_payments_conserve_every_nano(town: Debtors, seed: int) -> None:
+    chance = random.Random(seed)
+    accounts = ["east", "offshore", "west"]
+    await founded(town, *accounts)
+    model, now, closed = Model(), await town.now(), 0
+    for number in range(24):
+        if chance.random() < 0.4:
+            shares = {each: chance.randint(-300, 5_000) for each in accounts if chance.random() < 0.8} or {"east": 1}
+            due_on = now + chance.randint(20, 40) * DAY
+            amounts = {each: format_nano(cents * 10**7) for each, cents in shares.items()}
+            await town.close(f"TB-{number}", amounts, due_on=due_on, settled=False)
+            model.close(due_on, f"TB-{number}", sum(shares.values()))
+            closed += sum(shares.values())
+        else:
+            cents = chance.randint(1, 4_000)
+            named = chance.choice([None, *(each[1] for each in model.invoices)])
+            town.pay(format_nano(cents * 10**7), **({"invoice": named} if named else {}))
+            model.pay(cents, named)
+        await town.rooms.pump()
+    await town.settle()
+    for _, name, cents in model.invoices:
+        assert nanos((await town.invoice(name))["open"]) == cents * 10**7
+    assert nanos(await town.unapplied()) == model.kept * 10**7
+    owed = sum([nanos(await town.owes(each)) for each in accounts])
+    assert owed - nanos(await town.unapplied()) == (closed - model.paid) * 10**7
