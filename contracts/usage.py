@@ -238,8 +238,9 @@ class Surcharge(TypedDict):
 class Charge(TypedDict):
     """A rated usage event, as balance, invoices and downstream consumers read it.
 
-    A reversal takes a charge back: its amount and quantity are the negative ones, all else is as in that charge. After a
-    re-rate a charge by other prices ``replaces`` the one that was taken back.
+    A reversal takes a charge back: its quantity is the negative one, and so is its amount, but for what tiers priced: of that
+    it is what the counter costs less. All else is as in that charge. After a re-rate a charge by other prices ``replaces`` the
+    one that was taken back.
     """
 
     charge_id: Annotated[str, Field(min_length=36, max_length=36)]
