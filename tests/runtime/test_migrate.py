@@ -261,3 +261,47 @@ insert into balance.entry (transaction_id, ledger, account_id, nano) values
   ('00000000-0000-8000-8000-00000000000a', 'receivable', 'west', -220000000),
   ('00000000-0000-8000-8000-00000000000a', 'unbilled', 'east', 720000000);
 """
+
+
+async def test_payments_that_were_on_their_way_before_there_were_inquiries_are_inquired_about(
+    servers: TestedServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, to_head = Database("test_before_inquiries", await servers.postgres()), migrate.command.upgrade
+    try:
+        monkeypatch.setattr(migrate.command, "upgrade", lambda config, _: to_head(config, "0033_low_balance"))
+        await upgrade(database)
+        async with database.connected() as owner:
+            await owner.execute(
+                "insert into balance.wallet (account_id, organization_id, currency, paused, decline_streak)"
+                " values ('a', 'o', 'USD', true, 3), ('b', 'o', 'USD', false, 0)"
+            )
+            await owner.execute(
+                "insert into balance.attempt (attempt_id, account_id, kind, state, trigger_version, processor, method_kind,"
+                " amount_nano, currency, requested_at)"
+                " select gen_random_uuid(), account_id, 'auto', state, 1, 'sandbox', 'card', 130000000000, 'USD', now()"
+                " from (values ('a', 'settled'), ('b', 'unknown')) as known (account_id, state)"
+            )
+            await owner.execute(
+                "insert into balance.result (processor, result_id, attempt_id, kind, at, received_at)"
+                " select 'sandbox', 'r', attempt_id, 'settled', now(), now() from balance.attempt where state = 'settled'"
+            )
+            await owner.execute(
+                "insert into payments.attempt (attempt_id, account_id, processor, token, amount, currency, requested_at,"
+                " received_at) values ('00000000-0000-8000-8000-000000000001', 'b', 'sandbox', 't', '130', 'USD', now(), now())"
+            )
+        monkeypatch.undo()
+        await upgrade(database)
+        async with database.connected("balance") as room:
+            paused = await room.fetch("select account_id, paused_by from balance.wallet order by 1")
+            assert [tuple(row) for row in paused] == [("a", "declines"), ("b", None)]
+            assert await room.fetchval("select amount_nano from balance.result") == 130_000_000_000
+            timers = await room.fetch(
+                "select due.kind, attempt_id::text = key as is_its, due_at <= now() as is_due from balance.due,"
+                " balance.attempt where state = 'unknown' order by due.kind"
+            )
+            assert [tuple(row) for row in timers] == [("abandon", True, False), ("inquiry", True, True)]
+        async with database.connected("payments") as room:
+            assert await room.fetchval("select origin from payments.attempt") == "auto"
+    finally:
+        async with Database("postgres", database.server).connected() as maintenance:
+            await maintenance.execute(f"DROP DATABASE IF EXISTS {database.name} WITH (FORCE)")
