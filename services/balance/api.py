@@ -15,7 +15,7 @@ from sqlalchemy.sql import Select
 
 from contracts.balance import SUSPENSION_REASONS
 from contracts.topics import USAGE_CHARGES
-from services.balance import calls, effects, ledger, payouts, sealing, store, tables
+from services.balance import calls, effects, ledger, paying, payouts, sealing, store, tables
 from services.balance.drift import Drift
 from services.balance.joining import Holds as Holds
 from services.balance.payouts import Payout as Payout
@@ -54,6 +54,7 @@ class Balance:
     receivable: str
     method: str | None
     recharge: str
+    schedule: str | None
     notice: str | None
     paused: bool
     event_version: int
@@ -256,10 +257,19 @@ def _balance(row: Any) -> Balance:
         receivable=format_nano(-row.receivable_nano),
         method=row.method_processor and f"{row.method_processor} {row.method_kind}",
         recharge=recharge,
+        schedule=_schedule(row),
         notice=row.notice,
         paused=row.paused_by is not None,
         event_version=row.event_version,
     )
+
+
+def _schedule(row: Any) -> str | None:
+    """A payment of every month in words."""
+    if row.schedule_nano is None:
+        return None
+    day = "the last day" if row.schedule_day == paying.LAST_DAY else f"day {row.schedule_day}"
+    return f"{format_nano(row.schedule_nano)} on {day} of each month, next {row.schedule_at:%Y-%m-%d}"
 
 
 async def entries(engine: AsyncEngine, account_id: str, *, limit: int = 1000) -> list[EntryRow]:

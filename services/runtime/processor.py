@@ -71,6 +71,7 @@ class Processor:
         self.tables: RuntimeTables = runtime_tables(room.name)
         self.committed: Callable[[], None] = lambda: None
         self._unknown_timers: set[str] = set()
+        self._transacting = asyncio.Lock()  # errands queue here, not each with a connection on the row of their lane
 
     # ---- batches ---------------------------------------------------------------------------------------------------
 
@@ -387,7 +388,8 @@ class Processor:
 
     async def transact(self, run: Callable[[Work], Awaitable[None]], *, lane: str = ERRAND_LANE) -> None:
         """One transaction outside of any batch: how an errand, or a door of the room, writes and publishes."""
-        await self._alone(lane, run, skip_locked=False)
+        async with self._transacting:
+            await self._alone(lane, run, skip_locked=False)
 
     async def _alone(self, lane: str, run: Callable[[Work], Awaitable[None]], *, skip_locked: bool = True) -> bool:
         async with transaction(self.engine) as connection:
