@@ -48,6 +48,16 @@ class RecordPayment(_Command):
     note: Text = ""
 
 
+class PayByCard(_Command):
+    """Charges the saved method of an account of the group: for the named invoice, or else what is due first."""
+
+    kind: Literal["pay_by_card"] = "pay_by_card"
+    account_id: Annotated[Id, Field(description="Whose saved method is charged; the group pays for it")]
+    amount: Annotated[Amount | None, Field(description="null: all that is open")] = None
+    currency: CurrencyCode
+    invoice: InvoiceReference | None = None
+
+
 class ProposeWriteOff(_Command):
     """Finance proposes to give up what is open of an invoice; nothing moves until another person approves it."""
 
@@ -63,7 +73,7 @@ class ApproveWriteOff(_Command):
     invoice: InvoiceReference
 
 
-GroupCommand = Annotated[RecordPayment | ProposeWriteOff | ApproveWriteOff, Field(discriminator="kind")]
+GroupCommand = Annotated[RecordPayment | PayByCard | ProposeWriteOff | ApproveWriteOff, Field(discriminator="kind")]
 group_command: TypeAdapter[GroupCommand] = TypeAdapter(GroupCommand)
 
 
@@ -73,6 +83,7 @@ GroupEventKind = Literal[
     "command_refused",
     "payment_recorded",
     "payment_known",
+    "card_payment_requested",
     "write_off_proposed",
     "invoice_paid",
     "invoice_credited",
@@ -116,7 +127,8 @@ class GroupEvent(Message):
     amount: SignedTotal | None = None
     invoice: InvoiceStanding | None = None
     source: Annotated[
-        Literal["transfer", "overpayment", "credit", "write_off"] | None, Field(description="What the amount came from")
+        Literal["transfer", "card", "overpayment", "credit", "write_off"] | None,
+        Field(description="What the amount came from"),
     ] = None
     payment_id: UUID | None = None
     reference: Annotated[Text | None, Field(description="Of the payment, as the bank names it")] = None

@@ -97,6 +97,7 @@ def room(refuse_fast: RefuseFast) -> Room:
             evaluation.BACKOFF_OVER: partial(evaluation.look_again, tell=tell),
             evaluation.LIMIT_DAY: partial(evaluation.look_again, tell=tell),
             payments.SCHEDULE: partial(payments.scheduled, tell=tell),
+            results.GROUP_PAID: partial(receivables.card_settled, tell=tell),
             debts.OVERDUE: partial(receivables.look_at_overdue, tell=tell),
             registry.GROUP_CHANGE: partial(registry.change_groups, tell=tell),
         },

@@ -25,10 +25,11 @@ from services.runtime.work import Work
 OVERDUE = "overdue"
 """The timer of a group: the next instant at which one of its open invoices becomes overdue, is told of, or suspends."""
 
-Source = Literal["transfer", "overpayment", "credit", "write_off"]
+Source = Literal["transfer", "card", "overpayment", "credit", "write_off"]
 
 _TOLD: dict[Source, GroupEventKind] = {
     "transfer": "invoice_paid",
+    "card": "invoice_paid",
     "overpayment": "invoice_paid",
     "credit": "invoice_credited",
     "write_off": "invoice_written_off",
@@ -238,6 +239,10 @@ class Debts:
         )
         payer.tell(work, _TOLD[source], amount_nano=nano, source=source, invoice=invoice.standing(), **about)
         return parts
+
+    def open_nano(self, group_id: str) -> int:
+        """What is open of a group's invoices."""
+        return sum(max(0, invoice.open_nano) for invoice in self._invoices[group_id].values())
 
     def touch(self, invoice: Receivable) -> None:
         """An invoice of a group that was taken has changed."""

@@ -303,6 +303,21 @@ def invoice_paid(group_id: str, processor: str, nano: int, shares: Mapping[str, 
     return checked([*_freed(group_id, shares), Entry(unapplied(group_id), excess), Entry(clearing(processor), -nano)])
 
 
+def invoice_paid_by_card(group_id: str, account_id: str, nano: int, shares: Mapping[str, int]) -> tuple[Entry, ...]:
+    """A card payment of an invoice that settled into the wallet of the account whose card it is: wallet -, receivable + per
+    account as far as it is owed, unapplied + the rest.
+
+    With the payment itself (wallet +100, clearing -100), an invoice of 96 paid by 100:
+
+    >>> amounts([*payment("a", "sandbox", 100), *invoice_paid_by_card("g", "a", 100, {"b": 96})])
+    {'wallet': 0, 'clearing:sandbox': -100, 'receivable:g': 96, 'unapplied:g': 4}
+    """
+    excess = nano - sum(shares.values())
+    if excess < 0:
+        raise Corrupt(f"a payment of {format_nano(nano)} pays {format_nano(nano - excess)} of receivables")
+    return checked([*_freed(group_id, shares), Entry(unapplied(group_id), excess), Entry(WALLET, -nano, account_id)])
+
+
 def unapplied_used(group_id: str, shares: Mapping[str, int]) -> tuple[Entry, ...]:
     """What was paid too much pays the next invoice: unapplied -4, receivable +4.
 

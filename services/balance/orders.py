@@ -74,7 +74,8 @@ class Orders:
             method_version=wallet.method_version,
         )
         request = ChargeRequest.model_validate(
-            _about(work, attempt) | {"method_kind": method.kind, "token": method.token, "origin": kind}
+            _about(work, attempt)
+            | {"method_kind": method.kind, "token": method.token, "origin": "manual" if kind == "group" else kind}
         )
         work.publish(PAYMENTS_REQUESTS, wallet.account_id, str(attempt.attempt_id), request.data())
         self._timers[RESULT_TIMEOUT][str(attempt.attempt_id)] = work.now + recharge.RESULT_TIMEOUT

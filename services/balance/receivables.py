@@ -13,13 +13,15 @@ from uuid import UUID
 
 from pydantic_core import to_json
 
-from contracts.receivables import ApproveWriteOff, ProposeWriteOff, RecordPayment, group_command
-from services.balance import ledger, receivables_store
-from services.balance.book import Book
+from contracts.receivables import ApproveWriteOff, PayByCard, ProposeWriteOff, RecordPayment, group_command
+from services.balance import ledger, orders, receivables_store, store
+from services.balance.book import Book, transaction_id_of
 from services.balance.commands import WAIT_MAX
 from services.balance.debts import Debts, Payer, Receivable, take
 from services.balance.decoding import decode
 from services.balance.evaluation import Tell, evaluate, load
+from services.balance.orders import Orders
+from services.balance.wallets import Wallet
 from services.kernel.cards import refuse_card_number
 from services.kernel.currency import currency
 from services.kernel.errors import InvalidInput, NotPermitted, Refused, TollbookError
@@ -30,7 +32,7 @@ from services.runtime import faults, parking
 from services.runtime.records import Record
 from services.runtime.work import Work
 
-Command = RecordPayment | ProposeWriteOff | ApproveWriteOff
+Command = RecordPayment | PayByCard | ProposeWriteOff | ApproveWriteOff
 Key = tuple[str, str]  # bank and reference
 
 _USED_AGAIN = Refused(
@@ -55,6 +57,7 @@ async def commands(work: Work, records: list[Record], *, tell: Tell) -> None:
     payments = await _Payments.of(work, [each for key, each in first.items() if key not in done], debts)
     book = Book()
     log: list[dict[str, Any]] = []
+    cards: list[tuple[PayByCard, bytes]] = []
     for command in ready:
         payer = debts.payers[command.group_id]
         key = (command.group_id, command.command_id)
@@ -64,6 +67,9 @@ async def commands(work: Work, records: list[Record], *, tell: Tell) -> None:
                 _refuse(work, payer, command, _USED_AGAIN)
             continue
         done[key] = content
+        if isinstance(command, PayByCard):
+            cards.append((command, content))
+            continue
         refused: TollbookError | None = None
         try:
             _CARRY_OUT[type(command)](work, debts, payer, command, book, payments)
@@ -72,7 +78,9 @@ async def commands(work: Work, records: list[Record], *, tell: Tell) -> None:
             _refuse(work, payer, command, error)
         log.append(_logged(work, command, content, refused))
     await debts.look(work)
-    wallets = await load(work, debts.accounts)
+    wallets = await load(work, debts.accounts | {command.account_id for command, _ in cards})
+    if cards:
+        log += await _pay_by_card(work, debts, wallets, cards)
     if log:
         await receivables_store.append_commands(work, log)
     await debts.finish(work, wallets)
@@ -97,6 +105,55 @@ async def look_at_overdue(work: Work, keys: list[str], *, tell: Tell) -> None:
     await debts.finish(work, wallets)
     faults.step("balance.overdue.judged")
     await evaluate(work, wallets, funds_of=(), tell=tell)
+
+
+async def card_settled(work: Work, keys: list[str], *, tell: Tell) -> None:
+    """Timer: payments for groups that settled into a wallet pay the groups' invoices from it, once each."""
+    payments = [row for row in await receivables_store.card_payments(work, map(UUID, keys)) if row.state == "settled"]
+    debts = await take(work, {row.group_id for row in payments})
+    done = await store.posted(work, [transaction_id_of("invoice_paid", str(row.attempt_id)) for row in payments])
+    book = Book()
+    moved: dict[str, int] = {}
+    recorded: list[dict[str, Any]] = []
+    for row in payments:
+        if transaction_id_of("invoice_paid", str(row.attempt_id)) in done:
+            continue
+        payer = debts.payers[row.group_id]
+        about: dict[str, Any] = {"payment_id": row.attempt_id}
+        shares, left = debts.pay(work, payer, row.amount_nano, "card", row.invoice_id, **about)
+        payer.unapplied_nano += left
+        entries = ledger.invoice_paid_by_card(payer.group_id, row.account_id, row.amount_nano, shares)
+        book.post(work, "invoice_paid", str(row.attempt_id), row.currency, entries, actor=row.actor)
+        moved[row.account_id] = moved.get(row.account_id, 0) + row.amount_nano
+        payer.tell(
+            work, "payment_recorded", amount_nano=row.amount_nano, source="card", message=_said(row.amount_nano, left),
+            **about,
+        )  # fmt: skip
+        recorded.append(
+            {
+                "payment_id": row.attempt_id,
+                "group_id": row.group_id,
+                "bank": row.processor,
+                "reference": str(row.attempt_id),
+                "amount_nano": row.amount_nano,
+                "currency": row.currency,
+                "received_at": work.now,
+                "actor": row.actor,
+                "note": "",
+                "account_id": row.account_id,
+            }
+        )
+    if recorded:
+        await receivables_store.append_payments(work, recorded)
+    await debts.look(work)
+    wallets = await load(work, debts.accounts | moved.keys())
+    for account_id, nano in moved.items():
+        wallets[account_id].wallet_nano -= nano
+        wallets[account_id].changed = True
+    await debts.finish(work, wallets)
+    await book.write(work)
+    faults.step("balance.card.applied")
+    await evaluate(work, wallets, funds_of=debts.funded | moved.keys(), tell=tell)
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
@@ -165,6 +222,7 @@ class _Payments:
                     "received_at": work.now,
                     "actor": command.actor,
                     "note": command.note,
+                    "account_id": None,
                 },
             )
         if not keys:
@@ -199,23 +257,27 @@ def _refusal(command: RecordPayment, debts: Debts) -> TollbookError | None:
     payer = debts.payers[command.group_id]
     try:
         _need_finance(command)
-        if command.currency != payer.currency:
-            raise InvalidInput(
-                f"group {payer.group_id} is billed in {payer.currency}", field="currency", code="wrong_currency"
-            )
-        nano = parse_amount(command.amount)
-        if not 0 < nano <= PAYMENT_NANO_MAX:
-            raise InvalidInput(
-                f"must be above zero and at most {format_nano(PAYMENT_NANO_MAX)}", field="amount", code="invalid_amount"
-            )
-        exponent = currency(command.currency).exponent
-        if floor_minor(nano, exponent) != nano:
-            raise InvalidInput(
-                f"money arrives in whole units of {exponent} decimals", field="amount", code="invalid_amount"
-            )
+        _check_money(payer, parse_amount(command.amount), command.currency)
     except TollbookError as error:
         return error
     return None
+
+
+def _check_money(payer: Payer, nano: int, code: str) -> None:
+    """Refuse an amount that cannot arrive, or one that is not in the group's currency."""
+    if code != payer.currency:
+        raise InvalidInput(
+            f"group {payer.group_id} is billed in {payer.currency}", field="currency", code="wrong_currency"
+        )
+    if not 0 < nano <= PAYMENT_NANO_MAX:
+        raise InvalidInput(
+            f"must be above zero and at most {format_nano(PAYMENT_NANO_MAX)}", field="amount", code="invalid_amount"
+        )
+    exponent = currency(code).exponent
+    if floor_minor(nano, exponent) != nano:
+        raise InvalidInput(
+            f"money arrives in whole units of {exponent} decimals", field="amount", code="invalid_amount"
+        )
 
 
 def _record_payment(
@@ -239,11 +301,69 @@ def _record_payment(
         work, "invoice_paid", str(about["payment_id"]), payer.currency, entries,
         actor=command.actor, note=command.reference,
     )  # fmt: skip
-    kept = f"; {format_nano(left)} is kept for the next invoice" if left else ""
     payer.tell(
         work, "payment_recorded", amount_nano=nano, source="transfer", command_id=command.command_id,
-        message=f"{format_nano(nano - left)} of invoices is paid{kept}", **about,
+        message=_said(nano, left), **about,
     )  # fmt: skip
+
+
+def _said(nano: int, left: int) -> str:
+    kept = f"; {format_nano(left)} is kept for the next invoice" if left else ""
+    return f"{format_nano(nano - left)} of invoices is paid{kept}"
+
+
+async def _pay_by_card(
+    work: Work, debts: Debts, wallets: dict[str, Wallet], asked: Sequence[tuple[PayByCard, bytes]]
+) -> list[dict[str, Any]]:
+    """Begin an attempt for each command that may have one; returns the lines of the log."""
+    groups = {command.group_id for command, _ in asked}
+    members = set(await receivables_store.members(work, groups, work.now))
+    in_flight = await receivables_store.groups_in_flight(work, groups)
+    begun, started, log = Orders(), [], []
+    for command, content in asked:
+        payer = debts.payers[command.group_id]
+        refused: TollbookError | None = None
+        try:
+            if (command.account_id, command.group_id) not in members or command.account_id not in wallets:
+                raise Refused(
+                    f"group {command.group_id} does not pay for account {command.account_id}", field="account_id",
+                    code="not_of_this_group",
+                )  # fmt: skip
+            if command.group_id in in_flight:
+                raise Refused("a payment by card of this group is on its way; wait for its result", code="in_flight")
+            wallet = wallets[command.account_id]
+            method = orders.saved_method(wallet)
+            if method is None:
+                raise Refused("the account has no payment method saved", field="account_id", code="no_method")
+            invoice = None if command.invoice is None else _open(debts, command)
+            open_nano = debts.open_nano(command.group_id) if invoice is None else invoice.open_nano
+            nano = open_nano if command.amount is None else parse_amount(command.amount)
+            if not open_nano:
+                raise Refused("nothing of the group's invoices is open", field="group_id", code="nothing_open")
+            _check_money(payer, nano, command.currency)
+            attempt = begun.charge(work, wallet, "group", nano, method)
+            in_flight.add(command.group_id)
+            started.append(
+                {
+                    "attempt_id": attempt.attempt_id,
+                    "group_id": command.group_id,
+                    "invoice_id": None if invoice is None else invoice.invoice_id,
+                    "actor": command.actor,
+                }
+            )
+            wallet.tell_attempt(work, attempt, "requested")
+            payer.tell(
+                work, "card_payment_requested", amount_nano=nano, payment_id=attempt.attempt_id,
+                command_id=command.command_id, message=f"the method of account {command.account_id} is charged",
+            )  # fmt: skip
+        except TollbookError as error:
+            refused = error
+            _refuse(work, payer, command, error)
+        log.append(_logged(work, command, content, refused))
+    await begun.write(work)
+    if started:
+        await receivables_store.append_card_payments(work, started)
+    return log
 
 
 def _propose_write_off(
@@ -297,7 +417,7 @@ def _invoice(debts: Debts, command: Command) -> Receivable:
     return found
 
 
-def _open(debts: Debts, command: ProposeWriteOff | ApproveWriteOff) -> Receivable:
+def _open(debts: Debts, command: PayByCard | ProposeWriteOff | ApproveWriteOff) -> Receivable:
     invoice = _invoice(debts, command)
     if invoice.open_nano <= 0:
         raise Refused(

@@ -125,8 +125,8 @@ class ReceivableAudit:
     """Everything that must agree; see `verify`."""
 
     invoices: tuple[ReceivableTotals, ...]
-    payments: dict[str, tuple[int, int]]
-    """Per recorded payment its amount, and what of it was applied to invoices."""
+    payments: dict[str, tuple[int, int, bool]]
+    """Per recorded payment its amount, what of it was applied to invoices, and whether it came through a wallet."""
     posted: dict[str, dict[str, int]]
     """Per recorded payment the sums of its transaction per kind of ledger account."""
     unapplied: dict[str, tuple[int, int]]
@@ -186,7 +186,7 @@ async def audit(engine: AsyncEngine) -> ReceivableAudit:
             for row in owed
         ),
         payments={
-            str(row.payment_id): (row.amount_nano, of_payment.get(row.payment_id, 0)) for row in payments
+            str(row.payment_id): (row.amount_nano, of_payment.get(row.payment_id, 0), row.account_id is not None) for row in payments
         },
         posted=dict(posted),
         unapplied={row.group_id: (int(row.unapplied_nano), kept.get(row.group_id, 0)) for row in payers},

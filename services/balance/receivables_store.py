@@ -277,6 +277,37 @@ async def load_payments(work: Work, keys: Iterable[tuple[str, str]]) -> dict[tup
     return {(row.bank, row.reference): row for row in rows}
 
 
+async def append_card_payments(work: Work, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Attempts that were begun for groups; after their rows."""
+    await work.execute(insert(tables.card_payment), list(rows))
+
+
+async def card_payments(work: Work, attempt_ids: Iterable[UUID]) -> Sequence[Row[Any]]:
+    """These attempts for groups, with their attempts."""
+    attempt, card = tables.attempt.c, tables.card_payment.c
+    statement = (
+        select(
+            tables.card_payment, attempt.account_id, attempt.state, attempt.amount_nano, attempt.currency,
+            attempt.processor,
+        )
+        .join(tables.attempt, attempt.attempt_id == card.attempt_id)
+        .where(_any_of(card.attempt_id, "ids"))
+        .order_by(card.attempt_id)
+    )  # fmt: skip
+    return (await work.execute(statement, {"ids": sorted(set(attempt_ids))})).all()
+
+
+async def groups_in_flight(work: Work, group_ids: Iterable[str]) -> set[str]:
+    """Which of these groups have a card payment whose result is missing. The groups are locked."""
+    attempt, card = tables.attempt.c, tables.card_payment.c
+    statement = (
+        select(card.group_id)
+        .join(tables.attempt, attempt.attempt_id == card.attempt_id)
+        .where(_any_of(card.group_id, "ids"), attempt.state.in_(["requested", "unknown"]))
+    )
+    return set((await work.execute(statement, {"ids": sorted(set(group_ids))})).scalars())
+
+
 async def append_applications(work: Work, rows: Sequence[Mapping[str, Any]]) -> None:
     """What was paid, credited or given up of invoices, each by the version that it made."""
     fields = [column.name for column in tables.application.columns]

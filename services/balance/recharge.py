@@ -24,7 +24,7 @@ DECLINES_MAX = 3
 ERROR_RETRY = timedelta(minutes=15)  # the processor failed, nothing was charged: evaluated again
 
 Mode = Literal["up_to_sum", "target", "fixed"]
-Kind = Literal["auto", "manual", "scheduled"]
+Kind = Literal["auto", "manual", "scheduled", "group"]
 State = Literal["requested", "unknown", "settled", "declined", "cancelled", "abandoned"]
 
 IN_FLIGHT: frozenset[str] = frozenset({"requested", "unknown"})
@@ -32,7 +32,7 @@ COUNTED: frozenset[str] = frozenset({"requested", "unknown", "settled", "abandon
 
 
 class Attempt(Protocol):
-    """What the decision needs of one payment attempt; ``kind`` is ``auto``, ``manual`` or ``scheduled``."""
+    """What the decision needs of one payment attempt; ``kind`` is ``auto``, ``manual``, ``scheduled`` or ``group``."""
 
     @property
     def kind(self) -> str: ...
@@ -189,12 +189,15 @@ def day_limit(created_at: datetime, row: Currency, now: datetime) -> int:
 
 
 def attempted_today(attempts: Iterable[Attempt], now: datetime) -> int:
-    """Manual, scheduled and automatic attempts together, by the UTC date of their request, in the states that count."""
+    """Manual, scheduled and automatic attempts together, by the UTC date of their request, in the states that count.
+
+    A payment of a group's invoice tops nothing up, and does not count.
+    """
     today = now.astimezone(UTC).date()
     return sum(
         attempt.amount_nano
         for attempt in attempts
-        if attempt.state in COUNTED and attempt.requested_at.astimezone(UTC).date() == today
+        if attempt.kind != "group" and attempt.state in COUNTED and attempt.requested_at.astimezone(UTC).date() == today
     )
 
 

@@ -27,6 +27,9 @@ from services.runtime.work import Work
 
 Key = tuple[str, str]  # processor, result id
 OF_REFUNDS = frozenset({"refunded", "refund_failed"})
+GROUP_PAID = "group_paid"
+"""The timer of a payment for a group that settled: its money goes on from the wallet to the group's invoices, at once, in a
+transaction of its own: groups are locked before wallets."""
 PAUSES = {"refunded": "refund", "disputed": "dispute", "dispute_won": "dispute", "dispute_lost": "dispute"}
 
 
@@ -81,6 +84,7 @@ class Payments:
         self._new: list[dict[str, Any]] = []
         self._states: dict[UUID, tuple[str, datetime | None]] = {}
         self._refunds: dict[UUID, str] = {}
+        self._of_groups: dict[str, datetime] = {}
         self._stored: dict[Key, tuple[Any, ...]] = {}
         self.by_id = {row.attempt_id: Payment(row, wallets[row.account_id]) for row in attempts}
         for row in stored:
@@ -146,6 +150,8 @@ class Payments:
                 wallet.tell_attempt(work, attempt, "late")
                 wallet.alarm(work, "late", "it was given up, and then it settled: it is credited", attempt)
             _keep_method(work, wallet, attempt)
+            if attempt.kind == "group":
+                self._of_groups[str(attempt.attempt_id)] = work.now
             return
         reason = result.reason and without_card_numbers(result.reason)
         if result.kind != "failed":
@@ -189,6 +195,7 @@ class Payments:
             await store.save_attempts(self._work, self._states)
         if self._refunds:
             await store.end_refunds(self._work, self._refunds)
+        await self._work.set_timers(GROUP_PAID, self._of_groups)
         await self._book.write(self._work)
 
 

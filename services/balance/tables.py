@@ -388,6 +388,18 @@ group_payment = Table(
     Column("received_at", Instant, nullable=False),
     Column("actor", Text, nullable=False),
     Column("note", Text, nullable=False),
+    # Through whose wallet a payment by card came; null for a transfer.
+    Column("account_id", Text),
+)
+
+# Attempts that charge a saved method for a group's invoices.
+card_payment = Table(
+    "card_payment",
+    metadata,
+    Column("attempt_id", Uuid, primary_key=True),
+    Column("group_id", Text, nullable=False),
+    Column("invoice_id", Uuid),
+    Column("actor", Text, nullable=False),
 )
 
 # What of an invoice was paid from where; a payment is null where it was the group's unapplied money.

@@ -220,6 +220,26 @@ async def pay(
     )  # fmt: skip
 
 
+@app.command("pay-by-card")
+@asynchronous
+async def pay_by_card(
+    group: Annotated[str, typer.Argument(metavar="GROUP", help="the payer group")],
+    account: Annotated[str, typer.Option(help="the account of the group whose saved method is charged")],
+    invoice: Annotated[str | None, typer.Option(help="its number or id; pays this one alone")] = None,
+    amount: Annotated[str | None, typer.Option(help="else all that is open")] = None,
+    currency: Annotated[str, typer.Option(help="ISO 4217")] = "USD",
+    role: Role = "owner",
+    actor: Actor = "",
+    command_id: CommandId = None,
+    output: Output = Format.table,
+) -> None:
+    """Charge a saved method for what a payer group owes; `invoice show` says when it is paid."""
+    await ask(
+        output, actor=actor, kind="pay_by_card", group_id=group, account_id=account, invoice=invoice, amount=amount,
+        currency=currency, role=role, command_id=command_id,
+    )  # fmt: skip
+
+
 @app.command("write-off")
 @asynchronous
 async def write_off(

@@ -650,8 +650,8 @@ class Auditor:
                 ("open, and its accounts' shares", each.due_nano - settled, each.shares_nano),
             ):
                 found.expect(f"{name} {what}", format_nano(have), format_nano(want))
-        for payment_id, (amount, applied) in sorted(kept.payments.items()):
-            sums = {"receivable": applied, "unapplied": amount - applied, "clearing": -amount}
+        for payment_id, (amount, applied, by_card) in sorted(kept.payments.items()):
+            sums = {"receivable": applied, "unapplied": amount - applied, "wallet" if by_card else "clearing": -amount}
             sums = {name: nano for name, nano in sums.items() if nano}
             found.expect(f"payment {payment_id}", kept.posted.get(payment_id), sums)
         for payment_id in kept.posted.keys() - kept.payments.keys():

@@ -268,6 +268,87 @@ async def test_an_invoice_below_zero_is_to_the_groups_credit(town: Debtors) -> N
     assert await town.unapplied() == "0"
 
 
+# ---- by card -------------------------------------------------------------------------------------------------------
+
+
+async def with_card(town: Debtors, token: str = "tok_ok") -> None:
+    await founded(town, "east", "west")
+    await town.close("TB-1", {"east": "60", "west": "36"})
+    town.method("east", token)
+    await town.settle()
+
+
+async def test_an_invoice_of_96_is_paid_by_card(town: Debtors) -> None:
+    await with_card(town)
+    command_id = town.order("pay_by_card", account_id="east", currency="USD", role="owner")
+    await town.settle()
+    assert (await town.invoice("TB-1"))["state"] == "paid"
+    assert (await town.balance("east"), await town.owes("west")) == ("0", "0")
+    assert ("clearing:sandbox", "-96") in await town.entries()
+    (attempt,) = await town.attempts("east")
+    requested, paid, recorded = town.told()
+    assert (requested["kind"], requested["command_id"]) == ("card_payment_requested", command_id)
+    assert (paid["source"], paid["amount"]) == ("card", "96")
+    assert requested["payment_id"] == recorded["payment_id"] == str(attempt.attempt_id)
+    assert town.kinds("east")[-2:] == ["payment_requested", "payment_settled"]
+
+
+async def test_a_declined_card_pays_nothing_and_another_try_has_a_key_of_its_own(town: Debtors) -> None:
+    await with_card(town, "tok_declined")
+    for _ in range(2):
+        town.order("pay_by_card", account_id="east", currency="USD", invoice="TB-1")
+        await town.settle()
+    assert (await town.invoice("TB-1"))["open"] == "96"
+    first, second = await town.attempts("east")
+    assert (first.state, second.state, first.attempt_id != second.attempt_id) == ("declined", "declined", True)
+    assert (await town.wallet("east")).decline_streak == 0  # no recharge was declined
+
+
+async def test_one_card_payment_of_a_group_is_on_its_way_and_no_limit_of_a_day_holds_it(town: Debtors) -> None:
+    await with_card(town, "tok_silent")
+    await town.close("TB-2", {"east": "500"})
+    town.order("pay_by_card", account_id="east", currency="USD", amount="596")
+    town.order("pay_by_card", account_id="east", currency="USD", amount="1")
+    await town.settle()
+    town.order("pay_by_card", account_id="east", currency="USD", amount="1")
+    await town.settle()
+    assert [attempt.amount_nano for attempt in await town.attempts("east")] == [596 * 10**9]
+    assert [reason for reason, _ in refusals(town)] == ["in_flight", "in_flight"]
+
+
+async def test_a_card_payment_that_cannot_be_is_refused(town: Debtors) -> None:
+    await founded(town, "east")
+    await town.member("elsewhere", "southwind")
+    town.order("pay_by_card", account_id="elsewhere", currency="USD")
+    town.order("pay_by_card", account_id="east", currency="USD")
+    await town.settle()
+    town.method("east", "tok_ok")
+    await town.settle()
+    town.order("pay_by_card", account_id="east", currency="USD")
+    await town.settle()
+    assert [reason for reason, _ in refusals(town)] == ["not_of_this_group", "no_method", "nothing_open"]
+
+
+@pytest.mark.parametrize("step", ["balance.card.applied", "balance.due.outbox", "balance.due.committed"])
+async def test_a_settled_card_payment_pays_once_wherever_its_worker_dies(
+    town: Debtors, monkeypatch: Any, step: str
+) -> None:
+    await with_card(town)
+    town.order("pay_by_card", account_id="east", currency="USD", amount="100")
+    await town.rooms.pump()
+    assert await town.balance("east") == "100"
+    with monkeypatch.context() as patched:
+        crash_at(patched, step)
+        with pytest.raises(Crash):
+            await town.rooms.processors["balance"].fire_timers()
+    await town.settle()
+    assert ((await town.invoice("TB-1"))["state"], await town.unapplied(), await town.balance("east")) == (
+        "paid",
+        "4",
+        "0",
+    )
+
+
 # ---- overdue -------------------------------------------------------------------------------------------------------
 
 
