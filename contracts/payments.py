@@ -26,7 +26,10 @@ DisputeId = Annotated[
     Field(description="The processor's id of a dispute: the same in all that is said of it"),
 ]
 
-PROCESSORS: dict[str, tuple[MethodKind, ...]] = {"sandbox": ("card", "paypal", "bank_debit")}
+PROCESSORS: dict[str, tuple[MethodKind, ...]] = {
+    "sandbox": ("card", "paypal", "bank_debit"),
+    "stripe": ("card", "paypal", "bank_debit"),
+}
 """Who takes requests, and which kinds of method each can charge. A `transfer` is sent by the customer: nobody can pull it."""
 
 # ---- requests ------------------------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from typing import Any
 
@@ -30,6 +30,7 @@ from services.gateway import accounts, calls, errors
 from services.kernel.errors import TollbookError, Unavailable
 from services.runtime import logs
 from services.runtime.database import open_engine, transaction
+from services.runtime.http_server import HttpServer
 from services.runtime.known_topics import KnownTopics
 from services.runtime.settings import GATEWAY, Settings, load
 from services.usage.api import REFRESH_S, Quotes
@@ -74,18 +75,6 @@ def run() -> None:
         sys.exit(f"{error}")
 
 
-class _Server(uvicorn.Server):
-    """Stops by our own signals: uvicorn's raise them again at its end, before what was opened is closed."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    def stop(self) -> None:
-        """Take no more connections, answer what was asked, end."""
-        self.should_exit = True
-
-
 def _listening(settings: Settings) -> socket.socket:
     try:
         return socket.create_server((settings.gateway_host, settings.gateway_port))
@@ -103,7 +92,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
             app, http="httptools", ws="none", lifespan="off", log_config=None, access_log=False,
             server_header=False, timeout_graceful_shutdown=STOP_S,
         )  # fmt: skip
-        server = _Server(config)
+        server = HttpServer(config)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, server.stop)
         log.info("gateway on http://%s:%d", *listener.getsockname()[:2])

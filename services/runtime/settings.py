@@ -97,6 +97,26 @@ class Settings(BaseSettings):
         default=False, description="permission for webhooks to plain http: URLs, for tests and demonstrations"
     )
 
+    sandbox: bool = Field(
+        default=True,
+        description="permission to pay by the built-in sandbox; switch it off where money is real (a live key of Stripe does)",
+    )
+    stripe_key: SecretStr | None = Field(
+        default=None, min_length=1, description="secret key of Stripe; without one there is no processor stripe"
+    )
+    stripe_webhook_secret: SecretStr | None = Field(
+        default=None,
+        min_length=1,
+        description="secret of the endpoint that Stripe's webhooks are signed for; unset: none",
+    )
+    stripe_webhook_host: str = Field(
+        default="127.0.0.1", min_length=1, description="address that payments takes Stripe's webhooks on"
+    )
+    stripe_webhook_port: int = Field(default=8091, ge=0, le=65_535, description="port of Stripe's webhooks; 0: any")
+    stripe_api: str | None = Field(
+        default=None, description="address of Stripe's API; another one than Stripe's for tests"
+    )
+
     @field_validator("postgres")
     @classmethod
     def _address_without_user(cls, value: str | None) -> str | None:
