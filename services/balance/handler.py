@@ -104,6 +104,9 @@ async def charges(work: Work, records: list[Record], *, tell: Tell) -> None:
     for account_id in sorted(accounts):
         _tell_postings(work, batch_id, account_id, accounts[account_id])
     await store.append_charged(work, batch_id, rows)
+    await (
+        work.write_published()
+    )  # to encode a thousand postings takes longer than all that is done under the wallets' locks
     standings = await store.add_to_wallets(work, additions)
     for standing in standings:
         if standing.currency != accounts[standing.account_id].currency:

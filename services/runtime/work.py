@@ -60,6 +60,7 @@ class Work:
     surroundings: Surroundings
     parked: list[parking.Parked] = field(default_factory=list)
     after_commit: list[Callable[[], None]] = field(default_factory=list)
+    attempts: int = 0  # how many a handler is inside of
 
     async def execute(self, statement: Executable, parameters: Any = None) -> CursorResult[Any]:
         """Run one statement of a store."""
@@ -82,10 +83,19 @@ class Work:
         record.verdict = "waiting"
         self.parked.append(parking.Parked(record, "waiting", "waiting", None, message, about))
 
+    async def write_published(self) -> None:
+        """Write what is published so far, before rows are locked that others wait for; what comes later is written at the end.
+
+        Inside an attempt all of it waits for the end: what was published before must not be rolled back with it.
+        """
+        if not self.attempts:
+            await self._flush()
+
     @asynccontextmanager
     async def attempt(self) -> AsyncIterator[None]:
         """A part that can fail alone: on an error its writes, and what it published and parked, are taken back with it."""
         published, parked, calls = len(self.outbox), len(self.parked), len(self.after_commit)
+        self.attempts += 1
         try:
             async with self.connection.begin_nested():
                 yield
@@ -94,6 +104,8 @@ class Work:
             del self.parked[parked:]
             del self.after_commit[calls:]
             raise
+        finally:
+            self.attempts -= 1
 
     async def set_timers(self, kind: str, due: dict[str, datetime]) -> None:
         """Set (or move) the timer of each key. A key has one timer of a kind."""
@@ -127,6 +139,9 @@ class Work:
         """Write what was parked and published; the last writes before the lanes advance."""
         if self.parked:
             await parking.park(self.connection, self.tables, self.parked, self.now)
+        await self._flush()
+
+    async def _flush(self) -> None:
         for topic in sorted(self.outbox.members):
             await self.surroundings.make(topic)
         await self.outbox.flush(self.connection, self.tables, self.lane, self.now, self.epoch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 
@@ -272,6 +273,30 @@ async def test_what_a_tick_publishes_has_a_link_of_its_own_and_arrives(database,
         assert record["link"] == "payments:tick.hello"
         assert record["seq"] == 1
         assert await values(rooms, copier.RECEIVED, "invoices") == {"from a tick": 1}
+
+
+async def test_what_is_written_early_arrives_once_in_order_and_what_an_attempt_published_goes_with_it(database, tables):
+    def publish(work, value):
+        work.publish(copier.COPIES, "k", value, {"topic": "t", "partition": 0, "offset": 1, "value": value})
+
+    async def run(work):
+        publish(work, "before")
+        with suppress(KeyError):
+            async with work.attempt():
+                publish(work, "inside")
+                await work.write_published()
+                raise KeyError
+        publish(work, "between")
+        await work.write_published()
+        publish(work, "after")
+
+    room = replace(copier.copier(), ticks=(Tick("hello", run),))
+    async with Rooms(Log(), database, [room, copier.sink()]) as rooms:
+        await rooms.processors["payments"].tick(room.ticks[0])
+        await rooms.pump()
+        records = rooms.log.read(copier.COPIES.name)
+        assert [(record["id"], record["seq"]) for record in records] == [("before", 1), ("between", 2), ("after", 3)]
+        assert set(await values(rooms, copier.RECEIVED, "invoices")) == {"before", "between", "after"}
 
 
 async def test_a_room_cannot_read_another_rooms_tables(database):
