@@ -53,7 +53,7 @@ def charge_id_bytes(digest: bytes, revision: int = 0) -> bytes:
     >>> charge_id_bytes(bytes(16)) == charge_id(bytes(16)).bytes
     True
     """
-    return _uuid8(_hash16(digest, revision.to_bytes(4, "big")))
+    return _uuid8(blake2b(digest + revision.to_bytes(4, "big"), digest_size=16).digest())
 
 
 def reversal_id(charge: UUID, cause: int | UUID) -> UUID:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
+
+from msgspec import Struct
 
 
 def lane_name(input_name: str, topic: str, partition: int) -> str:
@@ -12,8 +13,7 @@ def lane_name(input_name: str, topic: str, partition: int) -> str:
     return f"{input_name}/{topic}/{partition}"
 
 
-@dataclass(slots=True, eq=False)
-class Record:
+class Record(Struct, eq=False, gc=False):
     """One record as fetched, or as replayed: a replayed record keeps its first topic, partition, offset and timestamp.
 
     ``message`` is the decoded envelope of a record between rooms; a record from outside is decoded by its room.
@@ -31,7 +31,7 @@ class Record:
     parked_id: int | None = None
     parked_reason: str | None = None
     asked_by: str | None = None
-    verdict: str | None = field(default=None)
+    verdict: str | None = None
 
     @property
     def timestamp(self) -> datetime:

@@ -139,10 +139,13 @@ def _plain(value: bytes) -> tuple[str, str, int, Leg, bytes] | None:
 
     Each name, and each value that is a text, stands between two quotes. No more quotes than that: no name stands there twice.
     """
-    if b"\\" in value or b"\x7f" in value or not value.isascii():
+    if not value.isascii():
+        return None
+    said = value.decode()  # a character is found in text eight times faster than in bytes
+    if "\\" in said or "\x7f" in said:
         return None
     try:
-        event = _decode_plain(value)
+        event = _decode_plain(said)
     except MsgspecError:
         return None
     leg, time = event.data, event.time
@@ -151,7 +154,7 @@ def _plain(value: bytes) -> tuple[str, str, int, Leg, bytes] | None:
     text = _plain_content(leg)
     optional = (time, event.datacontenttype, leg.call_leg_id, leg.cost_center_id, leg.outbound_profile)
     quotes = _QUOTES_MIN + 4 * (5 - optional.count(None)) + 2 * (leg.caller is not None)
-    if value.count(b'"') != quotes or _PLAIN_CONTENT.fullmatch(text) is None:
+    if said.count('"') != quotes or _PLAIN_CONTENT.fullmatch(text) is None:
         return None
     if time is not None and time != leg.ended_at and not _is_plain_time(time):
         return None

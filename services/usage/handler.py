@@ -13,13 +13,12 @@ from functools import partial
 from typing import Any
 
 from asyncpg.pgproto.pgproto import UUID as DriverUUID
-from msgspec import Struct
+from msgspec import UNSET, Struct
 from msgspec.json import Encoder
 
 from contracts.closing import Covered, Cutoff
 from contracts.groups import AccountTimeline, CostCenter, Publisher, ResourceTimeline
 from contracts.topics import USAGE_CHARGES, USAGE_EVENTS
-from contracts.usage import Charge
 from services.kernel.errors import Corrupt
 from services.kernel.ids import charge_id_bytes, identity_digest
 from services.kernel.money import format_nano
@@ -41,10 +40,11 @@ from services.usage.rating import (
     per_of,
     rate,
 )  # fmt: skip
-from services.usage.registry import Account, Payer, Source
+from services.usage.registry import Account, Source, Standing
 from services.usage.revising import CHARGED, NOT_BILLABLE, RATED, RATED_UNGROUPED, VOIDED
 from services.usage.stamping import BillTo
-from services.usage.tiers import CounterKey, Movement, Share, apportion, moved, tell
+from services.usage.tiers import CounterKey, Movement, Share, apportion, moved, told
+from services.usage.writing import Told
 
 CLASS_OF_STATE = {
     RATED: "rated", RATED_UNGROUPED: "rated_ungrouped", NOT_BILLABLE: "not_billable", VOIDED: "voided",
@@ -76,9 +76,7 @@ class Acceptable(Struct, gc=False):
     usage: Usage
     state: int
     rated: Rated | Counted | None = None
-    plan: str = ""
-    payer: Payer | None = None
-    period: str | None = None
+    standing: Standing | None = None
     bill_to: str | None = None
     share: Share | None = None
 
@@ -194,7 +192,7 @@ class UsageEvents:
         """The event in a record whose publisher may send it; else None, quarantined."""
         registry = self.memory.registry
         try:
-            event = decode(structured(record.headers, record.value))
+            event = decode(structured(record.headers, record.value) if record.headers else record.value)
         except EventRefused as refused:
             work.quarantine(record, refused.reason, refused.message, field=refused.field)
             return None
@@ -237,12 +235,11 @@ class UsageEvents:
         event_time = event.event_time
         if outside := _outside(usage, event):
             return outside
-        plan = account.plan_at(event_time)
-        if plan is None:
+        standing = account.standing_at(event_time, self.memory.prices)
+        if standing is None:
             return Rejected(usage, "unknown_account", "had no plan at the time of the event", "data.account_id")
-        payer = account.payer_at(event_time) if plan != "trial" else None
-        currency = payer.currency if payer is not None else account.currency
-        outcome = rate(event.use, event_time, account.chain(payer, self.memory.prices), currency)
+        currency = standing.currency
+        outcome = rate(event.use, event_time, standing.books, currency)
         match outcome:
             case Rated() | Counted():
                 pass
@@ -263,16 +260,17 @@ class UsageEvents:
                     f"it would cost {format_nano(nano)}, more than one charge may be; mend the price or the quantity"
                 )
                 return Rejected(usage, "invalid_event", message, event.use.measured_by)
-        if payer is None:
-            return Acceptable(usage, RATED_UNGROUPED, outcome, plan)
-        period = payer.period(event_time)
-        lane = (record.topic, record.partition)
-        stamp = self.memory.cuts.bill_to(
-            payer.group_id, payer.zone, period, lane, record.offset, replayed=record.replayed
-        )
-        if stamp.waits:
-            return Waiting(usage)
-        return Acceptable(usage, RATED, outcome, plan, payer, period.name, stamp.period)
+        payer, period, cuts = standing.payer, standing.period, self.memory.cuts
+        if payer is None or period is None:
+            return Acceptable(usage, RATED_UNGROUPED, outcome, standing)
+        bill_to = period.name
+        if cuts.at(period.end) is not None:
+            lane = (record.topic, record.partition)
+            stamp = cuts.bill_to(payer.group_id, payer.zone, period, lane, record.offset, replayed=record.replayed)
+            if stamp.waits:
+                return Waiting(usage)
+            bill_to = stamp.period
+        return Acceptable(usage, RATED, outcome, standing, bill_to)
 
     async def _look_back(
         self,
@@ -439,80 +437,89 @@ class UsageEvents:
         """One charge: its row in the order of `CHARGE_COLUMNS`, its id, and the data that is published."""
         usage, rated = each.usage, each.rated
         event, account, record = usage.event, usage.account, usage.record
-        if not isinstance(rated, Rated) or isinstance(event, Void):
+        standing = each.standing
+        if not isinstance(rated, Rated) or isinstance(event, Void) or standing is None:
             raise Corrupt("a charge without a price", code="charge_unpriced")
-        price = rated.price
-        use = event.use
+        price, use = rated.price, event.use
         id = DriverUUID(charge_id_bytes(usage.digest, event.revision))
         text = str(id)
-        group_id = each.payer.group_id if each.payer is not None else None
+        payer, period = standing.payer, standing.period
+        group_id = payer.group_id if payer is not None else None
+        period_name = period.name if period is not None else None
         cost_center_id = self.memory.registry.cost_center(account, use, event.event_time)
         kind, name = use.resource
         outbound_profile = name if kind == "outbound_profile" else None
-        charge: Charge = {
-            "charge_id": text,
-            "revision": event.revision,
-            "reverses": None,
-            "account_id": account.account_id,
-            "organization_id": account.organization_id,
-            "plan": each.plan,  # type: ignore[typeddict-item]
-            "group_id": group_id,
-            "period": each.period,
-            "bill_to": each.bill_to,
-            "cost_center_id": cost_center_id,
-            "outbound_profile": outbound_profile,
-            "assignment_version": account.version,
-            "event_time": use.event_time,
-            "publisher": usage.publisher.publisher_id,
-            "source": event.source,
-            "event_id": event.event_id,
-            "call_leg_id": use.reference,
-            "product": price.product,
-            "unit": price.unit,
-            "quantity": rated.billed,
-            "duration_s": use.duration_s,
-            "amount": format_nano(rated.amount_nano),
-            "currency": price.currency,
-            "book_id": price.book_id,
-            "book_version": price.version,
-            "matched": price.prefix,
-            "unit_price": price.unit_price,
-            "per": rated.per,
-            "connection_fee": price.connection_fee,
-            "minimum": price.minimum,
-            "increment": price.increment,
-        }
-        if price.window:
-            charge["window"] = price.window
-        share, tier = each.share, NO_TIER
+        publisher_id, used, duration_s, reference = (
+            usage.publisher.publisher_id,
+            use.used,
+            use.duration_s,
+            use.reference,
+        )
+        charge = Told(
+            text,
+            event.revision,
+            None,
+            account.account_id,
+            account.organization_id,
+            standing.plan,
+            group_id,
+            period_name,
+            each.bill_to,
+            cost_center_id,
+            outbound_profile,
+            account.version,
+            use.event_time,
+            publisher_id,
+            event.source,
+            event.event_id,
+            reference,
+            price.product,
+            price.unit,
+            rated.billed,
+            duration_s,
+            format_nano(rated.amount_nano),
+            price.currency,
+            price.book_id,
+            price.version,
+            price.prefix,
+            price.unit_price,
+            rated.per,
+            price.connection_fee,
+            price.minimum,
+            price.increment,
+            price.window or UNSET,
+        )
+        share, tier, surcharge = each.share, NO_TIER, None
         if share is not None and price.tiers is not None:
-            tell(charge, price.schedule_version, price.tiers.form, share)
             tier = (price.schedule_version, share.before, share.after)
-        surcharge = None
+            charge.unit_price = None  # it has none of its own
+            charge.tier = told(price.schedule_version, price.tiers.form, share)
+            if share.is_adjustment:
+                charge.kind = "tier_adjustment"
         if rated.surcharge is not None:
-            charge["surcharge"] = rated.surcharge.told()
-            surcharge = _encode(charge["surcharge"]).decode()
+            charge.surcharge = rated.surcharge.told()
+            surcharge = _encode(charge.surcharge).decode()
         row = (
             id,
             event.event_time,
             rated.amount_nano,
-            use.used,
+            used,
             rated.billed,
             rated.per,
             record.offset,
             record.partition,
             account.version,
-            use.duration_s,
+            duration_s,
             price.version,
-            usage.publisher.publisher_id,
+            publisher_id,
             event.source,
             event.event_id,
-            use.reference,
+            reference,
             account.account_id,
             account.organization_id,
-            each.plan,
+            standing.plan,
             group_id,
-            each.period,
+            period_name,
             each.bill_to,
             cost_center_id,
             outbound_profile,
@@ -581,15 +588,16 @@ def movement_of(each: Acceptable) -> Movement:
     """What an event does to the counter of its account, payer group, month, product and schedule."""
     usage, rated = each.usage, each.rated
     event, schedule = usage.event, rated.price.tiers if rated is not None else None
-    if rated is None or schedule is None or isinstance(event, Void):
+    standing = each.standing
+    if rated is None or schedule is None or isinstance(event, Void) or standing is None:
         raise Corrupt("a charge without a price", code="charge_unpriced")
-    price = rated.price
+    price, payer, period = rated.price, standing.payer, standing.period or period_of(event.event_time)
     key = CounterKey(
         usage.account.account_id,
-        each.payer.group_id if each.payer is not None else "",
-        each.period or period_of(event.event_time).name,
+        payer.group_id if payer is not None else "",
+        period.name,
         price.product,
-        each.plan != "invoiced",
+        standing.plan != "invoiced",
         price.schedule_version,
     )
     place = (event.event_time, usage.publisher.publisher_id, event.source, event.event_id)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+
+from msgspec import Struct
 
 from contracts.groups import (
     AccountTimeline,
@@ -30,6 +32,7 @@ REGISTRY_TOPICS = (GROUPS_ACCOUNTS, GROUPS_ASSIGNMENTS, GROUPS_COST_CENTERS, GRO
 
 
 ANY_TIME_MS = 100 * 365 * 86_400_000
+_NEVER = datetime.max.replace(tzinfo=UTC)
 
 
 class Payer:
@@ -54,11 +57,25 @@ class Payer:
         return period
 
 
+class Standing(Struct, frozen=True, gc=False):
+    """What holds for an account from ``start`` until ``end``. A trial has no payer and no period."""
+
+    start: datetime
+    end: datetime
+    plan: Plan
+    payer: Payer | None
+    period: Period | None
+    currency: str
+    books: Chain
+
+
 class Account:
-    """One account at every instant."""
+    """One account at every instant. It remembers what held when it was asked last: one comparison then answers for a run of
+    events."""
 
     __slots__ = (
-        "_chains", "_plans", "account_id", "closed_at", "currency", "opened_at", "organization_id", "payers", "version",
+        "_chains", "_plans", "_standing", "account_id", "closed_at", "currency", "opened_at", "organization_id", "payers",
+        "version",
     )  # fmt: skip
 
     def __init__(self, timeline: AccountTimeline) -> None:
@@ -71,13 +88,41 @@ class Account:
         self._plans: tuple[PlanInterval, ...] = timeline.plans
         self.payers = tuple(Payer(interval) for interval in timeline.groups)
         self._chains: dict[str | None, Chain] = {}
+        self._standing: Standing | None = None
+
+    def standing_at(self, event_time: datetime, prices: Prices) -> Standing | None:
+        """Plan, payer, period and price books at an instant, remembered until `forget_books`; None before it was opened."""
+        standing = self._standing
+        if standing is None or not standing.start <= event_time < standing.end:
+            standing = self._standing = self._standing_of(event_time, prices)
+        return standing
+
+    def _standing_of(self, event_time: datetime, prices: Prices) -> Standing | None:
+        plan = self._plan_interval(event_time)
+        if plan is None:
+            return None
+        payer = self.payer_at(event_time) if plan.plan != "trial" else None
+        starts, ends = [plan.start], [plan.end or _NEVER]
+        period, currency = None, self.currency
+        if payer is not None:
+            period, currency = payer.period(event_time), payer.currency
+            starts += (payer.start, period.start)
+            ends += (payer.end or _NEVER, period.end)
+        elif plan.plan != "trial":
+            ends.append(plan.start)  # nobody pays just now: that is not remembered
+        books = self.chain(payer, prices)
+        return Standing(max(starts), min(ends), plan.plan, payer, period, currency, books)
+
+    def _plan_interval(self, event_time: datetime) -> PlanInterval | None:
+        for interval in self._plans:
+            if interval.start <= event_time and (interval.end is None or event_time < interval.end):
+                return interval
+        return None
 
     def plan_at(self, event_time: datetime) -> Plan | None:
         """The plan at an instant; None before the account was opened."""
-        for interval in self._plans:
-            if interval.start <= event_time and (interval.end is None or event_time < interval.end):
-                return interval.plan
-        return None
+        interval = self._plan_interval(event_time)
+        return interval.plan if interval is not None else None
 
     def payer_at(self, event_time: datetime) -> Payer | None:
         """Who pays for what was used at an instant; None for a trial."""
@@ -97,6 +142,7 @@ class Account:
     def forget_books(self) -> None:
         """The price books have changed."""
         self._chains.clear()
+        self._standing = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from msgspec import Struct
 
-from contracts.usage import Charge
+from contracts.usage import Charge, Tier
 from services.kernel.errors import Corrupt, InvalidInput
 from services.kernel.money import CHARGE_NANO_MAX, divide_half_even, format_fraction, format_nano
 from services.kernel.period import period_of
@@ -215,9 +215,14 @@ def movement_for(charge: Any, name: str, schedule: Schedule, per: int, quantity:
 def tell(charge: Charge, name: str, form: Form, share: Share) -> None:
     """Write into the data of a charge how it moved the counter of a schedule; it has no price of its own then."""
     charge["unit_price"] = None
-    charge["tier"] = {"schedule": name, "form": form, "before": share.before, "after": share.after}
+    charge["tier"] = told(name, form, share)
     if share.is_adjustment:
         charge["kind"] = "tier_adjustment"
+
+
+def told(name: str, form: Form, share: Share) -> Tier:
+    """What a charge says of how it moved the counter of a schedule."""
+    return {"schedule": name, "form": form, "before": share.before, "after": share.after}
 
 
 def schedule_version(book_id: str, version: int, schedule_id: str) -> str:

@@ -98,8 +98,10 @@ class Leg(Struct, forbid_unknown_fields=True, gc=False):
     def checked(self) -> datetime:
         """The event time. A call ends after it starts, is billed for no longer than it lasts and only if answered, and
         lasts what its two times say, give or take 2 seconds; `UseRefused` else."""
-        started_at = instant(self.started_at, "started_at")
-        ended_at = instant(self.ended_at, "ended_at")
+        try:
+            started_at, ended_at = datetime.fromisoformat(self.started_at), datetime.fromisoformat(self.ended_at)
+        except ValueError:
+            started_at, ended_at = instant(self.started_at, "started_at"), instant(self.ended_at, "ended_at")
         if self.account_id is None and self.direction == "outbound":
             raise UseRefused(ONLY_INBOUND, "account_id")
         duration_s, billable_s = self.duration_s, self.billable_s

@@ -50,6 +50,31 @@ async def test_an_event_becomes_one_charge_with_all_that_the_contract_asks(usage
         await api.charge(usage.engine, UUID(int=0))
 
 
+async def test_a_charge_says_the_same_to_the_last_byte(usage: Usage) -> None:
+    """Consumers may rely on the order of names too."""
+    usage.send.resource("dialer", "desk", "cc-dialer")
+    usage.send.account("desk", group="payers", plan="invoiced", version=7)
+    await usage.rooms.pump()
+    ended_at = NOW.replace(microsecond=0)
+    await usage.take(leg('e"é', ended_at, "desk", call_leg_id="leg-1", outbound_profile="dialer", billable_s=61))
+    (value,) = [
+        each.value for (topic, _), of in usage.log.records.items() for each in of if topic == USAGE_CHARGES.name
+    ]
+    assert value is not None
+    text = f"{ended_at:%Y-%m-%dT%H:%M:%SZ}"
+    id = charge_id(identity_digest(PUBLISHER, SOURCE, 'e"é'))
+    expected = (
+        f'"data":{{"charge_id":"{id}","revision":0,"reverses":null,"account_id":"desk","organization_id":"lakeside",'
+        f'"plan":"invoiced","group_id":"payers","period":"{NOW:%Y-%m}","bill_to":"{NOW:%Y-%m}",'
+        f'"cost_center_id":"cc-dialer","outbound_profile":"dialer","assignment_version":7,"event_time":"{text}",'
+        f'"publisher":"lakeside","source":"pbx/detroit","event_id":"e\\"é","call_leg_id":"leg-1",'
+        f'"product":"voice.outbound","unit":"second","quantity":120,"duration_s":100,"amount":"0.028","currency":"USD",'
+        f'"book_id":"list","book_version":1,"matched":"+1","unit_price":"0.014","per":60,"connection_fee":"0","minimum":60,'
+        f'"increment":60}}}}'
+    )
+    assert value.decode().endswith(expected)
+
+
 async def test_an_unanswered_call_is_not_billable_whatever_the_prices(usage: Usage) -> None:
     unanswered = leg("e1", NOW, called="+999912345", answered=False, billable_s=0)
     await usage.take(unanswered, unanswered)
