@@ -4,11 +4,13 @@ history, memory."""
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from operator import attrgetter
 from statistics import median
 from typing import Any
 
@@ -17,9 +19,10 @@ from rich.table import Table
 
 from services.runtime.room import BATCH_RECORDS_MAX
 from tests.bench.checks import chain_problems, stage_problems
-from tests.bench.copying import copy_rate
+from tests.bench.copying import copy_rates
 from tests.bench.events import ACCOUNTS, Calls, calls
 from tests.bench.heavier import PREFIXES, sell_by_carrier, store_history, store_identities
+from tests.bench.processor_time import Used
 from tests.bench.report import Row
 from tests.bench.runs import Run, held, measure, started
 from tests.bench.worlds import World, Worlds
@@ -119,23 +122,29 @@ class Bench:
 
     async def _stage(self) -> None:
         many, few = self._calls(STAGE_EVENTS), self._calls(SINGLE_EVENTS)
-        rates: dict[str, list[float]] = {"one": [], "copy": [], "two": [], "single": []}
+        rates: dict[str, list[float]] = {"one": [], "copy": [], "copy_all": [], "two": [], "single": []}
         rates |= {"prices": [], "import": [], "memory": []}
+        spent: dict[str, list[Run]] = {"one": [], "two": []}
         for number in range(STAGE_REPEATS):
             if number and self._is_over(REPEAT_UNTIL_S):
                 break
             async with self.worlds.fresh() as world:
                 async with started(world, USAGE_ALONE):
-                    rates["one"].append((await self._alone(world, many, "usage, one worker")).published_rate)
+                    spent["one"].append(await self._alone(world, many, "usage, one worker"))
+                    rates["one"].append(spent["one"][-1].published_rate)
                 if "copy" in self.only:
                     self.tell("bare COPY")
-                    rates["copy"].append(await copy_rate(world, STAGE_EVENTS))
+                    charges, everything = await copy_rates(world, STAGE_EVENTS)
+                    self.tell(f"  {charges:,.0f} charges/s, {everything:,.0f} events/s with identity and outbox")
+                    rates["copy"].append(charges)
+                    rates["copy_all"].append(everything)
             if "workers" in self.only:
                 async with (
                     self.worlds.fresh() as world,
                     started(world, {"usage": 2}, TOLLBOOK_SESSION_MS=TWO_SESSION_MS),
                 ):
-                    rates["two"].append((await self._alone(world, many, "usage, two workers")).published_rate)
+                    spent["two"].append(await self._alone(world, many, "usage, two workers"))
+                    rates["two"].append(spent["two"][-1].published_rate)
             if "batch" in self.only:
                 async with self.worlds.fresh() as world, started(world, USAGE_ALONE, TOLLBOOK_BATCH_MAX_RECORDS="1"):
                     rates["single"].append((await self._alone(world, few, "one message a transaction")).published_rate)
@@ -148,12 +157,18 @@ class Bench:
                         )
                         rates["prices"].append(run.published_rate)
                         rates["memory"].append(run.memory_mb)
-        self.rows += _stage_rows({name: found for name, found in rates.items() if found})
+        self.rows += _stage_rows({name: found for name, found in rates.items() if found}, spent)
 
     async def _stored(self) -> None:
-        """Usage alone beside millions of charges and identities that were made before, and without them, in turns."""
+        """Usage alone beside millions of charges and identities that were made before, and without them, in turns.
+
+        The first run of a world is told and not counted: after a checkpoint PostgreSQL logs each page that is touched once
+        as a whole, of the identities' index some 100 MB, whether a hundred thousand events follow or, in the quarter of an
+        hour until the next one, twenty million.
+        """
         many = self._calls(STAGE_EVENTS)
         rates: dict[str, list[float]] = {"with": [], "without": [], "memory": []}
+        used: dict[str, list[Run]] = {"with": [], "without": []}
         async with self.worlds.fresh() as old:
             async with started(old, USAGE_ALONE):
                 await self._alone(old, many, "usage, what is then copied")
@@ -161,16 +176,27 @@ class Bench:
             await store_history(old, STORED)
             for _ in range(STORED_REPEATS):
                 async with started(old, USAGE_ALONE):
+                    first = await self._alone(
+                        old, self._calls(STAGE_EVENTS), f"usage, with {old.loaded:,} charges, first"
+                    )
                     run = await self._alone(old, self._calls(STAGE_EVENTS), f"usage, with {old.loaded:,} charges")
+                rates.setdefault("first", []).append(first.published_rate)
                 rates["with"].append(run.published_rate)
                 rates["memory"].append(run.memory_mb)
+                used["with"].append(run)
                 async with self.worlds.fresh() as young:
                     await store_identities(young, STAGE_EVENTS)
                     async with started(young, USAGE_ALONE):
-                        run = await self._alone(young, many, "usage, without history")
+                        await self._alone(young, many, "usage, without history, first")
+                        run = await self._alone(young, self._calls(STAGE_EVENTS), "usage, without history")
                 rates["without"].append(run.published_rate)
+                used["without"].append(run)
         slower = 1 - median(rates["with"]) / median(rates["without"])
-        note = f"with {_rates(rates['with'])}, without {_rates(rates['without'])}, in turns"
+        note = (
+            f"with {_rates(rates['with'])} (an event takes {_processor_us(used['with'])}), without"
+            f" {_rates(rates['without'])} ({_processor_us(used['without'])}), in turns; the first after a start with history"
+            f" {_rates(rates['first'])}"
+        )
         self.rows.append(_slower(f"usage, {STORED:,} charges stored", STORED_GOAL, slower, note, rates))
         self.rows.append(_memory(rates["memory"], f"with {STORED:,} charges stored"))
 
@@ -206,16 +232,21 @@ def _chain_row(run: Run) -> Row:
     )
 
 
-def _stage_rows(rates: dict[str, list[float]]) -> list[Row]:
+def _stage_rows(rates: dict[str, list[float]], spent: dict[str, list[Run]]) -> list[Row]:
     one = median(rates["one"])
     rows = []
-    if "copy" in rates:
-        share = one / median(rates["copy"])
-        note = f"usage {_rates(rates['one'])}, COPY {_rates(rates['copy'])}; {STAGE_EVENTS:,} events, in turns"
-        rows.append(_ratio("usage, one worker / bare COPY", COPY_GOAL, share, note, rates))
+    for name, what in (("copy", "its charges alone"), ("copy_all", "all that it stores")):
+        if name in rates:
+            share = one / median(rates[name])
+            note = f"usage {_rates(rates['one'])}, COPY {_rates(rates[name])}; {STAGE_EVENTS:,} events, in turns"
+            note += f"; an event takes {_processor_us(spent['one'])}"
+            rows.append(_ratio(f"usage, one worker / bare COPY of {what}", COPY_GOAL, share, note, rates))
     if "two" in rates:
         gain = median(rates["two"]) / one
-        note = f"two {_rates(rates['two'])}, one {_rates(rates['one'])}; the servers share the two cores with them"
+        note = (
+            f"two {_rates(rates['two'])}, one {_rates(rates['one'])}; the servers share the {os.cpu_count()} cores with"
+        )
+        note += f" them: an event takes {_processor_us(spent['two'])}"
         rows.append(_ratio("usage, two workers / one", WORKERS_GOAL, gain, note, rates))
     if "single" in rates:
         gain = one / median(rates["single"])
@@ -235,6 +266,23 @@ def _stage_rows(rates: dict[str, list[float]]) -> list[Row]:
         )
         rows.append(_memory(rates["memory"], f"with a book of {PREFIXES:,} prefixes"))
     return rows
+
+
+def _processor_us(runs: Sequence[Run]) -> str:
+    """What an event took of the processors, and how many of them they could hold at that in a second."""
+    python, postgres, kafka = (
+        median(seconds(run.used) / run.events * 1e6 for run in runs)
+        for seconds in (_python, attrgetter("postgres_in_all"), attrgetter("kafka"))
+    )
+    bound = (os.cpu_count() or 1) / (python + postgres + kafka) * 1e6
+    return (
+        f"python {python:.1f}, PostgreSQL {postgres:.1f}, Kafka {kafka:.1f} us of processor time, by which all cores together"
+        f" hold {bound:,.0f} events/s"
+    )
+
+
+def _python(used: Used) -> float:
+    return sum(used.python.values())
 
 
 def _slower(what: str, goal: float, slower: float, note: str, samples: dict[str, list[float]]) -> Row:
