@@ -157,7 +157,7 @@ BALANCE_GROUP_COMMANDS = Topic(
 BALANCE_GROUP_EVENTS = Topic(
     "balance.group_events", "balance.group_event", receivables.GroupEvent, "group id",
     "What payer groups owe: payments, overdue invoices, write-offs", ("balance",),
-    ("invoices", "programs", "notifications"),
+    ("invoices", "programs", "webhooks"),
 )  # fmt: skip
 CLOSING_CUTOFFS = Topic(
     "closing.cutoffs", "closing.cutoff", closing.Cutoff, "cut-off id", "A cut is to be taken",

@@ -149,8 +149,8 @@ async def enable(endpoint_id: EndpointId, actor: Actor = "", output: Output = Fo
 
     async with room("webhooks") as engine:
         since = await api.enable(engine, endpoint_id, actor or me(), api.allowed_by(load()))
-    _say({"endpoint_id": endpoint_id, "state": "enabled", "disabled_at": since}, output,
-         f"{endpoint_id} is enabled; for what happened meanwhile: "
+    _say({"endpoint_id": endpoint_id, "state": "enabled", "missed_since": since}, output,
+         f"{endpoint_id} is enabled; for what it missed: "
          f"tollbook webhook resend {endpoint_id} --since {instant(since)}")  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from contracts.topics import BALANCE_EVENTS
 from services.kernel.errors import InvalidInput, NotFound, Refused
 from services.kernel.period import instant_text
 from services.runtime.database import transaction
@@ -156,7 +157,7 @@ def _checked(types: Sequence[str], account_ids: Sequence[str], description: str)
     if len(description) > DESCRIPTION_CHARACTERS_MAX or "\0" in description:
         raise InvalidInput(f"must have at most {DESCRIPTION_CHARACTERS_MAX} characters", field="description")
     wanted = checked_types(types) or None
-    of_accounts = f"{PREFIXES['balance.events']}."
+    of_accounts = f"{PREFIXES[BALANCE_EVENTS]}."
     if account_ids and wanted and (others := [each for each in wanted if not each.startswith(of_accounts)]):
         raise InvalidInput(
             f"{', '.join(others)} is not told of single accounts; leave the accounts out, or make another endpoint for it",
@@ -228,7 +229,9 @@ async def disable(engine: AsyncEngine, endpoint_id: str, actor: str, reason: str
 
 
 async def enable(engine: AsyncEngine, endpoint_id: str, actor: str, allowed: Allowed) -> datetime:
-    """Send again what happens from now on. Returns since when it was disabled: from there on it can be sent again."""
+    """Send again what happens from now on. Returns since when something is missing: the oldest event that was given up, or
+    when it was disabled; `resend` from there on brings it all.
+    """
     async with transaction(engine) as connection:
         found = await _locked(connection, endpoint_id)
     await calling.check(found.url, allowed)
@@ -246,8 +249,9 @@ async def enable(engine: AsyncEngine, endpoint_id: str, actor: str, allowed: All
             due_at=found.now,
         )
         await store.append_action(connection, endpoint_id, found.organization_id, actor, "enabled", "")
+        missed = await store.missed_since(connection, endpoint_id)
     since: datetime = found.disabled_at
-    return since
+    return since if missed is None else min(since, missed)
 
 
 async def delete(engine: AsyncEngine, endpoint_id: str, actor: str) -> None:

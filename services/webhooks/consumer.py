@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contracts.topics import BALANCE_EVENTS, GROUPS_ACCOUNTS, INVOICES_EVENTS
+from contracts.topics import BALANCE_EVENTS, BALANCE_GROUP_EVENTS, GROUPS_ACCOUNTS, INVOICES_EVENTS
 from services.runtime.room import Input, Job, Room, Tick
 from services.runtime.settings import Settings
 from services.webhooks import handler
@@ -24,7 +24,7 @@ def room(courier: Courier) -> Room:
         name="webhooks",
         inputs=(
             Input("accounts", (GROUPS_ACCOUNTS,), handler.accounts),
-            Input("balance", (BALANCE_EVENTS,), handler.events),
+            Input("balance", (BALANCE_EVENTS, BALANCE_GROUP_EVENTS), handler.events),
             Input("invoices", (INVOICES_EVENTS,), handler.events),
         ),
         ticks=(Tick("forget", handler.forget, seconds=FORGET_S),),

@@ -10,7 +10,7 @@ from contracts.groups import AccountTimeline
 from services.runtime.records import Record
 from services.runtime.work import Work
 from services.webhooks import store
-from services.webhooks.messages import Event, event_of, wants
+from services.webhooks.messages import OURS, Event, event_of, wants
 from services.webhooks.store import Executing, Owner, Rows
 
 KEPT = timedelta(days=30)  # events that nobody waits for: long enough to ask for a resend after a long outage
@@ -38,7 +38,8 @@ async def accounts(work: Work, records: list[Record]) -> None:
 
 async def events(work: Work, records: list[Record]) -> None:
     """Keep each event once, and queue it where it is wanted. One of an account that is not known yet waits for the registry."""
-    found = [event_of(record.topic, record.message) for record in records]
+    public = [record for record in records if record.message["data"].kind not in OURS]
+    found = [event_of(record.topic, record.message) for record in public]
     asked = {event.account_id for event in found if event.organization_id is None and event.account_id is not None}
     owners = await store.owners_of(work, asked) if asked else {}
     unknown = {account_id for account_id in asked if owners.get(account_id) is None}

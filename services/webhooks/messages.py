@@ -14,16 +14,19 @@ from typing import Any, get_args
 
 from standardwebhooks import Webhook
 
-from contracts.topics import BALANCE_EVENTS, INVOICES_EVENTS, Topic
+from contracts.topics import BALANCE_EVENTS, BALANCE_GROUP_EVENTS, INVOICES_EVENTS, Topic, topic_of
 from services.kernel.errors import InvalidInput
 from services.kernel.ids import derived_id
 
 SECRET_BYTES = 32
-PREFIXES: Mapping[str, str] = {BALANCE_EVENTS.name: "balance", INVOICES_EVENTS.name: "invoice"}
+PREFIXES: Mapping[Topic, str] = {BALANCE_EVENTS: "balance", BALANCE_GROUP_EVENTS: "group", INVOICES_EVENTS: "invoice"}
 """The first word of a type, by the topic that its events come from."""
 
 LEDGER_FIELDS = frozenset({"postings", "posting_rounding", "posting_tax"})
 """Of a closed invoice: what our own ledger posts, tens of thousands of entries. No receiver needs it."""
+
+OURS = frozenset({"contradiction", "drift_found", "drift_gone"})
+"""Kinds that tell who runs the installation of its own books and processors. They stay on Kafka."""
 
 TEST = "webhook.test"
 DISABLED = "webhook.endpoint_disabled"
@@ -49,7 +52,7 @@ def event_of(topic: str, envelope: Mapping[str, Any]) -> Event:
     public = {name: value for name, value in data.items() if value is not None and name not in LEDGER_FIELDS}
     return event(
         str(derived_id(topic, envelope["id"])),
-        f"{PREFIXES[topic]}.{data['kind']}",
+        f"{PREFIXES[topic_of(topic)]}.{data['kind']}",
         envelope["time"],
         public,
         organization_id=data.get("organization_id"),
@@ -78,14 +81,14 @@ def event(
 def types() -> tuple[str, ...]:
     """Every type that an endpoint may ask for, as the contracts name them."""
     return (
-        *(f"{PREFIXES[topic.name]}.{kind}" for topic in (BALANCE_EVENTS, INVOICES_EVENTS) for kind in _kinds(topic)),
+        *(f"{prefix}.{kind}" for topic, prefix in PREFIXES.items() for kind in _kinds(topic)),
         DISABLED,
     )
 
 
 def _kinds(topic: Topic) -> Iterable[str]:
     models = [topic.model] if hasattr(topic.model, "model_fields") else _members(topic.model)
-    return [kind for model in models for kind in get_args(model.model_fields["kind"].annotation)]
+    return [kind for model in models for kind in get_args(model.model_fields["kind"].annotation) if kind not in OURS]
 
 
 def _members(union: Any) -> list[Any]:

@@ -398,6 +398,18 @@ async def give_up_waiting(connection: AsyncConnection, endpoint_id: str, now: da
     return (await connection.execute(statement.values(state="given_up", settled_at=now))).rowcount
 
 
+async def missed_since(connection: AsyncConnection, endpoint_id: str) -> datetime | None:
+    """When the oldest event came that was given up at an endpoint; None where none was."""
+    statement = (
+        select(func.min(_event.received_at))
+        .select_from(tables.delivery)
+        .join(tables.event, _event.event_no == _delivery.event_no)
+        .where(_delivery.endpoint_id == endpoint_id, _delivery.state == "given_up")
+    )
+    found: datetime | None = (await connection.execute(statement)).scalar_one()
+    return found
+
+
 async def deliveries(connection: AsyncConnection, endpoint_id: str, *, state: str | None = None, limit: int) -> Rows:
     """What an endpoint got or gets, the last in its order first, each with its last attempt."""
     last = (

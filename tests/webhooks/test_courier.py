@@ -348,7 +348,12 @@ async def test_what_was_missed_while_disabled_is_sent_again_in_order_when_asked_
     made = await endpoint(post, receiver, types=["balance.suspended"])
     post.happens()
     await post.deliver()
-    await api.disable(post.engine, made.endpoint_id, "ann", "moving house")
+    receiver.answer = lambda _: status(500)
+    post.happens()
+    await post.deliver()
+    await post.town.move(SECOND)
+    await api.disable(post.engine, made.endpoint_id, "ann", "moving house")  # which gives up what waits
+    receiver.answer = lambda _: OK
     with pytest.raises(Refused, match="enable it first"):
         await api.send_test(post.engine, made.endpoint_id, "ann")
     post.happens()
@@ -358,9 +363,9 @@ async def test_what_was_missed_while_disabled_is_sent_again_in_order_when_asked_
     since = await api.enable(post.engine, made.endpoint_id, "ann", LOOPBACK)
     post.happens()
     await post.arrive()
-    assert await api.resend(post.engine, made.endpoint_id, "ann", since=since) == 2
+    assert await api.resend(post.engine, made.endpoint_id, "ann", since=since) == 3
     await post.deliver()
-    assert [each.json["data"]["version"] for each in receiver.requests] == [1, 5, 2, 4]
+    assert [each.json["data"]["version"] for each in receiver.requests] == [1, 2, 6, 2, 3, 5]
     assert await api.resend(post.engine, made.endpoint_id, "ann", since=since) == 0
 
 

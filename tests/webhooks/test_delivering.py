@@ -164,7 +164,13 @@ def test_an_event_is_its_public_record_with_amounts_as_strings_and_the_same_id_a
 
 def test_every_type_has_a_name_of_its_own_and_one_that_there_is_not_is_refused_with_all_there_are() -> None:
     assert len(set(types())) == len(types())
-    assert {"balance.suspended", "invoice.closed", "webhook.endpoint_disabled"} <= set(types())
+    assert {
+        "balance.suspended",
+        "group.overdue_notice",
+        "invoice.closed",
+        "invoice.paid",
+        "webhook.endpoint_disabled",
+    } <= set(types())
     assert checked_types(["invoice.closed", "balance.restored", "invoice.closed"]) == [
         "balance.restored",
         "invoice.closed",

@@ -79,6 +79,26 @@ async def test_each_endpoint_gets_what_it_asked_for_and_nothing_of_another_organ
     assert await queued(post, of_hilltop) == [("balance.suspended", "stranger")]
 
 
+async def test_what_a_group_owes_is_told_to_its_organization_alone(post: Post, receiver: Receiver) -> None:
+    await post.account("stranger", "hilltop")
+    made, other = await endpoint(post, receiver), await endpoint(post, receiver, organization="hilltop")
+    notice = {
+        "group_id": "g",
+        "organization_id": "lakeside",
+        "version": 1,
+        "kind": "overdue_notice",
+        "at": "2026-11-24T00:00:00Z",
+        "currency": "USD",
+        "unapplied": "0.00",
+        "days": 7,
+    }
+    post.town.send("balance.group_events", "g", notice)
+    await post.deliver()
+    assert await queued(post, made) == [("group.overdue_notice", None)]
+    assert await queued(post, other) == []
+    assert receiver.requests[0].json["data"]["days"] == 7
+
+
 async def test_an_invoice_is_told_without_the_entries_of_our_ledger(post: Post, receiver: Receiver) -> None:
     await endpoint(post, receiver)
     post.town.send("invoices.events", "g", invoice())
@@ -87,6 +107,14 @@ async def test_an_invoice_is_told_without_the_entries_of_our_ledger(post: Post, 
     assert received.json["type"] == "invoice.closed"
     assert received.json["data"]["total"] == "12.00"
     assert not [name for name in received.json["data"] if "posting" in name]
+
+
+async def test_what_is_of_our_own_books_is_told_to_no_customer(post: Post, receiver: Receiver) -> None:
+    made = await endpoint(post, receiver)
+    for kind in ("contradiction", "drift_found", "drift_gone", "restored"):
+        post.happens(kind=kind)
+    await post.arrive()
+    assert await queued(post, made) == [("balance.restored", "sales")]
 
 
 async def test_a_record_that_comes_twice_is_one_event(post: Post, receiver: Receiver) -> None:
