@@ -36,7 +36,6 @@ class Topic:
     partitions: int = 6
     cleanup: Literal["delete", "compact"] = "delete"
     retention_days: int = 14
-    log_append_time: bool = False
     adapter: TypeAdapter[Any] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -75,23 +74,25 @@ class Topic:
 
     @property
     def configs(self) -> dict[str, str]:
-        """Broker settings of the topic; a state topic keeps the last record of every key for ever."""
-        configs: dict[str, str] = {"cleanup.policy": self.cleanup}
+        """Broker settings of the topic; a state topic keeps the last record of every key for ever.
+
+        The broker sets the time of every record: a publisher must not judge its own lateness, and a process whose clock is
+        wrong, or whose one clock was moved, would be refused or keep its records for too long.
+        """
+        configs: dict[str, str] = {"cleanup.policy": self.cleanup, "message.timestamp.type": "LogAppendTime"}
         if self.cleanup == "delete":
             configs |= {"retention.ms": str(self.retention_days * DAY_MS), "retention.bytes": "-1"}
         else:
             configs["min.compaction.lag.ms"] = str(14 * DAY_MS)
         if not self.bare:
             configs["max.message.bytes"] = str(self.record_bytes_max)
-        if self.log_append_time:
-            configs["message.timestamp.type"] = "LogAppendTime"
         return configs
 
 
 USAGE_EVENTS = Topic(
     "usage.events.", "usage.event", usage.UsageEvent, "account id",
     "One fact from a telephony service; the topic authenticates the publisher",
-    ("upstreams", "usage"), ("usage",), bare=True, retention_days=45, log_append_time=True,
+    ("upstreams", "usage"), ("usage",), bare=True, retention_days=45,
 )  # fmt: skip
 USAGE_REJECTIONS = Topic(
     "usage.rejections.", "usage.rejection", usage.Rejection, "source",

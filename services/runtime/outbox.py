@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import lru_cache
 from itertools import count
-from time import time_ns
 from typing import Any
 
 from aiokafka.partitioner import murmur2
@@ -108,9 +107,7 @@ class Outbox:
         tail = f'","link":"{link}","seq":'.encode()
         middle = f',"epoch":{epoch},"trace":null,"data":'.encode()
         time = instant_text(now).encode()
-        # For whoever looks into Kafka, and for its retention. The envelope's time decides; the one clock may be days ahead in a
-        # database made for tests, and the broker refuses what is an hour ahead of its own.
-        timestamp_ms = time_ns() // 1_000_000
+        timestamp_ms = int(now.timestamp() * 1000)  # the broker sets its own
         rows: list[tuple[str, int, int, bytes]] = []
         for name, partition in sorted(grouped):
             items = grouped[name, partition]
