@@ -142,7 +142,8 @@ class Payments:
         if moved == state:
             return
         payment.state = moved
-        self._states[attempt.attempt_id] = (moved, work.now)
+        _, ended_at = self._states.get(attempt.attempt_id, (state, attempt.ended_at))
+        self._states[attempt.attempt_id] = (moved, ended_at or work.now)  # when it left flight, whatever is said later
         if moved == SETTLED:
             wallet.forgive_declines()
             wallet.tell_attempt(work, attempt, "settled")

@@ -140,12 +140,15 @@ async def test_example_36_declined_and_settled_is_credited_and_a_contradiction(
     town: Town, name: str, token: str
 ) -> None:
     await opened(town, name, "20", token)
+    before = await town.now()
     await town.settle(after=timedelta(seconds=6))
     assert await states(town, name) == ["settled"]
     assert await town.balance(name) == "150"
     assert town.kinds(name).count("contradiction") == 1
     assert (await town.wallet(name)).decline_streak == 0
     assert alarms(town, name) == ["contradiction"]
+    (attempt,) = await town.attempts(name)
+    assert attempt.ended_at <= before  # it left flight when the first of them came
 
 
 async def test_example_37_refunded_then_settled_moves_nothing_and_pauses(town: Town, name: str) -> None:
