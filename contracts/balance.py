@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal, get_args
 from uuid import UUID
 
-from pydantic import ConfigDict, Field, TypeAdapter, with_config
+from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
 from contracts.payments import MethodKind, Token
@@ -19,6 +19,13 @@ CALLS_MAX = 1_000_000  # calls of one account at once; more is a mistyped limit
 
 SuspensionReason = Literal["funds", "overdue", "operator"]
 SUSPENSION_REASONS: tuple[SuspensionReason, ...] = get_args(SuspensionReason)
+
+
+VoucherCode = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z0-9 -]{1,64}$"),
+    Field(description="Case, spaces and dashes do not matter", examples=["7K2QD-9XW4M-0PZ8R-C3VNB"]),
+]
 
 
 class _Command(Message):
@@ -133,6 +140,33 @@ class SetLevels(_Command):
     currency: CurrencyCode = "USD"
 
 
+class GrantCredit(_Command):
+    """Finance or an operator grants promotional money. Above a limit it waits for another person's `approve_credit`."""
+
+    kind: Literal["grant_credit"] = "grant_credit"
+    amount: Amount
+    currency: CurrencyCode
+    shared: Annotated[
+        bool, Field(description="by all accounts of the account's payer group, which must be the organization's")
+    ] = False
+    expires_at: Annotated[Instant | None, Field(description="null: never")] = None
+    note: Text = ""
+
+
+class ApproveCredit(_Command):
+    """Another person than who proposed it lets a credit begin; `account_id` is the account that it was asked for."""
+
+    kind: Literal["approve_credit"] = "approve_credit"
+    credit_id: UUID
+
+
+class RedeemCode(_Command):
+    """A voucher code becomes a credit of the account or, if the code says so, of all accounts of its payer group."""
+
+    kind: Literal["redeem_code"] = "redeem_code"
+    code: VoucherCode
+
+
 class SuspendAccount(_Command):
     """An operator suspends an account, whatever its money: calls are refused and it is not recharged by itself."""
 
@@ -159,6 +193,9 @@ BalanceCommand = Annotated[
     | SetPreferences
     | SetLimits
     | SetLevels
+    | GrantCredit
+    | ApproveCredit
+    | RedeemCode
     | SuspendAccount
     | ResumeAccount,
     Field(discriminator="kind"),
@@ -184,6 +221,9 @@ class Posting(TypedDict):
 BalanceEventKind = Literal[
     "balance_opened",
     "goodwill_granted",
+    "credit_granted",
+    "credit_proposed",
+    "credit_expired",
     "method_saved",
     "method_deleted",
     "preferences_set",
@@ -248,6 +288,8 @@ class BalanceEvent(Message):
     available: SignedAmount | None = None
     attempt_id: UUID | None = None
     command_id: Text | None = None
+    credit_id: UUID | None = None
+    expires_at: Annotated[Instant | None, Field(description="When the credit ends; null: never")] = None
     reason: Text | None = None
     field: Text | None = None
     message: Text | None = None

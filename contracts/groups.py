@@ -39,6 +39,7 @@ class GroupInterval(Message):
     zone: Zone
     currency: CurrencyCode
     pricing_model: Id | None
+    account_id: Annotated[Id | None, Field(description="Set when the group is scoped to this account")] = None
 
 
 class AccountTimeline(Message):

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from pydantic import StringConstraints, ValidationError
 
-from contracts import cloudevents, groups, payments, usage, words
+from contracts import balance, cloudevents, groups, payments, usage, words
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,7 @@ _OF_PATTERN = {
         usage.NumberOrShortCode
     ): 'must be a telephone number such as "+12485252160", or a short code such as "72345"',
     _pattern(usage.Network): 'must be the MCC, or MCC and MNC, of a network such as "310260"',
+    _pattern(balance.VoucherCode): 'must be a voucher code such as "7K2QD-9XW4M-0PZ8R-C3VNB"',
     _pattern(payments.Token): 'must hold only letters, digits, "_", ".", ":" and "-"',
     _pattern(payments.ResultId): _NO_CONTROL,
     _pattern(groups.TaxRate): 'must be a rate from 0 to 1 such as "0.20"',

@@ -16,6 +16,7 @@ from sqlalchemy.sql import Select
 from contracts.balance import SUSPENSION_REASONS
 from contracts.topics import USAGE_CHARGES
 from services.balance import calls, effects, ledger, paying, payouts, sealing, store, tables
+from services.balance.credit_store import SHARED_NANO
 from services.balance.drift import Drift
 from services.balance.joining import Holds as Holds
 from services.balance.payouts import Payout as Payout
@@ -47,6 +48,7 @@ class Balance:
     status: str
     suspended_for: tuple[str, ...]
     wallet: str
+    credit: str
     held: str
     available: str
     credit_limit: str
@@ -216,7 +218,7 @@ _over = (
 
 async def balances(engine: AsyncEngine, account_ids: Sequence[str] | None = None) -> list[Balance]:
     """Every account's balance and state, or those asked for, by account id."""
-    statement = select(tables.wallet, _over.label("over_nano")).order_by(_wallet.account_id)
+    statement = select(tables.wallet, SHARED_NANO, _over.label("over_nano")).order_by(_wallet.account_id)
     if account_ids is not None:
         statement = statement.where(_wallet.account_id.in_(list(account_ids)))
     return [_balance(row) for row in await _all(engine, statement)]
@@ -235,7 +237,8 @@ def _unknown(account_id: str) -> NotFound:
 
 
 def _balance(row: Any) -> Balance:
-    funds = row.wallet_nano + row.credit_limit_nano + row.unbilled_nano + row.receivable_nano
+    credit = row.credit_nano + row.shared_credit_nano
+    funds = row.wallet_nano + credit + row.credit_limit_nano + row.unbilled_nano + row.receivable_nano
     reasons = tuple(reason for reason in SUSPENSION_REASONS if row._mapping[f"suspended_{reason}"])
     status = "closed" if row.closed_at is not None else "suspended" if reasons else "active"
     held = row.held_nano - int(row.over_nano)
@@ -250,6 +253,7 @@ def _balance(row: Any) -> Balance:
         status=status,
         suspended_for=reasons,
         wallet=format_nano(row.wallet_nano),
+        credit=format_nano(credit),
         held=format_nano(held),
         available=format_nano(funds - held),
         credit_limit=format_nano(row.credit_limit_nano),
@@ -597,6 +601,50 @@ async def held_differences(engine: AsyncEngine) -> tuple[int, list[HeldDifferenc
         HeldDifference(row.account_id, row.held_nano, int(row.nano)) for row in rows if row.held_nano != int(row.nano)
     ]
     return sum(row.calls for row in rows), wrong
+
+
+async def credit_differences(engine: AsyncEngine) -> list[str]:
+    """What is wrong with credits: granted = spent + left + lapsed, left = its entries, a wallet's = the sum of its own."""
+    credit, funding = tables.credit.c, tables.funding.c
+    spent = select(funding.credit_id, func.sum(funding.nano).label("nano")).group_by(funding.credit_id).subquery()
+    entries = (
+        select(_ledger.ledger, func.sum(_ledger.nano).label("nano"))
+        .where(_ledger.ledger.startswith("credit:"))
+        .group_by(_ledger.ledger)
+        .subquery()
+    )
+    whole = func.coalesce(spent.c.nano, 0) + credit.remaining_nano + credit.breakage_nano
+    posted = func.coalesce(entries.c.nano, 0)
+    of_credits = (
+        select(
+            credit.credit_id, credit.granted_nano, credit.remaining_nano, whole.label("whole"), posted.label("posted")
+        )
+        .join_from(tables.credit, spent, spent.c.credit_id == credit.credit_id, isouter=True)
+        .join(entries, entries.c.ledger == func.concat("credit:", credit.credit_id), isouter=True)
+        .where(credit.valid_from.is_not(None), or_(whole != credit.granted_nano, posted != credit.remaining_nano))
+        .order_by(credit.credit_id)
+    )
+    wrong = [
+        f"credit {row.credit_id} of {format_nano(row.granted_nano)}: spent, left and lapsed are {format_nano(int(row.whole))},"
+        f" {format_nano(row.remaining_nano)} is left, its entries sum to {format_nano(int(row.posted))}"
+        for row in await _all(engine, of_credits)
+    ]
+    own = (
+        select(credit.account_id, func.sum(credit.remaining_nano).label("nano"))
+        .where(credit.account_id.is_not(None))
+        .group_by(credit.account_id)
+        .subquery()
+    )
+    of_wallets = (
+        select(_wallet.account_id, _wallet.credit_nano, func.coalesce(own.c.nano, 0).label("nano"))
+        .join_from(tables.wallet, own, own.c.account_id == _wallet.account_id, isouter=True)
+        .where(_wallet.credit_nano != func.coalesce(own.c.nano, 0))
+        .order_by(_wallet.account_id)
+    )
+    return wrong + [
+        f"{row.account_id} has credits of {format_nano(row.credit_nano)}, they sum to {format_nano(int(row.nano))}"
+        for row in await _all(engine, of_wallets)
+    ]
 
 
 async def quarantine(engine: AsyncEngine, *, reason: str | None = None) -> list[ParkedRow]:

@@ -138,7 +138,7 @@ async def ask(connection: AsyncConnection, asked: CallAsked) -> Allowed | Refuse
     decision = desk.decide(asked)
     if (
         isinstance(decision, Allowed)
-        and next_slice(asked.rates, spendable_nano=wallet.available_nano, before_s=0, asked_s=1) is None
+        and next_slice(asked.rates, spendable_nano=wallet.promised_nano, before_s=0, asked_s=1) is None
     ):
         return insufficient(wallet, asked, 0)
     return decision
@@ -316,7 +316,7 @@ class Desk:
     ) -> Answer:
         if before_s >= CALL_SECONDS_MAX:
             raise Refused(f"no call is longer than {CALL_SECONDS_MAX} s", field="call_leg_id", code="call_too_long")
-        spendable_nano = wallet.available_nano + call.held_nano
+        spendable_nano = wallet.promised_nano + call.held_nano
         made = next_slice(call.rates, spendable_nano=spendable_nano, before_s=before_s, asked_s=seconds)
         if made is None:
             return insufficient(wallet, asked, before_s)
@@ -355,7 +355,7 @@ def insufficient(wallet: Wallet, asked: CallAsked, before_s: int) -> RefusedCall
     what = "the next second" if before_s else "the first second"
     return RefusedCall(
         "insufficient_credit",
-        f"account {asked.account_id} has {format_nano(wallet.available_nano)} {wallet.currency} available; {what} costs"
+        f"account {asked.account_id} has {format_nano(wallet.promised_nano)} {wallet.currency} available; {what} costs"
         f" {format_nano(more)}",
     )
 

@@ -14,11 +14,14 @@ from typing import Any
 from pydantic_core import to_json
 
 from contracts.balance import (
+    ApproveCredit,
     CancelPayment,
     DeleteMethod,
+    GrantCredit,
     GrantGoodwill,
     OpenBalance,
     Pay,
+    RedeemCode,
     RefundPayment,
     ResumeAccount,
     SaveMethod,
@@ -33,6 +36,7 @@ from services.balance import daily_spend, ledger, levels, paying, payments, rech
 from services.balance.book import Book
 from services.balance.decoding import decode
 from services.balance.evaluation import Tell, evaluate, load
+from services.balance.promotions import PromotionCommand, Promotions
 from services.balance.wallets import Wallet
 from services.kernel.cards import redacted, refuse_card_number, without_card_numbers
 from services.kernel.currency import currency
@@ -65,6 +69,9 @@ Command = (
     | SetPreferences
     | SetLimits
     | SetLevels
+    | GrantCredit
+    | ApproveCredit
+    | RedeemCode
     | SuspendAccount
     | ResumeAccount
 )
@@ -80,6 +87,7 @@ async def commands(work: Work, records: list[Record], *, tell: Tell) -> None:
     done = await store.carried_out(work, {(command.account_id, command.command_id) for _, command in asked})
     till = await _till(work, [command for _, command in asked])
     book = Book()
+    promotions = await Promotions.of(work, [command for _, command in asked])
     limits: dict[tuple[str, str], store.SpendLimit] = {}
     chosen: dict[str, list[int]] = {}
     not_counted = {account_id for account_id, wallet in wallets.items() if not wallet.spend_counted}
@@ -99,9 +107,11 @@ async def commands(work: Work, records: list[Record], *, tell: Tell) -> None:
             _refuse_card_numbers(command)
             if isinstance(command, payments.PaymentCommand):
                 payments.CARRY_OUT[type(command)](work, wallet, command, till)
+            elif isinstance(command, PromotionCommand):
+                promotions.carry_out(work, wallet, command, book)
             else:
                 _CARRY_OUT[type(command)](work, wallet, command, book)
-            if isinstance(command, OpenBalance | GrantGoodwill):
+            if isinstance(command, OpenBalance | GrantGoodwill | PromotionCommand):
                 funded.add(wallet.account_id)
             if isinstance(command, SetLimits):
                 limit = _limit_of(command)
@@ -114,6 +124,7 @@ async def commands(work: Work, records: list[Record], *, tell: Tell) -> None:
         log.append(_logged(work, command, content, refused))
     if log:
         await store.append_commands(work, log)
+    await promotions.write(work)
     await book.write(work)
     await till.write(work)
     if limits:
@@ -140,7 +151,8 @@ def _read(work: Work, record: Record) -> Command | None:
     try:
         command: Command = decode(balance_command, record.value)
         if isinstance(
-            command, OpenBalance | GrantGoodwill | SetPreferences | SetLimits | SetLevels | Pay | SetSchedule
+            command,
+            OpenBalance | GrantGoodwill | GrantCredit | SetPreferences | SetLimits | SetLevels | Pay | SetSchedule,
         ):
             currency(command.currency)
         return command
@@ -212,7 +224,7 @@ def _refuse_card_numbers(command: Command) -> None:
     texts = {"actor": command.actor}
     if isinstance(command, SaveMethod | Pay) and command.token is not None:
         texts["token"] = command.token
-    if isinstance(command, GrantGoodwill | RefundPayment | SuspendAccount | ResumeAccount):
+    if isinstance(command, GrantGoodwill | GrantCredit | RefundPayment | SuspendAccount | ResumeAccount):
         texts["note"] = command.note
     for field, text in texts.items():
         refuse_card_number(text, field=field)

@@ -32,8 +32,17 @@ async def load(work: Work, account_ids: Iterable[str]) -> dict[str, Wallet]:
 
 
 def demands_attention(standing: store.Standing) -> bool:
-    """Whether a wallet after charges can need a decision; cheap, for every account of a batch."""
-    funds = standing.wallet_nano + standing.credit_limit_nano + standing.unbilled_nano + standing.receivable_nano
+    """Whether a wallet after charges can need a decision; cheap, for every account of a batch.
+
+    What its group shares is left out: who lives on that alone is looked at with each batch.
+    """
+    funds = (
+        standing.wallet_nano
+        + standing.credit_nano
+        + standing.credit_limit_nano
+        + standing.unbilled_nano
+        + standing.receivable_nano
+    )
     if (funds <= 0) != standing.suspended_funds:
         return True
     available = funds - standing.held_nano

@@ -6,6 +6,7 @@ Folded per account; the batch and its transactions are appended, the postings to
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from functools import lru_cache
 from operator import itemgetter
 from typing import Any
@@ -13,8 +14,9 @@ from typing import Any
 from pydantic_core import to_json
 
 from contracts.topics import BALANCE_POSTINGS
-from services.balance import calls, daily_spend, store
+from services.balance import calls, daily_spend, funding, store
 from services.balance.chain import Charged, content_of_batch
+from services.balance.credits import Funded
 from services.balance.evaluation import Tell, demands_attention, evaluate, load
 from services.kernel.errors import Corrupt
 from services.kernel.money import format_nano, parse_amount
@@ -34,12 +36,13 @@ def _nano(text: str) -> int:
 class Folded:
     """The charges of one account in a batch, added up."""
 
-    __slots__ = ("charges", "currency", "organization_id", "posted", "revenue")
+    __slots__ = ("charges", "currency", "organization_id", "posted", "revenue", "takes_back")
 
     def __init__(self, organization_id: str, currency: str) -> None:
         self.organization_id = organization_id
         self.currency = currency
         self.charges = 0
+        self.takes_back = False
         self.revenue: dict[str, int] = defaultdict(int)
         self.posted: dict[Posted, list[int]] = defaultdict(lambda: [0, 0])  # [charges, nanos]
 
@@ -54,16 +57,20 @@ READ = (*_ALIKE, "amount")
 def fold(records: list[Record]) -> tuple[dict[str, Folded], dict[str, list[int]]]:
     """Sums per account, and [from, to] of the seqs per link. Raises `Corrupt` for an account charged in two currencies."""
     alike: dict[tuple[Any, ...], list[int]] = {}  # charges that differ in their amounts only
+    takers: set[str] = set()
     links: dict[tuple[str, str, int], list[int]] = {}
     for record in records:
         message: dict[str, Any] = record.message
         charge = message["data"]
+        nano = _nano(charge["amount"])
+        if nano < 0:
+            takers.add(charge["account_id"])
         sums = alike.get(key := _alike(charge))
         if sums is None:
-            alike[key] = [1, _nano(charge["amount"])]
+            alike[key] = [1, nano]
         else:
             sums[0] += 1
-            sums[1] += _nano(charge["amount"])
+            sums[1] += nano
         span = links.get(link := (message["link"], record.topic, record.partition))
         if span is None:
             links[link] = [message["seq"], message["seq"]]
@@ -81,6 +88,8 @@ def fold(records: list[Record]) -> tuple[dict[str, Folded], dict[str, list[int]]
         posted = folded.posted[group_id, bill_to, plan == "invoiced"]
         posted[0] += count
         posted[1] += nano
+    for account_id in takers:
+        accounts[account_id].takes_back = True
     return accounts, {f"{link}|{topic}/{partition}": span for (link, topic, partition), span in links.items()}
 
 
@@ -100,9 +109,11 @@ async def charges(work: Work, records: list[Record], *, tell: Tell) -> None:
             )
         )  # fmt: skip
         additions.append(store.Addition(account_id, folded.organization_id, folded.currency, wallet, unbilled))
-    batch_id = await store.append_batch(work, links, content_of_batch(work.now, links, rows))
+    content = content_of_batch(work.now, links, rows)
+    batch_id, credited = await store.append_batch(work, links, content, _owners(accounts))
     for account_id in sorted(accounts):
-        _tell_postings(work, batch_id, account_id, accounts[account_id])
+        if account_id not in credited:
+            _tell_postings(work, batch_id, account_id, accounts[account_id], _BY_NO_CREDIT)
     await store.append_charged(work, batch_id, rows)
     await (
         work.write_published()
@@ -111,6 +122,15 @@ async def charges(work: Work, records: list[Record], *, tell: Tell) -> None:
     for standing in standings:
         if standing.currency != accounts[standing.account_id].currency:
             raise Corrupt(f"a charge in {accounts[standing.account_id].currency} reached a {standing.currency} wallet")
+    if credited:
+        after = {standing.account_id: standing for standing in standings}
+        funded = await funding.pay(work, batch_id, records, credited, after)
+        for account_id in sorted(credited):
+            paid = _BY_NO_CREDIT
+            if account_id in funded:
+                paid, after[account_id] = funded[account_id]
+            _tell_postings(work, batch_id, account_id, accounts[account_id], paid)
+        standings = list(after.values())
     standings = await calls.close_charged(work, records, standings)
     demanding = {standing.account_id for standing in standings if demands_attention(standing)}
     counted = [standing.account_id for standing in standings if standing.spend_counted]
@@ -122,16 +142,32 @@ async def charges(work: Work, records: list[Record], *, tell: Tell) -> None:
         await evaluate(work, wallets, tell=tell)
 
 
-def _tell_postings(work: Work, batch_id: int, account_id: str, folded: Folded) -> None:
+_BY_NO_CREDIT = Funded()
+
+
+def _owners(accounts: Mapping[str, Folded]) -> dict[tuple[str, str | None], bool]:
+    """Whose credits may pay: the (account, group) of charges, and whether one of them is taken back."""
+    owners: dict[tuple[str, str | None], bool] = {}
+    for account_id, folded in accounts.items():
+        for group_id, _, _ in folded.posted:
+            owners[account_id, group_id] = folded.takes_back
+    return owners
+
+
+def _tell_postings(work: Work, batch_id: int, account_id: str, folded: Folded, funded: Funded) -> None:
     """One posting per (group, bill_to): charged = credits + wallet + unbilled."""
-    totals: dict[tuple[str | None, str | None], list[int]] = defaultdict(lambda: [0, 0, 0])
+    totals: dict[tuple[str | None, str | None], list[int]] = defaultdict(lambda: [0, 0, 0, 0])
     for (group_id, bill_to, is_unbilled), (count, nano) in folded.posted.items():
         total = totals[group_id, bill_to]
         total[0] += count
         total[2 if is_unbilled else 1] += nano
-    for number, ((group_id, bill_to), (count, wallet, unbilled)) in enumerate(totals.items()):
+    for (group_id, bill_to, is_unbilled), nano in funded.by_invoice.items():
+        total = totals[group_id, bill_to]
+        total[2 if is_unbilled else 1] -= nano
+        total[3] += nano
+    for number, ((group_id, bill_to), (count, wallet, unbilled, credits)) in enumerate(totals.items()):
         # Each amount is written once: nearly all charges of an account are paid in one way.
-        charged = format_nano(wallet + unbilled)
+        charged = format_nano(wallet + unbilled + credits)
         posting = {
             "account_id": account_id,
             "group_id": group_id,
@@ -139,9 +175,9 @@ def _tell_postings(work: Work, batch_id: int, account_id: str, folded: Folded) -
             "currency": folded.currency,
             "charges": count,
             "charged": charged,
-            "credits": "0",
-            "wallet": format_nano(wallet) if unbilled else charged,
-            "unbilled": (format_nano(unbilled) if wallet else charged) if unbilled else "0",
+            "credits": format_nano(credits) if credits else "0",
+            "wallet": format_nano(wallet) if unbilled or credits else charged,
+            "unbilled": (format_nano(unbilled) if wallet or credits else charged) if unbilled else "0",
         }
         name = f"{batch_id}:{account_id}:{number}"
         work.publish(BALANCE_POSTINGS, group_id or account_id, name, to_json(posting))

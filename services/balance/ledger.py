@@ -32,6 +32,7 @@ TransactionKind = Literal[
     "dispute_lost",
     "payout",
     "credit_granted",
+    "credit_used",
     "credit_expired",
     "reversal",
     "closing",
@@ -197,6 +198,29 @@ def credit_expired(credit_id: str, nano: int, account_id: str | None = None) -> 
     {'credit:summer': -20, 'breakage': 20}
     """
     return checked([Entry(credit(credit_id), -nano, account_id), Entry(BREAKAGE, nano, account_id)])
+
+
+def credit_used(
+    account_id: str, credits: Mapping[str, int], *, wallet: int, unbilled: int, breakage: int = 0
+) -> tuple[Entry, ...]:
+    """What credits pay of an account's charges, which were posted whole: credit -, wallet + and unbilled +.
+
+    Below zero for what reversals give back; what goes to a credit that has expired is ``breakage``. Of a prepaid charge of 5
+    a credit pays 2, and gets it back after it expired:
+
+    >>> amounts(credit_used("a", {"summer": 2}, wallet=2, unbilled=0))
+    {'credit:summer': -2, 'wallet': 2}
+    >>> amounts(credit_used("a", {}, wallet=-2, unbilled=0, breakage=-2))
+    {'wallet': -2, 'breakage': 2}
+    """
+    return checked(
+        [
+            *(Entry(credit(credit_id), -nano, account_id) for credit_id, nano in sorted(credits.items())),
+            Entry(WALLET, wallet, account_id),
+            Entry(UNBILLED, unbilled, account_id),
+            Entry(BREAKAGE, -breakage, account_id),
+        ]
+    )
 
 
 # ---- charges -------------------------------------------------------------------------------------------------------

@@ -162,9 +162,9 @@ async def forget_memberships(work: Work, account_ids: Iterable[str]) -> None:
     await work.execute(statement, {"ids": sorted(set(account_ids))})
 
 
-async def append_memberships(work: Work, rows: Sequence[tuple[str, datetime, datetime | None, str]]) -> None:
-    """(account, start, end, group) of accounts whose wallets are locked."""
-    fields = ("account_id", "start_at", "end_at", "group_id")
+async def append_memberships(work: Work, rows: Sequence[tuple[str, datetime, datetime | None, str, bool]]) -> None:
+    """(account, start, end, group, whether it takes no other account) of accounts whose wallets are locked."""
+    fields = ("account_id", "start_at", "end_at", "group_id", "scoped")
     kinds = {name: tables.membership.c[name].type for name in fields}
     new = unnest("new", **kinds)
     statement = insert(tables.membership).from_select(list(fields), select(*[new.c[name] for name in fields]))

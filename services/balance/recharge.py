@@ -45,7 +45,8 @@ class Attempt(Protocol):
 
 
 class Account(Protocol):
-    """What the decision needs of one account. ``recharge_nano`` is the target in mode ``target``."""
+    """What the decision needs of one account. ``available_nano`` has the credits that its group shares in it; while one is
+    left nothing is recharged, so the amounts go by what the account has alone. ``recharge_nano`` is the target in mode ``target``."""
 
     @property
     def plan(self) -> str | None: ...
@@ -61,6 +62,8 @@ class Account(Protocol):
     def created_at(self) -> datetime | None: ...
     @property
     def available_nano(self) -> int: ...
+    @property
+    def shared_credit_nano(self) -> int: ...
     @property
     def recharge_enabled(self) -> bool: ...
     @property
@@ -123,7 +126,7 @@ def decide(account: Account, attempts: Sequence[Attempt], now: datetime) -> Deci
         return Nothing()
     if account.suspended_operator:
         return Nothing()
-    if account.available_nano > account.threshold_nano:
+    if account.shared_credit_nano > 0 or account.available_nano > account.threshold_nano:
         return Nothing()
     if is_in_flight(attempts):
         return Nothing()

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 
 from contracts.groups import AccountTimeline
-from services.balance import receivables_store, store
+from services.balance import credit_store, receivables_store, store
 from services.balance.debts import judge_overdue
 from services.balance.evaluation import Tell, evaluate, load
 from services.balance.wallets import Wallet
@@ -14,6 +14,9 @@ from services.kernel.errors import Corrupt
 from services.kernel.money import parse_amount
 from services.runtime.records import Record
 from services.runtime.work import Work
+
+GROUP_CHANGE = "group_change"
+"""The timer of an account: the next instant at which another group pays for it."""
 
 
 async def accounts(work: Work, records: list[Record], *, tell: Tell) -> None:
@@ -33,9 +36,16 @@ async def accounts(work: Work, records: list[Record], *, tell: Tell) -> None:
         take_over(wallets[timeline.account_id], timeline, work.now)
     if fresh:
         await _take_over_groups(work, wallets, fresh)
-    # An account that never had money is not suspended for having none.
-    moneyed = [each for each in wallets.values() if each.wallet_nano or each.unbilled_nano or each.receivable_nano]
-    await evaluate(work, wallets, funds_of=[each.account_id for each in moneyed], tell=tell)
+    await evaluate(work, wallets, funds_of=_moneyed(wallets), tell=tell)
+
+
+def _moneyed(wallets: Mapping[str, Wallet]) -> list[str]:
+    """An account that never had money is not suspended for having none."""
+    return [
+        each.account_id
+        for each in wallets.values()
+        if each.wallet_nano or each.unbilled_nano or each.receivable_nano or each.credit_nano
+    ]
 
 
 def take_over(wallet: Wallet, timeline: AccountTimeline, now: datetime) -> None:
@@ -75,10 +85,14 @@ async def _take_over_groups(work: Work, wallets: Mapping[str, Wallet], timelines
     accounts = [timeline.account_id for timeline in timelines]
     await receivables_store.forget_memberships(work, accounts)
     rows = [
-        (timeline.account_id, each.start, each.end, each.group_id) for timeline in timelines for each in timeline.groups
+        (timeline.account_id, each.start, each.end, each.group_id, each.account_id is not None)
+        for timeline in timelines
+        for each in timeline.groups
     ]
     if rows:
         await receivables_store.append_memberships(work, rows)
+    for account_id, nano in (await credit_store.shared_with(work, accounts)).items():
+        wallets[account_id].shared_credit_nano = nano
     await _judge_overdue(work, wallets, accounts)
     moves = {
         timeline.account_id: min(each.start for each in timeline.groups if each.start > work.now)
@@ -89,12 +103,13 @@ async def _take_over_groups(work: Work, wallets: Mapping[str, Wallet], timelines
 
 
 async def change_groups(work: Work, keys: list[str], *, tell: Tell) -> None:
-    """Timer: another group pays from now on; an account is suspended for what its present group owes, and no other."""
+    """Timer: another group pays from now on; an account is suspended for what its present group owes, and no other, and
+    shares the credits of that group alone."""
     await receivables_store.hold_payers(work, await receivables_store.groups_of(work, keys))
     wallets = await load(work, keys)
     await _judge_overdue(work, wallets, wallets)
     await work.set_timers(GROUP_CHANGE, await receivables_store.next_moves(work, wallets, work.now))
-    await evaluate(work, wallets, tell=tell, funds_of=())
+    await evaluate(work, wallets, tell=tell, funds_of=_moneyed(wallets))
 
 
 async def _judge_overdue(work: Work, wallets: Mapping[str, Wallet], account_ids: Collection[str]) -> None:

@@ -106,6 +106,7 @@ PAYMENTS = {"auto": "recharge", "manual": "payment", "scheduled": "scheduled pay
 CAUSES = {
     "opening": "opening balance taken over",
     "goodwill": "goodwill",
+    "credit_used": "paid by promotional credit",
     "payment": "payment",
     "refund": "refund of a payment",
     "dispute_opened": "dispute of a payment",

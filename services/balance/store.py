@@ -42,6 +42,7 @@ from sqlalchemy.sql import Executable
 
 from services.balance import ledger, tables
 from services.balance.chain import Charged, Posted
+from services.balance.credit_store import CREDITED, SHARED_NANO, credited_parameters
 from services.balance.statement import Moved, Position
 from services.runtime import parking
 from services.runtime.database import copy_rows, unnest
@@ -67,6 +68,7 @@ class Addition(NamedTuple):
     currency: str
     wallet_nano: int
     unbilled_nano: int
+    credit_nano: int = 0
 
 
 class Standing(NamedTuple):
@@ -86,6 +88,7 @@ class Standing(NamedTuple):
     level_told_nano: int | None
     held_nano: int
     calls_until: datetime | None
+    credit_nano: int
 
 
 _additions = unnest(
@@ -95,6 +98,7 @@ _additions = unnest(
     currency=Text(),
     wallet_nano=BigInteger(),
     unbilled_nano=BigInteger(),
+    credit_nano=BigInteger(),
 )
 _wallet = tables.wallet.c
 _attempt = tables.attempt.c
@@ -102,7 +106,7 @@ _attempt = tables.attempt.c
 _add = upsert(tables.wallet).from_select(Addition._fields, select(*[_additions.c[name] for name in Addition._fields]))
 _ADD_TO_WALLETS = _add.on_conflict_do_update(
     index_elements=["account_id"],
-    set_={name: _wallet[name] + _add.excluded[name] for name in ("wallet_nano", "unbilled_nano")},
+    set_={name: _wallet[name] + _add.excluded[name] for name in ("wallet_nano", "unbilled_nano", "credit_nano")},
 ).returning(*[_wallet[name] for name in Standing._fields])
 
 
@@ -115,8 +119,9 @@ async def add_to_wallets(work: Work, additions: Sequence[Addition]) -> list[Stan
     return [Standing._make(row) for row in rows]
 
 
+_WALLETS = select(tables.wallet, SHARED_NANO)  # with what the group shares, which no wallet's lock holds
 _LOCK_WALLETS = (
-    select(tables.wallet).where(_any_of(_wallet.account_id, "ids")).order_by(_wallet.account_id).with_for_update()
+    _WALLETS.where(_any_of(_wallet.account_id, "ids")).order_by(_wallet.account_id).with_for_update(of=tables.wallet)
 )
 
 
@@ -126,12 +131,11 @@ async def lock_wallets(work: Work, account_ids: Iterable[str]) -> Sequence[Row[A
 
 
 _LOCK_WALLETS_OF_ATTEMPTS = (
-    select(tables.wallet)
-    .where(
+    _WALLETS.where(
         _wallet.account_id.in_(select(tables.attempt.c.account_id).where(_any_of(tables.attempt.c.attempt_id, "ids")))
     )
     .order_by(_wallet.account_id)
-    .with_for_update()
+    .with_for_update(of=tables.wallet)
 )
 
 
@@ -191,14 +195,20 @@ _batch = (
 _APPEND_BATCH = (
     insert(tables.seal)
     .from_select(["batch_id", "lane", "seq", "content", "hash"], select(_batch.c.id, *_NEXT))
-    .returning(_seal.batch_id)
+    .returning(_seal.batch_id, CREDITED)
 )
 
 
-async def append_batch(work: Work, links: Mapping[str, Sequence[int]], content: bytes) -> int:
-    """A new batch of charges with the seqs it took from each link, sealed in the lane; returns its id."""
+async def append_batch(
+    work: Work, links: Mapping[str, Sequence[int]], content: bytes, owners: Mapping[tuple[str, str | None], bool]
+) -> tuple[int, frozenset[str]]:
+    """A new batch of charges with the seqs it took from each link, sealed in the lane; its id, and accounts with credits.
+
+    ``owners`` are the (account, group) of its charges, and whether one of them is taken back: see `CREDITED`.
+    """
     parameters = {"at": work.now, "links": dict(links), "lane": work.lane, "content": content}
-    return int((await work.execute(_APPEND_BATCH, parameters)).scalar_one())
+    row = (await work.execute(_APPEND_BATCH, parameters | credited_parameters(owners))).one()
+    return row.batch_id, frozenset(row.credited or ())
 
 
 _CHARGED = ("batch_id", *Charged._fields)
@@ -809,7 +819,7 @@ async def append_levels(work: Work, levels: Iterable[tuple[str, int]]) -> None:
 CallKey = tuple[str, str]  # account, call leg
 
 _call = tables.call.c
-_CALLERS = select(tables.wallet, CLOCK_NOW.label("now")).where(_any_of(_wallet.account_id, "ids"))
+_CALLERS = select(tables.wallet, SHARED_NANO, CLOCK_NOW.label("now")).where(_any_of(_wallet.account_id, "ids"))
 _CALLERS_LOCKED = _CALLERS.order_by(_wallet.account_id).with_for_update(of=tables.wallet)
 
 

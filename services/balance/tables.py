@@ -74,9 +74,77 @@ wallet = Table(
     Column("schedule_nano", BigInteger),
     Column("schedule_day", SmallInteger),
     Column("schedule_at", Instant),
+    # What is left of the credits of this account alone.
+    Column("credit_nano", BigInteger, nullable=False),
 )
 
 IS_SUSPENDED = or_(wallet.c.suspended_funds, wallet.c.suspended_overdue, wallet.c.suspended_operator)
+
+# Promotional money: of one account, or, without one, of all accounts of a payer group.
+credit = Table(
+    "credit",
+    metadata,
+    Column("credit_id", Uuid, primary_key=True),
+    Column("organization_id", Text, nullable=False),
+    Column("group_id", Text),
+    Column("account_id", Text),
+    Column("asked_for", Text, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("granted_nano", BigInteger, nullable=False),
+    Column("remaining_nano", BigInteger, nullable=False),
+    Column("breakage_nano", BigInteger, nullable=False),
+    # Null while it waits for a second person.
+    Column("valid_from", Instant),
+    Column("expires_at", Instant),
+    Column("expired_at", Instant),
+    Column("created_at", Instant, nullable=False),
+    Column("origin", Text, nullable=False),
+    Column("asked_by", Text, nullable=False),
+    Column("approved_by", Text),
+    Column("note", Text),
+)
+
+# Which credits paid a charge, in order of their places; below zero: what its reversal gave back.
+funding = Table(
+    "funding",
+    metadata,
+    Column("charge_id", Uuid, primary_key=True),
+    Column("place", SmallInteger, primary_key=True),
+    Column("credit_id", Uuid, nullable=False),
+    Column("nano", BigInteger, nullable=False),
+)
+
+voucher = Table(
+    "voucher",
+    metadata,
+    Column("voucher_id", Uuid, primary_key=True),
+    Column("digest", LargeBinary, nullable=False),
+    Column("amount_nano", BigInteger, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("shared", Boolean, nullable=False),
+    Column("organization_id", Text),
+    Column("redemptions_max", Integer, nullable=False),
+    Column("redeemed", Integer, nullable=False),
+    Column("redeem_until", Instant),
+    Column("credit_days", Integer),
+    Column("needs_approval", Boolean, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("approved_by", Text),
+    Column("approved_at", Instant),
+    Column("note", Text),
+)
+
+redemption = Table(
+    "redemption",
+    metadata,
+    Column("voucher_id", Uuid, primary_key=True),
+    Column("beneficiary", Text, primary_key=True),
+    Column("account_id", Text, nullable=False),
+    Column("credit_id", Uuid, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("at", Instant, nullable=False),
+)
 
 level = Table(
     "level",
@@ -347,6 +415,8 @@ membership = Table(
     Column("start_at", Instant, primary_key=True),
     Column("end_at", Instant),
     Column("group_id", Text, nullable=False),
+    # The group is scoped to this account and takes no other.
+    Column("scoped", Boolean, nullable=False),
 )
 
 # Amounts as people say them: what is owed and what is paid is above zero.

@@ -61,6 +61,8 @@ class Wallet:
     schedule_nano: int | None
     schedule_day: int | None
     schedule_at: datetime | None
+    credit_nano: int
+    shared_credit_nano: int  # of its group, as it was read: other accounts spend it too
     changed: bool = False
     was_suspended: bool = False  # when it was read
 
@@ -77,16 +79,22 @@ class Wallet:
 
     @property
     def funds_nano(self) -> int:
-        """Wallet + credit limit - unbilled - unpaid invoices: what suspends when it is used up.
+        """Wallet + usable credits + credit limit - unbilled - unpaid invoices: what suspends when it is used up.
 
-        The two that use the limit up are zero or below in the ledger, so all four are added.
+        The two that use the limit up are zero or below in the ledger, so all are added.
         """
-        return self.wallet_nano + self.credit_limit_nano + self.unbilled_nano + self.receivable_nano
+        own = self.wallet_nano + self.credit_nano + self.credit_limit_nano + self.unbilled_nano + self.receivable_nano
+        return own + self.shared_credit_nano
 
     @property
     def available_nano(self) -> int:
         """Funds less what calls in progress hold: what can be spent, or promised, and what a recharge goes by."""
         return self.funds_nano - self.held_nano
+
+    @property
+    def promised_nano(self) -> int:
+        """What may be promised to a call: available credit without what the group shares, which others may spend meanwhile."""
+        return self.available_nano - self.shared_credit_nano
 
     @property
     def is_known(self) -> bool:

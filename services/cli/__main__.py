@@ -24,6 +24,7 @@ COMMANDS = {
     "account": "services.cli.account:app",
     "payout": "services.cli.payout:app",
     "group": "services.cli.group:app",
+    "credit": "services.cli.credit:app",
     "price": "services.cli.price:app",
     "import": "services.cli.importing:import_file",
     "profile": "services.cli.profile:app",

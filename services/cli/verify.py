@@ -516,6 +516,8 @@ class Auditor:
             found.differs(
                 f"{each.account_id} holds {format_nano(each.held_nano)}, its calls hold {format_nano(each.calls_nano)}"
             )
+        for sentence in await balance.credit_differences(engine):
+            found.differs(sentence)
         for sentence in await balance.drifts(engine):
             found.differs(f"{sentence}; no cut is answered until it is mended")
         for link, expected, seq in await balance.batch_gaps(engine):

@@ -77,6 +77,7 @@ def account_timeline(registry: Registry, account: Account) -> AccountTimeline:
                 zone=group.zone,
                 currency=group.currency,
                 pricing_model=group.pricing_model,
+                account_id=group.account_id,
             )
         )
     return AccountTimeline(

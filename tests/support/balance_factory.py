@@ -29,7 +29,7 @@ from services.runtime.room import Room
 from tests.support.rooms import Log, Rooms
 from tests.support.servers import Database
 
-BY_OPERATORS = ("open_balance", "grant_goodwill", "suspend", "resume")
+BY_OPERATORS = ("open_balance", "grant_goodwill", "grant_credit", "approve_credit", "suspend", "resume")
 NO_VALKEY = "redis://127.0.0.1:1/0"  # nothing listens there: everything has to pass without it
 
 
@@ -103,6 +103,8 @@ class Town:
         credit_limit: str = "0",
         created_at: datetime | None = None,
         currency: str = "USD",
+        group: str | None = None,
+        scoped: bool = False,
     ) -> None:
         """The registry tells an account; again with another version when it is told again."""
         created = instant_text(created_at or await self.now())
@@ -120,7 +122,9 @@ class Town:
             "credit_limit": credit_limit,
             "closed_at": None,
             "plans": [{"from": "2026-01-01T00:00:00Z", "to": None, "plan": plan}],
-            "groups": [],
+            "groups": []
+            if group is None
+            else [_interval(group, "2026-01-01T00:00:00Z", account_id if scoped else None)],
         }
         self.send("groups.accounts", account_id, timeline)
 
@@ -135,10 +139,11 @@ class Town:
         product: str = "voice.outbound",
         currency: str = "USD",
         **more: Any,
-    ) -> None:
-        """A rated call."""
+    ) -> str:
+        """A rated call; returns the charge's id."""
         made = charge(account_id, amount, plan, group_id, bill_to, product, currency) | more
         self.send("usage.charges", account_id, made)
+        return str(made["charge_id"])
 
     def command(self, kind: str, account_id: str, *, command_id: str | None = None, **more: Any) -> str:
         """A command; returns its id."""
@@ -242,6 +247,35 @@ class Town:
             statement = statement.where(columns.account_id == account_id)
         return [(row.ledger, format_nano(row.nano)) for row in await self.rooms.query("balance", statement)]
 
+    def grant(self, account_id: str, amount: str, **more: Any) -> str:
+        """A credit by an operator; returns the command's id."""
+        return self.command("grant_credit", account_id, amount=amount, currency="USD", **more)
+
+    async def credits(self) -> list[Any]:
+        """The rows of all credits, the oldest first."""
+        columns = tables.credit.c
+        return await self.rooms.query("balance", select(tables.credit).order_by(columns.created_at, columns.credit_id))
+
+    async def assert_credits_conserved(self) -> None:
+        """What was granted was spent, is left or has lapsed; each row is the sum of its entries, each wallet of its credits."""
+        columns = tables.ledger_entry.c
+        entries: dict[str, int] = defaultdict(int)
+        for row in await self.rooms.query("balance", select(columns.ledger, columns.nano)):
+            entries[row.ledger] += row.nano
+        paid: dict[uuid.UUID, int] = defaultdict(int)
+        for row in await self.rooms.query("balance", select(tables.funding)):
+            paid[row.credit_id] += row.nano
+        own: dict[str, int] = defaultdict(int)
+        for credit in await self.credits():
+            if credit.valid_from is not None:
+                whole = paid[credit.credit_id] + credit.remaining_nano + credit.breakage_nano
+                assert credit.granted_nano == whole, f"{credit} was granted, {paid[credit.credit_id]} spent"
+            assert entries[f"credit:{credit.credit_id}"] == credit.remaining_nano
+            own[credit.account_id] += credit.remaining_nano
+        assert entries["breakage"] == sum(credit.breakage_nano for credit in await self.credits())
+        for wallet in await self.rooms.query("balance", select(tables.wallet)):
+            assert wallet.credit_nano == own[wallet.account_id], wallet.account_id
+
     async def assert_conserved(self) -> None:
         """Every entry together is zero, and each wallet row is the sum of its entries."""
         columns = tables.ledger_entry.c
@@ -254,6 +288,13 @@ class Town:
             held = (wallet.wallet_nano, wallet.unbilled_nano, wallet.receivable_nano)
             summed = tuple(sums[wallet.account_id, kind] for kind in ("wallet", "unbilled", "receivable"))
             assert held == summed, f"{wallet.account_id} holds {held}, its entries sum to {summed}"
+
+
+def _interval(group_id: str, start: str, account_id: str | None) -> dict[str, Any]:
+    return {
+        "from": start, "to": None, "group_id": group_id, "zone": "UTC", "currency": "USD", "pricing_model": None,
+        "account_id": account_id,
+    }  # fmt: skip
 
 
 def charge(

@@ -1,0 +1,300 @@
+"""SQL of credits and voucher codes: one function, one statement. Credits are locked after wallets, by id."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    DateTime,
+    Integer,
+    Row,
+    Text,
+    Uuid,
+    and_,
+    bindparam,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.balance import tables
+from services.balance.credits import Credit, Part
+from services.runtime.database import copy_rows, unnest
+from services.runtime.lanes import CLOCK_NOW
+from services.runtime.work import Work
+
+_credit = tables.credit.c
+_voucher = tables.voucher.c
+_redemption = tables.redemption.c
+_member = tables.membership.c
+_funding = tables.funding.c
+_IN_HAND = [_credit[name] for name in Credit.__slots__]
+_NOW = bindparam("now", type_=DateTime(timezone=True))
+
+
+def _any_of(column: Any, name: str) -> Any:
+    return column == func.any(bindparam(name, type_=ARRAY(column.type)))
+
+
+def _at(now: Any) -> Any:
+    return and_(_member.start_at <= now, or_(_member.end_at.is_(None), _member.end_at > now))
+
+
+# ---- credits -------------------------------------------------------------------------------------------------------
+
+_BY_OWNER = (
+    select(*_IN_HAND)
+    .where(
+        or_(
+            _any_of(_credit.account_id, "accounts"),
+            and_(_credit.account_id.is_(None), _any_of(_credit.group_id, "groups")),
+            _any_of(_credit.credit_id, "ids"),
+        ),
+        or_(_credit.remaining_nano > 0, _any_of(_credit.credit_id, "ids")),
+    )
+    .order_by(_credit.credit_id)
+    .with_for_update()
+)
+
+
+async def lock_credits(
+    work: Work, account_ids: Iterable[str], group_ids: Iterable[str], credit_ids: Iterable[UUID]
+) -> list[Credit]:
+    """What is left for these accounts and groups, and these credits whatever is left of them, locked in order of their ids."""
+    parameters = {"accounts": sorted(account_ids), "groups": sorted(group_ids), "ids": sorted(credit_ids)}
+    return [Credit(**row._mapping) for row in await work.execute(_BY_OWNER, parameters)]
+
+
+_WHOLE = select(tables.credit).where(_any_of(_credit.credit_id, "ids"))
+_WHOLE_LOCKED = _WHOLE.order_by(_credit.credit_id).with_for_update()
+
+
+async def load_credits(work: Work, credit_ids: Iterable[UUID], *, lock: bool) -> Sequence[Row[Any]]:
+    """The whole rows; whose they are never changes."""
+    statement = _WHOLE_LOCKED if lock else _WHOLE
+    rows: Sequence[Row[Any]] = (await work.execute(statement, {"ids": sorted(set(credit_ids))})).all()
+    return rows
+
+
+_left = unnest("new", credit_id=Uuid(), remaining_nano=BigInteger(), breakage_nano=BigInteger())
+_SAVE = (
+    update(tables.credit)
+    .where(_credit.credit_id == _left.c.credit_id)
+    .values(remaining_nano=_left.c.remaining_nano, breakage_nano=_left.c.breakage_nano)
+)
+
+
+async def save_credits(work: Work, credits: Sequence[Credit]) -> None:
+    """What locked credits have left."""
+    await work.execute(
+        _SAVE,
+        {
+            f"new_{name}": [getattr(credit, name) for credit in credits]
+            for name in ("credit_id", "remaining_nano", "breakage_nano")
+        },
+    )
+
+
+async def append_credits(work: Work, rows: Sequence[Mapping[str, Any]]) -> None:
+    """New credits of accounts whose wallets are locked."""
+    await work.execute(insert(tables.credit), list(rows))
+
+
+async def approve_credits(work: Work, credit_ids: Iterable[UUID], approved: Mapping[UUID, str]) -> None:
+    """Proposed credits, locked, that are valid from now on, each with who approved it."""
+    new = unnest("new", credit_id=Uuid(), approved_by=Text())
+    statement = (
+        update(tables.credit)
+        .where(_credit.credit_id == new.c.credit_id)
+        .values(valid_from=_NOW, remaining_nano=_credit.granted_nano, approved_by=new.c.approved_by)
+    )
+    ids = sorted(credit_ids)
+    await work.execute(
+        statement, {"now": work.now, "new_credit_id": ids, "new_approved_by": [approved[each] for each in ids]}
+    )
+
+
+_EXPIRE = (
+    update(tables.credit)
+    .where(_any_of(_credit.credit_id, "ids"))
+    .values(remaining_nano=0, breakage_nano=_credit.breakage_nano + _credit.remaining_nano, expired_at=_NOW)
+)
+
+
+async def expire_credits(work: Work, credit_ids: Iterable[UUID]) -> None:
+    """What is left of locked credits is breakage."""
+    await work.execute(_EXPIRE, {"now": work.now, "ids": sorted(credit_ids)})
+
+
+# ---- what they paid ------------------------------------------------------------------------------------------------
+
+_PARTS = select(tables.funding).where(_any_of(_funding.charge_id, "ids")).order_by(_funding.charge_id, _funding.place)
+
+
+async def parts_of(work: Work, charge_ids: Iterable[str]) -> dict[str, list[Part]]:
+    """What credits paid of these charges. The wallets of their accounts are locked."""
+    found: dict[str, list[Part]] = {}
+    for row in await work.execute(_PARTS, {"ids": sorted(UUID(each) for each in charge_ids)}):
+        found.setdefault(str(row.charge_id), []).append(Part(str(row.charge_id), row.place, row.credit_id, row.nano))
+    return found
+
+
+async def append_parts(work: Work, parts: Iterable[Part]) -> None:
+    """What credits paid of the charges of this transaction."""
+    rows = [(UUID(part.charge_id), part.place, part.credit_id, part.nano) for part in parts]
+    await copy_rows(work.connection, tables.funding, Part._fields, rows)
+
+
+# ---- payer groups --------------------------------------------------------------------------------------------------
+
+SHARED_NANO = (
+    select(func.coalesce(func.sum(_credit.remaining_nano), 0).cast(BigInteger))
+    .select_from(tables.membership.join(tables.credit, _credit.group_id == _member.group_id))
+    .where(
+        _member.account_id == tables.wallet.c.account_id,
+        _at(CLOCK_NOW),
+        _credit.account_id.is_(None),
+        _credit.remaining_nano > 0,
+    )
+    .correlate(tables.wallet)
+    .scalar_subquery()
+    .label("shared_credit_nano")
+)
+"""What is left of the credits that the present group of a wallet's account shares."""
+
+_SHARED_WITH = select(tables.wallet.c.account_id, SHARED_NANO).where(_any_of(tables.wallet.c.account_id, "ids"))
+
+
+async def shared_with(work: Work, account_ids: Iterable[str]) -> dict[str, int]:
+    """What is left of the credits that the present groups of these accounts share."""
+    rows = await work.execute(_SHARED_WITH, {"ids": sorted(set(account_ids))})
+    return {row.account_id: row.shared_credit_nano for row in rows}
+
+
+_GROUPS = select(tables.membership).where(_any_of(_member.account_id, "ids"), _at(_NOW))
+
+
+class Group(NamedTuple):
+    """The payer group of an account now; ``scoped``: to that account alone."""
+
+    group_id: str
+    scoped: bool
+
+
+async def groups_now(work: Work, account_ids: Iterable[str]) -> dict[str, Group]:
+    """The present payer groups of these accounts; a trial has none."""
+    rows = await work.execute(_GROUPS, {"ids": sorted(set(account_ids)), "now": work.now})
+    return {row.account_id: Group(row.group_id, row.scoped) for row in rows}
+
+
+_MEMBERS = (
+    select(_member.account_id)
+    .where(_member.group_id == bindparam("group_id"), _member.account_id > bindparam("after"), _at(_NOW))
+    .order_by(_member.account_id)
+    .limit(bindparam("most", type_=Integer()))
+)
+
+
+async def members(work: Work, group_id: str, after: str, most: int) -> list[str]:
+    """The next accounts of a group, in order of their ids."""
+    parameters = {"group_id": group_id, "after": after, "most": most, "now": work.now}
+    return list((await work.execute(_MEMBERS, parameters)).scalars())
+
+
+# ---- codes ---------------------------------------------------------------------------------------------------------
+
+_VOUCHERS = (
+    select(tables.voucher).where(_any_of(_voucher.digest, "digests")).order_by(_voucher.voucher_id).with_for_update()
+)
+
+
+async def lock_vouchers(work: Work, digests: Iterable[bytes]) -> Sequence[Row[Any]]:
+    """Vouchers by the digests of their codes, locked in order of their ids, after wallets."""
+    rows: Sequence[Row[Any]] = (await work.execute(_VOUCHERS, {"digests": sorted(set(digests))})).all()
+    return rows
+
+
+async def redeemed_by(work: Work, voucher_ids: Iterable[UUID]) -> set[tuple[UUID, str]]:
+    """(voucher, beneficiary) of every redemption of these vouchers, which are locked."""
+    statement = select(_redemption.voucher_id, _redemption.beneficiary).where(_any_of(_redemption.voucher_id, "ids"))
+    rows = await work.execute(statement, {"ids": sorted(voucher_ids)})
+    return {(row.voucher_id, row.beneficiary) for row in rows}
+
+
+async def append_redemptions(work: Work, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Redemptions of locked vouchers; a second one for the same beneficiary is refused by its key."""
+    await work.execute(insert(tables.redemption), list(rows))
+
+
+_times = unnest("new", voucher_id=Uuid(), times=Integer())
+_COUNT = (
+    update(tables.voucher)
+    .where(_voucher.voucher_id == _times.c.voucher_id)
+    .values(redeemed=_voucher.redeemed + _times.c.times)
+)
+
+
+async def count_redemptions(work: Work, times: Mapping[UUID, int]) -> None:
+    """So many more redemptions of locked vouchers; the database refuses more than each may have."""
+    ids = sorted(times)
+    await work.execute(_COUNT, {"new_voucher_id": ids, "new_times": [times[each] for each in ids]})
+
+
+async def append_vouchers(connection: AsyncConnection, rows: Sequence[Mapping[str, Any]]) -> None:
+    """New vouchers."""
+    await connection.execute(insert(tables.voucher), list(rows))
+
+
+async def voucher(connection: AsyncConnection, voucher_id: UUID) -> Any | None:
+    """One voucher, locked."""
+    statement = select(tables.voucher).where(_voucher.voucher_id == voucher_id).with_for_update()
+    return (await connection.execute(statement)).first()
+
+
+async def approve_voucher(connection: AsyncConnection, voucher_id: UUID, actor: str) -> None:
+    """From now on it can be redeemed."""
+    statement = update(tables.voucher).where(_voucher.voucher_id == voucher_id)
+    await connection.execute(statement.values(approved_by=actor, approved_at=CLOCK_NOW))
+
+
+async def clock_now(connection: AsyncConnection) -> datetime:
+    """The one clock's instant."""
+    now: datetime = (await connection.execute(select(CLOCK_NOW))).scalar_one()
+    return now
+
+
+# ---- the hot path --------------------------------------------------------------------------------------------------
+
+_pairs = unnest("paid", account_id=Text(), group_id=Text(), taken_back=Integer())
+_LEFT = or_(_credit.remaining_nano > 0, _pairs.c.taken_back > 0)
+_owners = (
+    select(_pairs.c.account_id)
+    .join_from(_pairs, tables.credit, _credit.account_id == _pairs.c.account_id)
+    .where(_LEFT)
+    .union(
+        select(_pairs.c.account_id)
+        .join_from(_pairs, tables.credit, and_(_credit.group_id == _pairs.c.group_id, _credit.account_id.is_(None)))
+        .where(_LEFT)
+    )
+    .subquery("credited")
+)
+CREDITED = select(func.array_agg(_owners.c.account_id)).scalar_subquery().label("credited")
+"""The accounts of a batch that credits may pay for, or that one has paid for where a charge is taken back: null for none."""
+
+
+def credited_parameters(pairs: Mapping[tuple[str, str | None], bool]) -> dict[str, list[Any]]:
+    """The parameters of `CREDITED`: (account, group) of charges, and whether one of them is taken back."""
+    keys = list(pairs)
+    return {
+        "paid_account_id": [account_id for account_id, _ in keys],
+        "paid_group_id": [group_id for _, group_id in keys],
+        "paid_taken_back": [int(pairs[key]) for key in keys],
+    }

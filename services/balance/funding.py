@@ -1,0 +1,112 @@
+"""The charge path of accounts that have credits: what credits pay of a batch, posted beside the charges themselves.
+
+The batch posts each charge whole to the wallet or the unbilled amount; what credits pay of it comes back by a transaction of
+its own, in the same transaction of the database. So accounts without credits cost nothing, and the sums are those of
+designs/ledger: credit -2, wallet -3, revenue +5. Wallets are locked before, credits here, in order of their ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime
+from uuid import UUID
+
+from contracts.topics import USAGE_CHARGES
+from services.balance import credit_store, ledger, store
+from services.balance.book import Book
+from services.balance.credits import Credit, Funded, Use, fund
+from services.kernel.money import parse_amount
+from services.runtime.records import Record
+from services.runtime.work import Work
+
+GROUP_CREDIT = "group_credit"
+"""The timer of a group: a shared credit came or went, so its accounts are to be looked at."""
+
+ACCOUNTS_AT_ONCE = 200  # of a group are looked at in one transaction: their wallets are locked for it
+
+# The charge path reads only what it needs of every charge; these fields are read for accounts with credits alone.
+_read = USAGE_CHARGES.reading("charge_id", "event_time", "reverses").validator.validate_json
+
+
+async def pay(
+    work: Work,
+    batch_id: int,
+    records: Iterable[Record],
+    account_ids: Collection[str],
+    standings: Mapping[str, store.Standing],
+) -> dict[str, tuple[Funded, store.Standing]]:
+    """Let credits pay for the charges of these accounts, whose wallets are locked; what was paid, and the wallets after it."""
+    uses = [use for record in records if (use := _use(record, account_ids)) is not None]
+    reversed_ids = {use.reverses for use in uses if use.reverses is not None}
+    paid_before = await credit_store.parts_of(work, reversed_ids) if reversed_ids else {}
+    credits = await credit_store.lock_credits(
+        work,
+        account_ids,
+        {use.group_id for use in uses if use.group_id is not None},
+        {part.credit_id for parts in paid_before.values() for part in parts},
+    )
+    had_shared = _groups_with_something_left(credits)
+    funding = fund(uses, credits, paid_before)
+    if not funding.parts:
+        return {}
+    touched = {part.credit_id for part in funding.parts}
+    await credit_store.save_credits(work, [credit for credit in credits if credit.credit_id in touched])
+    await credit_store.append_parts(work, funding.parts)
+    by_id = {credit.credit_id: credit for credit in credits}
+    book = Book()
+    additions = []
+    for account_id in sorted(funding.accounts):
+        funded, standing = funding.accounts[account_id], standings[account_id]
+        book.post(
+            work, "credit_used", f"{batch_id}/{account_id}", standing.currency, _entries(account_id, funded, by_id)
+        )
+        own = sum(
+            -nano
+            for credit_id, nano in funded.by_credit.items()
+            if by_id[credit_id].account_id is not None and by_id[credit_id].expired_at is None
+        )
+        additions.append(
+            store.Addition(account_id, "", standing.currency, funded.wallet_nano, funded.unbilled_nano, own)
+        )
+    await book.write(work)
+    after = await store.add_to_wallets(work, additions)
+    changed = had_shared ^ _groups_with_something_left(credits)
+    await work.set_timers(GROUP_CREDIT, dict.fromkeys(changed, work.now))
+    return {standing.account_id: (funding.accounts[standing.account_id], standing) for standing in after}
+
+
+def _use(record: Record, account_ids: Collection[str]) -> Use | None:
+    charge = record.message["data"]
+    account_id: str = charge["account_id"]
+    if account_id not in account_ids:
+        return None
+    more = _read(record.value or b"")["data"]
+    return Use(
+        more["charge_id"],
+        account_id,
+        charge["group_id"],
+        charge["bill_to"],
+        charge["plan"] == "invoiced",
+        datetime.fromisoformat(more["event_time"]),
+        parse_amount(charge["amount"], signed=True),
+        more["reverses"],
+    )
+
+
+def _entries(account_id: str, funded: Funded, by_id: Mapping[UUID, Credit]) -> tuple[ledger.Entry, ...]:
+    valid = {each: nano for each, nano in funded.by_credit.items() if by_id[each].expired_at is None}
+    return ledger.credit_used(
+        account_id,
+        {str(each): nano for each, nano in valid.items()},
+        wallet=funded.wallet_nano,
+        unbilled=funded.unbilled_nano,
+        breakage=sum(funded.by_credit.values()) - sum(valid.values()),
+    )
+
+
+def _groups_with_something_left(credits: Sequence[Credit]) -> set[str]:
+    return {
+        credit.group_id
+        for credit in credits
+        if credit.account_id is None and credit.group_id is not None and credit.remaining_nano > 0
+    }
