@@ -234,21 +234,54 @@ def decide(invoice: OpenInvoice) -> Bill | NothingToBill | Mismatch:
         return Mismatch(f"{accounts} accounts stand on it; at most {ACCOUNTS_MAX} fit into the record that tells it")
     if not invoice.lines or invoice.group is None:
         return NothingToBill()
-    made = amounts(invoice.lines, invoice.group)
+    made = amounts(invoice, invoice.group)
     return made if any(not line.sum.is_nothing for line in made.lines) else NothingToBill()
 
 
-def amounts(lines: Iterable[LineSum], group: BillingGroup) -> Bill:
+def amounts(invoice: OpenInvoice, group: BillingGroup) -> Bill:
     """The amounts of these lines for this group: its currency's minor unit, its tax rate."""
     return bill(
-        lines, rate_nano=parse_amount(group.tax_rate, field="tax_rate"), exponent=currency(group.currency).exponent
+        invoice.lines,
+        rate_nano=parse_amount(group.tax_rate, field="tax_rate"),
+        exponent=currency(group.currency).exponent,
+        credits=credits_of(invoice),
     )
+
+
+def credits_of(invoice: OpenInvoice) -> dict[tuple[str, bool], int]:
+    """What promotional credit paid, by account and whether of its prepaid use.
+
+    An account that changed its plan has both kinds; then it is what the wallet did not pay of the prepaid use. Of an estimate,
+    whose postings come a moment after its charges, never more than the credit in all.
+    """
+    credits: dict[tuple[str, bool], int] = {}
+    used = _used(invoice)
+    for paid in invoice.paid:
+        if not paid.credits_nano:
+            continue
+        account_id, whole = paid.account_id, paid.credits_nano
+        if not used[False, account_id]:
+            prepaid = whole
+        elif not used[True, account_id]:
+            prepaid = 0
+        else:
+            prepaid = max(min(used[True, account_id] - paid.wallet_nano, max(whole, 0)), min(whole, 0))
+        credits[account_id, True] = credits.get((account_id, True), 0) + prepaid
+        credits[account_id, False] = credits.get((account_id, False), 0) + whole - prepaid
+    return credits
+
+
+def _used(invoice: OpenInvoice) -> dict[tuple[bool, str], int]:
+    used = {(prepaid, each): 0 for prepaid in (True, False) for each in _accounts(invoice)}
+    for line in invoice.lines:
+        used[line.key.prepaid, line.key.account_id] += line.exact_nano
+    return used
 
 
 def mismatch_of(invoice: OpenInvoice) -> Mismatch | None:
     """The first sum that disagrees: charges = lines = credits + wallet + unbilled, in all and for each account.
 
-    Prepaid use must have been paid by wallet and credits, postpaid use must stand unbilled.
+    What credits did not pay of prepaid use must have been paid by the wallet, of postpaid use it must stand unbilled.
     """
     lines = sum(line.exact_nano for line in invoice.lines)
     counted = sum(line.charges for line in invoice.lines)
@@ -261,12 +294,12 @@ def mismatch_of(invoice: OpenInvoice) -> Mismatch | None:
     posted = sum(_posted(paid) for paid in invoice.paid)
     if lines != posted:
         return Mismatch(f"charges sum to {format_nano(lines)}, the postings of balance to {format_nano(posted)}")
-    used = {(True, each): 0 for each in _accounts(invoice)} | {(False, each): 0 for each in _accounts(invoice)}
-    for line in invoice.lines:
-        used[line.key.prepaid, line.key.account_id] += line.exact_nano
+    used = _used(invoice)
     for paid in invoice.paid:
-        used[True, paid.account_id] -= paid.wallet_nano + paid.credits_nano
+        used[True, paid.account_id] -= paid.wallet_nano
         used[False, paid.account_id] -= paid.unbilled_nano
+    for (account_id, prepaid), nano in credits_of(invoice).items():
+        used[prepaid, account_id] -= nano
     wrong = sorted({account_id for (_, account_id), nano in used.items() if nano})
     if wrong:
         return Mismatch(f"lines and postings of account {wrong[0]} differ")

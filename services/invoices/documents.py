@@ -61,7 +61,7 @@ def estimate(invoice: OpenInvoice, group: BillingGroup, account_names: Mapping[s
     return _head(invoice.key, group) | {
         "state": "estimate",
         "as_of": instant_text(as_of),
-        **amount_sections(invoice.key, amounts(invoice.lines, group), invoice.tally, group.currency, account_names),
+        **amount_sections(invoice.key, amounts(invoice, group), invoice.tally, group.currency, account_names),
     }
 
 
@@ -123,6 +123,7 @@ def amount_sections(
 
     return {
         "lines": [_line(key, line, decimals, account_names) for line in amount.lines if not line.sum.is_nothing],
+        **_credits(amount, decimals, account_names),
         "rounding": minor(amount.rounding_nano),
         "tax": minor(amount.tax_nano),
         "totals": {
@@ -150,6 +151,24 @@ def amount_sections(
     }
 
 
+def _credits(amount: Bill, decimals: int, account_names: Mapping[str, str]) -> Document:
+    """What promotional credit paid, taken off before tax; absent where none did."""
+    if not amount.credits:
+        return {}
+    return {
+        "credits": [
+            {
+                "account_id": credit.account_id,
+                "account_name": account_names.get(credit.account_id, credit.account_id),
+                "payment": "prepaid" if credit.prepaid else "postpaid",
+                "exact": format_nano(-credit.exact_nano),
+                "amount": format_nano(-credit.amount_nano, decimals_min=decimals),
+            }
+            for credit in amount.credits
+        ]
+    }
+
+
 def _line(key: InvoiceKey, line: BilledLine, decimals: int, account_names: Mapping[str, str]) -> Document:
     of = line.sum.key
     price = line.sum.unit_price_nano
@@ -173,24 +192,28 @@ def _line(key: InvoiceKey, line: BilledLine, decimals: int, account_names: Mappi
 def disagreements(document: Document, lines: Iterable[LineSum], tally: Tally) -> list[str]:
     """What a closed document says otherwise than its lines, computed again, do; empty when all holds.
 
-    The rate and the names are taken from the document: they are those of the day of the close.
+    The rate, the names and what credits paid are taken from the document: they are those of the day of the close.
     """
     key = InvoiceKey(document["billing_group"]["group_id"], document["period"]["name"])
     names = {each["account_id"]: each["name"] for each in document["accounts"]}
     rate = parse_amount(document["tax_rate"], field="tax_rate")
-    again = bill(lines, rate_nano=rate, exponent=currency(document["currency"]).exponent)
+    credits = {
+        (each["account_id"], each["payment"] == "prepaid"): -parse_amount(each["exact"], signed=True)
+        for each in document.get("credits", ())
+    }
+    again = bill(lines, rate_nano=rate, exponent=currency(document["currency"]).exponent, credits=credits)
     sections = amount_sections(key, again, tally, document["currency"], names)
     wrong = [
-        f"{name} {document[name]!r} is {sections[name]!r} when computed again"
-        for name in ("lines", "rounding", "tax", "totals", "accounts")
-        if document[name] != sections[name]
+        f"{name} {document.get(name)!r} is {sections.get(name)!r} when computed again"
+        for name in ("lines", "credits", "rounding", "tax", "totals", "accounts")
+        if document.get(name, []) != sections.get(name, [])
     ]
     wrong += [
         f"evidence.{name} {document['evidence'][name]!r} is {value!r} when counted again"
         for name, value in sections["evidence"].items()
         if document["evidence"][name] != value
     ]
-    if tally.exact_nano != again.exact_nano or tally.charges != sum(line.sum.charges for line in again.lines):
+    if tally.exact_nano != again.used_nano or tally.charges != sum(line.sum.charges for line in again.lines):
         wrong.append("the lines do not hold the charges that were counted")
     return wrong
 
@@ -334,6 +357,8 @@ def as_text(document: Document) -> str:
                 line["amount"],
             )
         )
+    for each in document.get("credits", ()):
+        page.append(_row(each["account_name"], "promotional credit", "", "", "", "", each["amount"]))
     page += ["-" * WIDTH, _sum("rounding", document["rounding"]), _sum("net", totals["net"])]
     page += [
         _sum(f"tax {_percent(document['tax_rate'])}", totals["tax"]),

@@ -6,7 +6,7 @@ designs/ledger, section 4; designs/tiers, point 5.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from services.kernel.money import NANO, divide_half_even, round_minor
@@ -62,8 +62,21 @@ class BilledLine:
 
 
 @dataclass(frozen=True, slots=True)
+class BilledCredit:
+    """What promotional credit paid of an account's prepaid or postpaid use: exact, and rounded once; taken off the lines.
+
+    Below zero where more was given back, by reversals, than was paid.
+    """
+
+    account_id: str
+    prepaid: bool
+    exact_nano: int
+    amount_nano: int
+
+
+@dataclass(frozen=True, slots=True)
 class AccountShare:
-    """What one account used (exact) and pays (whole minor units, tax included), by balance and by the amount due."""
+    """What one account used without what credits paid (exact) and pays (whole minor units, tax included), by balance and by the amount due."""
 
     account_id: str
     prepaid_nano: int
@@ -89,9 +102,10 @@ class AccountShare:
 
 @dataclass(frozen=True, slots=True)
 class Bill:
-    """An invoice's amounts. Always: total = lines + rounding + tax = paid from balance + due."""
+    """An invoice's amounts. Always: total = lines - credits + rounding + tax = paid from balance + due."""
 
     lines: tuple[BilledLine, ...]
+    credits: tuple[BilledCredit, ...]
     exact_nano: int
     rounding_nano: int
     tax_nano: int
@@ -99,8 +113,13 @@ class Bill:
 
     @property
     def net_nano(self) -> int:
-        """Lines and rounding: the exact sum, rounded once."""
-        return sum(line.amount_nano for line in self.lines) + self.rounding_nano
+        """Lines without credits, and rounding: the exact sum, rounded once."""
+        return _net(self.lines, self.credits) + self.rounding_nano
+
+    @property
+    def used_nano(self) -> int:
+        """The exact sum of the lines, whoever paid."""
+        return sum(line.sum.exact_nano for line in self.lines)
 
     @property
     def total_nano(self) -> int:
@@ -195,25 +214,41 @@ def split_tiers(sums: Iterable[LineSum]) -> list[LineSum]:
     return [replace(line, exact_nano=exact.get(line.key, line.exact_nano)) if exact else line for line in ordered]
 
 
-def bill(sums: Iterable[LineSum], *, rate_nano: int, exponent: int) -> Bill:
+def _net(lines: Iterable[BilledLine], credits: Iterable[BilledCredit]) -> int:
+    return sum(line.amount_nano for line in lines) - sum(credit.amount_nano for credit in credits)
+
+
+def bill(
+    sums: Iterable[LineSum], *, rate_nano: int, exponent: int, credits: Mapping[tuple[str, bool], int] | None = None
+) -> Bill:
     """The amounts of an invoice with these lines, in any order; one tax category.
 
     A line is rounded once, half-even to the minor unit. The rounding line is the rounded exact sum minus the sum of the
-    rounded lines. Tax is taken from the rounded sum. Source: domain, section 2.
+    rounded lines. Tax is taken from the rounded sum. ``credits`` are what promotional credit paid, by account and whether of its
+    prepaid use: lines of their own that are taken off before tax. Source: domain, sections 2 and 6.
 
     >>> def line(account, nano): return LineSum(LineKey(account, "voice.outbound", "", "2026-10", False, "USD"), 1, 60, nano, 0, 0)
     >>> northwind = bill([line("a", 363_000_000), line("b", 124_400_000), line("c", 108_000_000)], rate_nano=NANO // 5, exponent=2)
     >>> [each.amount_nano // 10**7 for each in northwind.lines], northwind.rounding_nano, northwind.tax_nano, northwind.due_nano
     ([36, 12, 11], 10000000, 120000000, 720000000)
+    >>> paid = bill([line("a", 363_000_000)], rate_nano=NANO // 5, exponent=2, credits={("a", False): 113_000_000})
+    >>> [each.amount_nano // 10**7 for each in paid.credits], paid.net_nano, paid.tax_nano, paid.due_nano
+    ([11], 250000000, 50000000, 300000000)
     """
     lines = tuple(BilledLine(each, round_minor(each.exact_nano, exponent)) for each in split_tiers(sums))
-    exact = sum(line.sum.exact_nano for line in lines)
+    off = tuple(
+        BilledCredit(*key, nano, round_minor(nano, exponent)) for key, nano in sorted((credits or {}).items()) if nano
+    )
+    exact = sum(line.sum.exact_nano for line in lines) - sum(credit.exact_nano for credit in off)
     net = round_minor(exact, exponent)
     tax = tax_of(net, rate_nano, exponent)
     used: dict[tuple[str, bool], int] = {}
     for line in lines:
         part = (line.sum.key.account_id, line.sum.key.prepaid)
         used[part] = used.get(part, 0) + line.sum.exact_nano
+    for credit in off:
+        part = (credit.account_id, credit.prepaid)
+        used[part] = used.get(part, 0) - credit.exact_nano
     parts = sorted(used)
     pays = dict(zip(parts, share_total(net + tax, [used[part] for part in parts], rate_nano, exponent), strict=True))
     shares = tuple(
@@ -226,4 +261,4 @@ def bill(sums: Iterable[LineSum], *, rate_nano: int, exponent: int) -> Bill:
         )
         for account_id in sorted({account_id for account_id, _ in parts})
     )
-    return Bill(lines, exact, net - sum(line.amount_nano for line in lines), tax, shares)
+    return Bill(lines, off, exact, net - _net(lines, off), tax, shares)

@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.invoices.accumulation import InvoiceKey, Tally, fold_charges, fold_postings
-from services.invoices.closing import OpenInvoice, amounts, decide
+from services.invoices.closing import OpenInvoice, decide
 from services.invoices.documents import canonical, closed
-from services.invoices.rounding import LineSum
+from services.invoices.rounding import LineSum, bill
 from services.kernel.errors import Corrupt
 from services.kernel.ids import evidence_hash
+from services.kernel.money import parse_amount
 from tests.invoices.neighbours import billing_group, charge, posting
 from tests.support import model
 
@@ -152,7 +153,7 @@ def test_the_invoice_is_the_one_that_the_reference_model_makes(charges, tax_rate
         tax_rate=tax_rate,
     )
     folded = fold_charges(charges)
-    made = amounts(folded.lines[KEY], billing_group(tax_rate=tax_rate))
+    made = bill(folded.lines[KEY], rate_nano=parse_amount(tax_rate), exponent=2)
     assert {
         (line.sum.key.account_id, line.sum.key.product, line.sum.key.cost_center_id or None, line.sum.key.period): (
             line.sum.charges,

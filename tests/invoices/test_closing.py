@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from fractions import Fraction
 from uuid import UUID, uuid4
 
 import pytest
@@ -265,7 +266,7 @@ def test_a_group_of_more_accounts_than_a_record_can_tell_is_refused_and_any_smal
 def documented(invoice):
     issued_on = datetime(2026, 11, 3, 0, 0, 1, tzinfo=UTC)
     return documents.closed(
-        invoice, invoice.group, amounts(invoice.lines, invoice.group), {"east": "East office"}, number="TB-000001",
+        invoice, invoice.group, amounts(invoice, invoice.group), {"east": "East office"}, number="TB-000001",
         issued_on=issued_on, cutoff_id=UUID(int=1), cutoff_evidence_sha256="ab" * 32,
     )  # fmt: skip
 
@@ -299,7 +300,7 @@ def test_the_text_shows_what_is_due_and_late_use_by_its_month():
 def test_the_event_balances_to_the_nano():
     invoice = open_invoice(*NORTHWIND)
     event = documents.closed_event(
-        invoice, invoice.group, amounts(invoice.lines, invoice.group), number="TB-000001",
+        invoice, invoice.group, amounts(invoice, invoice.group), number="TB-000001",
         issued_on=BOUNDARY + HOUR, boundary=BOUNDARY, sha256="ab" * 32,
     ).data()  # fmt: skip
     assert sums_to_zero(event)
@@ -310,6 +311,61 @@ def test_the_event_balances_to_the_nano():
     }
     assert (event["posting_rounding"], event["posting_tax"]) == ("0.0046", "0.12")
     assert event["invoice_id"] == str(KEY.invoice_id)
+
+
+def by_credit(invoice, nano, **more):
+    """The invoice with so much of its first account paid by promotional credit."""
+    paid, *others = invoice.paid
+    kind = "wallet_nano" if paid.wallet_nano else "unbilled_nano"
+    changed = replace(paid, credits_nano=nano, **({kind: getattr(paid, kind) - nano} | more))
+    return replace(invoice, paid=(changed, *others))
+
+
+@pytest.mark.parametrize(("plan", "due", "balance"), [("invoiced", "0.59", "0.00"), ("payg", "0.00", "0.59")])
+def test_promotional_credit_is_a_line_of_its_own_taken_off_before_tax(plan, due, balance):
+    invoice = by_credit(open_invoice(*(each | {"plan": plan} for each in NORTHWIND)), 113_000_000)
+    decision = decide(invoice)
+    assert isinstance(decision, Bill)
+    document = documented(invoice)
+    account = invoice.paid[0].account_id
+    assert [(each["account_id"], each["exact"], each["amount"]) for each in document["credits"]] == [
+        (account, "-0.113", "-0.11")
+    ]
+    assert document["rounding"] == "0.00"  # 0.59 of lines - 0.11 of credit, of exactly 0.4824
+    assert document["totals"] == {
+        "net": "0.48", "tax": "0.10", "total": "0.58", "paid_from_balance": balance.replace("0.59", "0.58"),
+        "due": due.replace("0.59", "0.58"),
+    }  # fmt: skip
+    assert documents.disagreements(document, invoice.lines, invoice.tally) == []
+    forged = json.loads(documents.canonical(document))
+    forged["credits"][0]["exact"] = "-0.213"
+    assert documents.disagreements(forged, invoice.lines, invoice.tally)
+    assert "promotional credit" in documents.as_text(document)
+    event = documents.closed_event(
+        invoice, invoice.group, decision, number="TB-000001", issued_on=BOUNDARY + HOUR, boundary=BOUNDARY,
+        sha256="ab" * 32,
+    ).data()  # fmt: skip
+    assert sums_to_zero(event)
+    moved = sum(Fraction(each["wallet"]) + Fraction(each["unbilled"]) for each in event["postings"])
+    expected = Fraction("0.4824") if plan == "invoiced" else Fraction("0.4824") - Fraction("0.58")
+    assert moved == expected
+
+
+def test_an_invoice_that_credit_paid_in_full_owes_nothing():
+    invoice = open_invoice(charge("east", "0.3630"))
+    document = documented(by_credit(invoice, 363_000_000))
+    assert document["totals"]["total"] == "0.00"
+    assert [each["amount"] for each in document["credits"]] == ["-0.36"]
+
+
+def test_credit_beside_two_plans_is_what_the_wallet_did_not_pay():
+    invoice = open_invoice(charge("east", "1.00") | {"plan": "payg"}, charge("east", "2.00"))
+    both = by_credit(invoice, 1_500_000_000, wallet_nano=0, unbilled_nano=1_500_000_000)
+    assert isinstance(decide(both), Bill)
+    parts = [(each["payment"], each["amount"]) for each in documented(both)["credits"]]
+    assert parts == [("postpaid", "-0.50"), ("prepaid", "-1.00")]
+    wrong = by_credit(invoice, 1_500_000_000, wallet_nano=1_600_000_000, unbilled_nano=-100_000_000)
+    assert isinstance(decide(wrong), Mismatch)
 
 
 def test_every_amount_of_a_document_is_computed_again_by_the_auditor():
