@@ -143,13 +143,15 @@ async def parts_of(work: Work, charge_ids: Iterable[str]) -> dict[str, list[Part
     """What credits paid of these charges. The wallets of their accounts are locked."""
     found: dict[str, list[Part]] = {}
     for row in await work.execute(_PARTS, {"ids": sorted(UUID(each) for each in charge_ids)}):
-        found.setdefault(str(row.charge_id), []).append(Part(str(row.charge_id), row.place, row.credit_id, row.nano))
+        found.setdefault(str(row.charge_id), []).append(
+            Part(str(row.charge_id), row.place, row.credit_id, row.nano, row.charge_nano)
+        )
     return found
 
 
 async def append_parts(work: Work, parts: Iterable[Part]) -> None:
     """What credits paid of the charges of this transaction."""
-    rows = [(UUID(part.charge_id), part.place, part.credit_id, part.nano) for part in parts]
+    rows = [(UUID(part.charge_id), part.place, part.credit_id, part.nano, part.charge_nano) for part in parts]
     await copy_rows(work.connection, tables.funding, Part._fields, rows)
 
 

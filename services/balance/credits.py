@@ -68,12 +68,16 @@ class Use(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What a credit pays of a charge (above zero), or gets back by its reversal (below zero), in order of ``place``."""
+    """What a credit pays of a charge (above zero), or gets back by its reversal (below zero), in order of ``place``.
+
+    ``charge_nano`` is the whole amount of the charge or reversal.
+    """
 
     charge_id: str
     place: int
     credit_id: UUID
     nano: int
+    charge_nano: int
 
 
 @dataclass(slots=True)
@@ -109,7 +113,7 @@ def fund(
     >>> charge = Use("c", "desk", None, None, False, day, 5, None)
     >>> fund([charge], [summer]).accounts["desk"].wallet_nano, summer.remaining_nano
     (2, 0)
-    >>> back = fund([charge._replace(charge_id="r", nano=-5, reverses="c")], [summer], {"c": [Part("c", 0, summer.credit_id, 2)]})
+    >>> back = fund([charge._replace(charge_id="r", nano=-5, reverses="c")], [summer], {"c": [Part("c", 0, summer.credit_id, 2, 5)]})
     >>> back.accounts["desk"].wallet_nano, summer.remaining_nano
     (-2, 2)
     """
@@ -145,17 +149,20 @@ def _spend(use: Use, turns: Sequence[Credit]) -> list[Part]:
             nano = min(left, credit.remaining_nano)
             credit.remaining_nano -= nano
             left -= nano
-            parts.append(Part(use.charge_id, len(parts), credit.credit_id, nano))
+            parts.append(Part(use.charge_id, len(parts), credit.credit_id, nano, use.nano))
     return parts
 
 
 def _give_back(use: Use, paid: Sequence[Part], by_id: Mapping[UUID, Credit]) -> list[Part]:
-    """The reverse order of funding: first what the wallet paid, then the credits from the last one back.
+    """The reverse order of funding: first what the wallet paid, then the credits from the last one back. A reversal of what
+    tiers priced may give back less than was charged.
 
     What goes back to a credit that has expired is breakage at once, never cash.
     """
     parts: list[Part] = []
-    left = min(-use.nano, sum(part.nano for part in paid))  # the wallet's part is what goes beyond
+    by_credits = sum(part.nano for part in paid)
+    by_wallet = paid[0].charge_nano - by_credits if paid else 0
+    left = min(-use.nano - by_wallet, by_credits)
     for part in sorted(paid, key=lambda part: -part.place):
         nano = min(left, part.nano)
         if nano <= 0:
@@ -166,7 +173,7 @@ def _give_back(use: Use, paid: Sequence[Part], by_id: Mapping[UUID, Credit]) -> 
             credit.remaining_nano += nano
         else:
             credit.breakage_nano += nano
-        parts.append(Part(use.charge_id, len(parts), credit.credit_id, -nano))
+        parts.append(Part(use.charge_id, len(parts), credit.credit_id, -nano, use.nano))
     return parts
 
 

@@ -112,6 +112,7 @@ funding = Table(
     Column("place", SmallInteger, primary_key=True),
     Column("credit_id", Uuid, nullable=False),
     Column("nano", BigInteger, nullable=False),
+    Column("charge_nano", BigInteger, nullable=False),
 )
 
 voucher = Table(

@@ -68,13 +68,15 @@ def test_a_reversal_gives_back_the_wallets_part_first_and_then_the_credits_from_
     assert second.accounts["desk"].wallet_nano == -25  # of 30: the wallet keeps the 5 that it paid itself
     assert [credit.remaining_nano for credit in credits] == [20, 5]
     small = fund([back._replace(nano=-10)], credits, {"c": first.parts})
-    assert [(part.credit_id.int, part.nano) for part in small.parts] == [(2, -5), (1, -5)]
+    assert [(part.credit_id.int, part.nano) for part in small.parts] == [(2, -5)]  # 5 of the 10 are the wallet's own
+    tiny = fund([back._replace(nano=-4)], credits, {"c": first.parts})
+    assert tiny.parts == []
 
 
 def test_what_goes_back_to_an_expired_credit_is_breakage() -> None:
     expired = replace(DESK, remaining_nano=0, expired_at=MAY + 2 * DAY)
     funding = fund(
-        [CALL._replace(charge_id="r", nano=-30, reverses="c")], [expired], {"c": [Part("c", 0, DESK.credit_id, 30)]}
+        [CALL._replace(charge_id="r", nano=-30, reverses="c")], [expired], {"c": [Part("c", 0, DESK.credit_id, 30, 30)]}
     )
     assert (expired.remaining_nano, expired.breakage_nano) == (0, 30)
     assert funding.accounts["desk"].wallet_nano == -30
@@ -120,7 +122,8 @@ def uses_of(made: list[tuple[str, str | None, int, int, bool]]) -> list[Use]:
         if taken_back and number % 2:
             earlier = uses[number // 2]
             if earlier.nano > 0 and not any(each.reverses == earlier.charge_id for each in uses):
-                uses.append(earlier._replace(charge_id=f"r{number}", nano=-earlier.nano, reverses=earlier.charge_id))
+                given_back = -earlier.nano if day % 3 else -(earlier.nano // 2)
+                uses.append(earlier._replace(charge_id=f"r{number}", nano=given_back, reverses=earlier.charge_id))
     return uses
 
 

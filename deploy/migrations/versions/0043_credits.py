@@ -90,6 +90,7 @@ create table balance.funding (
   place smallint not null check (place >= 0),
   credit_id uuid not null references balance.credit (credit_id),
   nano bigint not null check (nano <> 0),
+  charge_nano bigint not null,
   primary key (charge_id, place)
 )
 """,
