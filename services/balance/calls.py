@@ -129,10 +129,10 @@ async def ask(connection: AsyncConnection, asked: CallAsked) -> Allowed | Refuse
     rows = await store.callers(connection, [asked.account_id], lock=False)
     if not rows:
         raise _unknown(asked.account_id)
-    desk = Desk(rows)
+    desk = Desk([dict(row._mapping) for row in rows])
     wallet = desk.caller(asked)
     over = await store.calls_in_hand(connection, (), [asked.account_id], desk.now)
-    wallet.held_nano -= sum(row.held_nano for row in over)
+    wallet.held_nano -= sum(row["held_nano"] for row in over)
     owners = {(asked.account_id, WHOLE), (asked.account_id, asked.outbound_profile or WHOLE)}
     desk.take_limits(await store.limits_of(connection, owners, desk.now))
     decision = desk.decide(asked)
@@ -144,44 +144,75 @@ async def ask(connection: AsyncConnection, asked: CallAsked) -> Allowed | Refuse
     return decision
 
 
+async def carry_out_at_once(
+    connection: AsyncConnection, requests: Sequence[Request]
+) -> list[Answer | TollbookError] | None:
+    """Decide requests without a lock, each statement a transaction of its own: two that read and one that writes.
+
+    The one that writes does so only if nothing has touched the wallets since they were read, and is the whole transaction.
+    None, and nothing is changed, where that is not so, or where there is more to it: limits, leases that are over, something
+    that follows from what is available then. `carry_out` does all of that.
+    """
+    rows = await store.callers_unlocked(connection, {request.account_id for request in requests})
+    if not rows:
+        return [_unknown(request.account_id) for request in requests]
+    desk = Desk(rows)
+    await desk.load(connection, requests)
+    if desk.leases.has_lapsed or desk.owners_of_limits(requests):
+        return None
+    answers = desk.answers(requests)
+    if any(has_consequences(desk.wallets[each]) for each in desk.leases.moved):
+        return None
+    revisions = {row["account_id"]: row["revision"] for row in rows}
+    return answers if await desk.leases.save_if_unchanged(connection, revisions) else None
+
+
 async def carry_out(
     connection: AsyncConnection, requests: Sequence[Request]
 ) -> tuple[list[Answer | TollbookError], dict[str, Wallet], datetime | None]:
     """Decide requests, each in the order they came, in one transaction; what is wrong with one is its answer.
 
-    Returns, beside the answers, the locked wallets in which a recharge is to be looked at, and the transaction's instant.
+    Returns, beside the answers, the locked wallets of which something follows, and the transaction's instant.
     """
     rows = await store.callers(connection, {request.account_id for request in requests}, lock=True)
     if not rows:
         return [_unknown(request.account_id) for request in requests], {}, None
-    desk = Desk(rows)
-    keys = {(request.account_id, request.call_leg_id) for request in requests}
-    known = [key for key in keys if key[0] in desk.wallets]
-    desk.leases = await Leases.load(connection, desk.wallets, known, desk.now)
+    desk = Desk([dict(row._mapping) for row in rows])
+    await desk.load(connection, requests)
     owners = desk.owners_of_limits(requests)
     if owners:
         desk.take_limits(await store.limits_of(connection, owners, desk.now))
-    answers: list[Answer | TollbookError] = []
-    for request in requests:
-        try:
-            answers.append(desk.answer(request))
-        except TollbookError as error:
-            answers.append(error)
-    moved = await desk.leases.save(connection)
-    looked_at = {each: desk.wallets[each] for each in sorted(moved) if has_consequences(desk.wallets[each])}
+    answers = desk.answers(requests)
+    await desk.leases.save(connection)
+    looked_at = {each: desk.wallets[each] for each in sorted(desk.leases.moved) if has_consequences(desk.wallets[each])}
     return answers, looked_at, desk.now
 
 
 class Desk:
     """What the requests of one transaction are decided by. Whatever one of them changes, the next one sees."""
 
-    def __init__(self, rows: Sequence[Any]) -> None:
-        """From the rows of wallets, one at least, each with the one clock's instant."""
-        self.now: datetime = rows[0].now
-        self.wallets = {row.account_id: Wallet.of(row) for row in rows}
+    def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """From the columns of wallets, one at least, each with the one clock's instant."""
+        self.now: datetime = rows[0]["now"]
+        self.wallets = {row["account_id"]: Wallet.of_values(row) for row in rows}
         self.leases = Leases(self.wallets, self.now)
         self._limits: dict[tuple[str, str], Any] = {}
         self._started: Counter[tuple[str, str]] = Counter()  # since the limits were read, less what ended
+
+    async def load(self, connection: AsyncConnection, requests: Iterable[Request]) -> None:
+        """The calls that these requests are about."""
+        keys = {(each.account_id, each.call_leg_id) for each in requests if each.account_id in self.wallets}
+        self.leases = await Leases.load(connection, self.wallets, keys, self.now)
+
+    def answers(self, requests: Iterable[Request]) -> list[Answer | TollbookError]:
+        """Decide each in the order they came; what is wrong with one is its answer."""
+        answers: list[Answer | TollbookError] = []
+        for request in requests:
+            try:
+                answers.append(self.answer(request))
+            except TollbookError as error:
+                answers.append(error)
+        return answers
 
     def take_limits(self, rows: Iterable[Any]) -> None:
         """The limits that count for these requests, with what was spent today and the calls in progress."""

@@ -13,11 +13,11 @@ from itertools import groupby
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from services.balance.calls import Answer, Request, carry_out
+from services.balance.calls import Answer, Request, carry_out, carry_out_at_once
 from services.balance.evaluation import evaluate
 from services.kernel.errors import TollbookError, Unavailable
 from services.runtime import faults
-from services.runtime.database import is_retryable, sqlstate, transaction
+from services.runtime.database import each_alone, is_retryable, sqlstate, transaction
 from services.runtime.lanes import internal_lane, transaction_instant
 from services.runtime.outbox import Outbox
 from services.runtime.tables import runtime_tables
@@ -114,6 +114,12 @@ class Holds:
         return None
 
     async def _commit(self, requests: Sequence[Request]) -> list[Answer | TollbookError]:
+        """At once where that is all there is to it; else under the wallets' locks."""
+        async with each_alone(self._engine) as connection:
+            at_once = await carry_out_at_once(connection, requests)
+        if at_once is not None:
+            faults.step("balance.holds.committed")
+            return at_once
         async with transaction(self._engine) as connection:
             answers, wallets, now = await carry_out(connection, requests)
             faults.step("balance.holds.written")

@@ -43,11 +43,10 @@ class Call:
     max_s: int = 0
 
     @classmethod
-    def of(cls, row: Any) -> Call:
+    def of(cls, row: Mapping[str, Any]) -> Call:
         """From a row of the table."""
-        values = dict(row._mapping)
-        values["rates"] = tuple(Rate(*each) for each in values["rates"])
-        return cls(**values)
+        rates = tuple(Rate(*each) for each in json.loads(row["rates"]))
+        return cls(**{**row, "rates": rates})
 
     @property
     def key(self) -> CallKey:
@@ -95,6 +94,7 @@ class Leases:
         self._before = {account_id: holder.held_nano for account_id, holder in holders.items()}
         self._calls: dict[CallKey, Call] = {}
         self._changed: dict[CallKey, Call] = {}
+        self.has_lapsed = False  # whether something was taken back of calls whose leases are over
 
     @classmethod
     async def load(
@@ -112,6 +112,7 @@ class Leases:
                 leases._calls[call.key] = call
                 if call.held_nano and call.expires_at <= now:
                     leases.hold(call, 0)
+                    leases.has_lapsed = True
         return leases
 
     def get(self, key: CallKey) -> Call | None:
@@ -134,19 +135,30 @@ class Leases:
         call.ended_by = by
         self.hold(call, nano)
 
-    async def save(self, connection: AsyncConnection) -> set[str]:
-        """Write what was changed, in one statement; returns the accounts whose available credit moved."""
-        if not self._changed:
-            return set()
+    @property
+    def moved(self) -> set[str]:
+        """The accounts whose available credit is another one now."""
+        accounts = {account_id for account_id, _ in self._changed}
+        return {each for each in accounts if self._holders[each].held_nano != self._before[each]}
+
+    async def save(self, connection: AsyncConnection) -> None:
+        """Write what was changed, in one statement; the wallets are locked."""
+        if self._changed:
+            rows, held = self._to_save()
+            if await store.save_calls(connection, rows, held) != len(held):
+                raise Corrupt("a wallet held another amount than when it was locked", field="held_nano")
+
+    async def save_if_unchanged(self, connection: AsyncConnection, revisions: Mapping[str, str]) -> bool:
+        """The same of wallets that are not locked: all of it if nothing has touched them since they were read, else nothing."""
+        return not self._changed or await store.save_calls_if_unchanged(connection, *self._to_save(), revisions)
+
+    def _to_save(self) -> tuple[Sequence[Mapping[str, Any]], Sequence[store.Held]]:
         accounts = sorted({account_id for account_id, _ in self._changed})
-        held: Sequence[store.Held] = [
+        held = [
             store.Held(each, self._before[each], self._holders[each].held_nano, self._holders[each].calls_until)
             for each in accounts
         ]
-        rows = [self._changed[key].row() for key in sorted(self._changed)]
-        if await store.save_calls(connection, rows, held) != len(held):
-            raise Corrupt("a wallet held another amount than when it was locked", field="held_nano")
-        return {each.account_id for each in held if each.held_nano != each.before_nano}
+        return [self._changed[key].row() for key in sorted(self._changed)], held
 
 
 async def lapse(connection: AsyncConnection, holders: Mapping[str, Holder], now: datetime) -> None:

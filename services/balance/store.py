@@ -27,6 +27,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    literal_column,
     null,
     or_,
     select,
@@ -38,14 +39,13 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.sql import Executable
 
 from services.balance import ledger, tables
 from services.balance.chain import Charged, Posted
 from services.balance.credit_store import CREDITED, SHARED_NANO, credited_parameters
 from services.balance.statement import Moved, Position
 from services.runtime import parking
-from services.runtime.database import copy_rows, unnest
+from services.runtime.database import Plain, copy_rows, unnest
 from services.runtime.lanes import CLOCK_NOW
 from services.runtime.work import Work
 
@@ -830,35 +830,44 @@ async def callers(connection: AsyncConnection, account_ids: Iterable[str], *, lo
     return rows
 
 
+_READ_CALLERS = Plain(_CALLERS.add_columns(cast(literal_column("wallet.xmin"), Text).label("revision")))
+
+
+async def callers_unlocked(connection: AsyncConnection, account_ids: Iterable[str]) -> list[dict[str, Any]]:
+    """As `callers`, without a lock; `revision` is another one after whatever happens to the row."""
+    return await _READ_CALLERS.rows(connection, {"ids": sorted(set(account_ids))})
+
+
 _AT = bindparam("now", type_=DateTime(timezone=True))
 _keys = unnest("wanted", account_id=Text(), call_leg_id=Text())
-_CALLS = select(tables.call).join_from(
+_CALL_COLUMNS = [cast(each, Text).label("rates") if each.name == "rates" else each for each in _call]
+_CALLS = select(*_CALL_COLUMNS).join_from(
     tables.call, _keys, and_(_call.account_id == _keys.c.account_id, _call.call_leg_id == _keys.c.call_leg_id)
 )
-_is_lapsed = and_(_call.held_nano > 0, _call.expires_at <= _AT)
-_LAPSED = select(tables.call).where(_any_of(_call.account_id, "ids"), _is_lapsed)
-_CALLS_AND_LAPSED = _CALLS.union_all(_LAPSED)
+# A constant and no parameter: a plan for any value could not use the index of those that hold something.
+_is_lapsed = and_(_call.held_nano > literal_column("0"), _call.expires_at <= _AT)
+_LAPSED = select(*_CALL_COLUMNS).where(_any_of(_call.account_id, "ids"), _is_lapsed)
+_READ_CALLS, _READ_LAPSED, _READ_CALLS_AND_LAPSED = Plain(_CALLS), Plain(_LAPSED), Plain(_CALLS.union_all(_LAPSED))
 
 
 async def calls_in_hand(
     connection: AsyncConnection, keys: Iterable[CallKey], holding: Iterable[str], now: datetime
-) -> Sequence[Row[Any]]:
-    """Calls by their ids, and those of the accounts that hold something whose leases are over. Their wallets are locked."""
+) -> list[dict[str, Any]]:
+    """Calls by their ids, and those of the accounts that hold something whose leases are over. Their wallets are locked.
+
+    A call that is both comes twice. `rates` is JSON as text.
+    """
     ordered, ids = sorted(set(keys)), sorted(set(holding))
     wanted: dict[str, Any] = {
         "wanted_account_id": [account_id for account_id, _ in ordered],
         "wanted_call_leg_id": [call_leg_id for _, call_leg_id in ordered],
     }
     lapsed: dict[str, Any] = {"ids": ids, "now": now}
-    statement: Executable
     if not ids:
-        statement, parameters = _CALLS, wanted
-    elif not ordered:
-        statement, parameters = _LAPSED, lapsed
-    else:
-        statement, parameters = _CALLS_AND_LAPSED, wanted | lapsed
-    rows: Sequence[Row[Any]] = (await connection.execute(statement, parameters)).all()
-    return rows
+        return await _READ_CALLS.rows(connection, wanted)
+    if not ordered:
+        return await _READ_LAPSED.rows(connection, lapsed)
+    return await _READ_CALLS_AND_LAPSED.rows(connection, wanted | lapsed)
 
 
 _HOLDING_OVER = select(_call.account_id).distinct().where(_is_lapsed).limit(bindparam("most", type_=Integer()))
@@ -880,22 +889,48 @@ class Held(NamedTuple):
 
 _CALL_KINDS = {column.name: Text() if column.name == "rates" else column.type for column in tables.call.columns}
 _new_calls = unnest("call", **_CALL_KINDS)
-_save_calls = upsert(tables.call).from_select(
-    list(_CALL_KINDS),
-    select(*[cast(each, JSONB) if each.name == "rates" else each for each in _new_calls.columns]),
-)
-_SAVED_CALLS = _save_calls.on_conflict_do_update(
-    index_elements=["account_id", "call_leg_id"],
-    set_={name: _save_calls.excluded[name] for name in _CALL_KINDS if name not in ("account_id", "call_leg_id")},
-).cte("saved")
+_calls_given = select(*[cast(each, JSONB) if each.name == "rates" else each for each in _new_calls.columns])
+
+
+def _upserted(given: Select[Any]) -> Any:
+    statement = upsert(tables.call).from_select(list(_CALL_KINDS), given)
+    return statement.on_conflict_do_update(
+        index_elements=["account_id", "call_leg_id"],
+        set_={name: statement.excluded[name] for name in _CALL_KINDS if name not in ("account_id", "call_leg_id")},
+    )
+
+
 _held = unnest(
     "held", account_id=Text(), before_nano=BigInteger(), held_nano=BigInteger(), calls_until=DateTime(timezone=True)
 )
-_SAVE_CALLS = (
+_hold = (
     update(tables.wallet)
     .where(_wallet.account_id == _held.c.account_id, _wallet.held_nano == _held.c.before_nano)
     .values(held_nano=_held.c.held_nano, calls_until=_held.c.calls_until)
-    .add_cte(_SAVED_CALLS)
+)
+_SAVE_CALLS = Plain(_hold.add_cte(_upserted(_calls_given).cte("saved")))
+
+# The condition is looked at again on the newest row when somebody else holds it, and then the revision is another one.
+_known = unnest("known", account_id=Text(), revision=Text())
+_unchanged = (
+    select(_wallet.account_id)
+    .join_from(
+        tables.wallet,
+        _known,
+        and_(
+            _wallet.account_id == _known.c.account_id,
+            cast(literal_column("wallet.xmin"), Text) == _known.c.revision,
+        ),
+    )
+    .order_by(_wallet.account_id)
+    .with_for_update(of=tables.wallet)
+    .cte("unchanged")
+)
+_ALL_UNCHANGED = select(func.count()).select_from(_unchanged).scalar_subquery() == func.cardinality(
+    bindparam("known_account_id", type_=ARRAY(Text()))
+)
+_SAVE_CALLS_IF_UNCHANGED = Plain(
+    _hold.where(_ALL_UNCHANGED).add_cte(_upserted(_calls_given.where(_ALL_UNCHANGED)).cte("saved"))
 )
 
 
@@ -904,10 +939,27 @@ async def save_calls(connection: AsyncConnection, calls: Sequence[Mapping[str, A
 
     Returns how many wallets held what they were said to have held before: all, or somebody has not kept to the lock.
     """
+    return await _SAVE_CALLS.touched(connection, _to_save(calls, held))
+
+
+async def save_calls_if_unchanged(
+    connection: AsyncConnection,
+    calls: Sequence[Mapping[str, Any]],
+    held: Sequence[Held],
+    revisions: Mapping[str, str],
+) -> bool:
+    """As `save_calls`, of wallets that are not locked: all of it if none of them was touched since it was read, else nothing."""
+    known = {
+        "known_account_id": [each.account_id for each in held],
+        "known_revision": [revisions[each.account_id] for each in held],
+    }
+    return await _SAVE_CALLS_IF_UNCHANGED.touched(connection, _to_save(calls, held) | known) == len(held)
+
+
+def _to_save(calls: Sequence[Mapping[str, Any]], held: Sequence[Held]) -> dict[str, list[Any]]:
     parameters: dict[str, list[Any]] = {f"call_{name}": [call[name] for call in calls] for name in _CALL_KINDS}
     columns = zip(*held, strict=True)
-    parameters |= {f"held_{name}": list(column) for name, column in zip(Held._fields, columns, strict=True)}
-    return (await connection.execute(_SAVE_CALLS, parameters)).rowcount
+    return parameters | {f"held_{name}": list(column) for name, column in zip(Held._fields, columns, strict=True)}
 
 
 _in_progress = (

@@ -69,7 +69,12 @@ class Wallet:
     @classmethod
     def of(cls, row: Any) -> Wallet:
         """From a row with the columns of the table, and others maybe."""
-        wallet = cls(**{name: value for name, value in row._mapping.items() if name in _COLUMNS})
+        return cls.of_values(row._mapping)
+
+    @classmethod
+    def of_values(cls, values: Mapping[str, Any]) -> Wallet:
+        """From the columns of the table, and others maybe."""
+        wallet = cls(**{name: value for name, value in values.items() if name in _COLUMNS})
         wallet.was_suspended = wallet.is_suspended
         return wallet
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
 from sqlalchemy import ARRAY, Table, TableValuedAlias, bindparam, column, func
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.sql.expression import Executable
 from sqlalchemy.types import TypeEngine
 
 from services.kernel.errors import Unavailable
@@ -47,6 +49,14 @@ def open_engine(
 async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     """A READ COMMITTED transaction: commits at the end of the block, rolls back on any error."""
     async with engine.begin() as connection:
+        yield connection
+
+
+@asynccontextmanager
+async def each_alone(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """A connection on which each statement is a transaction of its own."""
+    async with engine.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
         yield connection
 
 
@@ -109,12 +119,58 @@ def unnest(name: str, /, **columns: TypeEngine[Any]) -> TableValuedAlias:
     )
 
 
+_DIALECT = postgresql.asyncpg.dialect()  # type: ignore[no-untyped-call]
+
+
+class Plain:
+    """A statement that the driver runs as it is: what SQLAlchemy does around each execution costs more than a small one.
+
+    Runs inside the transaction of a connection on which SQLAlchemy has run a statement already, or on one of `each_alone`.
+    Takes and gives the driver's own values; errors are the driver's, which `is_retryable` and its neighbours know.
+    """
+
+    def __init__(self, statement: Executable) -> None:
+        compiled: Any = statement.compile(dialect=_DIALECT)  # type: ignore[attr-defined]
+        self._text = str(compiled)
+        self._names: list[str] = compiled.positiontup
+        self._constants: dict[str, Any] = {name: each for name, each in compiled.params.items() if each is not None}
+
+    async def rows(self, connection: AsyncConnection, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The rows, by the names of their columns."""
+        async with _watched(connection) as driver:
+            return [dict(row) for row in await driver.fetch(self._text, *self._values(parameters))]
+
+    async def touched(self, connection: AsyncConnection, parameters: Mapping[str, Any]) -> int:
+        """How many rows it changed."""
+        async with _watched(connection) as driver:
+            status: str = await driver.execute(self._text, *self._values(parameters))
+        return int(status.rpartition(" ")[2])
+
+    def _values(self, parameters: Mapping[str, Any]) -> list[Any]:
+        return [parameters[name] if name in parameters else self._constants[name] for name in self._names]
+
+
+@asynccontextmanager
+async def _watched(connection: AsyncConnection) -> AsyncIterator[Any]:
+    """The driver's connection. Where it is found cut, the pool must hear of it, or it would hand it out again."""
+    driver = await _driver(connection)
+    try:
+        yield driver
+    except Exception:
+        if driver.is_closed():
+            await connection.invalidate()
+        raise
+
+
+async def _driver(connection: AsyncConnection) -> Any:
+    return (await connection.get_raw_connection()).driver_connection
+
+
 async def copy_rows(
     connection: AsyncConnection, table: Table, columns: Sequence[str], rows: Sequence[Sequence[Any]]
 ) -> None:
     """Binary COPY inside the connection's transaction: the fastest way to append."""
-    raw = await connection.get_raw_connection()
-    driver: Any = raw.driver_connection
+    driver = await _driver(connection)
     await driver.copy_records_to_table(table.name, schema_name=table.schema, columns=list(columns), records=rows)
 
 

@@ -47,6 +47,11 @@ async def test_64_calls_at_once_over_two_gateways_on_money_for_ten_are_ten(town:
 async def test_a_gateway_that_dies_before_its_answer_is_asked_again_and_holds_once(
     town: Town, gateways: Gateways, step: str
 ) -> None:
+    if step.endswith("written"):
+        town.limit(
+            "desk", None, 100
+        )  # then it is decided under the wallet's lock, in a transaction with several statements
+        await town.settle()
     async with await gateways.start("first", crash=step) as connection:
         with pytest.raises(ConnectionError):
             await authorize(connection, "c1")

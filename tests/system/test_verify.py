@@ -159,6 +159,7 @@ CORRUPTIONS = {
         "delete from {table} where ctid = (select ctid from {table} limit 1)",
     ),
     "a wallet was edited": (5, "balance.wallet", "update {table} set wallet_nano = wallet_nano + 1 where plan = 'payg'"),
+    "a wallet holds what no call holds": (5, "balance.wallet", "update {table} set held_nano = held_nano + 1 where plan = 'payg'"),
     "a payment is credited to an attempt that was declined": (
         5,
         "balance.attempt",
