@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from services.balance import api as balance_api
 from services.cli.idle import watching
 from services.kernel.money import format_nano, parse_amount
+from services.runtime.database import open_engine
 from services.runtime.settings import ROOMS
 from tests.bench.events import customers
 from tests.bench.worlds import OPENING, OPENING_OF_RECHARGED, World
@@ -31,6 +33,20 @@ async def stage_problems(world: World) -> list[str]:
         problems = await _parked(owner)
         problems += _compare("usage", await owner.fetch(CHARGES), world)
         problems += await _distinct(owner, world)
+    return problems
+
+
+async def posting_problems(world: World) -> list[str]:
+    """After a run of usage and balance: each charge is debited once, and the chain over the ledger holds."""
+    problems = await stage_problems(world)
+    async with world.database.connected() as owner:
+        problems += _compare("balance", await owner.fetch(DEBITS), world)
+    engine = open_engine(world.settings.room_database_url("balance"), application="tollbook.bench", pool_size=1)
+    try:
+        problems += (await balance_api.broken_seals(engine)).problems
+        problems += [str(each) for each in await balance_api.wallet_differences(engine)]
+    finally:
+        await engine.dispose()
     return problems
 
 

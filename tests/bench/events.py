@@ -89,8 +89,9 @@ def span_before(now: datetime) -> tuple[datetime, datetime]:
     return (max(start, month) if end - month > timedelta(hours=6) else start), end
 
 
-def calls(count: int, *, seed: int, now: datetime, partitions: int) -> Calls:
-    """Answered calls of all customers in the order of their ends, keyed by account, as a switch would publish them."""
+def calls(count: int, *, seed: int, now: datetime, partitions: int, of_one: bool = False) -> Calls:
+    """Answered calls of all customers, or of one, in the order of their ends, keyed by account, as a switch would publish
+    them."""
     dice = random.Random(seed)
     made = Calls([[] for _ in range(partitions)])
     accounts = customers()
@@ -104,7 +105,7 @@ def calls(count: int, *, seed: int, now: datetime, partitions: int) -> Calls:
     charged = [0] * len(accounts)
     uniform, below = dice.random, dice.randrange
     for index in range(count):
-        who = below(len(accounts))
+        who = len(accounts) - 1 if of_one else below(len(accounts))
         customer = accounts[who]
         billable_s = min(CALL_S_MAX, 1 + int(dice.expovariate(1 / CALL_S_MEAN)))
         duration_s = billable_s + below(25)

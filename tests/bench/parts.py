@@ -1,5 +1,5 @@
 """What is measured: the whole chain, usage against bare COPY, two workers, one message a transaction, long price lists,
-history, memory."""
+history, memory; balance alone against bare COPY, a hot account, how long wallets are locked."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ from rich.console import Console
 from rich.table import Table
 
 from services.runtime.room import BATCH_RECORDS_MAX
-from tests.bench.checks import chain_problems, stage_problems
+from tests.bench.checks import chain_problems, posting_problems, stage_problems
 from tests.bench.copying import copy_rates
 from tests.bench.events import ACCOUNTS, Calls, calls
 from tests.bench.heavier import PREFIXES, sell_by_carrier, store_history, store_identities
+from tests.bench.posting import Posting, ledger_copy_rates, post
 from tests.bench.processor_time import Used
 from tests.bench.report import Row
 from tests.bench.runs import Run, held, measure, started
 from tests.bench.worlds import World, Worlds
 
-PARTS = ("chain", "copy", "workers", "batch", "prices", "stored", "history")
+PARTS = ("chain", "copy", "workers", "batch", "prices", "stored", "history", "posting")
 PARTITIONS = 6
 
 CHAIN_GOAL = 15_000.0
 COPY_GOAL, WORKERS_GOAL, PRICES_GOAL = 0.25, 1.6, 0.7
+POSTING_GOAL, GROUPED_GOAL, HOT_GOAL, LOCKED_MS_GOAL = 80_000.0, 0.5, 0.20, 10.0
 SLOWER_GOAL, STORED_GOAL = 0.15, 0.10
 MEMORY_GOAL_MB = 400.0
 
@@ -70,14 +72,16 @@ class Bench:
             await self._stage()
         if "stored" in self.only:
             await self._stored()
+        if "posting" in self.only:
+            await self._posting()
 
     def _is_over(self, seconds: float) -> bool:
         return time.monotonic() - self._begun_at > seconds
 
-    def _calls(self, count: int) -> Calls:
+    def _calls(self, count: int, *, of_one: bool = False) -> Calls:
         self._seed += 1
         self.tell(f"making {count:,} events")
-        return calls(count, seed=self._seed, now=datetime.now(UTC), partitions=PARTITIONS)
+        return calls(count, seed=self._seed, now=datetime.now(UTC), partitions=PARTITIONS, of_one=of_one)
 
     # ---- the whole chain, and what history costs it ----------------------------------------------------------------
 
@@ -200,6 +204,27 @@ class Bench:
         self.rows.append(_slower(f"usage, {STORED:,} charges stored", STORED_GOAL, slower, note, rates))
         self.rows.append(_memory(rates["memory"], f"with {STORED:,} charges stored"))
 
+    # ---- balance alone ---------------------------------------------------------------------------------------------
+
+    async def _posting(self) -> None:
+        """Balance alone, on the charges of all accounts and on those of one; bare COPY of its ledger rows in the same run."""
+        made = {"all": self._calls(STAGE_EVENTS), "one": self._calls(STAGE_EVENTS, of_one=True)}
+        runs: dict[str, list[Posting]] = {"all": [], "one": []}
+        copies: list[tuple[float, float]] = []
+        for number in range(STAGE_REPEATS):
+            if number and self._is_over(REPEAT_UNTIL_S):
+                break
+            for name, sample in made.items():
+                async with self.worlds.fresh() as world:
+                    self.tell(f"balance, charges of {name} of the accounts")
+                    runs[name].append(await post(world, sample))
+                    self.tell(f"  {runs[name][-1].rate:,.0f} charges/s")
+                    self.problems += await posting_problems(world)
+                    if name == "all":
+                        self.tell("bare COPY")
+                        copies.append(await ledger_copy_rates(world))
+        self.rows += _posting_rows(runs, copies)
+
     async def _alone(self, world: World, made: Calls, what: str) -> Run:
         run = await self._measured(world, made, what)
         self.tell(f"  {run.published_rate:,.0f} events/s")
@@ -285,6 +310,53 @@ def _python(used: Used) -> float:
     return sum(used.python.values())
 
 
+def _posting_rows(runs: dict[str, list[Posting]], copies: list[tuple[float, float]]) -> list[Row]:
+    every, hot = ([run.rate for run in runs[name]] for name in ("all", "one"))
+    single, grouped = ([pair[n] for pair in copies] for n in (0, 1))
+    last = runs["all"][-1]
+    locked = [run.locked_at(0.99) for run in runs["all"]]
+    samples = {"all": every, "one": hot, "copy": single, "copy of groups": grouped, "ms": locked}
+    share, rows = median(every) / median(single), median([run.row_rate for run in runs["all"]]) / median(grouped)
+    return [
+        Row(
+            "balance, one worker",
+            f"{POSTING_GOAL:,.0f} charges/s",
+            f"{median(every):,.0f} charges/s",
+            median(every),
+            median(every) >= POSTING_GOAL,
+            f"{STAGE_EVENTS:,} charges of {ACCOUNTS:,} accounts, from the first fetch to the last commit; processor us a "
+            f"charge: python {last.python_us:.1f}, postgres {last.postgres_us:.1f}; {last.rows:,} ledger rows in "
+            f"{last.batches} batches, sealed",
+            samples,
+        ),
+        _ratio(
+            "balance / bare COPY of a ledger row a charge",
+            GROUPED_GOAL,
+            share,
+            f"balance {_rates(every)}, COPY {_rates(single)}; of the grouped rows COPY {_rates(grouped)}, of which balance "
+            f"writes {rows:.2f}",
+            samples,
+        ),
+        _slower(
+            "balance, one account takes all charges",
+            HOT_GOAL,
+            1 - median(hot) / median(every),
+            f"one {_rates(hot)}, all {_rates(every)}, in turns",
+            samples,
+        ),
+        Row(
+            "wallets locked, p99",
+            f"{LOCKED_MS_GOAL:.0f} ms",
+            f"{median(locked):.1f} ms",
+            median(locked),
+            median(locked) <= LOCKED_MS_GOAL,
+            f"from the sending of the statement to after the commit, {len(last.locked_ms)} batches; half of them at most "
+            f"{last.locked_at(0.5):.1f} ms",
+            samples,
+        ),
+    ]
+
+
 def _slower(what: str, goal: float, slower: float, note: str, samples: dict[str, list[float]]) -> Row:
     measured = f"{abs(slower):.1%} {'slower' if slower > 0 else 'faster'}"
     return Row(what, f"at most {goal:.0%} slower", measured, slower, slower <= goal, note, samples)
@@ -319,7 +391,7 @@ def _rates(rates: list[float]) -> str:
 async def profile(worlds: Worlds, rooms: Collection[str], events: int, console: Console) -> list[str]:
     """The whole chain with these rooms under the sampler; prints where their processor time goes. Returns problems."""
     async with worlds.fresh() as world:
-        async with started(world, profiled=rooms, BENCH_PROFILE=str(world.logs)):
+        async with started(world, under=dict.fromkeys(rooms, "tests.bench.profiled"), BENCH_PROFILE=str(world.logs)):
             run = await measure(world, calls(events, seed=1, now=datetime.now(UTC), partitions=PARTITIONS))
             problems = await chain_problems(world)
         found = {room: json.loads((world.logs / f"profile-{room}.json").read_text()) for room in rooms}

@@ -6,7 +6,7 @@ import asyncio
 import importlib
 import signal
 import time
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
@@ -25,6 +25,7 @@ LOOK_S = 0.1
 STALL_S_MAX = 60.0
 START_S_MAX = 60.0
 WHOLE_CHAIN = dict.fromkeys(ROOMS, 1)
+NOTHING: Mapping[str, str] = {}
 
 # Sums over about a thousand rows at most: a look costs the servers well under a millisecond.
 PROGRESS = """
@@ -62,16 +63,19 @@ class Run:
 
 @asynccontextmanager
 async def started(
-    world: World, rooms: Mapping[str, int] = WHOLE_CHAIN, *, profiled: Collection[str] = (), **variables: str
+    world: World, rooms: Mapping[str, int] = WHOLE_CHAIN, *, under: Mapping[str, str] = NOTHING, **variables: str
 ) -> AsyncIterator[None]:
-    """The rooms, each in so many copies, with all their partitions assigned; they are stopped at the end."""
+    """The rooms, each in so many copies, with all their partitions assigned; they are stopped at the end.
+
+    ``under`` names, for some rooms, the module that runs and watches them.
+    """
     processes = world.processes
     processes.environment = world.environment | variables
     async with world.database.connected() as owner:  # of processes that ran here before
         await owner.execute("delete from runtime.heartbeat")
     for room, copies in rooms.items():
         for copy in range(copies):
-            module = ("tests.bench.profiled", room) if room in profiled else (f"services.{room}",)
+            module = (under[room], room) if room in under else (f"services.{room}",)
             processes.start(f"{room}-{copy + 1}", *module)
     try:
         async with world.database.connected() as owner:

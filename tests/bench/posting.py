@@ -1,0 +1,112 @@
+"""Balance alone: charges that wait on their topic are posted by one worker; what bare COPY makes of the same ledger rows."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from services.balance.chain import Charged
+from services.balance.consumer import CHARGES_MAX
+from services.runtime import embedded
+from tests.bench.events import Calls
+from tests.bench.processor_time import used
+from tests.bench.runs import held, measure, started
+from tests.bench.worlds import World
+
+LOOK_S = 0.02
+POSTED_S_MAX = 300.0
+
+DEBITED = "select coalesce(sum(position), 0)::bigint from balance.lane where topic = 'usage.charges'"
+
+# One row a charge, as a ledger would be that groups nothing; then the rows that were written.
+SINGLE = """
+select row_number() over (), account_id, currency, 1, -amount_nano, 0::bigint, array[product], array[amount_nano],
+       null::text[], null::bigint[]
+  from usage.charge
+"""
+GROUPED = f"select batch_id, {', '.join(Charged._fields)} from balance.charged order by batch_id, account_id"
+
+
+@dataclass(frozen=True)
+class Posting:
+    """One run of balance alone. Processor time is in microseconds a charge."""
+
+    charges: int
+    seconds: float
+    rows: int
+    batches: int
+    python_us: float
+    postgres_us: float
+    locked_ms: tuple[float, ...]
+
+    @property
+    def rate(self) -> float:
+        """Charges a second."""
+        return self.charges / self.seconds
+
+    @property
+    def row_rate(self) -> float:
+        """Ledger rows a second."""
+        return self.rows / self.seconds
+
+    def locked_at(self, share: float) -> float:
+        """The time below which so large a share of the batches held their wallets, in milliseconds."""
+        ordered = sorted(self.locked_ms)
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+async def post(world: World, made: Calls) -> Posting:
+    """Usage rates while balance stands still; then usage stands still and balance is let go."""
+    servers = embedded.running(world.data).running
+    rooms = {"usage": 1, "balance": 1}
+    async with world.database.connected() as owner:
+        async with started(world, rooms, under={"balance": "tests.bench.locking"}, BENCH_LOCKS=str(world.logs)):
+            pids = {"balance": [world.processes.running["balance-1"].pid]}
+            with ExitStack() as usage_held:
+                with held(world, "balance"):
+                    await measure(world, made)
+                    usage_held.enter_context(held(world, "usage"))
+                    before, times = await owner.fetchval(DEBITED), await used(owner, pids, servers)
+                begin = time.monotonic()
+                while await owner.fetchval(DEBITED) - before < made.count:
+                    if time.monotonic() - begin > POSTED_S_MAX:
+                        raise RuntimeError(f"balance does not post; see {world.logs}")
+                    await asyncio.sleep(LOOK_S)
+                seconds = time.monotonic() - begin
+                spent = (await used(owner, pids, servers)).since(times)
+        rows = await owner.fetchval("select count(*) from balance.charged")
+        batches = await owner.fetchval("select count(*) from balance.charge_batch")
+    locked = json.loads((world.logs / "locks-balance.json").read_text())
+    return Posting(
+        made.count, seconds, rows, batches, spent.python["balance"] / made.count * 1e6,
+        spent.postgres.get("balance", 0.0) / made.count * 1e6, tuple(locked),
+    )  # fmt: skip
+
+
+async def ledger_copy_rates(world: World) -> tuple[float, float]:
+    """Rows a second by binary COPY into a table with one primary key: a row for each charge, and the rows that were written."""
+    async with world.database.connected() as owner:
+        await owner.execute("create schema if not exists bench")
+        rates = []
+        for statement in (SINGLE, GROUPED):
+            records = [tuple(row) for row in await owner.fetch(statement)]
+            await owner.execute("drop table if exists bench.charged")
+            await owner.execute("create table bench.charged (like balance.charged, primary key (account_id, batch_id))")
+            rates.append(await _copied(owner, records))
+    return rates[0], rates[1]
+
+
+async def _copied(owner: Any, records: list[tuple[Any, ...]]) -> float:
+    begin = time.monotonic()
+    for at in range(0, len(records), CHARGES_MAX):
+        await owner.copy_records_to_table(
+            "charged",
+            schema_name="bench",
+            columns=("batch_id", *Charged._fields),
+            records=records[at : at + CHARGES_MAX],
+        )
+    return len(records) / (time.monotonic() - begin)
