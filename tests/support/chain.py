@@ -133,6 +133,7 @@ class Chain:
     facts_before_prices: dict[str, Any] | None = None
     discards: set[model.Position] = field(default_factory=set)
     armed: set[str] = field(default_factory=set)
+    clock_of_copies: Mapping[str, str] = field(default_factory=dict)  # variables of every copy but the first
     factory: UsageFactory = field(init=False)
 
     # ---- processes ---------------------------------------------------------------------------------------------------
@@ -145,7 +146,8 @@ class Chain:
     def start(self, room: str, copy: int = 1, *, crash: str | None = None) -> None:
         name = f"{room}{copy}"
         (self.armed.discard if crash is None else self.armed.add)(name)
-        self.processes.start(name, f"services.{room}", crash=crash)
+        more = self.clock_of_copies if copy > 1 else {}
+        self.processes.start(name, f"services.{room}", crash=crash, more=more)
 
     def kill(self, room: str, copy: int = 1) -> None:
         """SIGKILL from outside."""

@@ -8,11 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+NOTHING: Mapping[str, str] = {}
 
 
 @dataclass
@@ -24,10 +25,13 @@ class Processes:
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     _count: int = 0
 
-    def start(self, name: str, *arguments: str, crash: str | None = None) -> subprocess.Popen[bytes]:
-        """Start `python -m <arguments>` under a name of ours; with ``crash`` it kills itself at that step."""
+    def start(
+        self, name: str, *arguments: str, crash: str | None = None, more: Mapping[str, str] = NOTHING
+    ) -> subprocess.Popen[bytes]:
+        """Start `python -m <arguments>` under a name of ours; with ``crash`` it kills itself at that step; ``more`` are
+        variables of its own."""
         self._count += 1
-        environment = os.environ | self.environment | {"PYTHONUNBUFFERED": "1"}
+        environment = os.environ | self.environment | {"PYTHONUNBUFFERED": "1"} | dict(more)
         if crash is not None:
             environment |= {"TOLLBOOK_CRASH": crash, "TOLLBOOK_CRASH_LOG": str(self.crash_log)}
         with (self.logs / f"{name}.log").open("ab") as log:
@@ -91,3 +95,12 @@ async def until(condition: Callable[[], Awaitable[bool]], what: str, within_s: f
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {within_s:.0f} s: {what}")
         await asyncio.sleep(0.1)
+
+
+def wrong_clock(by: str = "+1d") -> dict[str, str]:
+    """The variables with which a process believes that it is another day, by the library of Debian's `faketime`; none where
+    that is not installed. Spans of time are what they are."""
+    library = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
+    if library is None:
+        return {}
+    return {"LD_PRELOAD": str(library), "FAKETIME": by, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}

@@ -8,9 +8,9 @@ before). With `TOLLBOOK_TEST_SERVERS=containers` the official images, by Docker.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
-import signal
 import tempfile
 import uuid
 from abc import ABC, abstractmethod
@@ -107,7 +107,7 @@ class TestedServers(ABC):
 
     @abstractmethod
     async def kill(self, name: embedded.Name) -> None:
-        """Kills a server as a crash would."""
+        """Ends a server at whatever point it is, as a machine does that fails; `start` brings it back."""
 
     @abstractmethod
     async def kafka(self) -> str:
@@ -132,15 +132,16 @@ class TestedServers(ABC):
         async with self._one_at_a_time:
             if movable not in self._templates:
                 self._templates[movable] = await self._make_template(server, movable)
-        database = Database(f"test_{uuid.uuid4().hex}", server)
-        async with Database("postgres", server).connected() as maintenance:
+        database, maintenance = Database(f"test_{uuid.uuid4().hex}", server), Database("postgres", server)
+        async with maintenance.connected() as connection:
             async with self._one_at_a_time:  # PostgreSQL copies a template for one at a time
-                await maintenance.execute(f"CREATE DATABASE {database.name} TEMPLATE {self._templates[movable]}")
-            await migrate.close_to_others(maintenance, database.name)
-            try:
-                yield database
-            finally:
-                await _drop(maintenance, database.name)
+                await connection.execute(f"CREATE DATABASE {database.name} TEMPLATE {self._templates[movable]}")
+            await migrate.close_to_others(connection, database.name)
+        try:
+            yield database
+        finally:
+            async with maintenance.connected() as connection:  # another one: a test may have killed the server
+                await _drop(connection, database.name)
 
     async def _make_template(self, server: PostgresServer, movable: bool) -> str:
         template = Database(f"template_{uuid.uuid4().hex}", server)
@@ -170,9 +171,15 @@ class EmbeddedServers(TestedServers):
         await asyncio.to_thread(embedded.stop, self.data, [name])
 
     async def kill(self, name: embedded.Name) -> None:
-        running = embedded.status(self.data)[name]
-        if running is not None:
-            await asyncio.to_thread(running.stop, signal.SIGKILL, 10)
+        one = embedded.status(self.data)[name]
+        if one is None:
+            return
+        parent = psutil.Process(one.pid)
+        ended = [*parent.children(recursive=True), parent]
+        for process in ended:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        await asyncio.to_thread(psutil.wait_procs, ended, 10)
 
     async def kafka(self) -> str:
         return (await asyncio.to_thread(embedded.start, self.data, ["kafka"])).kafka

@@ -1,9 +1,9 @@
 """Random faults against the whole chain, 20 seeds: two copies of every room, processes killed at any instant, relays killed
-between acknowledgement and delete, copies that come and go (rebalances), connections that PostgreSQL cuts, Valkey stopped,
-aborted transactions, a cut in the middle of it all. At the end the reference model, the invariants of recharges and the
-auditor find nothing wrong.
+between acknowledgement and delete, copies that come and go (rebalances), connections that PostgreSQL cuts, PostgreSQL itself
+killed, Valkey stopped, killed and emptied, aborted transactions, a second copy of everything that believes it is tomorrow, a
+cut in the middle of it all. At the end the reference model, the invariants of recharges and the auditor find nothing wrong.
 
-`make test-faults` runs it. A failing run prints its seed, which repeats its inputs and the schedule of its faults.
+`make test-faults` runs it. The wrong clock needs Debian's `faketime`; without it the second copies have the right one. A failing run prints its seed, which repeats its inputs and the schedule of its faults.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from redis.exceptions import RedisError
 
 from services.runtime.settings import ROOMS
 from tests.support.chain import TOKENS, Chain, Fault, Person, running
-from tests.support.processes import until
+from tests.support.processes import until, wrong_clock
 from tests.support.servers import TestedServers
 
 given = os.environ.get("TOLLBOOK_TEST_SEED")
@@ -44,6 +44,7 @@ async def test_random_faults_lose_nothing_and_count_nothing_twice(
     servers: TestedServers, tmp_path: Path, seed: int
 ) -> None:
     async with running(servers, tmp_path, seed=seed) as chain:
+        chain.clock_of_copies = wrong_clock()
         chain.start_rooms()
         await chain.found()
         for copy in range(2, COPIES + 1):
@@ -53,6 +54,7 @@ async def test_random_faults_lose_nothing_and_count_nothing_twice(
         async with asyncio.TaskGroup() as both:
             raging = both.create_task(storm.rage(STORM_S[0]))
             both.create_task(feed(chain, raging))
+        await storm.kill_postgres()
         await chain.name_period(chain.period)
         async with asyncio.TaskGroup() as both:
             raging = both.create_task(storm.rage(STORM_S[1]))
@@ -99,6 +101,7 @@ class Storm:
             "join": self.join,
             "leave": self.leave,
             "valkey": self.switch_valkey,
+            "empty valkey": self.empty_valkey,
             "abort": self.abort,
         }
         self.happened: Counter[str] = Counter()
@@ -189,10 +192,27 @@ class Storm:
         self.guests.remove(room)
         self.happened["leave"] += begun
 
+    async def kill_postgres(self) -> None:
+        """PostgreSQL dies with all its processes while every room has work, and comes back: what was not committed never was."""
+        await self.chain.publish(self.chain.factory.mix(200))
+        await asyncio.sleep(self.random.uniform(0.05, 0.8))
+        await self.servers.kill("postgres")
+        await asyncio.sleep(self.random.uniform(0.0, 1.0))
+        await self.servers.start("postgres")
+        self.happened["postgres killed"] += 1
+
+    async def empty_valkey(self) -> None:
+        """Somebody empties Valkey."""
+        if not self.valkey_runs:
+            await self.switch_valkey()
+        async with Redis.from_url(self.chain.settings.valkey_url) as client:
+            await client.flushall()
+        self.happened["valkey emptied"] += 1
+
     async def switch_valkey(self) -> None:
-        """Valkey goes away, or comes back: no money may depend on it."""
+        """Valkey goes away, in order or not, or comes back: no money may depend on it."""
         if self.valkey_runs:
-            await self.servers.stop("valkey")
+            await self.random.choice([self.servers.stop, self.servers.kill])("valkey")
             async with Redis.from_url(self.chain.settings.valkey_url) as client:
                 try:
                     await client.ping()
@@ -218,7 +238,9 @@ class Storm:
 
     def prove(self) -> None:
         """Every kind of fault did happen."""
-        for kind in ("kill", "revive", "cut connections", "join", "leave", "valkey gone", "aborted"):
+        for kind in (
+            "kill", "revive", "cut connections", "postgres killed", "join", "leave", "valkey gone", "valkey emptied", "aborted",
+        ):  # fmt: skip
             assert self.happened[kind], f"no {kind} in {dict(self.happened)}"
         died = self.chain.processes.crashed_at()
         assert len(died) == STORMS
