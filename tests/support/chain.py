@@ -352,6 +352,14 @@ class Chain:
                 "open_balance", person.account_id, amount="1", currency="USD", refused="already_opened"
             )
 
+    async def forbidden_payment(self, group_id: str) -> None:
+        """A transfer to a group, recorded by somebody who may not: told as refused, and nothing moves."""
+        command = {
+            "kind": "record_payment", "command_id": uuid.uuid4().hex, "actor": "eve", "role": "owner", "group_id": group_id,
+            "amount": "1.00", "currency": "USD", "reference": "none",
+        }  # fmt: skip
+        await self.send("balance.group_commands", group_id.encode(), json.dumps(command).encode())
+
     async def publish_aborted(self, inputs: Sequence[UsageInput]) -> None:
         """Usage in a transaction that is aborted: nobody may ever see it, but its offsets and a marker are taken."""
         producer = AIOKafkaProducer(

@@ -43,6 +43,7 @@ OF_A_CLOSE = {
     "invoices": ["invoices.close.locked", "invoices.close.numbered", "invoices.close.events"],
     "balance": [f"balance.invoices.{step}" for step in BATCH],
     "webhooks": [f"webhooks.invoices.{step}" for step in BATCH],
+    "groups": [f"groups.invoices.{step}" for step in BATCH],
 }
 # What happens all the time: every other input, every relay, and the timers that answer and time out payments.
 ANY_TIME = {
@@ -109,7 +110,7 @@ async def drill(chain: Chain, room: str, steps: Sequence[str]) -> None:
 async def close(chain: Chain) -> None:
     """Close the month with everybody killed on the way: what holds it is decided while usage dies as well."""
     async with asyncio.TaskGroup() as group:
-        for room in ("invoices", "balance", "webhooks"):
+        for room in ("invoices", "balance", "webhooks", "groups"):
             group.create_task(drill(chain, room, OF_A_CLOSE[room]))
         await chain.name_period(chain.period)
         await chain.publish(chain.factory.mix(60))
@@ -136,6 +137,7 @@ async def traffic(chain: Chain) -> None:
         await chain.join(person, chain.newly_opened_at)
         await chain.forbidden(person)
         await chain.grant("try", "0.01")
+        await chain.forbidden_payment("northwind")
         await asyncio.sleep(WAVE_S)
 
 
