@@ -208,6 +208,7 @@ class Auditor:
         self._log = log
         self._period = period
         self._tell = tell
+        self._sealed = "none"
 
     async def run(self) -> Report:
         """All checks, in the order of the design, and the facts."""
@@ -632,6 +633,8 @@ class Auditor:
         found.seen |= Counter(seals=kept.seals, batches=kept.batches, transactions=kept.transactions, days=kept.days)
         for problem in kept.problems:
             found.differs(problem)
+        if kept.last_day is not None:
+            self._sealed = f"{kept.last_day}: {kept.last_hash}"
         return found.check()
 
     # ---- 9: what is owed ---------------------------------------------------------------------------------------------
@@ -685,7 +688,7 @@ class Auditor:
     # ---- facts -------------------------------------------------------------------------------------------------------
 
     async def _facts(self, evidence: Sequence[_Evidence], *, is_at_rest: bool) -> dict[str, str]:
-        facts: dict[str, str] = {}
+        facts: dict[str, str] = {"last sealed day, and its hash": self._sealed}
         facts["at rest"] = "yes" if is_at_rest else "no: something is under way, so open invoices were not compared"
         stopped, resumed, open_records = [], [], []
         for name in ROOMS:
