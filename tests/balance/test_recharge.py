@@ -44,6 +44,7 @@ class Account:
     method_token: str | None = "tok_ok"
     retry_at: datetime | None = None
     paused: bool = False
+    shared_credit_nano: int = 0
 
 
 @dataclass(frozen=True)
