@@ -553,6 +553,7 @@ class Model:
         return cents
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_random_closes_and_payments_conserve_every_nano(town: Debtors, seed: int) -> None:
     chance = random.Random(seed)
