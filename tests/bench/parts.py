@@ -1,5 +1,5 @@
 """What is measured: the whole chain, usage against bare COPY, two workers, one message a transaction, long price lists,
-history, memory; balance alone against bare COPY, a hot account, how long wallets are locked."""
+history, memory; balance alone against bare COPY, a hot account, how long wallets are locked; holds."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from services.runtime.room import BATCH_RECORDS_MAX
+from tests.bench import holds
 from tests.bench.checks import chain_problems, posting_problems, stage_problems
 from tests.bench.copying import copy_rates
 from tests.bench.events import ACCOUNTS, Calls, calls
@@ -28,7 +29,7 @@ from tests.bench.report import Row
 from tests.bench.runs import Run, held, measure, started
 from tests.bench.worlds import World, Worlds
 
-PARTS = ("chain", "copy", "workers", "batch", "prices", "stored", "history", "posting")
+PARTS = ("chain", "copy", "workers", "batch", "prices", "stored", "history", "posting", "holds")
 PARTITIONS = 6
 
 CHAIN_GOAL = 15_000.0
@@ -37,6 +38,8 @@ POSTING_GOAL, GROUPED_GOAL, HOT_GOAL, LOCKED_MS_GOAL = 80_000.0, 0.5, 0.20, 10.0
 SLOWER_GOAL, STORED_GOAL = 0.15, 0.10
 MEMORY_GOAL_MB = 400.0
 
+HOLD_P50_GOAL_MS, HOLD_P99_GOAL_MS, BUSY_P99_GOAL_MS = 1.5, 5.0, 25.0
+
 STAGE_EVENTS = 150_000
 SINGLE_EVENTS = 2_000  # one message a transaction: some hundreds a second
 HISTORY = 1_000_000
@@ -44,7 +47,7 @@ HISTORY_EVENTS = 150_000
 STORED = 4_000_000
 STORED_REPEATS = 2
 WARM_UP = 20_000  # a process that has just started is slower: the one without history gets its start too
-STAGE_REPEATS, HISTORY_REPEATS = 3, 2
+STAGE_REPEATS, HISTORY_REPEATS, HOLDS_REPEATS = 3, 2, 3
 HISTORY_UNTIL_S, REPEAT_UNTIL_S = 300.0, 720.0  # a slow machine gets less history and fewer repeats, not a longer run
 USAGE_ALONE = {"usage": 1}
 TWO_SESSION_MS = "12000"  # a consumer sees at a third of it that another has come; loading takes less than the whole
@@ -74,6 +77,8 @@ class Bench:
             await self._stored()
         if "posting" in self.only:
             await self._posting()
+        if "holds" in self.only:
+            await self._holds()
 
     def _is_over(self, seconds: float) -> bool:
         return time.monotonic() - self._begun_at > seconds
@@ -225,6 +230,33 @@ class Bench:
                         copies.append(await ledger_copy_rates(world))
         self.rows += _posting_rows(runs, copies)
 
+    # ---- holds -----------------------------------------------------------------------------------------------------
+
+    async def _holds(self) -> None:
+        """Authorisations one after the other, and at a steady rate over HTTP beside the usage of a busy day."""
+        took: dict[str, list[float]] = {"p50": [], "p99": [], "busy p50": [], "busy p99": [], "events": []}
+        for number in range(HOLDS_REPEATS):
+            if number and self._is_over(REPEAT_UNTIL_S):
+                break
+            async with self.worlds.fresh() as world:
+                self.tell("holds, one caller at a time")
+                found = await holds.alone(world)
+                took["p50"].append(holds.percentile(found, 0.5))
+                took["p99"].append(holds.percentile(found, 0.99))
+                self.tell(f"  p50 {took['p50'][-1]:.2f} ms, p99 {took['p99'][-1]:.2f} ms")
+            async with self.worlds.fresh() as world:
+                self.tell(f"holds over HTTP, {holds.PER_S}/s beside {holds.EVENTS_PER_S:,} events/s")
+                self._seed += 1
+                found, events = await holds.beside_usage(world, self._seed)
+                took["busy p50"].append(holds.percentile(found, 0.5))
+                took["busy p99"].append(holds.percentile(found, 0.99))
+                took["events"].append(events)
+                self.problems += await holds.problems(world)
+                self.tell(
+                    f"  p50 {took['busy p50'][-1]:.1f} ms, p99 {took['busy p99'][-1]:.1f} ms; {events:,.0f} events/s"
+                )
+        self.rows += _holds_rows(took)
+
     async def _alone(self, world: World, made: Calls, what: str) -> Run:
         run = await self._measured(world, made, what)
         self.tell(f"  {run.published_rate:,.0f} events/s")
@@ -355,6 +387,23 @@ def _posting_rows(runs: dict[str, list[Posting]], copies: list[tuple[float, floa
             samples,
         ),
     ]
+
+
+def _holds_rows(took: dict[str, list[float]]) -> list[Row]:
+    alone = "one caller after the other, in process, committed to disk"
+    busy = (
+        f"over HTTP at {holds.PER_S}/s from the instant each was due, beside {median(took['events']):,.0f} events/s through"
+        f" the whole chain; p50 {median(took['busy p50']):.1f} ms"
+    )
+    rows = []
+    for what, goal_ms, samples, note in (
+        ("authorise alone, p50", HOLD_P50_GOAL_MS, took["p50"], alone),
+        ("authorise alone, p99", HOLD_P99_GOAL_MS, took["p99"], alone),
+        ("authorise beside usage, p99", BUSY_P99_GOAL_MS, took["busy p99"], busy),
+    ):
+        found = median(samples)
+        rows.append(Row(what, f"{goal_ms:g} ms", f"{found:.2f} ms", found, found <= goal_ms, note, {"ms": samples}))
+    return rows
 
 
 def _slower(what: str, goal: float, slower: float, note: str, samples: dict[str, list[float]]) -> Row:
