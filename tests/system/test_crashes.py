@@ -60,7 +60,7 @@ ANY_TIME["payments"] += [f"payments.{lane}.{step}" for lane in ("due", "errand")
 
 WAVE_S = 1.0
 CUT_S = 0.2
-KILL_S_MAX = 240.0  # to come to a step, all kills of other rooms before it included: the machine may be busy
+KILL_S_MAX = 480.0  # to come to a step, all kills of other rooms before it included: the machine may be busy
 
 
 def test_the_plan_names_every_input_of_every_room_at_every_step() -> None:
@@ -71,7 +71,7 @@ def test_the_plan_names_every_input_of_every_room_at_every_step() -> None:
         assert {f"{room}.{source.name}.{step}" for source in inputs for step in BATCH} <= planned.keys()
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 async def test_killed_at_every_step_the_chain_is_what_the_model_says(servers: TestedServers, tmp_path: Path) -> None:
     async with running(servers, tmp_path, seed=SEED, session_ms=1500) as chain:
         chain.start_rooms()
