@@ -15,7 +15,7 @@ from services.cli.output import Format, Output, show_facts
 from services.cli.reading import room
 from services.kernel.errors import InvalidInput, Refused
 from services.runtime.database import open_engine, transaction
-from services.runtime.settings import load
+from services.runtime.settings import Settings, load
 
 app = typer.Typer(no_args_is_help=True, help="The one clock: show it, or move it in a database made for tests.")
 
@@ -51,7 +51,13 @@ async def move(
 ) -> None:
     """Move the clock forward; it never goes back. Only in a database that was made movable."""
     forward = span(by)
-    engine = open_engine(load().owner_database_url(), application="tollbook.cli", pool_size=1)
+    now = await moved(load(), forward)
+    show_facts({"now": now}, output)
+
+
+async def moved(settings: Settings, forward: timedelta) -> datetime:
+    """Move the clock forward; what time it is then. `Refused` where the database was not made movable."""
+    engine = open_engine(settings.owner_database_url(), application="tollbook.cli", pool_size=1)
     try:
         async with transaction(engine) as connection:
             now: datetime = (
@@ -67,4 +73,4 @@ async def move(
         ) from None
     finally:
         await engine.dispose()
-    show_facts({"now": now}, output)
+    return now

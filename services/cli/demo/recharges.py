@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
-
-from sqlalchemy import text
 
 from services.balance import api as balance_api
 from services.cli.account import show_statement
+from services.cli.clock import moved
 from services.cli.demo import cast as casting
 from services.cli.demo.acting import Acting, curtain
 from services.cli.demo.figures import Cell, notices, recharges
@@ -22,7 +21,6 @@ from services.cli.demo.narrator import Narrator
 from services.cli.demo.stage import PROCESSOR, Stage
 from services.cli.output import instant
 from services.cli.reading import room
-from services.runtime.database import open_engine, transaction
 
 CAST = "recharges.json"
 DAY = timedelta(hours=24)
@@ -98,13 +96,7 @@ class Recharges(Acting):
         await self._move(DAY - timedelta(hours=hours))
 
     async def _move(self, forward: timedelta) -> None:
-        engine = open_engine(self.stage.settings.owner_database_url(), application="tollbook.demo", pool_size=1)
-        try:
-            async with transaction(engine) as connection:
-                moved = text("select runtime.clock_move(:forward)")
-                now: datetime = (await connection.execute(moved, {"forward": forward})).scalar_one()
-        finally:
-            await engine.dispose()
+        now = await moved(self.stage.settings, forward)
         self.narrator.act(f"The clock is moved by {forward.total_seconds() / 3600:g} h, to {instant(now)}")
         await self.at_rest()
 
