@@ -93,7 +93,8 @@ def test_a_timeline_comes_back_as_it_was_sent():
         "account_id": "a", "account_no": 1, "version": 3, "organization_id": "o", "name": "A", "currency": "USD",
         "opened_at": "2026-10-01T00:00:00Z", "created_at": "2026-11-21T08:00:00Z", "level_2": False, "credit_limit": "0",
         "closed_at": None, "plans": [{"from": "2026-10-01T00:00:00Z", "to": None, "plan": "payg"}],
-        "groups": [{"from": "2026-10-01T00:00:00Z", "to": None, "group_id": "g", "zone": "UTC", "currency": "USD", "pricing_model": None}],
+        "groups": [{"from": "2026-10-01T00:00:00Z", "to": None, "group_id": "g", "zone": "UTC", "currency": "USD", "pricing_model": None,
+                    "account_id": None}],
     }  # fmt: skip
     decoded = AccountTimeline.model_validate_json(json.dumps(timeline))
     assert json.loads(json.dumps(decoded.data())) == timeline
