@@ -15,9 +15,6 @@ from services.kernel.money import parse_amount
 from services.runtime.records import Record
 from services.runtime.work import Work
 
-GROUP_CHANGE = "group_change"
-"""The timer of an account: the next instant at which another group pays for it."""
-
 
 async def accounts(work: Work, records: list[Record], *, tell: Tell) -> None:
     """Take over the newest timeline of each account; a wallet that does not exist is made."""
