@@ -267,6 +267,7 @@ BalanceEventKind = Literal[
     "spend_limit_near",
     "spend_limit_reached",
     "invoice_posted",
+    "balance_used",
     "drift_found",
     "drift_gone",
 ]

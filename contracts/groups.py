@@ -221,11 +221,15 @@ class UpgradeAccount(_Command):
 
 
 class ChangePlan(_Command):
-    """Invoiced to pay-as-you-go, from now on; refused while the account owes something of an invoice."""
+    """Pay-as-you-go to invoiced, by an operator, with a credit limit; or back, refused while the account owes something of an
+    invoice. From now on."""
 
     kind: Literal["change_plan"] = "change_plan"
     account_id: Id
-    plan: Literal["payg"]
+    plan: Literal["payg", "invoiced"]
+    credit_limit: Annotated[
+        Amount, Field(description="Of an invoiced account: what it may owe beyond its wallet, above zero")
+    ] = "0"
 
 
 class GrantLevel2(_Command):

@@ -127,7 +127,7 @@ class GroupEvent(Message):
     amount: SignedTotal | None = None
     invoice: InvoiceStanding | None = None
     source: Annotated[
-        Literal["transfer", "card", "overpayment", "credit", "write_off"] | None,
+        Literal["transfer", "card", "balance", "overpayment", "credit", "write_off"] | None,
         Field(description="What the amount came from"),
     ] = None
     payment_id: UUID | None = None

@@ -89,6 +89,40 @@ def spread(amount_nano: int, open_nano: Mapping[str, int], step_nano: int) -> di
     return {account_id: nano for account_id, nano in parts.items() if nano}
 
 
+def from_wallets(wallets_nano: Mapping[str, int], open_nano: Mapping[str, int], step_nano: int) -> dict[str, int]:
+    """What each account pays of an invoice from its own wallet: its share, as far as whole minor units for it are there.
+
+    ``open_nano`` says what each owes of the invoice. Where a share is below zero (more taken back than used), the others owe
+    less than their shares: what is open in all, divided as by `spread`. Nothing of a part of a minor unit (``step_nano``
+    nanos) is paid, so that what is left open can be paid by money that arrives.
+
+    >>> from_wallets({"east": 50, "west": 7, "offshore": -3}, {"east": 40, "west": 20, "offshore": 9}, 1)
+    {'east': 40, 'west': 7}
+    >>> from_wallets({"a": 50, "b": 3}, {"a": 10, "b": -4}, 1)
+    {'a': 6}
+    >>> from_wallets({"a": 1999}, {"a": 5000}, 1000)
+    {'a': 1000}
+    """
+    whole = sum(open_nano.values())
+    if whole <= 0:
+        return {}
+    owed = spread(whole, {account_id: nano for account_id, nano in open_nano.items() if nano > 0}, step_nano)
+    pays = {
+        account_id: min(nano, whole_units(wallets_nano.get(account_id, 0), step_nano))
+        for account_id, nano in owed.items()
+    }
+    return {account_id: nano for account_id, nano in pays.items() if nano}
+
+
+def whole_units(wallet_nano: int, step_nano: int) -> int:
+    """What a wallet can pay in whole minor units; nothing when it is below zero.
+
+    >>> whole_units(1999, 1000), whole_units(-1, 1000)
+    (1000, 0)
+    """
+    return max(0, wallet_nano - wallet_nano % step_nano)
+
+
 def state_of(*, due_nano: int, paid_nano: int, written_off_nano: int, is_overdue: bool) -> InvoiceState:
     """The state of a closed invoice.
 

@@ -73,7 +73,10 @@ async def cover(work: Work, *, tell: Tell) -> None:
 
 
 async def invoices(work: Work, records: list[Record], *, tell: Tell) -> None:
-    """Post what closed invoices move, once by invoice id: one transaction an invoice, over all its accounts."""
+    """Post what closed invoices move, once by invoice id: one transaction an invoice, over all its accounts.
+
+    What invoiced accounts have in their wallets pays first, then what the group has paid too much.
+    """
     told: Sequence[InvoiceEvent] = [record.message["data"] for record in records]
     closed = {each.invoice_id: each for each in told if each.kind == "closed"}
     done = await store.posted(work, [transaction_id_of("closing", str(invoice_id)) for invoice_id in closed])
@@ -86,18 +89,18 @@ async def invoices(work: Work, records: list[Record], *, tell: Tell) -> None:
         return
     book = Book()
     debts = await _owed(work, closed)
+    accounts = {posting.account_id for invoice in closed.values() for posting in invoice.postings}
+    wallets = await load(work, accounts | await debts.concerned(work))
     for invoice_id in sorted(closed):
         invoice = closed[invoice_id]
         book.post(work, "closing", str(invoice_id), invoice.currency, _entries(invoice), note=invoice.number)
+        for posting in invoice.postings:
+            _move(work, wallets, posting, invoice)
+    await debts.pay_from_wallets(work, wallets, book)
     for payer in debts.payers.values():
         newest = max(each.invoice_id for each in closed.values() if each.group_id == payer.group_id)
         debts.use_unapplied(work, payer, book, str(newest))
     await debts.look(work)
-    accounts = {posting.account_id for invoice in closed.values() for posting in invoice.postings}
-    wallets = await load(work, accounts | debts.accounts)
-    for invoice_id in sorted(closed):
-        for posting in closed[invoice_id].postings:
-            _move(work, wallets, posting, closed[invoice_id])
     await debts.finish(work, wallets)
     await book.write(work)
     await evaluate(work, wallets, funds_of=accounts | debts.funded, tell=tell)

@@ -22,14 +22,19 @@ from services.kernel.currency import currency
 from services.kernel.money import format_nano
 from services.runtime.work import Work
 
+WALLET_PAYS = "wallet_pays"
+"""The timer of an account whose wallet pays what it owes of invoices: at once, in a transaction of its own, as groups are
+locked before wallets."""
+
 OVERDUE = "overdue"
 """The timer of a group: the next instant at which one of its open invoices becomes overdue, is told of, or suspends."""
 
-Source = Literal["transfer", "card", "overpayment", "credit", "write_off"]
+Source = Literal["transfer", "card", "balance", "overpayment", "credit", "write_off"]
 
 _TOLD: dict[Source, GroupEventKind] = {
     "transfer": "invoice_paid",
     "card": "invoice_paid",
+    "balance": "invoice_paid",
     "overpayment": "invoice_paid",
     "credit": "invoice_credited",
     "write_off": "invoice_written_off",
@@ -140,6 +145,7 @@ class Debts:
         self._shares: dict[tuple[UUID, str], int] = {}
         self._applications: list[dict[str, Any]] = []
         self._freed: dict[str, int] = defaultdict(int)
+        self._spent: list[tuple[str, int, Receivable]] = []
         self._members: list[tuple[str, str]] = []
         self._timers: dict[str, datetime] = {}
 
@@ -187,6 +193,32 @@ class Debts:
         """Give up what is open of an invoice; returns the shares."""
         return self._settle(work, payer, invoice, invoice.open_nano, "write_off", **about)
 
+    async def pay_from_wallets(self, work: Work, wallets: Mapping[str, Wallet], book: Book) -> None:
+        """The wallets in hand of invoiced accounts pay what these owe of open invoices, what is due first before others.
+
+        A wallet is never taken below zero by it, and what a payment by card brought for a group is left for that.
+        """
+        purses = {account_id: wallet.wallet_nano for account_id, wallet in wallets.items() if pays_from_wallet(wallet)}
+        if not purses:
+            return
+        for account_id, nano in await receivables_store.on_its_way(work, purses):
+            purses[account_id] -= nano
+        for group_id in sorted(self.payers):
+            for invoice in sorted(self._invoices[group_id].values(), key=lambda each: (each.due_on, each.number)):
+                self._pay_from(work, self.payers[group_id], invoice, purses, book)
+
+    def _pay_from(self, work: Work, payer: Payer, invoice: Receivable, purses: dict[str, int], book: Book) -> None:
+        pays = applying.from_wallets(purses, invoice.shares, _minor_unit(payer.currency))
+        if not pays:
+            return
+        shares = self._settle(work, payer, invoice, sum(pays.values()), "balance", parts=pays)
+        entries = ledger.balance_used(payer.group_id, pays, shares)
+        ref = f"{invoice.invoice_id}:{invoice.version}"
+        book.post(work, "balance_used", ref, payer.currency, entries, note=invoice.number)
+        for account_id, nano in pays.items():
+            purses[account_id] -= nano
+            self._spent.append((account_id, nano, invoice))
+
     def use_unapplied(self, work: Work, payer: Payer, book: Book, ref: str) -> None:
         """At a close: what the group has to its credit pays its open invoices, what is due first before others.
 
@@ -202,16 +234,25 @@ class Debts:
             book.post(work, "unapplied_used", ref, payer.currency, ledger.unapplied_used(payer.group_id, paid))
 
     def _settle(
-        self, work: Work, payer: Payer, invoice: Receivable, nano: int, source: Source, **about: Any
+        self,
+        work: Work,
+        payer: Payer,
+        invoice: Receivable,
+        nano: int,
+        source: Source,
+        *,
+        parts: Mapping[str, int] | None = None,
+        **about: Any,
     ) -> dict[str, int]:
         """Some or all of what is open of an invoice is owed no more; returns whose share of it, and tells it.
 
-        Of an invoice that is a credit, what is open and moved is below zero.
+        ``parts`` says whose, where that does not follow from what each owes; who pays the last of it pays it for all. Of an
+        invoice that is a credit, what is open and moved is below zero.
         """
         if nano == invoice.open_nano:
             parts = dict(invoice.shares)
-        else:
-            parts = applying.spread(nano, invoice.shares, 10 ** (9 - currency(payer.currency).exponent))
+        elif parts is None:
+            parts = applying.spread(nano, invoice.shares, _minor_unit(payer.currency))
         for account_id, part in parts.items():
             invoice.shares[account_id] -= part
             self._shares[invoice.invoice_id, account_id] = invoice.shares[account_id]
@@ -238,7 +279,7 @@ class Debts:
             }
         )
         payer.tell(work, _TOLD[source], amount_nano=nano, source=source, invoice=invoice.standing(), **about)
-        return parts
+        return dict(parts)
 
     def open_nano(self, group_id: str) -> int:
         """What is open of a group's invoices."""
@@ -295,6 +336,14 @@ class Debts:
             days=notice,
         )
 
+    async def concerned(self, work: Work) -> set[str]:
+        """Every account whose wallet can have to be in hand to finish, whatever is paid: who owes, and who belongs to the
+        groups. For handlers that look at wallets before they know what is paid, as all are locked at once."""
+        if not self.payers:
+            return set()
+        owing = {account_id for own in self._invoices.values() for each in own.values() for account_id in each.shares}
+        return owing | {account_id for account_id, _ in await receivables_store.members(work, self.payers, work.now)}
+
     @property
     def accounts(self) -> set[str]:
         """Whose wallets must be in hand to finish."""
@@ -313,6 +362,11 @@ class Debts:
             if nano:
                 wallets[account_id].receivable_nano += nano
                 wallets[account_id].changed = True
+        for account_id, nano, _ in self._spent:
+            wallets[account_id].wallet_nano -= nano
+        for account_id, nano, invoice in self._spent:
+            message = f"invoice {invoice.number} of {invoice.period}"
+            wallets[account_id].tell(work, "balance_used", amount_nano=nano, message=message)
         for account_id, group_id in self._members:
             if account_id in wallets:
                 judge_overdue(work, wallets[account_id], suspends=self.payers[group_id].suspends)
@@ -343,6 +397,21 @@ class Debts:
         new = {each.invoice_id for each in self._new}
         known = {(invoice_id, account_id) for invoice_id, account_id, _ in shares}
         return [(*key, nano) for key, nano in self._shares.items() if key[0] in new and key not in known]
+
+
+def pays_from_wallet(wallet: Wallet) -> bool:
+    """Whether there is money in a wallet that pays what its account owes of invoices: an invoiced one with both.
+
+    The wallet of a pay-as-you-go account is for its use, and pays no invoice of the time when it was invoiced.
+    """
+    if wallet.plan != "invoiced" or not wallet.receivable_nano < 0 < wallet.wallet_nano:
+        return False
+    return applying.whole_units(wallet.wallet_nano, _minor_unit(wallet.currency)) > 0
+
+
+def _minor_unit(code: str) -> int:
+    """Nanos of the smallest amount that arrives."""
+    return int(10 ** (9 - currency(code).exponent))
 
 
 def _row(invoice: Receivable) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 from uuid import UUID
 
 from services.balance import levels, recharge, store, suspension
+from services.balance.debts import WALLET_PAYS, pays_from_wallet
 from services.balance.leases import lapse
 from services.balance.orders import Orders, saved_method
 from services.balance.wallets import Wallet
@@ -77,6 +78,8 @@ async def evaluate(
             attempts = [*attempts, asked_now]
         if funds_of is None or wallet.account_id in funds_of:
             _judge_funds(work, wallet, attempts)
+        if pays_from_wallet(wallet):
+            timers[WALLET_PAYS][wallet.account_id] = work.now
     await orders.write(work)
     await _tell_levels(work, [wallet for wallet in known if levels.moves(wallet.marks, wallet.available_nano)])
     changed = [wallets[account_id].row() for account_id in sorted(wallets) if wallets[account_id].changed]

@@ -36,6 +36,7 @@ TransactionKind = Literal[
     "credit_expired",
     "reversal",
     "closing",
+    "balance_used",
     "invoice_paid",
     "unapplied_used",
     "credit_note",
@@ -340,6 +341,21 @@ def invoice_paid_by_card(group_id: str, account_id: str, nano: int, shares: Mapp
     if excess < 0:
         raise Corrupt(f"a payment of {format_nano(nano)} pays {format_nano(nano - excess)} of receivables")
     return checked([*_freed(group_id, shares), Entry(unapplied(group_id), excess), Entry(WALLET, -nano, account_id)])
+
+
+def balance_used(group_id: str, wallets: Mapping[str, int], shares: Mapping[str, int]) -> tuple[Entry, ...]:
+    """Wallets of invoiced accounts pay what these owe of an invoice: wallet - and receivable + per account.
+
+    ``wallets`` says what each pays, ``shares`` what each owes no more; both sum to the same. They differ only for the last
+    payment of an invoice on which more was taken back from one account than it used.
+
+    >>> amounts(balance_used("g", {"a": 40, "b": 5}, {"a": 40, "b": 5}))
+    {'wallet': -45, 'receivable:g': 45}
+    >>> [entry.nano for entry in balance_used("g", {"a": 6}, {"a": 10, "b": -4})]
+    [-6, 10, -4]
+    """
+    paid = [Entry(WALLET, -nano, account_id) for account_id, nano in sorted(wallets.items())]
+    return checked([*paid, *_freed(group_id, shares)])
 
 
 def unapplied_used(group_id: str, shares: Mapping[str, int]) -> tuple[Entry, ...]:

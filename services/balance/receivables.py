@@ -156,6 +156,19 @@ async def card_settled(work: Work, keys: list[str], *, tell: Tell) -> None:
     await evaluate(work, wallets, funds_of=debts.funded | moved.keys(), tell=tell)
 
 
+async def wallets_pay(work: Work, keys: list[str], *, tell: Tell) -> None:
+    """Timer: what invoiced accounts have in their wallets pays what they owe of invoices, whatever brought it there."""
+    debts = await take(work, await receivables_store.groups_owed(work, keys))
+    wallets = await load(work, {*keys} | await debts.concerned(work))
+    book = Book()
+    await debts.pay_from_wallets(work, wallets, book)
+    await debts.look(work)
+    await debts.finish(work, wallets)
+    await book.write(work)
+    faults.step("balance.wallets.paid")
+    await evaluate(work, wallets, funds_of=debts.funded, tell=tell)
+
+
 # ---- reading -------------------------------------------------------------------------------------------------------
 
 

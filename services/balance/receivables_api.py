@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import DateTime, Text, case, func, literal, select
@@ -118,6 +118,17 @@ class ReceivableTotals:
     closing_nano: int
     applied_nano: int
     applied_as_written_off_nano: int
+    applied_from_balance_nano: int
+    from_wallets_nano: int
+
+
+class RecordedPayment(NamedTuple):
+    """One that is recorded: what of it was applied to invoices, and which way it came or went: from a bank to a group, by
+    card through a wallet to a group, or from a bank into a wallet."""
+
+    amount_nano: int
+    applied_nano: int
+    through: Literal["bank", "card", "wallet"]
 
 
 @dataclass(frozen=True)
@@ -125,8 +136,7 @@ class ReceivableAudit:
     """Everything that must agree; see `verify`."""
 
     invoices: tuple[ReceivableTotals, ...]
-    payments: dict[str, tuple[int, int, bool]]
-    """Per recorded payment its amount, what of it was applied to invoices, and whether it came through a wallet."""
+    payments: dict[str, RecordedPayment]
     posted: dict[str, dict[str, int]]
     """Per recorded payment the sums of its transaction per kind of ledger account."""
     unapplied: dict[str, tuple[int, int]]
@@ -149,6 +159,14 @@ async def audit(engine: AsyncEngine) -> ReceivableAudit:
         applied = await sums(select(_applied.invoice_id, func.sum(_applied.nano)).group_by(_applied.invoice_id))
         given_up = case((_applied.source == "write_off", _applied.nano), else_=0)
         written_off = await sums(select(_applied.invoice_id, func.sum(given_up)).group_by(_applied.invoice_id))
+        from_balance = case((_applied.source == "balance", _applied.nano), else_=0)
+        by_balance = await sums(select(_applied.invoice_id, func.sum(from_balance)).group_by(_applied.invoice_id))
+        of_invoice = func.split_part(_entry.ref, ":", 1)
+        from_wallets = await sums(
+            select(of_invoice, -func.sum(_entry.nano))
+            .where(_entry.kind == "balance_used", kind == ledger.WALLET)
+            .group_by(of_invoice)
+        )
         of_payment = await sums(
             select(_applied.payment_id, func.sum(_applied.nano))
             .where(_applied.payment_id.is_not(None))
@@ -171,7 +189,7 @@ async def audit(engine: AsyncEngine) -> ReceivableAudit:
         posted: dict[str, dict[str, int]] = defaultdict(dict)
         rows = await connection.execute(
             select(_entry.ref, kind.label("ledger"), func.sum(_entry.nano).label("nano"))
-            .where(_entry.kind == "invoice_paid")
+            .where(_entry.kind.in_(["invoice_paid", "transfer"]))
             .group_by(_entry.ref, kind)
         )
         for row in rows.all():
@@ -181,12 +199,18 @@ async def audit(engine: AsyncEngine) -> ReceivableAudit:
             ReceivableTotals(
                 row.invoice_id, row.group_id, row.number, int(row.due_nano), int(row.paid_nano),
                 int(row.written_off_nano), shares.get(row.invoice_id, 0), closings.get(str(row.invoice_id), 0),
-                applied.get(row.invoice_id, 0), written_off.get(row.invoice_id, 0),
+                applied.get(row.invoice_id, 0), written_off.get(row.invoice_id, 0), by_balance.get(row.invoice_id, 0),
+                from_wallets.get(str(row.invoice_id), 0),
             )
             for row in owed
         ),
         payments={
-            str(row.payment_id): (row.amount_nano, of_payment.get(row.payment_id, 0), row.account_id is not None) for row in payments
+            str(row.payment_id): RecordedPayment(
+                row.amount_nano,
+                of_payment.get(row.payment_id, 0),
+                "wallet" if row.group_id is None else "bank" if row.account_id is None else "card",
+            )
+            for row in payments
         },
         posted=dict(posted),
         unapplied={row.group_id: (int(row.unapplied_nano), kept.get(row.group_id, 0)) for row in payers},

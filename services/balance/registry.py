@@ -37,11 +37,11 @@ async def accounts(work: Work, records: list[Record], *, tell: Tell) -> None:
 
 
 def _moneyed(wallets: Mapping[str, Wallet]) -> list[str]:
-    """An account that never had money is not suspended for having none."""
+    """An account that never had money is not suspended for having none; one that is suspended may be restored."""
     return [
         each.account_id
         for each in wallets.values()
-        if each.wallet_nano or each.unbilled_nano or each.receivable_nano or each.credit_nano
+        if each.wallet_nano or each.unbilled_nano or each.receivable_nano or each.credit_nano or each.suspended_funds
     ]
 
 

@@ -85,7 +85,7 @@ def statement_of(now: Position, later: Position, moved: Iterable[Moved]) -> Stat
     >>> made.opening.balance, [(line.cause, line.after.balance) for line in made.lines], made.closing.balance
     (5, [('payment', 105), ('3 charges', 85)], 85)
     """
-    ordered = sorted(moved, key=lambda each: (each.at, each.kind, each.ref))
+    ordered = sorted(moved, key=lambda each: (each.at, each.kind in _FOLLOWS_A_CLOSE, each.kind, each.ref))
     closing = now.minus(later)
     opening = closing
     for each in ordered:
@@ -100,7 +100,7 @@ def statement_of(now: Position, later: Position, moved: Iterable[Moved]) -> Stat
     return Statement(opening, tuple(lines), closing)
 
 
-PAYMENTS = {"auto": "recharge", "manual": "payment", "scheduled": "scheduled payment"}
+PAYMENTS = {"auto": "recharge", "manual": "payment", "scheduled": "scheduled payment", "group": "payment for invoices"}
 """What a payment is called by the kind of its attempt."""
 
 CAUSES = {
@@ -108,17 +108,21 @@ CAUSES = {
     "goodwill": "goodwill",
     "credit_used": "paid by promotional credit",
     "payment": "payment",
+    "transfer": "bank transfer",
     "refund": "refund of a payment",
     "dispute_opened": "dispute of a payment",
     "dispute_won": "dispute won",
     "reversal": "reversal",
     "closing": "closing of invoice",
+    "balance_used": "invoice paid from balance",
     "invoice_paid": "payment of invoice",
     "unapplied_used": "earlier payment used for invoice",
     "credit_note": "credit note",
     "write_off": "write-off of invoice",
 }
-_NAMES_A_DOCUMENT = frozenset({"closing", "invoice_paid", "unapplied_used", "credit_note", "write_off"})
+_FOLLOWS_A_CLOSE = frozenset({"balance_used"})
+"""What is posted in one instant with the close of the invoice that it pays; the close is read first."""
+_NAMES_A_DOCUMENT = frozenset({"closing", "balance_used", "invoice_paid", "unapplied_used", "credit_note", "write_off"})
 
 
 def cause(moved: Moved) -> str:

@@ -451,7 +451,7 @@ group_payment = Table(
     "group_payment",
     metadata,
     Column("payment_id", Uuid, primary_key=True),
-    Column("group_id", Text, nullable=False),
+    Column("group_id", Text),  # null: it topped up the account's wallet
     Column("bank", Text, nullable=False),
     Column("reference", Text, nullable=False),
     Column("amount_nano", BigInteger, nullable=False),
@@ -459,7 +459,7 @@ group_payment = Table(
     Column("received_at", Instant, nullable=False),
     Column("actor", Text, nullable=False),
     Column("note", Text, nullable=False),
-    # Through whose wallet a payment by card came; null for a transfer.
+    # Through whose wallet a payment by card came, or whose wallet a transfer topped up; null for a transfer for a group.
     Column("account_id", Text),
 )
 

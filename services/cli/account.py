@@ -100,16 +100,20 @@ async def upgrade(
 async def change_plan(
     account_id: AccountId,
     organization: Organization,
-    plan: Annotated[str, typer.Option(help="payg")],
+    plan: Annotated[str, typer.Option(help="payg or invoiced")],
+    credit_limit: Annotated[
+        str, typer.Option(help="of an account that becomes invoiced: what it may owe beyond its wallet, such as 500.00")
+    ] = "0",
     role: Role = "owner",
     actor: Actor = "",
     command_id: CommandId = None,
     output: Output = Format.table,
 ) -> None:
-    """Make an invoiced account pay as it goes, from now on; refused while it owes something of an invoice."""
+    """Change a plan, from now on: to invoiced, which an operator decides and which keeps the wallet, spent first; or to payg,
+    refused while the account owes something of an invoice."""
     await ask(
         output, actor=actor, kind="change_plan", organization_id=organization, account_id=account_id, plan=plan,
-        role=role, command_id=command_id,
+        credit_limit=credit_limit, role=role, command_id=command_id,
     )  # fmt: skip
 
 

@@ -652,11 +652,22 @@ class Auditor:
                 ("due, and what its close posted", each.due_nano, each.closing_nano),
                 ("paid and written off, and what was applied to it", settled, each.applied_nano),
                 ("written off, and what was given up of it", each.written_off_nano, each.applied_as_written_off_nano),
+                (
+                    "paid from the balance, and what wallets paid",
+                    each.applied_from_balance_nano,
+                    each.from_wallets_nano,
+                ),
                 ("open, and its accounts' shares", each.due_nano - settled, each.shares_nano),
             ):
                 found.expect(f"{name} {what}", format_nano(have), format_nano(want))
-        for payment_id, (amount, applied, by_card) in sorted(kept.payments.items()):
-            sums = {"receivable": applied, "unapplied": amount - applied, "wallet" if by_card else "clearing": -amount}
+        for payment_id, (amount, applied, through) in sorted(kept.payments.items()):
+            sums = {
+                "receivable": applied,
+                "unapplied": amount - applied,
+                "wallet" if through == "card" else "clearing": -amount,
+            }
+            if through == "wallet":
+                sums = {"wallet": amount, "clearing": -amount}
             sums = {name: nano for name, nano in sums.items() if nano}
             found.expect(f"payment {payment_id}", kept.posted.get(payment_id), sums)
         for payment_id in kept.posted.keys() - kept.payments.keys():

@@ -38,7 +38,7 @@ from services.groups.timeline import Span, from_then_on, value_before
 from services.kernel.currency import currency
 from services.kernel.errors import InvalidInput, NotFound, Refused
 from services.kernel.ids import derived_id
-from services.kernel.money import parse_amount
+from services.kernel.money import format_nano, parse_amount
 from services.kernel.period import instant_text, zone
 
 Change = Organization | BillingEntity | PayerGroup | Account | CostCenter | Resource | Publisher
@@ -326,36 +326,29 @@ def upgrade_account(registry: Registry, command: UpgradeAccount, now: datetime) 
 
 
 def change_plan(registry: Registry, command: ChangePlan, now: datetime) -> Outcome:
-    """Invoiced to pay-as-you-go, from now on. What was used until now is invoiced as before."""
+    """Between pay-as-you-go and invoiced, from now on. What was used until now is paid for as before."""
     organization = registry.organization(command.organization_id)
     account = registry.account(organization, command.account_id)
-    plan = account.plans[-1].value
-    if plan != "invoiced":
-        raise Refused(
-            f"account {account.account_id} is {plan}; only an invoiced account changes to {command.plan}",
-            field="account_id",
-            code="nothing_to_change" if plan == command.plan else "not_invoiced",
-        )
-    if owed := registry.owed.get(account.account_id):
-        raise Refused(
-            f"account {account.account_id} owes something of invoice {', '.join(owed[:5])}; its plan can be changed when that"
-            " is paid",
-            field="account_id",
-            code="open_receivable",
-        )
+    limit = sharing.changed_plan(
+        command.role, account, command.plan, parse_amount(command.credit_limit, field="credit_limit"),
+        owed=registry.owed.get(account.account_id, ()),
+    )  # fmt: skip
     start = max(now, account.opened_at)
     changed = replace(
         account,
         version=account.version + 1,
         plans=from_then_on(account.plans, start, command.plan),
-        credit_limit_nano=0,
+        credit_limit_nano=limit,
     )
     for span in account.groups:
         if span.overlaps(start, None) and span.value is not None:
             group = registry.group(organization, span.value)
             others = [each for each in registry.members(group.group_id) if each.account_id != account.account_id]
             sharing.check_joining(organization, group, changed, max(start, span.start), others, field="account_id")
-    return Outcome((changed,), {"account_id": account.account_id}, f"account {account.account_id} pays as it goes")
+    message = f"account {account.account_id} pays as it goes"
+    if command.plan == "invoiced":
+        message = f"account {account.account_id} is invoiced and may owe {format_nano(limit)} beyond its wallet"
+    return Outcome((changed,), {"account_id": account.account_id}, message)
 
 
 def _settle(

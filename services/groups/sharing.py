@@ -207,6 +207,41 @@ def credit_limit(plan: str, limit_nano: int) -> int:
     return limit_nano
 
 
+def changed_plan(role: str, account: Account, plan: str, limit_nano: int, *, owed: Sequence[str]) -> int:
+    """The credit limit in nanos of an account that changes to a plan, pay-as-you-go or invoiced; refused when it may not.
+
+    Only an operator lets an account be invoiced, with a limit above zero: without one it would be suspended as soon as its
+    wallet is spent. An account that is invoiced stays so while it owes something of invoices (``owed``, their numbers). A
+    trial is upgraded first. Source: domain, section 4.
+    """
+    before = account.plans[-1].value
+    if before == plan:
+        raise Refused(f"account {account.account_id} is {plan} already", field="account_id", code="nothing_to_change")
+    if before == "trial":
+        raise Refused(
+            f"account {account.account_id} is a trial; upgrade it to pay-as-you-go first (upgrade_account)",
+            field="account_id",
+            code="is_a_trial",
+        )
+    limit = credit_limit(plan, limit_nano)
+    if plan == "invoiced":
+        require_operator(role, "let an account be invoiced")
+        if limit == 0:
+            raise InvalidInput(
+                "an invoiced account needs a credit limit above zero: say how much it may owe beyond its wallet",
+                field="credit_limit",
+                code="credit_limit_missing",
+            )
+    elif owed:
+        raise Refused(
+            f"account {account.account_id} owes something of invoice {', '.join(owed[:5])}; its plan can be changed when that"
+            " is paid",
+            field="account_id",
+            code="open_receivable",
+        )
+    return limit
+
+
 # ---- dates ---------------------------------------------------------------------------------------------------------
 
 

@@ -399,6 +399,7 @@ class Settlement:
 _WORDS = {
     "transfer": "paid by transfer",
     "card": "paid by card",
+    "balance": "paid from the balance of its accounts",
     "overpayment": "paid from earlier overpayment",
     "credit": "kept for the next invoice",
     "write_off": "written off",

@@ -19,6 +19,8 @@ from services.kernel.ids import derived_id
 from services.kernel.money import format_nano
 from services.kernel.period import instant_text
 from services.runtime import faults
+from services.runtime.processor import Processor
+from services.runtime.room import Input
 from tests.support.receivables_factory import Debtors, nanos
 from tests.support.servers import Database
 
@@ -365,6 +367,181 @@ async def test_a_settled_card_payment_pays_once_wherever_its_worker_dies(
     )
 
 
+# ---- from the balance ----------------------------------------------------------------------------------------------
+
+
+async def funded(town: Debtors, **wallets: str) -> None:
+    """Invoiced accounts that kept what they had when they were prepaid."""
+    await founded(town, *wallets)
+    for account_id, amount in wallets.items():
+        town.open(account_id, amount)
+    await town.settle()
+
+
+async def test_a_wallet_pays_its_share_at_the_close_before_what_the_group_paid_too_much(town: Debtors) -> None:
+    await funded(town, east="50", west="7.005", offshore="-3")
+    town.pay("30")
+    await town.settle()
+    await town.close("TB-1", {"east": "40", "west": "20", "offshore": "9"})
+    assert await town.invoice("TB-1") == {"state": "paid", "paid": "69", "written_off": "0", "open": "0"}
+    assert [await town.balance(each) for each in ("east", "west", "offshore")] == ["10", "0.005", "-3"]
+    assert await town.unapplied() == "8"
+    assert [(each["source"], each["amount"]) for each in town.told("northwind", "invoice_paid")] == [
+        ("balance", "47"),
+        ("overpayment", "22"),
+    ]
+    (used,) = town.events("west", "balance_used")
+    assert (used["amount"], used["message"], used["wallet"]) == ("7", "invoice TB-1 of 2026-10", "0.005")
+    assert town.events("offshore", "balance_used") == []
+
+
+async def test_paying_from_the_balance_leaves_available_credit_as_it_is_and_stands_on_the_statement(
+    town: Debtors,
+) -> None:
+    await funded(town, east="50")
+    before = await available(town, "east")
+    await town.close("TB-1", {"east": "40"})
+    assert await available(town, "east") == format_nano(nanos(before) - nanos("40"))
+    engine = town.rooms.processors["balance"].engine
+    told = await api.statement(engine, "east", await town.now() - DAY)
+    assert [(each.cause, each.wallet, each.receivable, each.balance) for each in told.movements[-2:]] == [
+        ("closing of invoice TB-1", "0", "-40", "10"),
+        ("invoice paid from balance TB-1", "-40", "40", "10"),
+    ]
+    assert town.kinds("east") == ["balance_opened", "invoice_posted", "balance_used"]
+
+
+async def test_money_that_comes_later_pays_what_is_open_at_once_what_is_due_first_before_others(town: Debtors) -> None:
+    await funded(town, east="1", west="0")
+    now = await town.now()
+    await town.close("TB-2", {"east": "50", "west": "5"}, due_on=now + 20 * DAY)
+    await town.close("TB-1", {"east": "96"}, due_on=now + 10 * DAY)
+    assert [(await town.invoice(each))["open"] for each in ("TB-1", "TB-2")] == ["96", "54"]
+    town.command("grant_goodwill", "east", amount="100", currency="USD")
+    await town.settle()
+    assert [(await town.invoice(each))["open"] for each in ("TB-1", "TB-2")] == ["0", "50"]
+    assert (await town.balance("east"), await town.owes("east"), await town.owes("west")) == ("0", "45", "5")
+
+
+async def test_a_pay_as_you_go_wallet_pays_no_invoice_until_its_account_is_invoiced(town: Debtors) -> None:
+    await town.member("east", plan="payg")
+    town.open("east", "50")
+    await town.settle()
+    await town.close("TB-1", {"east": "40"})  # of a time when it was invoiced
+    assert ((await town.invoice("TB-1"))["open"], await town.balance("east")) == ("40", "50")
+    await town.member("east")
+    await town.settle()
+    assert ((await town.invoice("TB-1"))["state"], await town.balance("east")) == ("paid", "10")
+
+
+async def test_who_pays_the_last_of_an_invoice_settles_what_was_taken_back_from_others(town: Debtors) -> None:
+    await funded(town, east="50", west="0")
+    await town.close("TB-1", {"east": "10", "west": "-4"})
+    assert (await town.invoice("TB-1"))["state"] == "paid"
+    assert (await town.balance("east"), await town.owes("east"), await town.owes("west")) == ("44", "0", "0")
+
+
+async def test_what_a_card_brought_for_a_group_is_not_taken_for_another_invoice(town: Debtors) -> None:
+    """It settled into the wallet and has yet to go on when the next invoice closes."""
+    await with_card(town)
+    town.order("pay_by_card", account_id="east", currency="USD", amount="96", invoice="TB-1")
+    await town.rooms.pump()
+    assert await town.balance("east") == "96"
+    await town.close("TB-2", {"east": "50"}, settled=False)
+    await town.rooms.pump()
+    assert (await town.balance("east"), (await town.invoice("TB-2"))["open"]) == ("96", "50")
+    await town.settle()
+    assert [(await town.invoice(each))["open"] for each in ("TB-1", "TB-2")] == ["0", "50"]
+    assert await town.balance("east") == "0"
+
+
+async def test_what_a_dispute_withholds_pays_no_invoice(town: Debtors) -> None:
+    await founded(town, "east")
+    town.command("pay", "east", amount="100", token="tok_ok", processor="sandbox")
+    await town.settle()
+    (attempt,) = await town.attempts("east")
+    town.result(attempt, "disputed", amount="70", dispute_id="d")
+    await town.settle()
+    await town.close("TB-1", {"east": "40"})
+    assert (await town.balance("east"), (await town.invoice("TB-1"))["open"]) == ("0", "10")
+    town.result(attempt, "dispute_won", amount="70", dispute_id="d")
+    await town.settle()
+    assert (await town.balance("east"), (await town.invoice("TB-1"))["open"]) == ("60", "0")
+
+
+def of_balance(town: Debtors, name: str) -> tuple[Processor, Input]:
+    processor = town.rooms.processors["balance"]
+    return processor, processor.room.input(name)
+
+
+CLOSE_STEPS = (
+    "balance.invoices.locked", "balance.invoices.checked", "balance.invoices.effects", "balance.invoices.outbox",
+    "balance.invoices.advanced", "balance.invoices.committed",
+)  # fmt: skip
+
+
+async def test_a_close_pays_from_the_balance_once_wherever_its_worker_dies(town: Debtors, monkeypatch: Any) -> None:
+    await funded(town, east="100")
+    for number, step in enumerate(CLOSE_STEPS):
+        await town.close(f"TB-{number}", {"east": "10"}, settled=False)
+        await town.rooms.feed(*of_balance(town, "charges"))
+        with monkeypatch.context() as patched:
+            crash_at(patched, step)
+            with pytest.raises(Crash):
+                await town.rooms.feed(*of_balance(town, "invoices"))
+        await town.settle()
+        assert await town.balance("east") == str(90 - 10 * number)
+    assert len(town.events("east", "balance_used")) == len(CLOSE_STEPS)
+
+
+@pytest.mark.parametrize("step", ["balance.wallets.paid", "balance.due.outbox", "balance.due.committed"])
+async def test_what_comes_later_pays_once_wherever_the_worker_dies(town: Debtors, monkeypatch: Any, step: str) -> None:
+    await founded(town)
+    await town.close("TB-1", {"east": "96"})
+    town.command("grant_goodwill", "east", amount="100", currency="USD")
+    await town.rooms.pump()
+    assert await town.balance("east") == "100"
+    with monkeypatch.context() as patched:
+        crash_at(patched, step)
+        with pytest.raises(Crash):
+            await town.rooms.processors["balance"].fire_timers()
+    await town.settle()
+    assert (await town.balance("east"), (await town.invoice("TB-1"))["state"]) == ("4", "paid")
+    assert len(town.events("east", "balance_used")) == 1
+
+
+async def test_closes_charges_and_money_at_once_never_lock_each_other_out(town: Debtors) -> None:
+    accounts = [f"a{number}" for number in range(6)]
+    await funded(town, **dict.fromkeys(accounts, "15"))
+    for number in range(6):
+        await town.close(f"TB-{number}", dict.fromkeys(accounts, "4"), settled=False)
+        town.command("grant_goodwill", accounts[number], amount="2", currency="USD")
+        town.pay("3")
+    await town.rooms.feed(*of_balance(town, "charges"))
+    for account_id in accounts:
+        town.charge(account_id, "1", plan="payg")
+    sources = ("group_commands", "invoices", "charges", "commands")
+    await asyncio.gather(*(town.rooms.feed(*of_balance(town, source)) for source in sources))
+    await town.settle()
+    owed = sum([nanos(await town.owes(each)) for each in accounts])
+    kept = sum([nanos(await town.balance(each)) for each in accounts])
+    assert owed - kept - nanos(await town.unapplied()) == nanos("144") - nanos("90") - nanos("12") + nanos("6") - nanos(
+        "18"
+    )
+    assert not [each for each in accounts if nanos(await town.owes(each)) and nanos(await town.balance(each)) > 0]
+
+
+async def test_an_account_suspended_for_want_of_funds_is_restored_by_its_credit_limit(town: Debtors) -> None:
+    await town.member("east", plan="payg")
+    town.open("east", "5")
+    town.charge("east", "5", group_id="northwind")
+    await town.settle()
+    assert (await town.balance("east"), await suspended(town)) == ("0", {"east"})
+    await town.member("east", credit_limit="100")
+    await town.settle()
+    assert (await suspended(town), town.kinds("east")[-1]) == (set(), "restored")
+
+
 # ---- overdue -------------------------------------------------------------------------------------------------------
 
 
@@ -595,3 +772,43 @@ async def test_random_closes_and_payments_conserve_every_nano(town: Debtors, see
     assert nanos(await town.unapplied()) == model.kept * 10**7
     owed = sum([nanos(await town.owes(each)) for each in accounts])
     assert owed - nanos(await town.unapplied()) == (closed - model.paid) * 10**7
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_whatever_comes_wallets_pay_first_and_every_nano_is_somewhere(town: Debtors, seed: int) -> None:
+    """Money that came in is in wallets or with the group, or it paid; nobody owes who has the money for it."""
+    chance = random.Random(seed)
+    accounts = ["east", "offshore", "west"]
+    await founded(town, *accounts)
+    came, closed = 0, 0
+    for number in range(16):
+        match chance.choice(["close", "close", "wallet", "transfer", "plan"]):
+            case "close":
+                cents = {each: chance.randint(-300, 5_000) for each in accounts if chance.random() < 0.8} or {"east": 1}
+                shares = {each: format_nano(count * 10**7) for each, count in cents.items()}
+                due_on = await town.now() + chance.randint(20, 40) * DAY
+                await town.close(f"TB-{number}", shares, due_on=due_on, settled=False)
+                closed += sum(cents.values()) * 10**7
+            case "wallet":
+                nano = chance.randint(1, 5_000 * 10**7)
+                town.command("grant_goodwill", chance.choice(accounts), amount=format_nano(nano), currency="USD")
+                came += nano
+            case "transfer":
+                nano = chance.randint(1, 4_000) * 10**7
+                town.pay(format_nano(nano))
+                came += nano
+            case "plan":
+                await town.member(chance.choice(accounts), plan=chance.choice(["payg", "invoiced", "invoiced"]))
+        await (town.rooms.pump() if chance.random() < 0.5 else town.settle())
+        wallets = await town.rooms.query("balance", select(tables.wallet))
+        assert all(each.wallet_nano >= 0 for each in wallets)
+        kept = sum(each.wallet_nano for each in wallets) + nanos(await town.unapplied())
+        owed, unbilled = -sum(each.receivable_nano for each in wallets), -sum(each.unbilled_nano for each in wallets)
+        assert kept - owed - unbilled == came - closed
+    await town.settle()
+    for each in await town.rooms.query("balance", select(tables.wallet)):
+        assert each.plan == "payg" or each.receivable_nano >= 0 or each.wallet_nano < 10**7
+    engine = town.rooms.processors["balance"].engine
+    assert (await api.broken_seals(engine)).problems == []
+    audit = await receivables_api.audit(engine)
+    assert all(each.from_wallets_nano == each.applied_from_balance_nano for each in audit.invoices)

@@ -66,6 +66,10 @@ async def test_the_auditor_compares_every_figure_of_a_payment(town: Debtors) -> 
     assert whole.looked_at == "1 invoices, 2 payments"
     for statement, difference in (
         ("update balance.application set nano = nano + 1", "what was applied to it"),
+        (
+            "update balance.application set source = 'balance' where source = 'transfer'",
+            "paid from the balance, and what wallets paid",
+        ),
         ("update balance.group_payment set amount_nano = amount_nano + 1 where reference = 'R1'", "payment "),
         ("delete from balance.application", "what was applied to it"),
         ("update balance.wallet set receivable_nano = receivable_nano + 1 where account_id = 'east'", "and its shares"),

@@ -864,6 +864,33 @@ async def test_an_invoiced_account_changes_its_plan_when_nothing_is_owed(desk):
     assert await desk.refused("change_plan", account_id="prepaid", plan="payg") == ("nothing_to_change", "account_id")
 
 
+async def test_an_operator_lets_an_account_be_invoiced_with_a_credit_limit_from_now_on(desk):
+    await desk.account("desk")
+    ask = {"account_id": "desk", "plan": "invoiced"}
+    assert await desk.refused("change_plan", **ask, credit_limit="100") == ("not_permitted", "role")
+    assert await desk.refused("change_plan", **ask, role="operator") == ("credit_limit_missing", "credit_limit")
+    said = await desk.done("change_plan", **ask, role="operator", credit_limit="100")
+    assert said["message"] == "account desk is invoiced and may owe 100 beyond its wallet"
+    told = desk.state(ACCOUNTS, "desk")
+    assert ([each["plan"] for each in told["plans"]], told["credit_limit"]) == (["payg", "invoiced"], "100")
+    assert told["plans"][0]["to"] == told["plans"][1]["from"]
+    assert [each["group_id"] for each in told["groups"]] == ["desk"]
+    again = await desk.refused("change_plan", **ask, role="operator", credit_limit="200")
+    assert again == ("nothing_to_change", "account_id")
+    back = {"account_id": "desk", "plan": "payg"}
+    assert await desk.refused("change_plan", **back, credit_limit="1") == ("credit_limit_not_allowed", "credit_limit")
+    await desk.done("change_plan", **back)
+    assert desk.state(ACCOUNTS, "desk")["credit_limit"] == "0"
+
+
+async def test_a_trial_is_upgraded_before_it_is_invoiced(desk):
+    await desk.account("desk", "trial")
+    ask = {"account_id": "desk", "plan": "invoiced", "role": "operator", "credit_limit": "100"}
+    assert await desk.refused("change_plan", **ask) == ("is_a_trial", "account_id")
+    await desk.done("upgrade_account", account_id="desk")
+    await desk.done("change_plan", **ask)
+
+
 async def test_in_strict_an_account_that_shares_its_group_stays_invoiced(desk):
     await desk.group("northwind")
     await desk.done("approve_sharing", group_id="northwind", **APPROVED)

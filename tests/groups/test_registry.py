@@ -17,6 +17,7 @@ from contracts import groups
 from contracts.groups import GroupsCommand, groups_command
 from services.groups.messages import account_timeline
 from services.groups.registry import CARRY_OUT, Registry, carry_out
+from services.groups.timeline import values_during
 from services.kernel.currency import CURRENCIES
 from services.kernel.errors import TollbookError
 from services.kernel.period import instant_text, is_boundary
@@ -101,6 +102,22 @@ class RegistryMachine(RuleBasedStateMachine):
             group_id=None if group is None else f"{organization}.{group}",
         )  # fmt: skip
 
+    @rule(
+        organization=EITHER, name=NAMES, plan=st.sampled_from(["payg", "invoiced"]),
+        role=st.sampled_from(["owner", "operator", "operator"]), limit=st.sampled_from(["0", "100"]),
+    )  # fmt: skip
+    def change_plan(self, organization: str, name: str, plan: str, role: str, limit: str) -> None:
+        account_id = f"{organization}.{name}"
+        changed = self.ask(
+            kind="change_plan", role=role, organization_id=organization, account_id=account_id, plan=plan,
+            credit_limit=limit,
+        )  # fmt: skip
+        if changed:
+            account = self.registry.accounts[account_id]
+            assert account.plans[-1].value == plan
+            assert (account.credit_limit_nano > 0) == (plan == "invoiced")
+            assert plan == "payg" or role == "operator"
+
     @rule(organization=EITHER, owner=OWNER, group=GROUPS)
     def approve(self, organization: str, owner: str | None, group: str) -> None:
         self.ask(
@@ -154,18 +171,23 @@ class RegistryMachine(RuleBasedStateMachine):
         accounts = list(self.registry.accounts.values())
         for left in accounts:
             for right in accounts:
-                shared = {
-                    span.value
+                shared = [
+                    (
+                        span.value,
+                        max(span.start, other.start),
+                        min((e for e in (span.end, other.end) if e), default=None),
+                    )
                     for span in left.groups
                     for other in right.groups
                     if left is not right and span.value == other.value and span.overlaps(other.start, other.end)
-                }
-                for group_id in shared:
+                ]
+                for group_id, start, end in shared:
                     group = self.registry.groups[str(group_id)]
                     assert group.account_id is None
                     assert left.currency == right.currency == group.currency
                     if group.organization_id == "strict":
-                        assert left.plans[-1].value == right.plans[-1].value == "invoiced"
+                        for each in (left, right):
+                            assert values_during(each.plans, start, end) == {"invoiced"}
                         assert group.sharing is not None
 
 
