@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter, with_con
 from typing_extensions import TypedDict
 
 from contracts.payments import MethodKind, Token
+from contracts.receivables import Reference
 from contracts.words import Amount, CurrencyCode, Day, Id, Instant, Message, Month, Name, SignedAmount, Text
 
 RechargeMode = Literal["up_to_sum", "target", "fixed"]
@@ -49,6 +50,18 @@ class GrantGoodwill(_Command):
     kind: Literal["grant_goodwill"] = "grant_goodwill"
     amount: Amount
     currency: CurrencyCode
+    note: Text = ""
+
+
+class RecordTransfer(_Command):
+    """Finance records a transfer that arrived for a wallet. The same reference of the same bank is recorded once, whether it
+    came for a wallet or for the invoices of a payer group. It counts for no limit."""
+
+    kind: Literal["record_transfer"] = "record_transfer"
+    amount: Amount
+    currency: CurrencyCode
+    bank: Annotated[Id, Field(description="Where it arrived; its clearing account has this name")] = "bank"
+    reference: Reference
     note: Text = ""
 
 
@@ -184,6 +197,7 @@ class ResumeAccount(_Command):
 BalanceCommand = Annotated[
     OpenBalance
     | GrantGoodwill
+    | RecordTransfer
     | SaveMethod
     | DeleteMethod
     | Pay
@@ -221,6 +235,8 @@ class Posting(TypedDict):
 BalanceEventKind = Literal[
     "balance_opened",
     "goodwill_granted",
+    "transfer_recorded",
+    "transfer_known",
     "credit_granted",
     "credit_proposed",
     "credit_expired",
@@ -291,6 +307,7 @@ class BalanceEvent(Message):
     command_id: Text | None = None
     credit_id: UUID | None = None
     expires_at: Annotated[Instant | None, Field(description="When the credit ends; null: never")] = None
+    reference: Annotated[Text | None, Field(description="Of a transfer, as the bank names it")] = None
     reason: Text | None = None
     field: Text | None = None
     message: Text | None = None

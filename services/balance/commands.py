@@ -7,7 +7,7 @@ itself all the same. Those that come after it wait too, so an account's commands
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -21,6 +21,7 @@ from contracts.balance import (
     GrantGoodwill,
     OpenBalance,
     Pay,
+    RecordTransfer,
     RedeemCode,
     RefundPayment,
     ResumeAccount,
@@ -37,6 +38,7 @@ from services.balance.book import Book
 from services.balance.decoding import decode
 from services.balance.evaluation import Tell, evaluate, load
 from services.balance.promotions import PromotionCommand, Promotions
+from services.balance.transfers import Transfer, Transfers, check_money
 from services.balance.wallets import Wallet
 from services.kernel.cards import redacted, refuse_card_number, without_card_numbers
 from services.kernel.currency import currency
@@ -64,6 +66,7 @@ Command = (
     payments.PaymentCommand
     | OpenBalance
     | GrantGoodwill
+    | RecordTransfer
     | SaveMethod
     | DeleteMethod
     | SetPreferences
@@ -86,6 +89,7 @@ async def commands(work: Work, records: list[Record], *, tell: Tell) -> None:
     wallets = await load(work, {command.account_id for _, command in asked})
     done = await store.carried_out(work, {(command.account_id, command.command_id) for _, command in asked})
     till = await _till(work, [command for _, command in asked])
+    transfers = await _transfers(work, [command for _, command in asked], wallets, done)
     book = Book()
     promotions = await Promotions.of(work, [command for _, command in asked])
     limits: dict[tuple[str, str], store.SpendLimit] = {}
@@ -107,11 +111,13 @@ async def commands(work: Work, records: list[Record], *, tell: Tell) -> None:
             _refuse_card_numbers(command)
             if isinstance(command, payments.PaymentCommand):
                 payments.CARRY_OUT[type(command)](work, wallet, command, till)
+            elif isinstance(command, RecordTransfer):
+                _record_transfer(work, wallet, command, book, transfers)
             elif isinstance(command, PromotionCommand):
                 promotions.carry_out(work, wallet, command, book)
             else:
                 _CARRY_OUT[type(command)](work, wallet, command, book)
-            if isinstance(command, OpenBalance | GrantGoodwill | PromotionCommand):
+            if isinstance(command, OpenBalance | GrantGoodwill | RecordTransfer | PromotionCommand):
                 funded.add(wallet.account_id)
             if isinstance(command, SetLimits):
                 limit = _limit_of(command)
@@ -152,7 +158,15 @@ def _read(work: Work, record: Record) -> Command | None:
         command: Command = decode(balance_command, record.value)
         if isinstance(
             command,
-            OpenBalance | GrantGoodwill | GrantCredit | SetPreferences | SetLimits | SetLevels | Pay | SetSchedule,
+            OpenBalance
+            | GrantGoodwill
+            | RecordTransfer
+            | GrantCredit
+            | SetPreferences
+            | SetLimits
+            | SetLevels
+            | Pay
+            | SetSchedule,
         ):
             currency(command.currency)
         return command
@@ -220,11 +234,16 @@ def _card_number_in(command: Command) -> InvalidInput | None:
     return None
 
 
+_NOTED = (GrantGoodwill, RecordTransfer, GrantCredit, RefundPayment, SuspendAccount, ResumeAccount)
+
+
 def _refuse_card_numbers(command: Command) -> None:
     texts = {"actor": command.actor}
     if isinstance(command, SaveMethod | Pay) and command.token is not None:
         texts["token"] = command.token
-    if isinstance(command, GrantGoodwill | GrantCredit | RefundPayment | SuspendAccount | ResumeAccount):
+    if isinstance(command, RecordTransfer):
+        texts["reference"] = command.reference
+    if isinstance(command, _NOTED):
         texts["note"] = command.note
     for field, text in texts.items():
         refuse_card_number(text, field=field)
@@ -263,6 +282,59 @@ def _grant_goodwill(work: Work, wallet: Wallet, command: GrantGoodwill, book: Bo
     )  # fmt: skip
     wallet.wallet_nano += amount
     wallet.tell(work, "goodwill_granted", amount_nano=amount, command_id=command.command_id)
+
+
+async def _transfers(
+    work: Work, asked: Sequence[Command], wallets: Mapping[str, Wallet], done: Mapping[tuple[str, str], bytes]
+) -> Transfers:
+    """The transfers among these commands that may be recorded; nothing is read when there are none."""
+    first = {(each.account_id, each.command_id): each for each in reversed(asked)}
+    return await Transfers.of(
+        work,
+        [
+            _transfer(each)
+            for each in asked
+            if isinstance(each, RecordTransfer)
+            and (key := (each.account_id, each.command_id)) not in done
+            and first[key] is each
+            and _transfer_refusal(wallets[each.account_id], each) is None
+        ],
+    )
+
+
+def _transfer(command: RecordTransfer) -> Transfer:
+    return Transfer(
+        command.bank, command.reference, parse_amount(command.amount), command.currency, command.actor, command.note,
+        account_id=command.account_id,
+    )  # fmt: skip
+
+
+def _transfer_refusal(wallet: Wallet, command: RecordTransfer) -> TollbookError | None:
+    """Why a transfer cannot be recorded, whatever was recorded before."""
+    try:
+        _refuse_card_numbers(command)
+        _need_role(command, "finance")
+        check_money(parse_amount(command.amount), command.currency, wallet.currency, "the wallet is in")
+    except TollbookError as error:
+        return error
+    return None
+
+
+def _record_transfer(work: Work, wallet: Wallet, command: RecordTransfer, book: Book, transfers: Transfers) -> None:
+    if (refused := _transfer_refusal(wallet, command)) is not None:
+        raise refused
+    transfer = _transfer(command)
+    about: dict[str, Any] = {"reference": command.reference, "command_id": command.command_id}
+    if not transfers.take(transfer):
+        message = "was recorded before; nothing is changed"
+        wallet.tell(work, "transfer_known", amount_nano=transfer.nano, message=message, **about)
+        return
+    book.post(
+        work, "transfer", str(transfer.payment_id), wallet.currency,
+        ledger.payment(wallet.account_id, command.bank, transfer.nano), actor=command.actor, note=command.reference,
+    )  # fmt: skip
+    wallet.wallet_nano += transfer.nano
+    wallet.tell(work, "transfer_recorded", amount_nano=transfer.nano, **about)
 
 
 def _save_method(work: Work, wallet: Wallet, command: SaveMethod, book: Book) -> None:

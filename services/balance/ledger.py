@@ -26,6 +26,7 @@ TransactionKind = Literal[
     "opening",
     "goodwill",
     "payment",
+    "transfer",
     "refund",
     "dispute_opened",
     "dispute_won",
@@ -127,7 +128,7 @@ def goodwill(account_id: str, nano: int) -> tuple[Entry, ...]:
 
 
 def payment(account_id: str, processor: str, nano: int) -> tuple[Entry, ...]:
-    """Payment of 100 settled: wallet +100, clearing -100.
+    """Payment of 100 settled, or a transfer of 100 that arrived at a bank: wallet +100, clearing -100.
 
     >>> amounts(payment("a", "sandbox", 100))
     {'wallet': 100, 'clearing:sandbox': -100}

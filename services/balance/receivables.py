@@ -21,19 +21,18 @@ from services.balance.debts import Debts, Payer, Receivable, take
 from services.balance.decoding import decode
 from services.balance.evaluation import Tell, evaluate, load
 from services.balance.orders import Orders
+from services.balance.transfers import Transfer, Transfers, check_money
 from services.balance.wallets import Wallet
 from services.kernel.cards import refuse_card_number
 from services.kernel.currency import currency
 from services.kernel.errors import InvalidInput, NotPermitted, Refused, TollbookError
-from services.kernel.ids import content_digest, derived_id
-from services.kernel.money import PAYMENT_NANO_MAX, floor_minor, format_nano, parse_amount
-from services.kernel.period import instant_text
+from services.kernel.ids import content_digest
+from services.kernel.money import format_nano, parse_amount
 from services.runtime import faults, parking
 from services.runtime.records import Record
 from services.runtime.work import Work
 
 Command = RecordPayment | PayByCard | ProposeWriteOff | ApproveWriteOff
-Key = tuple[str, str]  # bank and reference
 
 _USED_AGAIN = Refused(
     "this id was used for another command of the group; give each command an id of its own",
@@ -54,7 +53,15 @@ async def commands(work: Work, records: list[Record], *, tell: Tell) -> None:
         return
     done = await receivables_store.carried_out(work, {(each.group_id, each.command_id) for each in ready})
     first = {(each.group_id, each.command_id): each for each in reversed(ready)}
-    payments = await _Payments.of(work, [each for key, each in first.items() if key not in done], debts)
+    arrived = [
+        _transfer(each)
+        for each in ready
+        if isinstance(each, RecordPayment)
+        and (key := (each.group_id, each.command_id)) not in done
+        and first[key] is each
+        and _refusal(each, debts) is None
+    ]
+    transfers = await Transfers.of(work, arrived)
     book = Book()
     log: list[dict[str, Any]] = []
     cards: list[tuple[PayByCard, bytes]] = []
@@ -72,7 +79,7 @@ async def commands(work: Work, records: list[Record], *, tell: Tell) -> None:
             continue
         refused: TollbookError | None = None
         try:
-            _CARRY_OUT[type(command)](work, debts, payer, command, book, payments)
+            _CARRY_OUT[type(command)](work, debts, payer, command, book, transfers)
         except TollbookError as error:
             refused = error
             _refuse(work, payer, command, error)
@@ -218,62 +225,11 @@ def _can_run(work: Work, record: Record, command: Command, debts: Debts) -> bool
 # ---- carrying out --------------------------------------------------------------------------------------------------
 
 
-class _Payments:
-    """The payments of a batch as they stand in the table: which of them were recorded by it, and which before."""
-
-    def __init__(self, fresh: set[Key], recorded: dict[Key, Any]) -> None:
-        self._fresh = fresh
-        self._recorded = recorded
-
-    @classmethod
-    async def of(cls, work: Work, commands: Sequence[Command], debts: Debts) -> _Payments:
-        """Record what may be recorded, before it is applied: the same reference in two batches at once is one payment."""
-        rows: dict[Key, dict[str, Any]] = {}
-        keys: set[Key] = set()
-        for command in commands:
-            if not isinstance(command, RecordPayment) or _refusal(command, debts) is not None:
-                continue
-            keys.add((command.bank, command.reference))
-            rows.setdefault(
-                (command.bank, command.reference),
-                {
-                    "payment_id": _payment_id(command),
-                    "group_id": command.group_id,
-                    "bank": command.bank,
-                    "reference": command.reference,
-                    "amount_nano": parse_amount(command.amount),
-                    "currency": command.currency,
-                    "received_at": work.now,
-                    "actor": command.actor,
-                    "note": command.note,
-                    "account_id": None,
-                },
-            )
-        if not keys:
-            return cls(set(), {})
-        fresh = await receivables_store.append_payments(work, list(rows.values()))
-        return cls(fresh, await receivables_store.load_payments(work, keys))
-
-    def take(self, command: RecordPayment) -> bool:
-        """Whether this command is the one that records its payment; `Refused` when its reference stands for another."""
-        key = (command.bank, command.reference)
-        row = self._recorded[key]
-        if (row.group_id, row.amount_nano, row.currency) != (
-            command.group_id, parse_amount(command.amount), command.currency,
-        ):  # fmt: skip
-            raise Refused(
-                f"{command.bank} named another payment so: {format_nano(row.amount_nano)} {row.currency} of group"
-                f" {row.group_id}, recorded at {instant_text(row.received_at)} by {row.actor}",
-                field="reference",
-                code="reference_used",
-            )
-        is_first = key in self._fresh
-        self._fresh.discard(key)
-        return is_first
-
-
-def _payment_id(command: RecordPayment) -> UUID:
-    return derived_id("group payment", command.bank, command.reference)
+def _transfer(command: RecordPayment) -> Transfer:
+    return Transfer(
+        command.bank, command.reference, parse_amount(command.amount), command.currency, command.actor, command.note,
+        group_id=command.group_id,
+    )  # fmt: skip
 
 
 def _refusal(command: RecordPayment, debts: Debts) -> TollbookError | None:
@@ -281,37 +237,25 @@ def _refusal(command: RecordPayment, debts: Debts) -> TollbookError | None:
     payer = debts.payers[command.group_id]
     try:
         _need_finance(command)
-        _check_money(payer, parse_amount(command.amount), command.currency)
+        check_money(parse_amount(command.amount), command.currency, payer.currency, _billed(payer))
     except TollbookError as error:
         return error
     return None
 
 
-def _check_money(payer: Payer, nano: int, code: str) -> None:
-    """Refuse an amount that cannot arrive, or one that is not in the group's currency."""
-    if code != payer.currency:
-        raise InvalidInput(
-            f"group {payer.group_id} is billed in {payer.currency}", field="currency", code="wrong_currency"
-        )
-    if not 0 < nano <= PAYMENT_NANO_MAX:
-        raise InvalidInput(
-            f"must be above zero and at most {format_nano(PAYMENT_NANO_MAX)}", field="amount", code="invalid_amount"
-        )
-    exponent = currency(code).exponent
-    if floor_minor(nano, exponent) != nano:
-        raise InvalidInput(
-            f"money arrives in whole units of {exponent} decimals", field="amount", code="invalid_amount"
-        )
+def _billed(payer: Payer) -> str:
+    return f"group {payer.group_id} is billed in"
 
 
 def _record_payment(
-    work: Work, debts: Debts, payer: Payer, command: RecordPayment, book: Book, payments: _Payments
+    work: Work, debts: Debts, payer: Payer, command: RecordPayment, book: Book, transfers: Transfers
 ) -> None:
     if (refused := _refusal(command, debts)) is not None:
         raise refused
     nano = parse_amount(command.amount)
-    about: dict[str, Any] = {"payment_id": _payment_id(command), "reference": command.reference}
-    if not payments.take(command):
+    transfer = _transfer(command)
+    about: dict[str, Any] = {"payment_id": transfer.payment_id, "reference": command.reference}
+    if not transfers.take(transfer):
         payer.tell(
             work, "payment_known", amount_nano=nano, command_id=command.command_id,
             message="was recorded before; nothing is changed", **about,
@@ -364,7 +308,7 @@ async def _pay_by_card(
             nano = open_nano if command.amount is None else parse_amount(command.amount)
             if not open_nano:
                 raise Refused("nothing of the group's invoices is open", field="group_id", code="nothing_open")
-            _check_money(payer, nano, command.currency)
+            check_money(nano, command.currency, payer.currency, _billed(payer))
             attempt = begun.charge(work, wallet, "group", nano, method)
             in_flight.add(command.group_id)
             started.append(
@@ -391,7 +335,7 @@ async def _pay_by_card(
 
 
 def _propose_write_off(
-    work: Work, debts: Debts, payer: Payer, command: ProposeWriteOff, book: Book, payments: _Payments
+    work: Work, debts: Debts, payer: Payer, command: ProposeWriteOff, book: Book, transfers: Transfers
 ) -> None:
     _need_finance(command)
     invoice = _open(debts, command)
@@ -404,7 +348,7 @@ def _propose_write_off(
 
 
 def _approve_write_off(
-    work: Work, debts: Debts, payer: Payer, command: ApproveWriteOff, book: Book, payments: _Payments
+    work: Work, debts: Debts, payer: Payer, command: ApproveWriteOff, book: Book, transfers: Transfers
 ) -> None:
     _need_finance(command)
     invoice = _open(debts, command)
@@ -422,7 +366,7 @@ def _approve_write_off(
     )  # fmt: skip
 
 
-_CARRY_OUT: dict[type[Any], Callable[[Work, Debts, Payer, Any, Book, _Payments], None]] = {
+_CARRY_OUT: dict[type[Any], Callable[[Work, Debts, Payer, Any, Book, Transfers], None]] = {
     RecordPayment: _record_payment,
     ProposeWriteOff: _propose_write_off,
     ApproveWriteOff: _approve_write_off,

@@ -234,6 +234,27 @@ async def goodwill(
     )  # fmt: skip
 
 
+@app.command()
+@asynchronous
+async def transfer(
+    account_id: AccountId,
+    amount: Annotated[str, typer.Argument(help="what arrived, such as 100.00")],
+    reference: Annotated[str, typer.Option(help="the bank's id of the transfer: the same one is recorded once")],
+    bank: Annotated[str, typer.Option(help="where it arrived")] = "bank",
+    note: Annotated[str, typer.Option(help="for the log")] = "",
+    currency: Annotated[str, typer.Option(help="ISO 4217")] = "USD",
+    role: Role = "finance",
+    actor: Actor = "",
+    command_id: CommandId = None,
+    output: Output = Format.table,
+) -> None:
+    """Record a transfer that arrived for a wallet; it counts for no limit. One that pays an invoice: `invoice pay`."""
+    await ask(
+        output, actor=actor, kind="record_transfer", account_id=account_id, amount=amount, currency=currency, bank=bank,
+        reference=reference, note=note, role=role, command_id=command_id,
+    )  # fmt: skip
+
+
 Why = Annotated[str, typer.Option(help="why; it stands in the event and in the log")]
 
 

@@ -146,9 +146,10 @@ async def test_one_reference_of_a_bank_is_one_payment(town: Debtors) -> None:
     await founded(town)
     await town.member("other", "southwind")
     await town.close("TB-1", {"east": "96"})
-    for _ in range(2):
-        town.pay("20", reference="R1")
+    for amount in ("20", "20", "19"):  # the first of a batch is recorded
+        town.pay(amount, reference="R1")
     await town.settle()
+    assert refusals(town) == [("reference_used", "reference")]
     town.pay("20", reference="R1")
     town.pay("21", reference="R1")
     town.pay("20", reference="R1", group_id="southwind")
@@ -157,7 +158,7 @@ async def test_one_reference_of_a_bank_is_one_payment(town: Debtors) -> None:
     assert (await town.invoice("TB-1"))["paid"] == "40"
     assert len(town.told("northwind", "payment_recorded")) == 2
     assert len(town.told("northwind", "payment_known")) == 2
-    assert refusals(town) == [("reference_used", "reference")]
+    assert refusals(town) == [("reference_used", "reference")] * 2
     assert [each["reason"] for each in town.told("southwind", "command_refused")] == ["reference_used"]
 
 
