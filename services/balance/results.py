@@ -30,6 +30,8 @@ OF_REFUNDS = frozenset({"refunded", "refund_failed"})
 GROUP_PAID = "group_paid"
 """The timer of a payment for a group that settled: its money goes on from the wallet to the group's invoices, at once, in a
 transaction of its own: groups are locked before wallets."""
+TAKES_BACK = frozenset({"refunded", "disputed", "dispute_lost"})
+TAKEN_BACK = "it paid invoices of a payer group: they stay paid, and the wallet bears what is taken back"
 PAUSES = {"refunded": "refund", "disputed": "dispute", "dispute_won": "dispute", "dispute_lost": "dispute"}
 
 
@@ -181,6 +183,7 @@ class Payments:
             attempt_id=attempt.attempt_id,
             refund_id=result.refund_id,
             reason=result.reason and without_card_numbers(result.reason),
+            message=TAKEN_BACK if attempt.kind == "group" and result.kind in TAKES_BACK else None,
         )
         match PAUSES.get(result.kind):
             case "refund":

@@ -470,6 +470,49 @@ async def test_what_a_dispute_withholds_pays_no_invoice(town: Debtors) -> None:
     assert (await town.balance("east"), (await town.invoice("TB-1"))["open"]) == ("60", "0")
 
 
+async def test_a_dispute_of_a_card_payment_debits_the_wallet_and_leaves_the_invoice_paid(town: Debtors) -> None:
+    await with_card(town)
+    town.order("pay_by_card", account_id="east", currency="USD")
+    await town.settle()
+    (attempt,) = await town.attempts("east")
+    town.result(attempt, "disputed", dispute_id="d")
+    await town.settle()
+    assert ((await town.invoice("TB-1"))["state"], await town.balance("east")) == ("paid", "-96")
+    assert await available(town, "east") == "904"
+    (told,) = town.events("east", "disputed")
+    assert (told["attempt_id"], told["amount"]) == (str(attempt.attempt_id), "96")
+    assert (
+        told["message"] == "it paid invoices of a payer group: they stay paid, and the wallet bears what is taken back"
+    )
+    engine = town.rooms.processors["balance"].engine
+    said = await api.statement(engine, "east", await town.now() - DAY)
+    assert [each.cause for each in said.movements if each.wallet != "0"] == [
+        "payment for invoices by card (sandbox)",
+        "payment of invoice by card by fin",
+        "dispute of a payment (sandbox)",
+    ]
+    await town.close("TB-2", {"east": "10"})  # a wallet below zero pays nothing
+    town.result(attempt, "dispute_won", dispute_id="d")
+    await town.settle()
+    assert (await town.balance("east"), (await town.invoice("TB-2"))["open"]) == ("0", "10")
+
+
+async def test_a_recharge_in_flight_settles_into_the_wallet_of_who_is_invoiced_by_then(town: Debtors) -> None:
+    await town.member("east", plan="payg")
+    town.method("east", "tok_silent")
+    town.prefer("east", "5", "20")
+    town.open("east", "4")
+    await town.settle()
+    (attempt,) = await town.attempts("east")
+    await town.member("east")
+    await town.close("TB-1", {"east": "10"})
+    assert (await town.balance("east"), (await town.invoice("TB-1"))["open"]) == ("0", "6")
+    town.result(attempt)
+    await town.settle()
+    assert (await town.balance("east"), (await town.invoice("TB-1"))["state"]) == ("15", "paid")
+    assert len(await town.attempts("east")) == 1  # no recharge of an invoiced account
+
+
 def of_balance(town: Debtors, name: str) -> tuple[Processor, Input]:
     processor = town.rooms.processors["balance"]
     return processor, processor.room.input(name)
