@@ -47,6 +47,7 @@ Lane = tuple[str, int]  # topic, partition
 Vector = Mapping[Lane, int]  # end offset of each partition at a cut
 
 NANO = 10**9
+CENT = NANO // 100
 EXPONENT = {"USD": 2}
 USAGE_TOPICS = "usage.events."
 VOICE_LEG = "tollbook.usage.voice.leg.v1"
@@ -1530,6 +1531,19 @@ class Ledger:
                 entries[f"unbilled:{line.account_id}"] += line.exact_nano
             entries[f"receivable:{invoice.group_id}"] -= invoice.total_nano
         self.post(entries)
+        if not invoice.prepaid:
+            self._pay_from_wallet(invoice)
+
+    def _pay_from_wallet(self, invoice: Invoice) -> None:
+        """Whole cents of an invoiced account's wallet pay its invoice, as far as they go, whenever they came."""
+        purses = {line.account_id: max(0, self.wallet(line.account_id)) // CENT * CENT for line in invoice.lines}
+        if not any(purses.values()):
+            return
+        if len(purses) > 1:
+            raise OutsideTheModel(f"group {invoice.group_id}: accounts with wallets share a postpaid invoice")
+        account_id, purse_nano = purses.popitem()
+        paid = min(purse_nano, max(0, invoice.total_nano))
+        self.post({f"wallet:{account_id}": -paid, f"receivable:{invoice.group_id}": paid})
 
     def wallet(self, account_id: str) -> int:
         return self.balances[f"wallet:{account_id}"]

@@ -565,6 +565,18 @@ def test_postpaid_close_of_80_004() -> None:
 
 
 @pytest.mark.parametrize(
+    ("opening", "wallet", "receivable"), [("100.004", "4.004", "0"), ("7.005", "0.005", "89"), ("-3", "-3", "96")]
+)
+def test_postpaid_close_is_paid_from_what_the_wallet_has_in_whole_cents(
+    opening: str, wallet: str, receivable: str
+) -> None:
+    invoice = make_invoice("g-northwind", "2026-10", [charge_of("80.004")], tax_rate="0.20")
+    ledger = make_ledger([charge_of("80.004")], openings=[("east", nano(opening))], closed=[invoice])
+    assert (ledger.wallet("east"), ledger.receivable("g-northwind")) == (nano(wallet), nano(receivable))
+    assert sum(ledger.balances.values()) == 0
+
+
+@pytest.mark.parametrize(
     ("opening", "payments", "sums", "wallet"),
     [
         ("100.02", ["50.01"], ["0.028"], "150.000"),  # frontdesk
