@@ -23,7 +23,7 @@ from contracts.usage import CALL_SECONDS_MAX
 from services.balance import store
 from services.balance.daily_spend import WHOLE
 from services.balance.evaluation import Tell, evaluate, has_consequences, load
-from services.balance.holding import SETTLED_KEPT, cost_nano, lease_end, next_slice, settled_nano
+from services.balance.holding import SETTLED_KEPT, SLICE_S_MAX, cost_nano, lease_end, next_slice, settled_nano
 from services.balance.leases import Call, EndedBy, Leases
 from services.balance.spending import Allowed, CallAsked, Limit, decide
 from services.balance.spending import Refused as RefusedCall
@@ -32,6 +32,7 @@ from services.balance.wallets import Wallet
 from services.kernel.errors import InvalidInput, NotFound, Refused, TollbookError
 from services.kernel.ids import derived_id
 from services.kernel.money import format_nano
+from services.runtime.database import Kept
 from services.runtime.records import Record
 from services.runtime.work import Work
 
@@ -144,39 +145,46 @@ async def ask(connection: AsyncConnection, asked: CallAsked) -> Allowed | Refuse
     return decision
 
 
-async def carry_out_at_once(
-    connection: AsyncConnection, requests: Sequence[Request]
-) -> list[Answer | TollbookError] | None:
-    """Decide requests without a lock, each statement a transaction of its own: two that read and one that writes.
+Decided = list[Answer | TollbookError | None]
+"""The answers of requests, each in its place; what is wrong with one is its answer. None: nothing was decided or changed."""
 
-    The one that writes does so only if nothing has touched the wallets since they were read, and is the whole transaction.
-    None, and nothing is changed, where that is not so, or where there is more to it: limits, leases that are over, something
-    that follows from what is available then. `carry_out` does all of that.
+
+async def carry_out_at_once(kept: Kept, requests: Sequence[Request]) -> tuple[Decided, set[str]]:
+    """Decide requests without a lock, each statement a transaction of its own: one that reads and one that writes.
+
+    The one that writes does so for each account only if nothing has touched its wallet since it was read, and nobody holds it.
+    Beside the answers: the accounts of which there is more to it, limits, leases that are over, something that follows from what
+    is available then. `carry_out` does all of that. What is over of other calls counts as held as long as that makes no
+    difference to what is granted; it goes back within a second.
     """
-    rows = await store.callers_unlocked(connection, {request.account_id for request in requests})
+    rows, calls = await store.callers_at_once(kept, {(request.account_id, request.call_leg_id) for request in requests})
     if not rows:
-        return [_unknown(request.account_id) for request in requests]
-    desk = Desk(rows)
-    await desk.load(connection, requests)
-    if desk.leases.has_lapsed or desk.owners_of_limits(requests):
-        return None
+        return [_unknown(request.account_id) for request in requests], set()
+    desk = Desk(rows.values())
+    desk.leases.take(calls)
+    more = {account_id for account_id, _ in desk.owners_of_limits(requests)}
     answers = desk.answers(requests)
-    if any(has_consequences(desk.wallets[each]) for each in desk.leases.moved):
-        return None
-    revisions = {row["account_id"]: row["revision"] for row in rows}
-    return answers if await desk.leases.save_if_unchanged(connection, revisions) else None
+    more |= desk.leases.lapsed
+    more |= {each for each in desk.leases.moved if has_consequences(desk.wallets[each])}
+    in_doubt = {each for each in desk.short - more if rows[each]["held_nano"]}
+    if in_doubt:
+        more |= await store.accounts_with_lapsed(kept, in_doubt, desk.now)
+    changed = desk.leases.changed - more
+    revisions = {each: rows[each]["revision"] for each in changed}
+    undecided = more | changed - await desk.leases.save_if_unchanged(kept, revisions, changed)
+    return _but_for(undecided, requests, answers), more
 
 
 async def carry_out(
     connection: AsyncConnection, requests: Sequence[Request]
-) -> tuple[list[Answer | TollbookError], dict[str, Wallet], datetime | None]:
-    """Decide requests, each in the order they came, in one transaction; what is wrong with one is its answer.
+) -> tuple[Decided, dict[str, Wallet], datetime | None]:
+    """Decide requests of known accounts, each in the order they came, in one transaction; not of wallets that somebody holds.
 
     Returns, beside the answers, the locked wallets of which something follows, and the transaction's instant.
     """
     rows = await store.callers(connection, {request.account_id for request in requests}, lock=True)
     if not rows:
-        return [_unknown(request.account_id) for request in requests], {}, None
+        return [None] * len(requests), {}, None
     desk = Desk([dict(row._mapping) for row in rows])
     await desk.load(connection, requests)
     owners = desk.owners_of_limits(requests)
@@ -185,17 +193,27 @@ async def carry_out(
     answers = desk.answers(requests)
     await desk.leases.save(connection)
     looked_at = {each: desk.wallets[each] for each in sorted(desk.leases.moved) if has_consequences(desk.wallets[each])}
-    return answers, looked_at, desk.now
+    held_by_others = {request.account_id for request in requests} - desk.wallets.keys()
+    return _but_for(held_by_others, requests, answers), looked_at, desk.now
+
+
+def _but_for(
+    undecided: Collection[str], requests: Iterable[Request], answers: Iterable[Answer | TollbookError]
+) -> Decided:
+    return [
+        None if request.account_id in undecided else answer for request, answer in zip(requests, answers, strict=True)
+    ]
 
 
 class Desk:
     """What the requests of one transaction are decided by. Whatever one of them changes, the next one sees."""
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, rows: Collection[Mapping[str, Any]]) -> None:
         """From the columns of wallets, one at least, each with the one clock's instant."""
-        self.now: datetime = rows[0]["now"]
+        self.now: datetime = next(iter(rows))["now"]
         self.wallets = {row["account_id"]: Wallet.of_values(row) for row in rows}
         self.leases = Leases(self.wallets, self.now)
+        self.short: set[str] = set()  # accounts that have less than somebody asked for
         self._limits: dict[tuple[str, str], Any] = {}
         self._started: Counter[tuple[str, str]] = Counter()  # since the limits were read, less what ended
 
@@ -349,6 +367,8 @@ class Desk:
             raise Refused(f"no call is longer than {CALL_SECONDS_MAX} s", field="call_leg_id", code="call_too_long")
         spendable_nano = wallet.promised_nano + call.held_nano
         made = next_slice(call.rates, spendable_nano=spendable_nano, before_s=before_s, asked_s=seconds)
+        if made is None or made.granted_s < min(seconds, SLICE_S_MAX):
+            self.short.add(call.account_id)
         if made is None:
             return insufficient(wallet, asked, before_s)
         if not call.runs(self.now):

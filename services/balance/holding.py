@@ -70,6 +70,8 @@ def affordable_s(rates: Sequence[Rate], nano: int, *, before_s: int, asked_s: in
     >>> most(minute, 50_000_000), most(six, 50_000_000), most(second, 50_000_000, 10_000_000), most(minute, 13_900_000)
     (180, 210, 171, 0)
     """
+    if asked_s > 0 and cost_nano(rates, before_s + asked_s) <= nano:
+        return asked_s  # nearly always
     lengths = range(before_s + 1, before_s + asked_s + 1)
     return bisect_right(lengths, nano, key=lambda seconds: cost_nano(rates, seconds))
 

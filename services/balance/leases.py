@@ -6,7 +6,7 @@ A hold whose lease is over holds nothing: it is taken back here before anything 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, Literal, Protocol
@@ -17,6 +17,7 @@ from services.balance import store
 from services.balance.holding import Rate, Rates
 from services.balance.store import CallKey
 from services.kernel.errors import Corrupt
+from services.runtime.database import Kept
 
 EndedBy = Literal["settle", "release", "charge"]
 
@@ -94,7 +95,7 @@ class Leases:
         self._before = {account_id: holder.held_nano for account_id, holder in holders.items()}
         self._calls: dict[CallKey, Call] = {}
         self._changed: dict[CallKey, Call] = {}
-        self.has_lapsed = False  # whether something was taken back of calls whose leases are over
+        self.lapsed: set[str] = set()  # accounts of which something was taken back, since leases of theirs are over
 
     @classmethod
     async def load(
@@ -105,15 +106,19 @@ class Leases:
         keys = list(keys)
         holding = [account_id for account_id, holder in holders.items() if holder.held_nano]
         if keys or holding:
-            for row in await store.calls_in_hand(connection, keys, holding, now):
-                call = Call.of(row)
-                if call.key in leases._calls:
-                    continue  # asked for, and over as well
-                leases._calls[call.key] = call
-                if call.held_nano and call.expires_at <= now:
-                    leases.hold(call, 0)
-                    leases.has_lapsed = True
+            leases.take(await store.calls_in_hand(connection, keys, holding, now))
         return leases
+
+    def take(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Calls as they were read, into the hand."""
+        for row in rows:
+            call = Call.of(row)
+            if call.key in self._calls:
+                continue  # asked for, and over as well
+            self._calls[call.key] = call
+            if call.held_nano and call.expires_at <= self._now:
+                self.hold(call, 0)
+                self.lapsed.add(call.account_id)
 
     def get(self, key: CallKey) -> Call | None:
         """A call that was asked for, if it is there."""
@@ -136,29 +141,35 @@ class Leases:
         self.hold(call, nano)
 
     @property
+    def changed(self) -> set[str]:
+        """The accounts of calls that are to be saved."""
+        return {account_id for account_id, _ in self._changed}
+
+    @property
     def moved(self) -> set[str]:
         """The accounts whose available credit is another one now."""
-        accounts = {account_id for account_id, _ in self._changed}
-        return {each for each in accounts if self._holders[each].held_nano != self._before[each]}
+        return {each for each in self.changed if self._holders[each].held_nano != self._before[each]}
 
     async def save(self, connection: AsyncConnection) -> None:
         """Write what was changed, in one statement; the wallets are locked."""
         if self._changed:
-            rows, held = self._to_save()
+            rows, held = self._to_save(self.changed)
             if await store.save_calls(connection, rows, held) != len(held):
                 raise Corrupt("a wallet held another amount than when it was locked", field="held_nano")
 
-    async def save_if_unchanged(self, connection: AsyncConnection, revisions: Mapping[str, str]) -> bool:
-        """The same of wallets that are not locked: all of it if nothing has touched them since they were read, else nothing."""
-        return not self._changed or await store.save_calls_if_unchanged(connection, *self._to_save(), revisions)
+    async def save_if_unchanged(
+        self, kept: Kept, revisions: Mapping[str, str], account_ids: Collection[str]
+    ) -> set[str]:
+        """The same of wallets that are not locked: of those among these that nobody has touched since; returns which."""
+        rows, held = self._to_save(account_ids)
+        return await store.save_calls_if_unchanged(kept, rows, held, revisions) if rows else set()
 
-    def _to_save(self) -> tuple[Sequence[Mapping[str, Any]], Sequence[store.Held]]:
-        accounts = sorted({account_id for account_id, _ in self._changed})
+    def _to_save(self, account_ids: Collection[str]) -> tuple[Sequence[Mapping[str, Any]], Sequence[store.Held]]:
         held = [
             store.Held(each, self._before[each], self._holders[each].held_nano, self._holders[each].calls_until)
-            for each in accounts
+            for each in sorted(account_ids)
         ]
-        return [self._changed[key].row() for key in sorted(self._changed)], held
+        return [self._changed[key].row() for key in sorted(self._changed) if key[0] in account_ids], held
 
 
 async def lapse(connection: AsyncConnection, holders: Mapping[str, Holder], now: datetime) -> None:

@@ -45,7 +45,7 @@ from services.balance.chain import Charged, Posted
 from services.balance.credit_store import CREDITED, SHARED_NANO, credited_parameters
 from services.balance.statement import Moved, Position
 from services.runtime import parking
-from services.runtime.database import Plain, copy_rows, unnest
+from services.runtime.database import Kept, Plain, copy_rows, unnest
 from services.runtime.lanes import CLOCK_NOW
 from services.runtime.work import Work
 
@@ -820,22 +820,17 @@ CallKey = tuple[str, str]  # account, call leg
 
 _call = tables.call.c
 _CALLERS = select(tables.wallet, SHARED_NANO, CLOCK_NOW.label("now")).where(_any_of(_wallet.account_id, "ids"))
-_CALLERS_LOCKED = _CALLERS.order_by(_wallet.account_id).with_for_update(of=tables.wallet)
+_CALLERS_LOCKED = _CALLERS.order_by(_wallet.account_id).with_for_update(of=tables.wallet, skip_locked=True)
 
 
 async def callers(connection: AsyncConnection, account_ids: Iterable[str], *, lock: bool) -> Sequence[Row[Any]]:
-    """The whole rows of these wallets and the one clock's instant, locked in order of their ids; unknown ones are left out."""
+    """The whole rows of these wallets and the one clock's instant; locked, those that nobody else holds.
+
+    Unknown ones are left out.
+    """
     statement = _CALLERS_LOCKED if lock else _CALLERS
     rows: Sequence[Row[Any]] = (await connection.execute(statement, {"ids": sorted(set(account_ids))})).all()
     return rows
-
-
-_READ_CALLERS = Plain(_CALLERS.add_columns(cast(literal_column("wallet.xmin"), Text).label("revision")))
-
-
-async def callers_unlocked(connection: AsyncConnection, account_ids: Iterable[str]) -> list[dict[str, Any]]:
-    """As `callers`, without a lock; `revision` is another one after whatever happens to the row."""
-    return await _READ_CALLERS.rows(connection, {"ids": sorted(set(account_ids))})
 
 
 _AT = bindparam("now", type_=DateTime(timezone=True))
@@ -849,6 +844,41 @@ _is_lapsed = and_(_call.held_nano > literal_column("0"), _call.expires_at <= _AT
 _LAPSED = select(*_CALL_COLUMNS).where(_any_of(_call.account_id, "ids"), _is_lapsed)
 _READ_CALLS, _READ_LAPSED, _READ_CALLS_AND_LAPSED = Plain(_CALLS), Plain(_LAPSED), Plain(_CALLS.union_all(_LAPSED))
 
+# Each key with its wallet and with its call, if there is one, in the columns after the wallet's.
+_CALL_AS = {each.name: f"call_{each.name}" for each in _call}
+_IN_HAND = Plain(
+    select(
+        tables.wallet,
+        SHARED_NANO,
+        CLOCK_NOW.label("now"),
+        cast(literal_column("wallet.xmin"), Text).label("revision"),
+        *[each.label(_CALL_AS[each.name]) for each in _CALL_COLUMNS],
+    )
+    .select_from(_keys)
+    .join(tables.wallet, _wallet.account_id == _keys.c.account_id)
+    .outerjoin(tables.call, and_(_call.account_id == _keys.c.account_id, _call.call_leg_id == _keys.c.call_leg_id))
+)
+
+
+async def callers_at_once(
+    kept: Kept, keys: Iterable[CallKey]
+) -> tuple[dict[str, Mapping[str, Any]], list[dict[str, Any]]]:
+    """Of the accounts of these calls the rows as `callers` has them, by id, and those of the calls that there are; no locks.
+
+    `revision` is another one after whatever happens to the wallet's row.
+    """
+    rows = await kept.rows(_IN_HAND, _wanted(keys))
+    wallets = {row["account_id"]: row for row in rows}
+    calls = [
+        {name: row[shown] for name, shown in _CALL_AS.items()} for row in rows if row["call_account_id"] is not None
+    ]
+    return wallets, calls
+
+
+async def accounts_with_lapsed(kept: Kept, account_ids: Iterable[str], now: datetime) -> set[str]:
+    """Which of these accounts have calls that hold something and whose leases are over."""
+    return {row["account_id"] for row in await kept.rows(_READ_LAPSED, {"ids": sorted(account_ids), "now": now})}
+
 
 async def calls_in_hand(
     connection: AsyncConnection, keys: Iterable[CallKey], holding: Iterable[str], now: datetime
@@ -857,17 +887,21 @@ async def calls_in_hand(
 
     A call that is both comes twice. `rates` is JSON as text.
     """
-    ordered, ids = sorted(set(keys)), sorted(set(holding))
-    wanted: dict[str, Any] = {
-        "wanted_account_id": [account_id for account_id, _ in ordered],
-        "wanted_call_leg_id": [call_leg_id for _, call_leg_id in ordered],
-    }
+    wanted, ids = _wanted(keys), sorted(set(holding))
     lapsed: dict[str, Any] = {"ids": ids, "now": now}
     if not ids:
         return await _READ_CALLS.rows(connection, wanted)
-    if not ordered:
+    if not wanted["wanted_account_id"]:
         return await _READ_LAPSED.rows(connection, lapsed)
     return await _READ_CALLS_AND_LAPSED.rows(connection, wanted | lapsed)
+
+
+def _wanted(keys: Iterable[CallKey]) -> dict[str, Any]:
+    ordered = sorted(set(keys))
+    return {
+        "wanted_account_id": [account_id for account_id, _ in ordered],
+        "wanted_call_leg_id": [call_leg_id for _, call_leg_id in ordered],
+    }
 
 
 _HOLDING_OVER = select(_call.account_id).distinct().where(_is_lapsed).limit(bindparam("most", type_=Integer()))
@@ -910,27 +944,37 @@ _hold = (
 )
 _SAVE_CALLS = Plain(_hold.add_cte(_upserted(_calls_given).cte("saved")))
 
-# The condition is looked at again on the newest row when somebody else holds it, and then the revision is another one.
-_known = unnest("known", account_id=Text(), revision=Text())
+# The condition is looked at again on the newest row when somebody was about to change it, and then its revision is another.
+# Nobody is waited for: so the order of the locks is nobody's trouble, and a wallet that is held delays no other.
+_known = unnest(
+    "known", account_id=Text(), revision=Text(), held_nano=BigInteger(), calls_until=DateTime(timezone=True)
+)
 _unchanged = (
-    select(_wallet.account_id)
+    select(_wallet.account_id, _known.c.held_nano, _known.c.calls_until)
     .join_from(
-        tables.wallet,
         _known,
+        tables.wallet,
         and_(
             _wallet.account_id == _known.c.account_id,
             cast(literal_column("wallet.xmin"), Text) == _known.c.revision,
         ),
     )
-    .order_by(_wallet.account_id)
-    .with_for_update(of=tables.wallet)
+    .with_for_update(of=tables.wallet, skip_locked=True)
     .cte("unchanged")
 )
-_ALL_UNCHANGED = select(func.count()).select_from(_unchanged).scalar_subquery() == func.cardinality(
-    bindparam("known_account_id", type_=ARRAY(Text()))
+_hold_unchanged = (
+    update(tables.wallet)
+    .where(_wallet.account_id == _unchanged.c.account_id)
+    .values(held_nano=_unchanged.c.held_nano, calls_until=_unchanged.c.calls_until)
+    .returning(_wallet.account_id)
+    .cte("held")
 )
 _SAVE_CALLS_IF_UNCHANGED = Plain(
-    _hold.where(_ALL_UNCHANGED).add_cte(_upserted(_calls_given.where(_ALL_UNCHANGED)).cte("saved"))
+    select(_hold_unchanged.c.account_id).add_cte(
+        _upserted(
+            _calls_given.join_from(_new_calls, _unchanged, _unchanged.c.account_id == _new_calls.c.account_id)
+        ).cte("saved")
+    )
 )
 
 
@@ -943,23 +987,25 @@ async def save_calls(connection: AsyncConnection, calls: Sequence[Mapping[str, A
 
 
 async def save_calls_if_unchanged(
-    connection: AsyncConnection,
-    calls: Sequence[Mapping[str, Any]],
-    held: Sequence[Held],
-    revisions: Mapping[str, str],
-) -> bool:
-    """As `save_calls`, of wallets that are not locked: all of it if none of them was touched since it was read, else nothing."""
+    kept: Kept, calls: Sequence[Mapping[str, Any]], held: Sequence[Held], revisions: Mapping[str, str]
+) -> set[str]:
+    """As `save_calls`, of each wallet that nobody has touched since it was read, and that nobody holds; returns which."""
     known = {
         "known_account_id": [each.account_id for each in held],
         "known_revision": [revisions[each.account_id] for each in held],
+        "known_held_nano": [each.held_nano for each in held],
+        "known_calls_until": [each.calls_until for each in held],
     }
-    return await _SAVE_CALLS_IF_UNCHANGED.touched(connection, _to_save(calls, held) | known) == len(held)
+    return {row["account_id"] for row in await kept.rows(_SAVE_CALLS_IF_UNCHANGED, _columns(calls) | known)}
 
 
 def _to_save(calls: Sequence[Mapping[str, Any]], held: Sequence[Held]) -> dict[str, list[Any]]:
-    parameters: dict[str, list[Any]] = {f"call_{name}": [call[name] for call in calls] for name in _CALL_KINDS}
     columns = zip(*held, strict=True)
-    return parameters | {f"held_{name}": list(column) for name, column in zip(Held._fields, columns, strict=True)}
+    return _columns(calls) | {f"held_{name}": list(column) for name, column in zip(Held._fields, columns, strict=True)}
+
+
+def _columns(calls: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    return {f"call_{name}": [call[name] for call in calls] for name in _CALL_KINDS}
 
 
 _in_progress = (

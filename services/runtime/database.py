@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
-from sqlalchemy import ARRAY, Table, TableValuedAlias, bindparam, column, func
+from sqlalchemy import ARRAY, Table, TableValuedAlias, bindparam, column, func, text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -49,14 +49,6 @@ def open_engine(
 async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     """A READ COMMITTED transaction: commits at the end of the block, rolls back on any error."""
     async with engine.begin() as connection:
-        yield connection
-
-
-@asynccontextmanager
-async def each_alone(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """A connection on which each statement is a transaction of its own."""
-    async with engine.connect() as connection:
-        await connection.execution_options(isolation_level="AUTOCOMMIT")
         yield connection
 
 
@@ -125,29 +117,88 @@ _DIALECT = postgresql.asyncpg.dialect()  # type: ignore[no-untyped-call]
 class Plain:
     """A statement that the driver runs as it is: what SQLAlchemy does around each execution costs more than a small one.
 
-    Runs inside the transaction of a connection on which SQLAlchemy has run a statement already, or on one of `each_alone`.
+    Runs inside the transaction of a connection on which SQLAlchemy has run a statement already, or alone on a `Kept` one.
     Takes and gives the driver's own values; errors are the driver's, which `is_retryable` and its neighbours know.
     """
 
     def __init__(self, statement: Executable) -> None:
         compiled: Any = statement.compile(dialect=_DIALECT)  # type: ignore[attr-defined]
-        self._text = str(compiled)
+        self.text = str(compiled)
         self._names: list[str] = compiled.positiontup
         self._constants: dict[str, Any] = {name: each for name, each in compiled.params.items() if each is not None}
 
     async def rows(self, connection: AsyncConnection, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The rows, by the names of their columns."""
         async with _watched(connection) as driver:
-            return [dict(row) for row in await driver.fetch(self._text, *self._values(parameters))]
+            return [dict(row) for row in await driver.fetch(self.text, *self.values(parameters))]
 
     async def touched(self, connection: AsyncConnection, parameters: Mapping[str, Any]) -> int:
         """How many rows it changed."""
         async with _watched(connection) as driver:
-            status: str = await driver.execute(self._text, *self._values(parameters))
+            status: str = await driver.execute(self.text, *self.values(parameters))
         return int(status.rpartition(" ")[2])
 
-    def _values(self, parameters: Mapping[str, Any]) -> list[Any]:
+    def values(self, parameters: Mapping[str, Any]) -> list[Any]:
+        """What it is run with, in order of their places."""
         return [parameters[name] if name in parameters else self._constants[name] for name in self._names]
+
+
+# One plan for all values, made once: of a small statement planning is more than half of the work. Such a plan knows nothing
+# of the values, and is kept while its tables grow from nothing, so it must not be one that reads a table as a whole.
+_PLANNED_ONCE = text(
+    "select set_config(name, value, false) from (values ('plan_cache_mode', 'force_generic_plan'), ('enable_seqscan', 'off'),"
+    " ('enable_hashjoin', 'off'), ('enable_mergejoin', 'off')) as planned (name, value)"
+)
+
+
+class Kept:
+    """One connection, opened when it is first used and kept: for small statements that come all the time, one after the other.
+
+    Each of them is a transaction of its own. Nothing is asked of the server around them, and they find their rows by indexes.
+    """
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._connection: AsyncConnection | None = None
+        self._driver: Any = None
+
+    async def rows(self, statement: Plain, parameters: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+        """The rows, by the names of their columns. A connection on which anything fails but the statement is not used again."""
+        if self._driver is None or self._driver.is_closed():
+            await self._open()
+        try:
+            found: Sequence[Mapping[str, Any]] = await self._driver.fetch(statement.text, *statement.values(parameters))
+        except asyncpg.InternalClientError as error:  # the news that it was cut has come, and is not understood yet
+            await self.close()
+            raise ConnectionError("the connection was cut") from error
+        except asyncpg.PostgresError:
+            raise
+        except BaseException:
+            await self.close()
+            raise
+        return found
+
+    async def close(self) -> None:
+        """End the connection; it is opened again when it is used again."""
+        connection, self._connection, self._driver = self._connection, None, None
+        if connection is not None:
+            await connection.invalidate()
+            await connection.close()
+
+    async def _open(self) -> None:
+        await self.close()
+        connection = await self._engine.connect()
+        try:
+            await connection.execution_options(isolation_level="AUTOCOMMIT")
+            await connection.execute(_PLANNED_ONCE)
+            driver = await _driver(connection)
+            # It is none of the pool's from now on: its settings are for nobody else.
+            await connection.run_sync(lambda own: own.detach())
+        except BaseException:
+            await connection.invalidate()
+            await connection.close()
+            raise
+        self._connection, self._driver = connection, driver
 
 
 @asynccontextmanager

@@ -19,7 +19,7 @@ from services.balance.spending import Refused
 from services.kernel.errors import Refused as RefusedError
 from services.kernel.errors import TollbookError, Unavailable
 from services.kernel.money import format_nano, parse_amount
-from services.runtime.database import each_alone
+from services.runtime.database import Kept
 from services.runtime.room import Tick
 from tests.support.balance_factory import Town, minutes
 from tests.support.callers import Callers, asking, seconds
@@ -103,13 +103,13 @@ async def test_the_last_slice_is_shorter_and_a_renewal_without_money_is_refused(
 async def test_a_wallet_that_was_touched_since_it_was_read_is_read_again(town: Town, desk: Callers) -> None:
     await opened(town, "1")
     late = Authorize(asking("desk"), "late", 300, bytes(16))
-    async with each_alone(desk.engine) as connection:
-        rows = await store.callers_unlocked(connection, ["desk"])
-        await desk.authorize("between")
-        found = Desk(rows)
-        await found.load(connection, [late])
-        assert isinstance(found.answers([late])[0], Grant)
-        assert not await found.leases.save_if_unchanged(connection, {"desk": rows[0]["revision"]})
+    kept = Kept(desk.engine)
+    rows, _ = await store.callers_at_once(kept, [("desk", "late")])
+    await desk.authorize("between")
+    found = Desk(rows.values())
+    assert isinstance(found.answers([late])[0], Grant)
+    assert await found.leases.save_if_unchanged(kept, {"desk": rows["desk"]["revision"]}, {"desk"}) == set()
+    await kept.close()
     assert [each.call_leg_id for each in await api.open_holds(desk.engine, "desk")] == ["between"]
     assert await desk.differences() == []
 
@@ -171,7 +171,7 @@ async def test_a_lease_that_is_over_holds_nothing_whoever_looks_first(town: Town
     await town.move(seconds(1))
     assert await desk.held() == ("0", "0.05")  # read
     assert await wallet_held(town) == "0.05"  # nobody has decided anything since
-    assert await desk.starts("c2")  # decided
+    assert (await desk.authorize("c2")).granted_s == 300  # decided
     assert await desk.differences() == []
     await town.move(seconds(330))
     await charged(town, "0.01", None)  # posted
@@ -393,21 +393,69 @@ async def test_what_arrives_while_one_is_under_way_is_one_transaction(town: Town
     assert [await desk.held(each) for each in ("desk", "other")] == [("2.5", "7.5")] * 2
 
 
-async def test_the_trouble_of_one_account_is_not_that_of_others(town: Town, desk: Callers) -> None:
+async def test_a_wallet_that_somebody_holds_delays_no_other_and_is_looked_at_again(town: Town, desk: Callers) -> None:
     await opened(town, "10")
     await town.account("stuck", level_2=True)
     await opened(town, "10", "stuck")
+    async with town.database.connected("balance") as holder:
+        async with holder.transaction():
+            await holder.execute("select from balance.wallet where account_id = 'stuck' for update")
+            waits = [asyncio.ensure_future(desk.authorize(f"w{number}", asking("stuck"))) for number in range(2)]
+            others = await asyncio.gather(desk.authorize("c1"), desk.authorize("c2"))
+            assert all(isinstance(each, Grant) for each in others)
+            assert not any(each.done() for each in waits)
+        assert all(isinstance(each, Grant) for each in await asyncio.gather(*waits))
+    assert await desk.held("stuck") == ("0.1", "9.9")
+
+
+async def test_who_waits_too_long_for_a_wallet_is_told_to_ask_again_and_nothing_is_held(
+    town: Town, desk: Callers
+) -> None:
+    await opened(town, "10")
+    holds = api.Holds(desk.engine, town.log, held_s_max=0.1)
     async with town.database.connected("balance") as holder, holder.transaction():
-        await holder.execute("select from balance.wallet where account_id = 'stuck' for update")
-        async with desk.engine.begin() as connection:
-            await connection.exec_driver_sql("set lock_timeout = '100ms'")
-        answers = await asyncio.gather(
-            desk.authorize("c1"), desk.authorize("c2", asking("stuck")), desk.authorize("c3"),
-            return_exceptions=True,
-        )  # fmt: skip
-    assert isinstance(answers[0], Grant)
-    assert isinstance(answers[1], Unavailable)
-    assert isinstance(answers[2], Grant)
+        await holder.execute("select from balance.wallet where account_id = 'desk' for update")
+        with pytest.raises(Unavailable) as busy:
+            await holds.ask(Authorize(asking("desk"), "c1", 300, bytes(16)))
+        assert (busy.value.code, busy.value.retry_can_help) == ("busy", True)
+    assert isinstance(await holds.ask(Authorize(asking("desk"), "c2", 300, bytes(16))), Grant)
+    await holds.close()
+    assert [each.call_leg_id for each in await api.open_holds(desk.engine, "desk")] == ["c2"]
+
+
+async def test_what_is_asked_of_a_wallet_that_somebody_holds_is_decided_in_the_order_it_came(
+    town: Town, desk: Callers
+) -> None:
+    await opened(town, "0.05")  # for one slice
+    async with town.database.connected("balance") as holder:
+        async with holder.transaction():
+            await holder.execute("select from balance.wallet where account_id = 'desk' for update")
+            first = asyncio.ensure_future(desk.authorize("c1"))
+            await asyncio.sleep(0.01)
+            later = [asyncio.ensure_future(each) for each in (desk.release("c1"), desk.authorize("c2"))]
+            await asyncio.sleep(0.01)
+        answers = await asyncio.gather(first, *later)
+    assert [type(each) for each in answers] == [Grant, Ended, Grant]
+
+
+async def test_the_same_money_is_promised_once_beside_charges_too(town: Town, desk: Callers) -> None:
+    await opened(town, "0.5199")  # with what is charged meanwhile, ten slices and not eleven
+    for number in range(10):
+        town.charge("desk", "0.001", call_leg_id=f"before-{number}")
+    async with Callers(town) as another:
+        *answers, _ = await asyncio.gather(
+            *[
+                each.authorize(f"{name}{number}")
+                for number in range(32)
+                for name, each in (("a", desk), ("b", another))
+            ],
+            town.rooms.pump(),
+        )
+    assert sum(isinstance(each, Grant) for each in answers) == 10
+    assert {each.reason for each in answers if isinstance(each, Refused)} == {"insufficient_credit"}
+    assert await desk.held() == ("0.5", "0.0099")
+    assert await desk.differences() == []
+    await town.assert_conserved()
 
 
 # ---- whatever happens ----------------------------------------------------------------------------------------------
