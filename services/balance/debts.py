@@ -201,6 +201,8 @@ class Debts:
         purses = {account_id: wallet.wallet_nano for account_id, wallet in wallets.items() if pays_from_wallet(wallet)}
         if not purses:
             return
+        for account_id in purses:
+            wallets[account_id].has_paid = True
         for account_id, nano in await receivables_store.on_its_way(work, purses):
             purses[account_id] -= nano
         for group_id in sorted(self.payers):

@@ -78,7 +78,7 @@ async def evaluate(
             attempts = [*attempts, asked_now]
         if funds_of is None or wallet.account_id in funds_of:
             _judge_funds(work, wallet, attempts)
-        if pays_from_wallet(wallet):
+        if pays_from_wallet(wallet) and not wallet.has_paid:
             timers[WALLET_PAYS][wallet.account_id] = work.now
     await orders.write(work)
     await _tell_levels(work, [wallet for wallet in known if levels.moves(wallet.marks, wallet.available_nano)])

@@ -65,6 +65,7 @@ class Wallet:
     shared_credit_nano: int  # of its group, as it was read: other accounts spend it too
     changed: bool = False
     was_suspended: bool = False  # when it was read
+    has_paid: bool = False  # what it could of invoices, in this transaction
 
     @classmethod
     def of(cls, row: Any) -> Wallet:

@@ -442,6 +442,18 @@ async def test_who_pays_the_last_of_an_invoice_settles_what_was_taken_back_from_
     assert (await town.balance("east"), await town.owes("east"), await town.owes("west")) == ("44", "0", "0")
 
 
+async def test_a_wallet_that_can_pay_nothing_of_what_is_open_is_asked_once(town: Debtors) -> None:
+    """Of the one cent that is open in all, the larger share owes it; the rooms come to rest all the same."""
+    await funded(town, east="1", west="0", offshore="0")
+    await town.close("TB-1", {"east": "0.05", "west": "5", "offshore": "-5.04"})
+    assert ((await town.invoice("TB-1"))["open"], await town.balance("east")) == ("0.01", "1")
+    due = town.rooms.processors["balance"].tables.due
+    assert await town.rooms.query("balance", select(due).where(due.c.kind == "wallet_pays")) == []
+    town.pay("0.01")
+    await town.settle()
+    assert (await town.owes("east"), await town.balance("east")) == ("0", "1")
+
+
 async def test_what_a_card_brought_for_a_group_is_not_taken_for_another_invoice(town: Debtors) -> None:
     """It settled into the wallet and has yet to go on when the next invoice closes."""
     await with_card(town)
@@ -639,6 +651,16 @@ async def test_after_21_days_the_invoiced_accounts_of_the_group_are_suspended_un
     assert await suspended(town) == set()
     assert town.kinds("west")[-2:] == ["suspended", "restored"]
     assert town.kinds("prepaid") == ["balance_opened"]
+
+
+async def test_money_in_the_wallet_restores_who_was_suspended_for_an_overdue_invoice(town: Debtors) -> None:
+    await founded(town, "east", "west")
+    await town.close("TB-1", {"east": "96"}, due_on=await town.now())
+    await town.settle(after=22 * DAY)
+    assert await suspended(town) == {"east", "west"}
+    town.command("record_transfer", "east", role="finance", amount="96", currency="USD", reference="R1")
+    await town.settle()
+    assert (await suspended(town), (await town.invoice("TB-1"))["state"]) == (set(), "paid")
 
 
 async def test_a_group_is_paid_before_the_last_instant_and_nothing_is_told(town: Debtors) -> None:
