@@ -21,6 +21,7 @@ from services.balance.api import Holds
 from services.balance.calls import Answer, Authorize, Ended, Grant, Release, Renew, Settle
 from services.balance.holding import SLICE_S_MAX, Rate
 from services.balance.spending import CallAsked, RefusalReason, Refused
+from services.gateway.bodies import BodyRoute
 from services.kernel.errors import Corrupt
 from services.kernel.ids import content_digest
 from services.kernel.money import format_nano
@@ -125,7 +126,7 @@ class Quoted(BaseModel):
 
 def routes(quotes: Quotes, holds: Holds) -> APIRouter:
     """The paths below /v1/calls."""
-    router = APIRouter(prefix="/v1/calls", tags=["calls"])
+    router = APIRouter(prefix="/v1/calls", tags=["calls"], route_class=BodyRoute)
 
     async def quoted(plan: CallPlan) -> Quote:
         return await quotes.quote(

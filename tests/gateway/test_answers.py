@@ -35,7 +35,9 @@ class Asking:
     async def get(self, path: str) -> tuple[int, Any]:
         return await self.ask("GET", path)
 
-    async def ask(self, method: str, path: str, body: bytes = b"") -> tuple[int, Any]:
+    async def ask(
+        self, method: str, path: str, body: bytes = b"", content_type: bytes = b"application/json"
+    ) -> tuple[int, Any]:
         sent: list[dict[str, Any]] = []
 
         async def receive() -> dict[str, Any]:
@@ -47,7 +49,7 @@ class Asking:
         scope = {
             "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
             "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "",
-            "headers": [(b"content-type", b"application/json")], "client": ("127.0.0.1", 1), "server": ("gateway", 80),
+            "headers": [(b"content-type", content_type)], "client": ("127.0.0.1", 1), "server": ("gateway", 80),
         }  # fmt: skip
         await self._app(scope, receive, send)
         content = b"".join(each.get("body", b"") for each in sent)
@@ -135,6 +137,16 @@ async def test_what_is_wrong_is_named_with_its_field(
     assert (answered, shown["error"]["code"], shown["error"]["field"]) == (status, code, field)
     assert shown["error"]["message"]
     assert set(shown["error"]) == {"code", "field", "message", "retry_can_help"}
+
+
+async def test_a_body_must_say_that_it_is_json(gateway: Asking) -> None:
+    """What a page of another site can make a browser send without asking first authorises nothing."""
+    body = json.dumps(PLAN | CALL).encode()
+    for content_type, expected in ((b"text/plain", 422), (b"", 422), (b"application/json; charset=utf-8", 200)):
+        status, shown = await gateway.ask("POST", "/v1/calls/authorize", body, content_type)
+        assert status == expected
+        if status == 422:
+            assert (shown["error"]["code"], shown["error"]["field"]) == ("invalid", "content-type")
 
 
 async def test_a_conflict_and_an_unknown_account_of_the_reading_paths(gateway: Asking) -> None:
