@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from datetime import datetime
+from operator import itemgetter
 from typing import Any, Literal, cast
 
 from contracts.balance import SUSPENSION_REASONS, BalanceEvent, BalanceEventKind, SuspensionReason
@@ -75,7 +76,7 @@ class Wallet:
     @classmethod
     def of_values(cls, values: Mapping[str, Any]) -> Wallet:
         """From the columns of the table, and others maybe."""
-        wallet = cls(**{name: value for name, value in values.items() if name in _COLUMNS})
+        wallet = cls(*_columns_of(values))
         wallet.was_suspended = wallet.is_suspended
         return wallet
 
@@ -211,4 +212,4 @@ class Wallet:
         work.publish(BALANCE_EVENTS, self.account_id, f"{self.account_id}:{self.event_version}", event.data())
 
 
-_COLUMNS = frozenset(field.name for field in fields(Wallet))
+_columns_of = itemgetter(*[field.name for field in fields(Wallet) if field.default is MISSING])
