@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 STALE_S = 10.0  # without a look at the registry and the books: the database is away, or this process stands still
 STOP_S = 15  # for the answers that are under way
+KEEP_S = 75  # a connection without requests: one that is closed just as a switch asks costs it its answer
 LOCK_MS = 2_000  # a wallet that somebody holds this long is given up, and its callers are told to ask again
 POOL_SIZE = 4  # one transaction of calls at a time, beside what people read
 
@@ -90,7 +91,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
     async with _opened(settings) as app:
         config = uvicorn.Config(
             app, http="httptools", ws="none", lifespan="off", log_config=None, access_log=False,
-            server_header=False, timeout_graceful_shutdown=STOP_S,
+            server_header=False, timeout_graceful_shutdown=STOP_S, timeout_keep_alive=KEEP_S,
         )  # fmt: skip
         server = HttpServer(config)
         for number in (signal.SIGTERM, signal.SIGINT):
