@@ -44,7 +44,7 @@ from services.usage import api as usage
 from tests.support import model
 from tests.support.model import Attempt, Charge, RawRecord, RestingAccount, nano
 from tests.support.prices import price_file
-from tests.support.processes import Processes, until
+from tests.support.processes import NOTHING, Processes, nursery, until
 from tests.support.servers import Database, TestedServers
 from tests.support.usage_factory import (
     UNPRICED_NUMBER,
@@ -902,10 +902,18 @@ def _text(moment: datetime) -> str:
 
 @asynccontextmanager
 async def running(
-    servers: TestedServers, folder: Path, *, seed: int, tick_ms: int = 200, session_ms: int = 2000
+    servers: TestedServers,
+    folder: Path,
+    *,
+    seed: int,
+    tick_ms: int = 200,
+    session_ms: int = 2000,
+    clock_of_copies: Mapping[str, str] = NOTHING,
 ) -> AsyncIterator[Chain]:
     """A fresh database and fresh topics; every process that was started is ended at the end. A failure names the seed."""
     async with AsyncExitStack() as stack:
+        for more in (NOTHING, clock_of_copies):
+            nursery(more)  # it imports while the servers start
         stack.push(_names_the_seed(seed))
         database = await stack.enter_async_context(servers.fresh_database())
         kafka, valkey = await servers.kafka(), await servers.valkey()
@@ -938,9 +946,10 @@ async def running(
         )
         await producer.start()
         stack.push_async_callback(producer.stop)
-        processes = Processes(environment, folder)
+        processes = Processes(environment, folder, forked=True)
         stack.callback(processes.stop)
         yield Chain(
             database=database, settings=settings, processes=processes, seed=seed, topic_prefix=prefix,
             producer=producer, owner=owner, random=random.Random(seed), now=datetime.now(UTC),
+            clock_of_copies=clock_of_copies,
         )  # fmt: skip

@@ -8,9 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+
+from tests.support.nursery import Forked, Nursery
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTHING: Mapping[str, str] = {}
@@ -18,28 +21,38 @@ NOTHING: Mapping[str, str] = {}
 
 @dataclass
 class Processes:
-    """Subprocesses of one test with the environment of its servers. `stop` ends what still runs."""
+    """Subprocesses of one test with the environment of its servers. `stop` ends what still runs.
+
+    ``forked``: they are rooms, and born in a nursery instead of by a Python of their own.
+    """
 
     environment: dict[str, str]
     logs: Path
-    running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    forked: bool = False
+    running: dict[str, subprocess.Popen[bytes] | Forked] = field(default_factory=dict)
     _count: int = 0
 
     def start(
         self, name: str, *arguments: str, crash: str | None = None, more: Mapping[str, str] = NOTHING
-    ) -> subprocess.Popen[bytes]:
+    ) -> subprocess.Popen[bytes] | Forked:
         """Start `python -m <arguments>` under a name of ours; with ``crash`` it kills itself at that step; ``more`` are
         variables of its own."""
         self._count += 1
         environment = os.environ | self.environment | {"PYTHONUNBUFFERED": "1"} | dict(more)
         if crash is not None:
             environment |= {"TOLLBOOK_CRASH": crash, "TOLLBOOK_CRASH_LOG": str(self.crash_log)}
-        with (self.logs / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(
+        self.running[name] = process = self._begin(arguments, environment, self.logs / f"{name}.log", more)
+        return process
+
+    def _begin(
+        self, arguments: Sequence[str], environment: Mapping[str, str], path: Path, more: Mapping[str, str]
+    ) -> subprocess.Popen[bytes] | Forked:
+        if self.forked:
+            return nursery(more).fork(arguments, environment, path)
+        with path.open("ab") as log:
+            return subprocess.Popen(
                 [sys.executable, "-m", *arguments], cwd=ROOT, env=environment, stdout=log, stderr=log
             )
-        self.running[name] = process
-        return process
 
     @property
     def crash_log(self) -> Path:
@@ -86,6 +99,16 @@ class Processes:
                 process.kill()
                 codes[name] = process.wait()
         return codes
+
+
+def nursery(more: Mapping[str, str] = NOTHING) -> Nursery:
+    """Where rooms with these variables of their own are born; the first call lets it begin to import, and does not wait."""
+    return _nursery(tuple(sorted(more.items())))
+
+
+@cache
+def _nursery(more: tuple[tuple[str, str], ...]) -> Nursery:
+    return Nursery(dict(more))
 
 
 async def until(condition: Callable[[], Awaitable[bool]], what: str, within_s: float = 60.0) -> None:
