@@ -36,7 +36,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from fractions import Fraction
 from hashlib import blake2b
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any, NamedTuple
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -1447,6 +1447,146 @@ def make_invoices(charges: Iterable[Charge], facts: Facts) -> dict[tuple[str, st
     }
 
 
+# ---- promotional credits -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Credit:
+    """Promotional money as it was given: to one account, or shared by the accounts of a group.
+
+    ``seen_from``: an instant at which it was surely there; what was used later, it has to pay for.
+    """
+
+    credit_id: str
+    account_ids: frozenset[str]
+    shared: bool
+    granted_nano: int
+    valid_from: datetime
+    expires_at: datetime | None = None
+    seen_from: datetime | None = None
+
+    @property
+    def turn(self) -> tuple[bool, datetime, datetime, str]:
+        """Restricted before shared, then the earliest expiry, then creation, then id."""
+        return self.shared, self.expires_at or NO_TIME, self.valid_from, self.credit_id
+
+    def may_pay_for(self, charge: Charge) -> bool:
+        is_valid = self.valid_from <= charge.event_time and (
+            self.expires_at is None or charge.event_time < self.expires_at
+        )
+        return is_valid and charge.account_id in self.account_ids
+
+    def must_pay_for(self, charge: Charge) -> bool:
+        """If something is left of it."""
+        return self.may_pay_for(charge) and self.seen_from is not None and charge.event_time >= self.seen_from
+
+
+def check_credits(
+    credits: Sequence[Credit],
+    charges: Iterable[Charge],
+    spent: Mapping[tuple[str, str], int],
+    remaining: Mapping[str, int],
+    lapsed: Mapping[str, int],
+    now: datetime,
+) -> list[str]:
+    """What is wrong with what credits paid, whatever the order in which charges, grants and ends were committed.
+
+    ``spent``: by (credit, account); ``remaining`` and ``lapsed`` by credit. Which account gets the last cent of a shared
+    credit is left open, its total is not: while something is left, every charge that it has to pay for is paid by credits,
+    and none is paid by a credit whose turn comes later. Charges that a credit may pay for are not taken back here.
+
+    >>> day = datetime(2026, 3, 1, tzinfo=UTC)
+    >>> summer = Credit("summer", frozenset({"desk"}), False, 5, day)
+    >>> check_credits([summer], [], {("summer", "desk"): 2}, {"summer": 2}, {}, day)
+    ['account desk: credits summer paid 2 of charges of 0', 'credit summer: granted 5, spent 2, remaining 2, lapsed 0']
+    """
+    charges = list(charges)
+    problems = []
+    for credit in credits:
+        name = credit.credit_id
+        used = sum(amount for (credit_id, _), amount in spent.items() if credit_id == name)
+        left, gone = remaining.get(name, 0), lapsed.get(name, 0)
+        if credit.granted_nano != used + left + gone or min(used, left, gone) < 0:
+            problems.append(
+                f"credit {name}: granted {credit.granted_nano}, spent {used}, remaining {left}, lapsed {gone}"
+            )
+        is_over = credit.expires_at is not None and credit.expires_at <= now
+        if left if is_over else gone:
+            problems.append(f"credit {name}: remaining {left}, lapsed {gone}, though {'' if is_over else 'not '}over")
+    known = {credit.credit_id: credit for credit in credits}
+    problems += [
+        f"account {account_id}: credit {name} is none of its own"
+        for (name, account_id), amount in spent.items()
+        if amount and (name not in known or account_id not in known[name].account_ids)
+    ]
+    for account_id in sorted({each for credit in credits for each in credit.account_ids}):
+        problems += _check_credits_of(
+            account_id,
+            sorted((credit for credit in credits if account_id in credit.account_ids), key=lambda each: each.turn),
+            [charge for charge in charges if charge.account_id == account_id],
+            {name: amount for (name, owner), amount in spent.items() if owner == account_id},
+            remaining,
+        )
+    return sorted(problems)
+
+
+def _check_credits_of(
+    account_id: str, own: Sequence[Credit], charges: Sequence[Charge], spent: Mapping[str, int],
+    remaining: Mapping[str, int],
+) -> list[str]:  # fmt: skip
+    problems = []
+    charges = [charge for charge in charges if any(credit.may_pay_for(charge) for credit in own)]
+    if any(charge.amount_nano < 0 for charge in charges):
+        raise OutsideTheModel(f"account {account_id}: a charge that a credit may pay for is taken back")
+
+    def paid(some: Iterable[Credit]) -> int:
+        return sum(spent.get(credit.credit_id, 0) for credit in some)
+
+    # No cent of a charge is paid twice: whichever credits are looked at, they paid at most what they may pay for.
+    for count in range(1, len(own) + 1):
+        for some in combinations(own, count):
+            most = sum(charge.amount_nano for charge in charges if any(credit.may_pay_for(charge) for credit in some))
+            if paid(some) > most:
+                names = ", ".join(credit.credit_id for credit in some)
+                problems.append(f"account {account_id}: credits {names} paid {paid(some)} of charges of {most}")
+    for place, credit in enumerate(own):
+        if not remaining.get(credit.credit_id, 0):
+            continue
+        sure = sum(charge.amount_nano for charge in charges if credit.must_pay_for(charge))
+        if paid(own) < sure:
+            problems.append(f"account {account_id}: credits paid {paid(own)} of {sure}, while {credit} is not used up")
+        later = own[place + 1 :]
+        most = sum(
+            charge.amount_nano
+            for charge in charges
+            if not credit.must_pay_for(charge) and any(each.may_pay_for(charge) for each in later)
+        )
+        if paid(later) > most:
+            problems.append(f"account {account_id}: {paid(later)} was paid by credits that come after {credit}")
+    return problems
+
+
+def check_redemptions(most: int, asked: Iterable[tuple[str, str | None]]) -> list[str]:
+    """What is wrong with the answers to all who asked for one code, in any order: (beneficiary, reason of the refusal).
+
+    >>> check_redemptions(1, [("a", None), ("a", "already_redeemed"), ("b", "used_up")])
+    []
+    >>> check_redemptions(2, [("a", None), ("a", None), ("b", "used_up")])
+    ['redeemed 2 times for a']
+    """
+    asked = list(asked)
+    times = Counter(beneficiary for beneficiary, reason in asked if reason is None)
+    problems = [f"redeemed {count} times for {beneficiary}" for beneficiary, count in times.items() if count > 1]
+    want = min(most, len({beneficiary for beneficiary, _ in asked}))
+    if times.total() != want:
+        problems.append(f"redeemed {times.total()} times, expected {want}")
+    for beneficiary, reason in asked:
+        fits = {None: True, "already_redeemed": beneficiary in times, "used_up": times.total() >= most}
+        if not fits.get(reason, False):
+            problems.append(f"{beneficiary} was refused: {reason}")
+    return problems
+
+
 # ---- ledger --------------------------------------------------------------------------------------------------------
 
 
@@ -1503,6 +1643,14 @@ class Ledger:
 
     def goodwill(self, account_id: str, amount_nano: int) -> None:
         self.post({f"wallet:{account_id}": amount_nano, "promotion": -amount_nano})
+
+    def credit(self, credit: Credit, spent: Mapping[str, tuple[str, int]], lapsed_nano: int) -> None:
+        """A promotional credit: granted, spent (per account: the payer whom it relieved, and how much), what lapsed of it."""
+        name = f"credit:{credit.credit_id}"
+        self.post({name: credit.granted_nano, "promotion": -credit.granted_nano})
+        for account_id, (payer, amount_nano) in spent.items():
+            self.post({name: -amount_nano, f"{payer}:{account_id}": amount_nano})
+        self.post({name: -lapsed_nano, "breakage": lapsed_nano})
 
     def payment(self, account_id: str, amount_nano: int, processor: str = "sandbox") -> None:
         self.post({f"wallet:{account_id}": amount_nano, f"clearing:{processor}": -amount_nano})
@@ -1564,10 +1712,11 @@ def make_ledger(
     goodwill: Iterable[tuple[str, int]] = (),
     payments: Iterable[tuple[str, int]] = (),
     results: Iterable[tuple[str, Iterable[Result]]] = (),
+    credits: Iterable[tuple[Credit, Mapping[str, tuple[str, int]], int]] = (),
     closed: Iterable[Invoice] = (),
 ) -> Ledger:
     """The whole ledger of a run: opening balances, goodwill, settled payments (account, nanos) or all that was said of each
-    payment (account, results), charges, closings."""
+    payment (account, results), credits (what was spent of each, what lapsed), charges, closings."""
     ledger = Ledger()
     for account_id, amount_nano in openings:
         ledger.opening(account_id, amount_nano)
@@ -1577,6 +1726,8 @@ def make_ledger(
         ledger.payment(account_id, amount_nano)
     for account_id, said in results:
         ledger.results(account_id, said)
+    for credit, spent, lapsed_nano in credits:
+        ledger.credit(credit, spent, lapsed_nano)
     for charge in charges:
         ledger.charge(charge)
     for invoice in closed:
@@ -1631,6 +1782,34 @@ class Attempt:
     state: str = "requested"
     kind: str = "auto"
     ended_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Refund:
+    """A refund that was asked for, or one that the processor gave."""
+
+    refund_id: str
+    attempt_id: str
+    amount_nano: int
+
+
+def check_refunds(asked: Sequence[Refund], given: Sequence[Refund], attempts: Iterable[Attempt]) -> list[str]:
+    """What is wrong with refunds that were asked for and accepted: each is given once, and no payment more than whole.
+
+    >>> asked = [Refund("r", "a", 3)]
+    >>> check_refunds(asked, asked * 2, [Attempt("a", "desk", 2, datetime(2026, 3, 1, tzinfo=UTC))])
+    ['payment a of 2: 3 was asked back', 'refund r: asked for 1 times, given 2 times']
+    """
+    problems = [
+        f"refund {each.refund_id}: asked for {asked.count(each)} times, given {given.count(each)} times"
+        for each in {*asked, *given}
+        if (asked.count(each), given.count(each)) != (1, 1)
+    ]
+    for attempt in attempts:
+        back = sum(each.amount_nano for each in asked if each.attempt_id == attempt.attempt_id)
+        if back > attempt.amount_nano:
+            problems.append(f"payment {attempt.attempt_id} of {attempt.amount_nano}: {back} was asked back")
+    return sorted(problems)
 
 
 @dataclass(frozen=True)

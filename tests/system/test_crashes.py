@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from services.runtime.settings import ROOMS, Settings
-from tests.support.chain import TOKENS, Chain, Fault, Person, running
+from tests.support.chain import Chain, Fault, running
+from tests.support.people import TOKENS, Person
 from tests.support.servers import TestedServers
 
 SEED = int(os.environ.get("TOLLBOOK_TEST_SEED", "3"))

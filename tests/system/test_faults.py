@@ -9,10 +9,12 @@ cut in the middle of it all. At the end the reference model, the invariants of r
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,9 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from services.runtime.settings import ROOMS
-from tests.support.chain import TOKENS, Chain, Fault, Person, running
+from tests.support.chain import Chain, Fault, running
+from tests.support.money_paths import PEOPLE, MoneyPaths
+from tests.support.people import TOKENS, Person
 from tests.support.processes import until, wrong_clock
 from tests.support.servers import TestedServers
 
@@ -46,45 +50,72 @@ async def test_random_faults_lose_nothing_and_count_nothing_twice(
 ) -> None:
     async with running(servers, tmp_path, seed=seed, clock_of_copies=wrong_clock()) as chain:
         chain.start_rooms()
-        await chain.found()
+        await chain.found(PEOPLE)
         for copy in range(2, COPIES + 1):
             chain.start_rooms(copy)
         await chain.move_clock_past_grace()
+        chain.paths = paths = MoneyPaths(chain)
+        await paths.open()
         storm = Storm(chain, servers)
         async with asyncio.TaskGroup() as both:
             raging = both.create_task(storm.rage(STORM_S[0]))
-            both.create_task(feed(chain, raging))
-        await storm.kill_postgres()
+            both.create_task(feed(chain, paths, raging, ("dialer", "ringer"), waves=len(TOKENS), expiring=True))
+        async with asyncio.TaskGroup() as both:
+            both.create_task(storm.kill_postgres())
+            both.create_task(paths.calls("dialer", 8))
         await chain.name_period(chain.period)
         async with asyncio.TaskGroup() as both:
             raging = both.create_task(storm.rage(STORM_S[1]))
-            both.create_task(feed(chain, raging))
+            both.create_task(feed(chain, paths, raging, (), waves=1, expiring=False))
+            both.create_task(evening(storm, paths, raging))
         await storm.calm()
         await chain.passed(chain.period)
         await chain.decide_quarantine()
+        await paths.refund()
+        await paths.replay_early_results()
         await storm.kill()
         await storm.calm()
         await chain.finished()
         await chain.publish(chain.factory.mix(50))
+        await chain.grant("evening", "0.50")
         await chain.rest()
+        await paths.calls("evening", 3, hang_up=False)
+        await paths.close()
         await chain.stop()
-        storm.prove()
         assert await chain.judged() == []
         assert await chain.audited() == []
+        await storm.prove()
 
 
-async def feed(chain: Chain, while_running: asyncio.Task[None]) -> None:
-    """Usage and new accounts that recharge at once, while the storm rages."""
+async def feed(
+    chain: Chain, paths: MoneyPaths, while_running: asyncio.Task[None], callers: Sequence[str], *, waves: int,
+    expiring: bool,
+) -> None:  # fmt: skip
+    """Usage, new accounts that recharge at once, money of every kind, and calls, while the storm rages; so many waves at
+    least, each of which pays in another way."""
+    wave = 0
+    async with asyncio.TaskGroup() as calls:
+        while not while_running.done() or wave < waves:
+            await chain.publish(chain.factory.mix(40))
+            number = len(chain.facts["accounts"])
+            token = TOKENS[wave % len(TOKENS)]
+            wave += 1
+            wish = {"threshold": "12", "recharge": "10"}
+            person = Person(f"wave{number}", "lakeside", "payg", None, "12.00", wish, token)
+            await chain.join(person, chain.newly_opened_at)
+            await chain.forbidden(person)
+            await chain.grant("try", "0.01")
+            await paths.wave(expiring=expiring)
+            for account_id in callers:
+                calls.create_task(paths.calls(account_id, 3))
+            await asyncio.sleep(0.3)
+
+
+async def evening(storm: Storm, paths: MoneyPaths, while_running: asyncio.Task[None]) -> None:
+    """The clock is moved by a day, and only then does somebody call: a lease that ends frees money whose charge is to come."""
+    await storm.move_clock()
     while not while_running.done():
-        await chain.publish(chain.factory.mix(40))
-        number = len(chain.facts["accounts"])
-        token = TOKENS[number % len(TOKENS)]
-        wish = {"threshold": "12", "recharge": "10"}
-        person = Person(f"wave{number}", "lakeside", "payg", None, "12.00", wish, token)
-        await chain.join(person, chain.newly_opened_at)
-        await chain.forbidden(person)
-        await chain.grant("try", "0.01")
-        await asyncio.sleep(0.5)
+        await paths.calls("evening", 3)
 
 
 class Storm:
@@ -201,6 +232,12 @@ class Storm:
         await self.servers.start("postgres")
         self.happened["postgres killed"] += 1
 
+    async def move_clock(self) -> None:
+        """It is tomorrow: payments are given up, days begin anew, credits and leases end, while everything else goes on."""
+        await asyncio.sleep(self.random.uniform(0.3, 2.0))
+        await self.chain.move_clock(timedelta(days=1))
+        self.happened["clock moved"] += 1
+
     async def empty_valkey(self) -> None:
         """Somebody empties Valkey."""
         if not self.valkey_runs:
@@ -236,12 +273,43 @@ class Storm:
             self.chain.start(room, copy)
         self.down.clear()
 
-    def prove(self) -> None:
-        """Every kind of fault did happen."""
+    async def prove(self) -> None:
+        """Every kind of fault did happen, and every kind of money was moved meanwhile."""
         for kind in (
             "kill", "revive", "cut connections", "postgres killed", "join", "leave", "valkey gone", "valkey emptied", "aborted",
+            "clock moved",
         ):  # fmt: skip
             assert self.happened[kind], f"no {kind} in {dict(self.happened)}"
         died = self.chain.processes.crashed_at()
         assert len(died) == STORMS
         assert all(step.endswith(".relay.acknowledged") for step in died), died
+        await self.prove_processors()
+        await self.prove_money()
+
+    async def prove_processors(self) -> None:
+        """They were silent, spoke twice, late, before they were asked, out of order, and against themselves."""
+        chain, paths = self.chain, self.chain.paths
+        assert paths is not None
+        asked = {row["token"] for row in await chain.rows("select distinct token from payments.attempt")}
+        assert asked >= {*TOKENS}, f"nobody was charged by {sorted({*TOKENS} - asked)}"
+        results = [json.loads(record.value or b"") for record in await chain.records("payments.results.")]
+        said = Counter(result.get("data", result)["result_id"] for result in results)
+        assert max(said.values()) > 1, "no result came twice"
+        early = [row["state"] for row in await paths.early_results()]
+        assert early, "no result came before its request was known"
+        assert {*early} == {"replayed"}
+
+    async def prove_money(self) -> None:
+        """Each kind of event of balance at least once; and calls of every end."""
+        paths = self.chain.paths
+        assert paths is not None
+        told = Counter(said["kind"] for said in await self.chain.published("balance.events"))
+        missing = {
+            "balance_opened", "goodwill_granted", "credit_granted", "credit_expired", "command_refused",
+            "recharge_requested", "recharge_settled", "recharge_declined", "recharge_failed", "recharge_abandoned",
+            "payment_requested", "payment_settled", "payment_declined", "refund_requested", "refunded", "disputed",
+            "dispute_won", "dispute_lost", "contradiction", "finance_alarm", "suspended",
+        } - told.keys()  # fmt: skip
+        assert not missing, f"never told: {sorted(missing)} in {dict(told)}"
+        for what in ("call granted", "call renewed", "call refused", "release", "settle", "silence", "answer lost"):
+            assert paths.happened[what], f"no {what} in {dict(paths.happened)}"

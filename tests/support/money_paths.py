@@ -1,0 +1,486 @@
+"""What people do with money while the chain runs: credits and codes, payments by hand, refunds, a schedule, calls in progress;
+and what the reference model says of it at the end.
+
+    paths = MoneyPaths(chain)
+    await paths.open()                 # codes, and a result that nobody has asked for yet
+    await paths.wave()                 # a little of everything, again and again
+    await paths.calls("dialer", 10)    # calls, each authorised, renewed, ended, charged
+    assert await paths.judged(charges, now) == []
+
+Everything is sent twice or asked for again, as programs do that saw no answer. Whatever depends on the order of commits is
+left open here, and its sums are not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from contracts.topics import BALANCE_EVENTS, PAYMENTS_REQUESTS
+from services.balance import vouchers
+from services.balance.api import Holds
+from services.balance.calls import Authorize, Grant, Release, Renew, Request, Settle
+from services.balance.holding import Rate
+from services.balance.spending import CallAsked
+from services.kernel.errors import Unavailable
+from services.kernel.ids import attempt_id, content_digest
+from services.runtime import parking
+from services.runtime.database import open_engine, transaction
+from services.runtime.known_topics import KnownTopics
+from services.runtime.tables import runtime_tables
+from tests.support import model
+from tests.support.model import Charge, nano
+from tests.support.people import TOKENS, Person
+from tests.support.processes import until
+from tests.support.usage_factory import Expectation, UsageInput
+
+if TYPE_CHECKING:
+    from tests.support.chain import Chain
+
+CALLED = "+12485550123"
+A_MINUTE_NANO = 14_000_000  # of a call there, by the example prices: 0.0140, in whole minutes
+RATES = (Rate(A_MINUTE_NANO, 60, 0, 60, 60),)
+CONTENT = content_digest(CALLED.encode())
+SLICE_S = 300
+LOST_ANSWER_S = 0.02  # who waits no longer than this loses most answers, and asks again
+BY_CODE = tuple(f"reader{number}" for number in range(5))
+REDEMPTIONS = 3  # of a code that all of them ask for
+SPENT_SHARED = ("east", "west")  # of one group of the organization
+GIVEN_BACK_BY_US_ALONE = (
+    "tok_ok",
+    "tok_twice",
+    "tok_late_5s",
+)  # no refund or dispute of the processor's own meets ours
+GIVEN_BACK = ("payer", "newcomer", "guest")  # and whoever comes on the way: a refund ends automatic recharges
+EARLY = "early"
+
+PEOPLE = (
+    Person("gifted", "lakeside", "payg", None, "1.00", limit=None),
+    Person(
+        "lucky", "lakeside", "payg", None, "1.00", {"threshold": "0.50", "recharge": "10"}, "tok_ok", True, limit=None
+    ),
+    *(Person(each, "lakeside", "payg", None, "0.10", limit=None) for each in BY_CODE),
+    Person("payer", "lakeside", "payg", None, "5.00", None, "tok_ok", True),
+    Person("newcomer", "lakeside", "payg", None, "5.00", None, "tok_twice"),
+    Person("guest", "lakeside", "payg", None, "5.00", None, None, True),
+    Person("monthly", "lakeside", "payg", None, "5.00", None, "tok_ok", True),
+    Person("dialer", "lakeside", "payg", None, "0.50", limit=None),
+    Person(
+        "ringer", "lakeside", "payg", None, "0.30", {"threshold": "0.20", "recharge": "1"}, "tok_twice", True,
+        limit="1000",
+    ),
+    Person("evening", "lakeside", "payg", None, "0.50", limit=None),
+)  # fmt: skip
+CALLERS = ("dialer", "ringer", "evening")  # nothing else is charged to them than calls that were granted
+LATE_JOINER = Person(
+    EARLY, "lakeside", "payg", None, "12.00", {"threshold": "12", "recharge": "10"}, "tok_twice", True
+)  # is recharged at once, by what its first result says already
+
+
+@dataclass
+class Promise:
+    """What a call holds by the last answer to it."""
+
+    account_id: str
+    nano: int
+    until: datetime
+    is_charged: bool = False
+
+
+@dataclass
+class Code:
+    """A voucher code, and who asked for it: by command, for whose benefit."""
+
+    code: str
+    amount: str
+    shared: bool
+    most: int
+    asked: dict[str, str] = field(default_factory=dict)
+
+
+class MoneyPaths:
+    """One life of it; the seed chooses amounts and order."""
+
+    def __init__(self, chain: Chain) -> None:
+        self.chain = chain
+        self.random = random.Random(f"money {chain.seed}")
+        self.grants: dict[str, tuple[str, str, bool]] = {}  # by command: account, amount, shared
+        self.codes: list[Code] = []
+        self.seen: dict[str, datetime] = {}  # credits, and when we saw each for the first time
+        self.promises: dict[str, Promise] = {}
+        self.refused: set[str] = set()  # calls; what was asked first and answered last may have been granted
+        self.gateways: list[Holds] = []
+        self.happened: Counter[str] = Counter()
+        self.schedules = 0
+        self._stack = AsyncExitStack()
+        self._count = 0
+
+    # ---- what goes in ------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Codes, a schedule, two processes that ask for calls; and a result of a payment that is yet to be asked for."""
+        topics = await KnownTopics.asked(self.chain.settings, (PAYMENTS_REQUESTS, BALANCE_EVENTS))
+        for _ in range(2):
+            engine = open_engine(self.chain.database.room("balance"), application="test.gateway", pool_size=2)
+            self._stack.push_async_callback(engine.dispose)
+            self.gateways.append(Holds(engine, topics))
+        async with self.chain.engine("balance") as engine:
+            for amount, shared, most in (("0.07", False, REDEMPTIONS), ("0.11", True, 10)):
+                (made,) = await vouchers.create_vouchers(
+                    engine, actor="ops", role="operator", amount=amount, redemptions=most, shared=shared
+                )
+                self.codes.append(Code(made.code, amount, shared, most))
+        await self._schedule()
+        await self._grant_to("gifted", "100", shared=False, expires_at=_tomorrow())  # more than is ever spent of it
+        await self._tell_too_early()
+        await self.chain.join(LATE_JOINER, self.chain.newly_opened_at)
+
+    async def close(self) -> None:
+        """Answer who still asks, and let go of the database."""
+        for gateway in self.gateways:
+            await gateway.close()
+        await self._stack.aclose()
+
+    async def wave(self, *, expiring: bool) -> None:
+        """A little of everything. What expires is granted while the clock is yet to be moved."""
+        await self._look()
+        await self._grant(expiring=expiring)
+        await self._redeem()
+        await self._pay()
+        await self.refund()
+        accounts = ("gifted", "lucky", *BY_CODE, *SPENT_SHARED)
+        await self.chain.publish(
+            self._leg(account_id, self._name(), self.random.choice((1, 61, 150)))
+            for account_id in self.random.sample(accounts, 4)
+        )
+
+    async def calls(self, account_id: str, count: int, *, hang_up: bool = True) -> None:
+        """So many calls of an account at once, by any of the gateways."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(count):
+                group.create_task(self._call(account_id, f"{account_id}-{self._name()}", hang_up))
+
+    async def _call(self, account_id: str, leg: str, hang_up: bool) -> None:
+        """A call as a switch has it: granted, perhaps renewed, ended by a word or without one. Its charge follows, but for
+        one that nobody answered; it is never longer than what was granted."""
+        asked = CallAsked(account_id, None, A_MINUTE_NANO, "USD", RATES)
+        granted = await self._ask(Authorize(asked, leg, self.random.randint(30, SLICE_S), CONTENT))
+        if not isinstance(granted, Grant):
+            self.happened["call refused"] += 1
+            self.refused.add(leg)
+            return
+        self.happened["call granted"] += 1
+        self.promises[leg] = promise = Promise(account_id, granted.held_nano, granted.expires_at)
+        await asyncio.sleep(self.random.uniform(0, 1.0))
+        if self.random.random() < 0.5:
+            renewed = await self._ask(Renew(account_id, leg, 1, self.random.randint(30, SLICE_S)))
+            if isinstance(renewed, Grant):
+                self.happened["call renewed"] += 1
+                granted = renewed
+                promise.nano, promise.until = renewed.held_nano, renewed.expires_at
+        if not hang_up:
+            return
+        end = self.random.choice(("release", "settle", "settle", "silence"))
+        self.happened[end] += 1
+        if end == "release":
+            promise.nano = (await self._ask(Release(account_id, leg))).held_nano
+            return
+        seconds = self.random.randint(1, granted.total_s)
+        usage = self._leg(account_id, leg, seconds)
+        if end == "settle" and self.random.random() < 0.5:
+            ended = await self._ask(Settle(account_id, leg, seconds))
+            promise.nano, promise.until = ended.held_nano, ended.expires_at
+            await self.chain.publish([usage])
+        else:
+            await self.chain.publish([usage])
+            if end == "settle":  # before or after its charge
+                await self._ask(Settle(account_id, leg, seconds))
+        promise.is_charged = True
+
+    async def _ask(self, request: Request) -> Any:
+        """An answer, however often it takes: many are lost on their way, some because PostgreSQL was killed."""
+        while True:
+            wait_s = LOST_ANSWER_S if self.random.random() < 0.2 else 5.0
+            try:
+                async with asyncio.timeout(wait_s):
+                    return await self.random.choice(self.gateways).ask(request)
+            except (TimeoutError, Unavailable):
+                self.happened["answer lost"] += 1
+                await asyncio.sleep(0.05)
+
+    async def _grant(self, *, expiring: bool) -> None:
+        account_id, shared = self.random.choice(
+            (("gifted", False), ("lucky", False), ("east", False), ("east", True), ("west", True))
+        )
+        amount = self.random.choice(("0.02", "0.05", "0.3"))
+        expires_at = _tomorrow() if expiring and self.random.random() < 0.5 else None
+        await self._grant_to(account_id, amount, shared=shared, expires_at=expires_at)
+        await self.chain.wallet_command(
+            "grant_credit", "gifted", refused="needs_organization_group", amount="1", currency="USD", shared=True
+        )
+
+    async def _grant_to(self, account_id: str, amount: str, *, shared: bool, expires_at: str | None) -> None:
+        more: dict[str, Any] = {"amount": amount, "currency": "USD", "shared": shared}
+        may_be_late = []
+        if expires_at is not None:
+            more["expires_at"] = expires_at
+            may_be_late = ["invalid"]  # where the clock was moved before the command came to its turn
+        command = await self.chain.wallet_command("grant_credit", account_id, or_refused=may_be_late, **more)
+        self.grants[command.command_id] = account_id, amount, shared
+
+    async def _redeem(self) -> None:
+        alone, together = self.codes
+        for code, account_id, beneficiary in (
+            (alone, each := self.random.choice(BY_CODE), each),
+            (together, self.random.choice(SPENT_SHARED), "northwind"),
+        ):
+            command = await self.chain.wallet_command(
+                "redeem_code", account_id, or_refused=["already_redeemed", "used_up"], code=code.code
+            )
+            code.asked[command.command_id] = beneficiary
+        await self.chain.wallet_command("redeem_code", "gifted", refused="unknown_code", code="00000-00000-00000-00000")
+
+    async def _pay(self) -> None:
+        """By the saved method, by one that comes with the payment, more than is allowed, less than is possible."""
+        amount = f"{self.random.randint(1000, 3000) / 100:.2f}"
+        token = self.random.choice(TOKENS)
+        await self.chain.wallet_command("pay", "payer", amount=amount)
+        await self.chain.wallet_command("pay", "newcomer", or_refused=["top_up_limit"], amount=amount)
+        await self.chain.wallet_command("pay", "guest", amount=amount, processor="sandbox", token=token)
+        await self.chain.wallet_command("pay", "newcomer", refused="top_up_limit", amount="5000")
+        await self.chain.wallet_command("pay", "payer", refused="invalid", amount="9.99")
+        await self.chain.wallet_command("pay", "gifted", refused="no_method", amount="10")
+
+    async def refund(self) -> None:
+        """Of payments that have settled, as far as the processor said, and that it will not give back by itself."""
+        rows = await self.chain.rows(
+            "select attempt_id, account_id from payments.attempt join payments.answer using (attempt_id)"
+            " where token = any($1) and answer.kind = 'settled' and told_at is not null"
+            " and (account_id = any($2) or account_id like 'wave%') order by received_at desc, attempt_id limit 40",
+            list(GIVEN_BACK_BY_US_ALONE),
+            list(GIVEN_BACK),
+        )
+        for row in self.random.sample(rows, min(2, len(rows))):
+            amount = self.random.choice(("1.00", "3.50", "9.00", "100000", None))
+            await self.chain.wallet_command(
+                "refund_payment", row["account_id"], or_refused=["refund_too_large", "nothing_left"],
+                attempt_id=str(row["attempt_id"]), **({"amount": amount} if amount else {}),
+            )  # fmt: skip
+            self.happened["refund asked for"] += 1
+
+    async def _schedule(self) -> None:
+        """A payment of each month, of tomorrow, where such a day can be named: the clock is moved over its midnight."""
+        tomorrow = (await self.chain.clock() + timedelta(days=1)).date()
+        day = "last" if (tomorrow + timedelta(days=1)).day == 1 else tomorrow.day
+        if day == "last" or day <= 28:
+            await self.chain.wallet_command("set_schedule", "monthly", amount="11.00", day=day)
+            self.schedules += 1
+        await self.chain.wallet_command("set_schedule", "monthly", refused="invalid", amount="9.99", day=1)
+
+    async def _tell_too_early(self) -> None:
+        """The result of the first payment of an account that nobody has created: it is no attempt's yet."""
+        attempt = str(attempt_id(EARLY, 1))
+        result = {
+            "result_id": f"{attempt}:settled", "attempt_id": attempt, "processor": "sandbox", "kind": "settled",
+            "amount": "10.00", "currency": "USD", "at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        }  # fmt: skip
+        await (await self.chain.send("payments.results.sandbox", attempt.encode(), json.dumps(result).encode()))
+
+        async def is_quarantined() -> bool:
+            return bool(await self.early_results())
+
+        await until(is_quarantined, "a result that came before its request is in quarantine")
+
+    async def early_results(self) -> Sequence[Any]:
+        return await self.chain.rows(
+            "select id, state from balance.parked where input = 'results' and reason = 'unknown_attempt'"
+        )
+
+    async def replay_early_results(self) -> None:
+        """A person lets them run again, when their attempt is known."""
+
+        async def is_known() -> bool:
+            return bool(await self.chain.rows("select 1 from balance.attempt where account_id = $1", EARLY))
+
+        await until(is_known, "the payment whose result came too early", 180.0)
+        ids = [row["id"] for row in await self.early_results()]
+        async with self.chain.engine("balance") as engine, transaction(engine) as connection:
+            await parking.ask(connection, runtime_tables("balance"), "replaying", "ops", ids=ids)
+
+    # ---- looking -----------------------------------------------------------------------------------------------------
+
+    async def _look(self) -> None:
+        """Credits that are there by now; and that nobody has been promised more than there is."""
+        now = datetime.now(UTC)
+        for row in await self.chain.rows("select credit_id from balance.credit where valid_from is not null"):
+            self.seen.setdefault(str(row["credit_id"]), now)
+        rows = await self.chain.rows(
+            "select account_id, wallet_nano, held_nano from balance.wallet where account_id = any($1)", list(CALLERS)
+        )
+        for row in rows:
+            assert row["wallet_nano"] >= row["held_nano"], f"more was promised than there is: {dict(row)}"
+
+    def _name(self) -> str:
+        self._count += 1
+        return f"{self.chain.seed}-m{self._count}"
+
+    def _leg(self, account_id: str, leg: str, seconds: int) -> UsageInput:
+        """A call that ends now."""
+        now = datetime.now(UTC)
+        publisher, source = ("carrier", "trunk/a") if account_id in SPENT_SHARED else ("switch", "pbx/1")
+        event = {
+            "specversion": "1.0", "id": leg, "source": source, "type": model.VOICE_LEG,
+            "data": {
+                "account_id": account_id, "direction": "outbound", "caller": None, "called": CALLED,
+                "started_at": _text(now - timedelta(seconds=seconds)), "ended_at": _text(now), "answered": True,
+                "duration_s": seconds, "billable_s": seconds, "call_leg_id": leg,
+            },
+        }  # fmt: skip
+        topic = model.USAGE_TOPICS + publisher
+        return UsageInput(topic, account_id.encode(), json.dumps(event).encode(), Expectation("leg", frozenset()))
+
+    # ---- judging -----------------------------------------------------------------------------------------------------
+
+    async def credits(self) -> list[tuple[model.Credit, Mapping[str, tuple[str, int]], int]]:
+        """Every credit with what was spent of it, by account and payer, and what lapsed."""
+        spent = await self._spent()
+        return [
+            (
+                credit,
+                {
+                    account_id: ("unbilled" if account_id in SPENT_SHARED else "wallet", amount)
+                    for (credit_id, account_id), amount in spent.items()
+                    if credit_id == credit.credit_id
+                },
+                row["breakage_nano"],
+            )
+            for credit, row in await self._credits()
+        ]
+
+    async def _spent(self) -> dict[tuple[str, str], int]:
+        """What the ledger says that each credit paid for each account."""
+        return {
+            (row["credit_id"], row["account_id"]): int(row["nano"])
+            for row in await self.chain.rows(
+                "select split_part(ledger, ':', 2) as credit_id, account_id, -sum(nano) as nano from balance.ledger_entry"
+                " where kind = 'credit_used' and split_part(ledger, ':', 1) = 'credit' group by 1, 2"
+            )
+        }
+
+    async def _credits(self) -> list[tuple[model.Credit, Any]]:
+        rows = await self.chain.rows("select * from balance.credit order by credit_id")
+        return [
+            (
+                model.Credit(
+                    str(row["credit_id"]),
+                    frozenset(SPENT_SHARED if row["account_id"] is None else (row["account_id"],)),
+                    row["account_id"] is None,
+                    row["granted_nano"],
+                    row["valid_from"],
+                    row["expires_at"],
+                    self.seen.get(str(row["credit_id"])),
+                ),
+                row,
+            )
+            for row in rows
+        ]
+
+    async def judged(self, charges: Mapping[str, Charge], now: datetime) -> list[str]:
+        """What the model finds wrong."""
+        events = await self.chain.published("balance.events")
+        return [
+            *await self._check_credits(charges, events, now),
+            *await self._check_refunds(events),
+            *await self._check_calls(now),
+        ]
+
+    async def _check_credits(
+        self, charges: Mapping[str, Charge], events: Sequence[Mapping[str, Any]], now: datetime
+    ) -> list[str]:
+        problems = []
+        # A credit for each command that was accepted, and none else.
+        granted = {each["command_id"]: each for each in events if each["kind"] == "credit_granted"}
+        refused = {each["command_id"]: each["reason"] for each in events if each["kind"] == "command_refused"}
+        asked = {command: (account_id, amount, shared) for command, (account_id, amount, shared) in self.grants.items()}
+        asked |= {command: (None, code.amount, code.shared) for code in self.codes for command in code.asked}
+        found = {credit.credit_id: (credit, row) for credit, row in await self._credits()}
+        for command_id, (account_id, amount, shared) in asked.items():
+            if command_id in refused:
+                continue
+            credit, row = found.pop(granted[command_id]["credit_id"])
+            have = credit.granted_nano, credit.shared, row["asked_for"]
+            if have != (nano(amount), shared, account_id or row["asked_for"]):
+                problems.append(f"credit of {command_id}: {have}, expected {amount}, {shared}, {account_id}")
+        problems += [f"credit {name}: nobody asked for it" for name in found]
+        for code in self.codes:
+            answers = [(beneficiary, refused.get(command)) for command, beneficiary in code.asked.items()]
+            problems += [f"code of {code.amount}: {each}" for each in model.check_redemptions(code.most, answers)]
+        credits = await self._credits()
+        return problems + model.check_credits(
+            [credit for credit, _ in credits],
+            charges.values(),
+            await self._spent(),
+            {credit.credit_id: row["remaining_nano"] for credit, row in credits},
+            {credit.credit_id: row["breakage_nano"] for credit, row in credits},
+            now,
+        )
+
+    async def _check_refunds(self, events: Sequence[Mapping[str, Any]]) -> list[str]:
+        asked = [
+            model.Refund(each["refund_id"], each["attempt_id"], nano(each["amount"]))
+            for each in events
+            if each["kind"] == "refund_requested"
+        ]
+        given = [
+            model.Refund(str(row["refund_id"]), str(row["attempt_id"]), nano(row["amount"]))
+            for row in await self.chain.rows(
+                "select * from payments.answer where refund_id is not null and kind = 'refunded' and told_at is not null"
+            )
+        ]
+        rows = await self.chain.rows("select * from balance.attempt")
+        attempts = [
+            model.Attempt(str(row["attempt_id"]), row["account_id"], row["amount_nano"], row["requested_at"], row["state"])
+            for row in rows
+        ]  # fmt: skip
+        self.happened["refunded"] += len(given)
+        scheduled = [row["account_id"] for row in rows if row["kind"] == "scheduled"]
+        problems = [] if scheduled == ["monthly"] * self.schedules else [f"scheduled payments of {scheduled}"]
+        return problems + model.check_refunds(asked, given, attempts)
+
+    async def _check_calls(self, now: datetime) -> list[str]:
+        """Nobody was promised money twice, so that calls within their promises never cost more than there was; only what is
+        in progress holds anything, as much as was answered."""
+        problems = []
+        held: dict[str, int] = defaultdict(int)
+        for row in await self.chain.rows("select * from balance.call where held_nano > 0"):
+            held[row["account_id"]] += row["held_nano"]
+            promise = self.promises.get(row["call_leg_id"])
+            if row["call_leg_id"] in self.refused:
+                continue
+            if promise is None or promise.is_charged or row["expires_at"] <= now or row["held_nano"] != promise.nano:
+                problems.append(f"call {row['call_leg_id']}: holds {row['held_nano']}, expected {promise}")
+        holding = {leg for leg, each in self.promises.items() if each.nano and not each.is_charged and each.until > now}
+        rows = await self.chain.rows("select call_leg_id from balance.call where held_nano > 0")
+        problems += [f"call {leg}: holds nothing any more" for leg in holding - {row["call_leg_id"] for row in rows}]
+        for row in await self.chain.rows("select account_id, wallet_nano, held_nano from balance.wallet"):
+            if row["held_nano"] != held[row["account_id"]]:
+                problems.append(f"wallet {row['account_id']}: holds {row['held_nano']}, its calls {held}")
+            if row["account_id"] in CALLERS and row["wallet_nano"] < row["held_nano"]:
+                problems.append(f"wallet {row['account_id']}: {row['wallet_nano']}, calls were promised more")
+        return problems
+
+
+def _tomorrow() -> str:
+    """Before the clock that is moved by a day."""
+    return (datetime.now(UTC) + timedelta(hours=20)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _text(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
