@@ -17,6 +17,7 @@ from tests.support.nursery import Forked, Nursery
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTHING: Mapping[str, str] = {}
+STOP_S_MAX = 60.0  # a copy ends what it has in hand; the machine may be busy
 
 
 @dataclass
@@ -94,7 +95,7 @@ class Processes:
         for name in chosen:
             process = self.running.pop(name)
             try:
-                codes[name] = process.wait(20)
+                codes[name] = process.wait(STOP_S_MAX)
             except subprocess.TimeoutExpired:
                 process.kill()
                 codes[name] = process.wait()
