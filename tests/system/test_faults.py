@@ -1,7 +1,8 @@
 """Random faults against the whole chain, 20 seeds: two copies of every room, processes killed at any instant, relays killed
 between acknowledgement and delete, copies that come and go (rebalances), connections that PostgreSQL cuts, PostgreSQL itself
 killed, Valkey stopped, killed and emptied, aborted transactions, a second copy of everything that believes it is tomorrow, a
-cut in the middle of it all. At the end the reference model, the invariants of recharges and the auditor find nothing wrong.
+cut in the middle of it all, and then a clock that is moved by a day. Meanwhile credits are granted and codes redeemed, payments
+made and refunded, and calls promised money by two gateways. At the end the reference model, the invariants of recharges and the auditor find nothing wrong.
 
 `make test-faults` runs it. The wrong clock needs Debian's `faketime`; without it the second copies have the right one. A failing run prints its seed, which repeats its inputs and the schedule of its faults.
 """
