@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
@@ -33,13 +33,14 @@ from faststream.kafka.message import KafkaAckableMessage
 
 from contracts.topics import RECORD_BYTES_MAX, Topic
 from services.kernel.errors import Unavailable
-from services.runtime.header_names import read_any_names
+from services.runtime.fetched import as_ours, read_our_way
+from services.runtime.records import Record
 from services.runtime.settings import Settings
 from services.runtime.topic_settings import REPLICAS, Existing, wanted
 
 log = logging.getLogger(__name__)
 
-read_any_names()
+read_our_way()
 
 FETCH_BYTES_MAX = RECORD_BYTES_MAX
 
@@ -51,18 +52,21 @@ LINGER_FROM = 100  # records: fewer are no stream, and somebody may be waiting f
 LINGER_S = 0.04
 OFFSETS_S_MAX = 5.0  # the cut holds every lane while it reads; longer than this it lets go and tries again
 
-Records = tuple["ConsumerRecord[bytes, bytes]", ...]
+Records = tuple[Record, ...]
 
 
 class HandedConsumer(AIOKafkaConsumer):  # type: ignore[misc]
     """A consumer that knows whether records it returned are still with the handler.
 
     Its position moves when records are handed out, before they are applied; only while nothing is handed out does the
-    position speak of applied records and of markers passed.
+    position speak of applied records and of markers passed. Its records are ours, with the topic's full name and no lane yet.
     """
 
     handed = False
     polled_at = 0.0
+
+    def __init__(self, *topics: str, **options: Any) -> None:
+        super().__init__(*topics, **options | {"value_deserializer": as_ours})
 
     async def getmany(self, *partitions: TopicPartition, timeout_ms: int = 0, max_records: int | None = None) -> Any:
         # FastStream's own timeout is slept once more after every empty poll, and nothing would end that sleep.

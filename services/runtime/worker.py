@@ -151,21 +151,23 @@ class InputRunner:
         records: list[Record] = []
         ranges: dict[str, tuple[int, int]] = {}
         touched: dict[TopicPartition, int] = {}
-        lane, topic, current = "", "", None
-        end = 0
-        for raw in batch:
-            if (raw.topic, raw.partition) != current:
-                current = (raw.topic, raw.partition)
-                tp = TopicPartition(*current)
-                lane, topic = self._lane(tp), raw.topic.removeprefix(self._prefix)
-                ranges[lane] = (self._next.get(tp, raw.offset), raw.offset)
+        lane, topic, end = "", "", 0
+        current: TopicPartition | None = None
+        for record in batch:
+            if current is None or record.partition != current.partition or record.topic != current.topic:
+                if current is not None:
+                    touched[current] = end
+                current = TopicPartition(record.topic, record.partition)
+                lane, topic = self._lane(current), record.topic.removeprefix(self._prefix)
+                ranges[lane] = (self._next.get(current, record.offset), record.offset)
                 end = 0
-            if raw.offset < end:
+            if record.offset < end:
                 continue  # fetched twice: a rebalance sought back while the batch was being filled
-            touched[tp] = end = raw.offset + 1
-            records.append(
-                Record(topic, raw.partition, raw.offset, raw.timestamp, raw.key, raw.value, lane, None, raw.headers)
-            )
+            end = record.offset + 1
+            record.topic, record.lane = topic, lane
+            records.append(record)
+        if current is not None:
+            touched[current] = end
         for tp, end in touched.items():
             ranges[self._lane(tp)] = (ranges[self._lane(tp)][0], end)
         for tp in set(touched) & set(self._stopped):

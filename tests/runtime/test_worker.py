@@ -6,7 +6,7 @@ import asyncio
 from contextlib import suppress
 
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.consumer.subscription_state import SubscriptionState
 from aiokafka.errors import NoOffsetForPartitionError, TopicAuthorizationFailedError
 from sqlalchemy import select
@@ -15,6 +15,7 @@ from services.kernel.errors import Unavailable
 from services.runtime.broker import LINGER_FROM, HandedConsumer, ensure_topics
 from services.runtime.database import transaction
 from services.runtime.lanes import advance_lanes, give_birth, lanes_of, lock_lanes, lock_parent
+from services.runtime.records import Record
 from services.runtime.room import Input, Room
 from services.runtime.settings import load
 from services.runtime.worker import Worker
@@ -55,9 +56,7 @@ async def test_a_batch_that_is_cancelled_at_the_stop_stays_unread(database, monk
             await give_birth(connection, tables, "source", [(LANE, "test.source", 0, 0)])
         async with transaction(worker.engine) as other_copy:
             await lock_lanes(other_copy, tables, [LANE])
-            batch = tuple(
-                ConsumerRecord("test.source", 0, offset, 0, 0, None, b"1", None, 0, 1, ()) for offset in range(3)
-            )
+            batch = tuple(Record("test.source", 0, offset, 0, None, b"1", "") for offset in range(3))
             handling = asyncio.create_task(runner.handle(batch))
             await asyncio.sleep(0.3)
             handling.cancel()

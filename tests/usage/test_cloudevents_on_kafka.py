@@ -20,7 +20,7 @@ from services.usage import api
 from services.usage.consumer import build
 from services.usage.price_files import read_price_file
 from services.usage.tables import TIMELINE
-from tests.runtime.test_header_names import NoText, builder
+from tests.runtime.test_fetched import NoText, builder
 from tests.support.processes import until
 from tests.support.rooms import Log
 from tests.support.servers import Database

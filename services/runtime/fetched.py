@@ -1,26 +1,38 @@
-"""Header names that are no UTF-8: Kafka takes any bytes, and the client cannot read such a record.
+"""What a consumer of this process makes of what it fetched: our own records if it asks for them, whatever the names of headers.
 
-Worse, on its error it forgets the records that it had read before that one, while its position is beyond them: they would be
-lost. With `read_any_names` each wrong byte of the name is read as an escape (`\\\\xff`), and the record goes its way. All
-other records are read as they always are, at no cost.
+The client makes an object of eleven fields of each record, which would only be copied into ours. A consumer whose deserializer
+is `as_ours` gets ours at once.
+
+Header names that are no UTF-8: Kafka takes any bytes, and the client cannot read such a record. Worse, on its error it
+forgets the records that it had read before that one, while its position is beyond them: they would be lost. Here each wrong
+byte of the name is read as an escape (`\\\\xff`), and the record goes its way. All others are read as they always are.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import Any
 
+from aiokafka import TopicPartition
 from aiokafka.consumer import fetcher
 from aiokafka.record.default_records import _DefaultRecordBatchPy
 from aiokafka.record.memory_records import MemoryRecords
 
+from services.runtime.records import Record
+
 _LENGTH_AT, _OVERHEAD = 8, 12  # of a batch: its first offset, and the length of all that follows
 
 
-def read_any_names() -> None:
-    """Have every consumer of this process read its records so."""
+def read_our_way() -> None:
+    """Have every consumer of this process read so."""
     fetcher.MemoryRecords = _Batches
     fetcher.PartitionRecords = _Records
+
+
+def as_ours(value: bytes) -> bytes:
+    """The deserializer of values of a consumer whose records are to be ours, without a lane."""
+    return value
 
 
 class _Batches(MemoryRecords):  # type: ignore[misc]
@@ -50,20 +62,28 @@ class _Batches(MemoryRecords):  # type: ignore[misc]
 
 
 class _Records(fetcher.PartitionRecords):  # type: ignore[misc]
-    """The records of a fetched partition; what was handed out before the error is passed over by its offset."""
+    """The records of a fetched partition; what was handed out before a name that is no text is passed over by its offset."""
 
     _records_iterator: Any
 
-    def __next__(self) -> Any:
-        try:
-            return next(self._records_iterator)
-        except UnicodeDecodeError:
-            self._records.read_again()
-            self._records_iterator = self._unpack_records()
-        except StopIteration:
-            self._records_iterator = None
-            raise
-        return next(self._records_iterator)
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._records_iterator or ())  # and not by a call of `__next__` for each
+
+    def _unpack_records(self) -> Iterator[Any]:
+        while True:
+            try:
+                yield from super()._unpack_records()
+                return
+            except UnicodeDecodeError:
+                self._records.read_again()
+
+    def _consumer_record(self, tp: TopicPartition, record: Any) -> Any:
+        if self._value_deserializer is not as_ours:
+            return super()._consumer_record(tp, record)
+        return Record(
+            tp.topic, tp.partition, record.offset, record.timestamp, record.key, record.value, "", None,
+            tuple(record.headers),
+        )  # fmt: skip
 
 
 class _AnyName(_DefaultRecordBatchPy):  # type: ignore[misc]

@@ -9,9 +9,9 @@ from aiokafka import TopicPartition
 from aiokafka.consumer import fetcher
 from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 
-from services.runtime.header_names import read_any_names
+from services.runtime.fetched import read_our_way
 
-read_any_names()
+read_our_way()
 
 
 class NoText(str):
