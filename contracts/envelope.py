@@ -7,8 +7,7 @@ record may come twice, always with the same id, link and seq. Source: designs/cl
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Annotated, Any, Generic, TypeVar, get_type_hints
+from typing import Annotated, Generic, TypeVar
 
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
@@ -29,18 +28,3 @@ class Envelope(TypedDict, Generic[DataT]):
     epoch: Annotated[int, Field(ge=0)]
     trace: Annotated[str | None, Field(max_length=128, description="W3C traceparent")]
     data: DataT
-
-
-def narrowed(model: Any, fields: Iterable[str]) -> Any:
-    """The envelope of a typed dictionary for a consumer that needs only these fields of it.
-
-    They, and what places a record on its link, are judged by the same rules; all else is passed over, whatever it is.
-    """
-    data = _only(fields, get_type_hints(model, include_extras=True))
-    around = get_type_hints(Envelope, include_extras=True)
-    return _only(("link", "seq", "epoch", "data"), around | {"data": data})
-
-
-def _only(names: Iterable[str], kinds: dict[str, Any]) -> Any:
-    shape = TypedDict("shape", {name: kinds[name] for name in names})  # type: ignore[misc]
-    return with_config(ConfigDict(strict=True, extra="ignore", hide_input_in_errors=True))(shape)

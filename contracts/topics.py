@@ -12,7 +12,8 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from contracts import balance, closing, groups, invoices, payments, receivables, usage
-from contracts.envelope import Envelope, narrowed
+from contracts.envelope import Envelope
+from contracts.reading import Reading
 
 DAY_MS = 86_400_000
 RECORD_BYTES_MAX = 8 * 1024 * 1024  # between rooms: the closing postings of a group of 40,000 accounts, however long
@@ -43,9 +44,9 @@ class Topic:
         object.__setattr__(self, "adapter", TypeAdapter(shape))
 
     @lru_cache  # noqa: B019 - as many as there are inputs
-    def reading(self, *fields: str) -> TypeAdapter[Any]:
-        """The adapter of a consumer that needs only these fields of the data: it takes a third of the time."""
-        return TypeAdapter(narrowed(self.model, fields))
+    def reading(self, *fields: str) -> Reading:
+        """How a consumer reads that needs only these fields of the data."""
+        return Reading(self.model, fields)
 
     @property
     def is_family(self) -> bool:

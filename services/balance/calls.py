@@ -451,7 +451,7 @@ def _unknown(account_id: str) -> NotFound:
 # ---- charges -------------------------------------------------------------------------------------------------------
 
 # The charge path reads only what it needs of every charge; this is read for accounts with calls alone.
-_read = USAGE_CHARGES.reading("call_leg_id").validator.validate_json
+_read = USAGE_CHARGES.reading("call_leg_id").judge
 
 
 @dataclass(slots=True)
@@ -492,11 +492,11 @@ def _legs(records: Iterable[Record], account_ids: Collection[str]) -> list[CallK
     """The calls of these accounts that charges name."""
     legs = []
     for record in records:
-        charge: Mapping[str, Any] = record.message["data"]
-        if charge["account_id"] in account_ids and charge["product"].startswith(VOICE):
+        charge = record.message.data
+        if charge.account_id in account_ids and charge.product.startswith(VOICE):
             call_leg_id = _read(record.value or b"")["data"]["call_leg_id"]
             if call_leg_id is not None:
-                legs.append((charge["account_id"], call_leg_id))
+                legs.append((charge.account_id, call_leg_id))
     return legs
 
 

@@ -37,8 +37,8 @@ from services.runtime.processor import Processor
 from services.runtime.room import Input, Room, Tick
 from services.runtime.settings import Settings
 
-# A batch costs by its accounts more than by its charges; still short enough to hold wallets for milliseconds.
-CHARGES_MAX = 5_000
+# A batch costs by its accounts more than by its charges; wallets are held for as long as its accounts take.
+CHARGES_MAX = 20_000
 
 
 def build(settings: Settings) -> Room:
@@ -68,7 +68,7 @@ def room(refuse_fast: RefuseFast) -> Room:
                 (USAGE_CHARGES,),
                 partial(handler.charges, tell=tell),
                 max_records=CHARGES_MAX,
-                reads=handler.READ,
+                reading=handler.READING,
             ),
             Input(
                 "results", (PAYMENTS_RESULTS,), partial(results.results, tell=tell), parked=commands.forget_card_numbers

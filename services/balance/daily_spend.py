@@ -23,7 +23,7 @@ from services.runtime.work import Work
 WHOLE = ""  # in the place of an outbound profile: the account as a whole
 
 # The charge path reads only what it needs of every charge; these fields are read for accounts with limits alone.
-_read = USAGE_CHARGES.reading("event_time", "outbound_profile").validator.validate_json
+_read = USAGE_CHARGES.reading("event_time", "outbound_profile").judge
 
 
 async def count(work: Work, records: Sequence[Record], account_ids: Collection[str]) -> list[store.Spent]:
@@ -31,11 +31,11 @@ async def count(work: Work, records: Sequence[Record], account_ids: Collection[s
     counted = frozenset(account_ids)
     sums: dict[store.SpendKey, int] = defaultdict(int)
     for record in records:
-        charge = record.message["data"]
-        account_id: str = charge["account_id"]
+        charge = record.message.data
+        account_id: str = charge.account_id
         if account_id not in counted:
             continue
-        nano = parse_amount(charge["amount"], signed=True)
+        nano = parse_amount(charge.amount, signed=True)
         use = _read(record.value or b"")["data"]
         day = date.fromisoformat(use["event_time"][:10])
         sums[account_id, day, WHOLE] += nano

@@ -25,7 +25,7 @@ GROUP_CREDIT = "group_credit"
 ACCOUNTS_AT_ONCE = 200  # of a group are looked at in one transaction: their wallets are locked for it
 
 # The charge path reads only what it needs of every charge; these fields are read for accounts with credits alone.
-_read = USAGE_CHARGES.reading("charge_id", "event_time", "reverses").validator.validate_json
+_read = USAGE_CHARGES.reading("charge_id", "event_time", "reverses").judge
 
 
 async def pay(
@@ -76,19 +76,19 @@ async def pay(
 
 
 def _use(record: Record, account_ids: Collection[str]) -> Use | None:
-    charge = record.message["data"]
-    account_id: str = charge["account_id"]
+    charge = record.message.data
+    account_id: str = charge.account_id
     if account_id not in account_ids:
         return None
     more = _read(record.value or b"")["data"]
     return Use(
         more["charge_id"],
         account_id,
-        charge["group_id"],
-        charge["bill_to"],
-        charge["plan"] == "invoiced",
+        charge.group_id,
+        charge.bill_to,
+        charge.plan == "invoiced",
         datetime.fromisoformat(more["event_time"]),
-        parse_amount(charge["amount"], signed=True),
+        parse_amount(charge.amount, signed=True),
         more["reverses"],
     )
 

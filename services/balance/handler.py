@@ -6,20 +6,21 @@ Folded per account; the batch and its transactions are appended, the postings to
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from operator import itemgetter
+from operator import attrgetter
 from typing import Any
 
 from pydantic_core import to_json
 
-from contracts.topics import BALANCE_POSTINGS
+from contracts.topics import BALANCE_POSTINGS, USAGE_CHARGES
 from services.balance import calls, daily_spend, funding, store
 from services.balance.chain import Charged, content_of_batch
 from services.balance.credits import Funded
 from services.balance.evaluation import Tell, demands_attention, evaluate, load
-from services.kernel.errors import Corrupt
+from services.kernel.errors import AmountError, Corrupt
 from services.kernel.money import format_nano, parse_amount
+from services.runtime.links import judge
 from services.runtime.records import Record
 from services.runtime.work import Work
 
@@ -48,34 +49,35 @@ class Folded:
 
 
 _ALIKE = ("account_id", "organization_id", "currency", "product", "group_id", "bill_to", "plan")
-_alike = itemgetter(*_ALIKE)
+_alike = attrgetter(*_ALIKE)
 
-READ = (*_ALIKE, "amount")
-"""The fields of a charge that are read here."""
+READING = USAGE_CHARGES.reading(*_ALIKE, "amount")
+"""How a charge is read here."""
 
 
-def fold(records: list[Record]) -> tuple[dict[str, Folded], dict[str, list[int]]]:
-    """Sums per account, and [from, to] of the seqs per link. Raises `Corrupt` for an account charged in two currencies."""
+def fold(records: Iterable[Record]) -> dict[str, Folded]:
+    """Sums per account.
+
+    Raises `LinkLost` for a charge that is not of its contract, `Corrupt` for an account charged in two currencies.
+    """
     alike: dict[tuple[Any, ...], list[int]] = {}  # charges that differ in their amounts only
     takers: set[str] = set()
-    links: dict[tuple[str, str, int], list[int]] = {}
     for record in records:
-        message: dict[str, Any] = record.message
-        charge = message["data"]
-        nano = _nano(charge["amount"])
+        charge = record.message.data
+        try:
+            nano = _nano(charge.amount)
+        except AmountError:
+            judge(READING, record)
+            raise
         if nano < 0:
-            takers.add(charge["account_id"])
+            takers.add(charge.account_id)
         sums = alike.get(key := _alike(charge))
         if sums is None:
+            judge(READING, record)
             alike[key] = [1, nano]
         else:
             sums[0] += 1
             sums[1] += nano
-        span = links.get(link := (message["link"], record.topic, record.partition))
-        if span is None:
-            links[link] = [message["seq"], message["seq"]]
-        else:
-            span[1] = message["seq"]
     accounts: dict[str, Folded] = {}
     for (account_id, organization_id, currency, product, group_id, bill_to, plan), (count, nano) in alike.items():
         folded = accounts.get(account_id)
@@ -90,12 +92,13 @@ def fold(records: list[Record]) -> tuple[dict[str, Folded], dict[str, list[int]]
         posted[1] += nano
     for account_id in takers:
         accounts[account_id].takes_back = True
-    return accounts, {f"{link}|{topic}/{partition}": span for (link, topic, partition), span in links.items()}
+    return accounts
 
 
 async def charges(work: Work, records: list[Record], *, tell: Tell) -> None:
     """Post a batch of charges and look at the wallets whose state demands it."""
-    accounts, links = fold(records)
+    accounts = fold(records)
+    links = {f"{link}|{topic}/{partition}": span for (link, topic, partition), span in work.taken.items()}
     rows: list[Charged] = []
     additions: list[store.Addition] = []
     for account_id in sorted(accounts):

@@ -104,10 +104,12 @@ _wallet = tables.wallet.c
 _attempt = tables.attempt.c
 # An upsert takes its rows one by one in the order of the arrays: that is the order of the locks.
 _add = upsert(tables.wallet).from_select(Addition._fields, select(*[_additions.c[name] for name in Addition._fields]))
-_ADD_TO_WALLETS = _add.on_conflict_do_update(
-    index_elements=["account_id"],
-    set_={name: _wallet[name] + _add.excluded[name] for name in ("wallet_nano", "unbilled_nano", "credit_nano")},
-).returning(*[_wallet[name] for name in Standing._fields])
+_ADD_TO_WALLETS = Plain(
+    _add.on_conflict_do_update(
+        index_elements=["account_id"],
+        set_={name: _wallet[name] + _add.excluded[name] for name in ("wallet_nano", "unbilled_nano", "credit_nano")},
+    ).returning(*[_wallet[name] for name in Standing._fields])
+)
 
 
 async def add_to_wallets(work: Work, additions: Sequence[Addition]) -> list[Standing]:
@@ -115,8 +117,7 @@ async def add_to_wallets(work: Work, additions: Sequence[Addition]) -> list[Stan
     ordered = sorted(additions)
     columns = zip(*ordered, strict=True)
     parameters = {f"new_{name}": list(column) for name, column in zip(Addition._fields, columns, strict=True)}
-    rows = (await work.execute(_ADD_TO_WALLETS, parameters)).all()
-    return [Standing._make(row) for row in rows]
+    return [Standing._make(row) for row in await _ADD_TO_WALLETS.tuples(work.connection, parameters)]
 
 
 _WALLETS = select(tables.wallet, SHARED_NANO)  # with what the group shares, which no wallet's lock holds

@@ -9,11 +9,13 @@ from typing import NamedTuple
 from uuid import UUID
 
 from contracts.balance import Posting
-from contracts.usage import Charge
+from contracts.topics import USAGE_CHARGES
 from services.invoices.rounding import LineKey, LineSum
-from services.kernel.errors import Corrupt
+from services.kernel.errors import AmountError, Corrupt
 from services.kernel.ids import derived_id, evidence_hash_of
 from services.kernel.money import parse_amount
+from services.runtime.links import judge
+from services.runtime.records import Record
 
 
 class InvoiceKey(NamedTuple):
@@ -36,6 +38,11 @@ def _invoice_id(key: InvoiceKey) -> UUID:
 @lru_cache(maxsize=100_000)
 def _nano(amount: str) -> int:
     return parse_amount(amount, signed=True)
+
+
+@lru_cache(maxsize=100_000)
+def _price(amount: str) -> int:
+    return parse_amount(amount)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,41 +74,48 @@ class FoldedCharges:
     tallies: dict[InvoiceKey, Tally]
 
 
-READ = (
+READING = USAGE_CHARGES.reading(
     "charge_id", "account_id", "plan", "group_id", "bill_to", "period", "cost_center_id", "product", "quantity",
     "amount", "currency", "unit_price", "tier",
 )  # fmt: skip
-"""The fields of a charge that are read here."""
+"""How a charge is read here."""
 
 
-def fold_charges(charges: Iterable[Charge]) -> FoldedCharges:
+def fold_charges(records: Iterable[Record]) -> FoldedCharges:
     """The sums per line, and beside them per invoice, of the charges that have a payer group.
 
-    ``Corrupt`` when a charge has a group and no period or invoice to stand on.
+    Raises `LinkLost` for a charge that is not of its contract, `Corrupt` when one has a group and no period or invoice to stand
+    on.
     """
     lines: dict[tuple[tuple[str, str], str, str, str | None, str, bool, str, str], list[int]] = {}
     tallies: dict[tuple[str, str], list[int]] = {}
-    for charge in charges:
-        group_id = charge["group_id"]
+    for record in records:
+        charge = record.message.data
+        group_id = charge.group_id
         if group_id is None:
             continue
-        bill_to, period = charge["bill_to"], charge["period"]
+        bill_to, period = charge.bill_to, charge.period
         if bill_to is None or period is None:
-            raise Corrupt(f"charge {charge['charge_id']} has payer group {group_id} but no period", field="bill_to")
+            raise Corrupt(f"charge {charge.charge_id} has payer group {group_id} but no period", field="bill_to")
         invoice = (group_id, bill_to)
-        schedule = charge["tier"]["schedule"] if "tier" in charge else ""
+        schedule = charge.tier["schedule"] if charge.tier else ""
         line = (
-            invoice, charge["account_id"], charge["product"], charge["cost_center_id"], period,
-            charge["plan"] != "invoiced", charge["currency"], schedule,
+            invoice, charge.account_id, charge.product, charge.cost_center_id, period, charge.plan != "invoiced",
+            charge.currency, schedule,
         )  # fmt: skip
-        nano = _nano(charge["amount"])
-        price = _nano(charge["unit_price"] or "0")
+        try:
+            nano = _nano(charge.amount)
+            price = 0 if charge.unit_price is None else _price(charge.unit_price)
+        except AmountError:
+            judge(READING, record)
+            raise
         sums = lines.get(line)
         if sums is None:
-            lines[line] = [1, charge["quantity"], nano, price, price]
+            judge(READING, record)
+            lines[line] = [1, charge.quantity, nano, price, price]
         else:
             sums[0] += 1
-            sums[1] += charge["quantity"]
+            sums[1] += charge.quantity
             sums[2] += nano
             if price < sums[3]:
                 sums[3] = price
@@ -109,11 +123,11 @@ def fold_charges(charges: Iterable[Charge]) -> FoldedCharges:
                 sums[4] = price
         tally = tallies.get(invoice)
         if tally is None:
-            tallies[invoice] = [1, nano, evidence_hash_of(charge["charge_id"])]
+            tallies[invoice] = [1, nano, evidence_hash_of(charge.charge_id)]
         else:
             tally[0] += 1
             tally[1] += nano
-            tally[2] ^= evidence_hash_of(charge["charge_id"])
+            tally[2] ^= evidence_hash_of(charge.charge_id)
     folded: dict[tuple[str, str], list[LineSum]] = {invoice: [] for invoice in tallies}
     for (invoice, account_id, product, cost_center_id, period, prepaid, currency, schedule), sums in lines.items():
         key = LineKey(account_id, product, cost_center_id or "", period, prepaid, currency, schedule)

@@ -11,7 +11,7 @@ from contracts.topics import (
     USAGE_CHARGES,
 )
 from services.invoices import handler, store
-from services.invoices.accumulation import READ
+from services.invoices.accumulation import READING
 from services.invoices.closing import GRACE_DEFAULT
 from services.runtime.database import transaction
 from services.runtime.processor import Processor
@@ -28,7 +28,7 @@ def build(settings: Settings) -> Room:
     return Room(
         name="invoices",
         inputs=(
-            Input("charges", (USAGE_CHARGES,), handler.charges, max_records=CHARGES_MAX, reads=READ),
+            Input("charges", (USAGE_CHARGES,), handler.charges, max_records=CHARGES_MAX, reading=READING),
             Input("postings", (BALANCE_POSTINGS,), handler.postings),
             Input("settlements", (BALANCE_GROUP_EVENTS,), handler.settlements),
             Input("groups", (GROUPS_BILLING_GROUPS, GROUPS_ACCOUNTS), handler.registry),

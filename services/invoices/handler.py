@@ -47,7 +47,7 @@ CLOSE_GROUPS_MAX = 500  # one closing transaction: statements are shared by many
 
 async def charges(work: Work, records: list[Record]) -> None:
     """Add a batch of charges to the lines of their invoices."""
-    folded = fold_charges(record.message["data"] for record in records)
+    folded = fold_charges(records)
     if not folded.tallies:
         return
     await _hold_open(work, folded.tallies)

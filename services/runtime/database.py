@@ -127,10 +127,15 @@ class Plain:
         self._names: list[str] = compiled.positiontup
         self._constants: dict[str, Any] = {name: each for name, each in compiled.params.items() if each is not None}
 
+    async def tuples(self, connection: AsyncConnection, parameters: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
+        """The rows, in the order of their columns."""
+        async with _watched(connection) as driver:
+            rows: Sequence[Sequence[Any]] = await driver.fetch(self.text, *self.values(parameters))
+            return rows
+
     async def rows(self, connection: AsyncConnection, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The rows, by the names of their columns."""
-        async with _watched(connection) as driver:
-            return [dict(row) for row in await driver.fetch(self.text, *self.values(parameters))]
+        return [dict(row) for row in await self.tuples(connection, parameters)]
 
     async def touched(self, connection: AsyncConnection, parameters: Mapping[str, Any]) -> int:
         """How many rows it changed."""

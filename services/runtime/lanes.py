@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 from sqlalchemy import ARRAY, BigInteger, Select, Text, bindparam, func, select, update
@@ -16,7 +17,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.kernel.errors import Corrupt
-from services.runtime.database import unnest
+from services.runtime.database import Plain, unnest
 from services.runtime.tables import RuntimeTables
 
 CLOCK_NOW = func.runtime.clock_now()
@@ -99,7 +100,19 @@ async def transaction_instant(connection: AsyncConnection, tables: RuntimeTables
 async def lock_lanes(connection: AsyncConnection, tables: RuntimeTables, names: Iterable[str]) -> Locked:
     """Lock Kafka lanes in the order of their names. Raises `LaneStopped` for the first that is; a missing one is a bug."""
     wanted = sorted(set(names))
-    statement = (
+    rows = (await connection.execute(_lock(tables), {"names": wanted})).all()
+    for row in rows:
+        if row.stopped:
+            raise LaneStopped(row.name, row.stopped)
+    if len(rows) != len(wanted):
+        raise Corrupt(f"lanes {sorted(set(wanted) - {row.name for row in rows})} are missing", code="lane_missing")
+    return Locked(rows[0].now, rows[0].epoch, {row.name: row.position for row in rows})
+
+
+@cache
+def _lock(tables: RuntimeTables) -> Select[Any]:
+    """Not `Plain`: it is the first statement of a transaction, which SQLAlchemy begins with it."""
+    return (
         select(
             tables.lane.c.name,
             tables.lane.c.position,
@@ -111,25 +124,23 @@ async def lock_lanes(connection: AsyncConnection, tables: RuntimeTables, names: 
         .order_by(tables.lane.c.name)
         .with_for_update(of=tables.lane)
     )
-    rows = (await connection.execute(statement, {"names": wanted})).all()
-    for row in rows:
-        if row.stopped:
-            raise LaneStopped(row.name, row.stopped)
-    if len(rows) != len(wanted):
-        raise Corrupt(f"lanes {sorted(set(wanted) - {row.name for row in rows})} are missing", code="lane_missing")
-    return Locked(rows[0].now, rows[0].epoch, {row.name: row.position for row in rows})
 
 
 async def advance_lanes(connection: AsyncConnection, tables: RuntimeTables, positions: dict[str, int]) -> None:
     """Move positions forward; the rows are locked by this transaction. Never backwards."""
+    names = sorted(positions)
+    parameters = {"moved_name": names, "moved_position": [positions[name] for name in names]}
+    await _advance(tables).touched(connection, parameters)
+
+
+@cache
+def _advance(tables: RuntimeTables) -> Plain:
     moved = unnest("moved", name=Text(), position=BigInteger())
-    statement = (
+    return Plain(
         update(tables.lane)
         .where(tables.lane.c.name == moved.c.name, tables.lane.c.position < moved.c.position)
         .values(position=moved.c.position, updated_at=func.now())
     )
-    names = sorted(positions)
-    await connection.execute(statement, {"moved_name": names, "moved_position": [positions[name] for name in names]})
 
 
 async def lanes_of(

@@ -6,15 +6,22 @@ drops what is not above ``received_to``, and stops the partition at a gap. Sourc
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from operator import attrgetter, itemgetter
+from typing import Any
 
-from sqlalchemy import BigInteger, Integer, Text, select, tuple_
+from msgspec import DecodeError
+from pydantic import ValidationError
+from sqlalchemy import BigInteger, Integer, Table, Text, select, tuple_
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.types import TypeEngine
 
+from contracts.reading import Reading
 from services.kernel.errors import Corrupt
-from services.runtime.database import unnest
+from services.runtime.database import Plain, unnest
 from services.runtime.records import Record
 from services.runtime.tables import RuntimeTables
 
@@ -45,8 +52,35 @@ class LinkLost(Corrupt):
         self.offset = offset
 
 
+def unreadable(record: Record, error: ValidationError | DecodeError) -> LinkLost:
+    """A record between rooms that is not of its contract: its lane stops before it."""
+    what = error.errors()[0]["loc"] if isinstance(error, ValidationError) else str(error)
+    where = f"{record.topic}/{record.partition} offset {record.offset}"
+    return LinkLost(record.lane, record.offset, f"unreadable record at {where}: {what}")
+
+
+def judge(reading: Reading, record: Record) -> None:
+    """Judge a record by its whole contract that was only read. Raises `LinkLost` where that refuses it."""
+    try:
+        reading.judge(record.value or b"")
+    except ValidationError as error:
+        raise unreadable(record, error) from None
+
+
+Place = Callable[[Any], tuple[str, int, int]]
+
+PLACE_IN_MAPPING: Place = itemgetter("link", "seq", "epoch")
+PLACE_IN_OBJECT: Place = attrgetter("link", "seq", "epoch")
+"""Where a decoded envelope has its link, seq and epoch."""
+
+
+def links_of(records: Iterable[Record], place: Place) -> set[Link]:
+    """The links that records came on."""
+    return {(place(record.message)[0], record.topic, record.partition) for record in records}
+
+
 def accept(
-    records: Iterable[Record], received_to: dict[Link, int], epoch: int
+    records: Iterable[Record], received_to: dict[Link, int], epoch: int, place: Place = PLACE_IN_MAPPING
 ) -> tuple[list[Record], dict[Link, int], int]:
     """The records to apply, the new ``received_to`` of the links they came on, and how many were skipped.
 
@@ -56,12 +90,11 @@ def accept(
     moved: dict[Link, int] = {}
     skipped = 0
     for record in records:
-        envelope = record.message
-        if envelope["epoch"] != epoch:
+        name, seq, life = place(record.message)
+        if life != epoch:
             skipped += 1
             continue
-        link = (envelope["link"], record.topic, record.partition)
-        seq = envelope["seq"]
+        link = (name, record.topic, record.partition)
         have = moved.get(link)
         if have is None:
             have = received_to.get(link, 0)
@@ -77,64 +110,74 @@ def accept(
 
 async def load_received(connection: AsyncConnection, tables: RuntimeTables, links: Iterable[Link]) -> dict[Link, int]:
     """``received_to`` of these links. The lane row of their partition is locked, so nobody else moves them."""
-    columns = tables.link_in.c
-    key = tuple_(columns.link, columns.topic, columns.partition)
-    wanted = unnest("wanted", link=Text(), topic=Text(), partition=Integer())
-    statement = select(columns.link, columns.topic, columns.partition, columns.received_to).where(
-        key.in_(select(wanted.c.link, wanted.c.topic, wanted.c.partition))
-    )
-    ordered = sorted(set(links))
-    parameters = {
-        "wanted_link": [link for link, _, _ in ordered],
-        "wanted_topic": [topic for _, topic, _ in ordered],
-        "wanted_partition": [partition for _, _, partition in ordered],
-    }
-    rows = (await connection.execute(statement, parameters)).all()
-    return {(row.link, row.topic, row.partition): row.received_to for row in rows}
+    rows = await _load(tables).rows(connection, _columns("wanted", sorted(set(links))))
+    return {(row["link"], row["topic"], row["partition"]): row["received_to"] for row in rows}
 
 
 async def save_received(connection: AsyncConnection, tables: RuntimeTables, moved: dict[Link, int]) -> None:
     """Store the highest seq applied per link."""
-    new = unnest("new", link=Text(), topic=Text(), partition=Integer(), received_to=BigInteger())
-    source = select(new.c.link, new.c.topic, new.c.partition, new.c.received_to)
-    statement = insert(tables.link_in).from_select(["link", "topic", "partition", "received_to"], source)
-    statement = statement.on_conflict_do_update(
-        index_elements=["link", "topic", "partition"], set_={"received_to": statement.excluded.received_to}
-    )
     ordered = sorted(moved)
-    await connection.execute(
-        statement,
-        {
-            "new_link": [link for link, _, _ in ordered],
-            "new_topic": [topic for _, topic, _ in ordered],
-            "new_partition": [partition for _, _, partition in ordered],
-            "new_received_to": [moved[link] for link in ordered],
-        },
-    )
+    parameters = _columns("new", ordered) | {"new_received_to": [moved[link] for link in ordered]}
+    await _save(tables).touched(connection, parameters)
 
 
 async def take_seqs(connection: AsyncConnection, tables: RuntimeTables, counts: dict[Link, int]) -> dict[Link, int]:
     """Reserve ``counts`` seqs per link and return the first of each. The producer's lane row is locked."""
-    new = unnest("new", link=Text(), topic=Text(), partition=Integer(), taken=BigInteger())
-    source = select(new.c.link, new.c.topic, new.c.partition, new.c.taken)
-    statement = insert(tables.link_out).from_select(["link", "topic", "partition", "last_seq"], source)
-    updated = statement.on_conflict_do_update(
-        index_elements=["link", "topic", "partition"],
-        set_={"last_seq": tables.link_out.c.last_seq + statement.excluded.last_seq},
-    ).returning(
-        tables.link_out.c.link, tables.link_out.c.topic, tables.link_out.c.partition, tables.link_out.c.last_seq
-    )
     ordered = sorted(counts)
-    rows = await connection.execute(
-        updated,
-        {
-            "new_link": [link for link, _, _ in ordered],
-            "new_topic": [topic for _, topic, _ in ordered],
-            "new_partition": [partition for _, _, partition in ordered],
-            "new_taken": [counts[link] for link in ordered],
-        },
+    parameters = _columns("new", ordered) | {"new_last_seq": [counts[link] for link in ordered]}
+    rows = await _take(tables).rows(connection, parameters)
+    last = {(row["link"], row["topic"], row["partition"]): row["last_seq"] for row in rows}
+    return {link: last[link] - counts[link] + 1 for link in ordered}
+
+
+def _columns(name: str, links: Sequence[Link]) -> dict[str, Any]:
+    """Links as the arrays of an `unnest` of this name."""
+    return {
+        f"{name}_link": [link for link, _, _ in links],
+        f"{name}_topic": [topic for _, topic, _ in links],
+        f"{name}_partition": [partition for _, _, partition in links],
+    }
+
+
+_LINK: dict[str, TypeEngine[Any]] = {"link": Text(), "topic": Text(), "partition": Integer()}
+
+
+@cache
+def _load(tables: RuntimeTables) -> Plain:
+    columns = tables.link_in.c
+    wanted = unnest("wanted", **_LINK)
+    key = tuple_(columns.link, columns.topic, columns.partition)
+    return Plain(
+        select(columns.link, columns.topic, columns.partition, columns.received_to).where(
+            key.in_(select(wanted.c.link, wanted.c.topic, wanted.c.partition))
+        )
     )
-    return {(link, topic, part): last - counts[link, topic, part] + 1 for link, topic, part, last in rows.all()}
+
+
+@cache
+def _save(tables: RuntimeTables) -> Plain:
+    statement = _upsert(tables.link_in, "received_to")
+    return Plain(
+        statement.on_conflict_do_update(
+            index_elements=list(_LINK), set_={"received_to": statement.excluded.received_to}
+        )
+    )
+
+
+@cache
+def _take(tables: RuntimeTables) -> Plain:
+    columns = tables.link_out.c
+    statement = _upsert(tables.link_out, "last_seq")
+    return Plain(
+        statement.on_conflict_do_update(
+            index_elements=list(_LINK), set_={"last_seq": columns.last_seq + statement.excluded.last_seq}
+        ).returning(columns.link, columns.topic, columns.partition, columns.last_seq)
+    )
+
+
+def _upsert(table: Table, number: str) -> Any:
+    new = unnest("new", **_LINK, **{number: BigInteger()})
+    return insert(table).from_select([*_LINK, number], select(*[new.c[name] for name in (*_LINK, number)]))
 
 
 async def marks(connection: AsyncConnection, tables: RuntimeTables, topics: Iterable[str]) -> list[LinkMark]:

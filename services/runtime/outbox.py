@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from datetime import datetime
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import count
 from typing import Any
 
@@ -17,12 +17,13 @@ from msgspec import Struct
 from pydantic_core import to_json
 from sqlalchemy import Integer, LargeBinary, Text, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.types import TypeEngine
 
 from contracts.topics import AROUND_BYTES_MAX, Topic
 from services.kernel.errors import InvalidInput
 from services.kernel.period import instant_text
 from services.runtime import batches
-from services.runtime.database import unnest
+from services.runtime.database import Plain, unnest
 from services.runtime.links import Link, take_seqs
 from services.runtime.tables import RuntimeTables
 
@@ -121,18 +122,20 @@ class Outbox:
                     for item, seq in zip(items, seqs, strict=False)
                 )
             rows += [(name, partition, *batch) for batch in batches.build(records, timestamp_ms)]
-        new = unnest("new", topic=Text(), partition=Integer(), records=Integer(), chunk=LargeBinary())
-        statement = insert(tables.outbox).from_select(
-            ["topic", "partition", "records", "chunk"],
-            select(new.c.topic, new.c.partition, new.c.records, new.c.chunk),
-        )
-        topics, parts, sizes, chunks = zip(*rows, strict=True)
-        await connection.execute(
-            statement,
-            {
-                "new_topic": list(topics),
-                "new_partition": list(parts),
-                "new_records": list(sizes),
-                "new_chunk": list(chunks),
-            },
-        )
+        columns = zip(*rows, strict=True)
+        parameters = {f"new_{name}": list(column) for name, column in zip(_STORED, columns, strict=True)}
+        await _store(tables).touched(connection, parameters)
+
+
+_STORED: dict[str, TypeEngine[Any]] = {
+    "topic": Text(),
+    "partition": Integer(),
+    "records": Integer(),
+    "chunk": LargeBinary(),
+}
+
+
+@cache
+def _store(tables: RuntimeTables) -> Plain:
+    new = unnest("new", **_STORED)
+    return Plain(insert(tables.outbox).from_select(list(_STORED), select(*[new.c[name] for name in _STORED])))

@@ -1,7 +1,7 @@
 """The one pattern: a batch of records is one transaction.
 
-(1) lane rows locked, offsets already done dropped; (2) link seqs checked; (3) the room's effects; (4) parked records and
-outbox; (6) lanes advanced; commit. Redelivery, crash, zombie and duplicate are all the same case: the lane row decides.
+(1) lane rows locked, offsets already done dropped; (2) link seqs checked; (3) links and lanes advanced; (4) the room's effects;
+(5) parked records and outbox; commit. Redelivery, crash, zombie and duplicate are all the same case: the lane row decides.
 The processor knows no Kafka: a worker feeds it, tests feed it directly. Source: architecture, section 4.
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from msgspec import DecodeError
 from pydantic import ValidationError
 from sqlalchemy import func, not_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -29,7 +30,17 @@ from services.runtime.lanes import (
     stop_lane,
     transaction_instant,
 )
-from services.runtime.links import Link, LinkLost, accept, load_received, save_received
+from services.runtime.links import (
+    PLACE_IN_MAPPING,
+    PLACE_IN_OBJECT,
+    Link,
+    LinkLost,
+    accept,
+    links_of,
+    load_received,
+    save_received,
+    unreadable,
+)
 from services.runtime.outbox import Outbox, RecordTooLarge
 from services.runtime.records import Record
 from services.runtime.room import Input, Room, Tick
@@ -142,16 +153,25 @@ class Processor:
                 if first > locked.positions[lane]:
                     raise Behind(lane)
             todo = [record for record in records if record.offset >= locked.positions[record.lane]]
+            received: dict[Link, int] = {}
             moved: dict[Link, int] = {}
             if not source.bare:
                 todo = [record for record in todo if record.value is not None]
                 _decode(source, todo)
-                links = {(record.message["link"], record.topic, record.partition) for record in todo}
+                place = PLACE_IN_MAPPING if source.reading is None else PLACE_IN_OBJECT
+                links = links_of(todo, place)
                 received = await load_received(connection, self.tables, links) if links else {}
-                todo, moved, skipped = accept(todo, received, locked.epoch)
+                todo, moved, skipped = accept(todo, received, locked.epoch, place)
                 if skipped:
                     log.warning("%s.%s skipped %d records of another epoch", self.room.name, source.name, skipped)
             faults.step(f"{crash}.checked")
+            # All of it or nothing is committed; before the handler, so that nothing waits for this under its locks.
+            if moved:
+                await save_received(connection, self.tables, moved)
+            ends = {lane: end for lane, (_, end) in ranges.items() if end > locked.positions[lane]}
+            if ends:
+                await advance_lanes(connection, self.tables, ends)
+            faults.step(f"{crash}.advanced")
             work = Work(
                 connection,
                 self.tables,
@@ -161,6 +181,7 @@ class Processor:
                 locked.epoch,
                 self._outbox(),
                 self.surroundings,
+                {link: (received.get(link, 0) + 1, last) for link, last in moved.items()},
             )
             if refusal is not None:
                 for record in todo:
@@ -168,16 +189,10 @@ class Processor:
             elif todo:
                 await source.handle(work, todo)
             faults.step(f"{crash}.effects")
-            if moved:
-                await save_received(connection, self.tables, moved)
             if work.parked and source.parked is not None:
                 await source.parked(work, work.parked)
             await work.finish()
             faults.step(f"{crash}.outbox")
-            ends = {lane: end for lane, (_, end) in ranges.items() if end > locked.positions[lane]}
-            if ends:
-                await advance_lanes(connection, self.tables, ends)
-            faults.step(f"{crash}.advanced")
         faults.step(f"{crash}.committed")
         self._told(work)
 
@@ -452,14 +467,13 @@ def _before(lane: str, offset: int, records: list[Record], ranges: Ranges) -> tu
 
 def _decode(source: Input, records: list[Record]) -> None:
     """Decode what was not decoded at an earlier try. `LinkLost` for a record that cannot be read."""
-    validators = {name: source.adapter(name).validator for name in {record.topic for record in records}}
+    decoders = {name: source.decoder(name) for name in {record.topic for record in records}}
     for record in records:
         if record.message is None:
             try:
-                record.message = validators[record.topic].validate_json(record.value or b"")
-            except ValidationError as error:
-                message = f"unreadable record at {_where(record)}: {error.errors()[0]['loc']}"
-                raise LinkLost(record.lane, record.offset, message) from None
+                record.message = decoders[record.topic](record.value or b"")
+            except (ValidationError, DecodeError) as error:
+                raise unreadable(record, error) from None
 
 
 def _refusal(error: BaseException) -> Refusal:

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter
-
+from contracts.reading import Reading
 from contracts.topics import Topic, topic_of
 from services.runtime.parking import Parked, ParkedRow
 from services.runtime.records import Record
@@ -28,7 +27,8 @@ class Input:
 
     Records between rooms arrive decoded and exactly once, in order per link. Records from outside arrive raw: their room
     decodes them and quarantines what it refuses. ``parked`` is told every record quarantined in the same transaction,
-    ``discarded`` every one a person gave up. ``reads`` names the fields of the data that are needed, where it is worth it.
+    ``discarded`` every one a person gave up. ``reading`` is how records are read of which only some fields are needed, where
+    that is worth it: the handler then judges what it reads, see `contracts.reading`.
     """
 
     name: str
@@ -37,16 +37,15 @@ class Input:
     parked: Callable[[Work, Sequence[Parked]], Awaitable[None]] | None = None
     discarded: Callable[[Work, Sequence[ParkedRow]], Awaitable[None]] | None = None
     max_records: int = BATCH_RECORDS_MAX
-    reads: tuple[str, ...] = ()
+    reading: Reading | None = None
 
     @property
     def bare(self) -> bool:
         return self.topics[0].bare
 
-    def adapter(self, topic: str) -> TypeAdapter[Any]:
-        """What decodes the records of a topic between rooms."""
-        declared = topic_of(topic)
-        return declared.reading(*self.reads) if self.reads else declared.adapter
+    def decoder(self, topic: str) -> Callable[[bytes], Any]:
+        """What decodes the records of a topic between rooms. Raises what `links.unreadable` takes."""
+        return topic_of(topic).adapter.validator.validate_json if self.reading is None else self.reading.read
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -17,6 +17,7 @@ from sqlalchemy.sql import Executable
 from contracts.topics import Topic
 from services.runtime import parking
 from services.runtime.database import unnest
+from services.runtime.links import Link
 from services.runtime.outbox import Outbox
 from services.runtime.records import Record
 from services.runtime.tables import RuntimeTables
@@ -47,7 +48,8 @@ class Work:
     """One transaction of a room.
 
     ``lane`` is a lane whose row this transaction holds; what is published goes out on its links. ``now`` is the one clock's
-    instant of this transaction. Nothing here commits: that is the runtime's.
+    instant of this transaction. ``taken`` has the first and last seq of each link that a batch takes. Nothing here commits:
+    that is the runtime's.
     """
 
     connection: AsyncConnection
@@ -58,6 +60,7 @@ class Work:
     epoch: int
     outbox: Outbox
     surroundings: Surroundings
+    taken: Mapping[Link, tuple[int, int]] = field(default_factory=dict)
     parked: list[parking.Parked] = field(default_factory=list)
     after_commit: list[Callable[[], None]] = field(default_factory=list)
     attempts: int = 0  # how many a handler is inside of

@@ -11,14 +11,16 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import event
-from sqlalchemy.engine import Engine
 from sqlalchemy.pool import Pool
 
-LOCKING = "INSERT INTO balance.wallet"
+from services.balance import store
+from services.runtime.work import Work
+
 SINCE = "wallets_locked_at"
 
 
@@ -28,17 +30,18 @@ def main(room: str) -> None:
 
     build = importlib.import_module(f"services.{room}.consumer").build
     seen: list[float] = []
+    lock = store.add_to_wallets
 
-    def before(connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        if statement.startswith(LOCKING):
-            connection.info.setdefault(SINCE, time.perf_counter())
+    async def watched(work: Work, additions: Sequence[store.Addition]) -> list[store.Standing]:
+        (await work.connection.get_raw_connection()).info.setdefault(SINCE, time.perf_counter())
+        return await lock(work, additions)
 
     def back(_connection: Any, record: Any) -> None:
         since = record.info.pop(SINCE, None)
         if since is not None:
             seen.append((time.perf_counter() - since) * 1e3)
 
-    event.listen(Engine, "before_cursor_execute", before)
+    store.add_to_wallets = watched
     event.listen(Pool, "checkin", back)
     try:
         run(build)

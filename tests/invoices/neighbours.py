@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from pydantic_core import to_json
 from sqlalchemy import text
 
 from contracts.closing import Covered, LaneCount, Mark, SilentSource
 from contracts.groups import AccountTimeline, BillingEntity, BillingGroup, BillingInformation
+from contracts.reading import Reading
 from contracts.topics import (
     BALANCE_POSTINGS,
     CLOSING_PROGRESS,
@@ -20,11 +23,14 @@ from contracts.topics import (
     USAGE_CHARGES,
     Topic,
 )
+from services.invoices import accumulation
+from services.invoices.accumulation import FoldedCharges
 from services.invoices.consumer import build
 from services.kernel.ids import cutoff_id
 from services.kernel.money import format_nano, parse_amount
 from services.kernel.period import Period, period_of
 from services.runtime.outbox import partition_of
+from services.runtime.records import Record
 from services.runtime.settings import Settings
 from tests.support.rooms import Log, Rooms
 
@@ -51,6 +57,21 @@ def billing_group(group_id: str = "northwind", **changes: Any) -> BillingGroup:
         "deleted_at": None,
     }
     return BillingGroup(**(values | changes))
+
+
+def fold_charges(charges: Iterable[Mapping[str, Any]]) -> FoldedCharges:
+    """What invoices make of charges that came in one batch."""
+    return accumulation.fold_charges(records_of(accumulation.READING, charges))
+
+
+def records_of(reading: Reading, charges: Iterable[Mapping[str, Any]]) -> list[Record]:
+    """Charges as a room has them that reads them so."""
+    records = []
+    for seq, data in enumerate(charges, 1):
+        around = {"id": f"{seq}", "type": "usage.charge", "version": 1, "time": "2026-10-10T10:00:00Z", "trace": None}
+        encoded = to_json(around | {"link": "usage:events/a/0", "seq": seq, "epoch": 0, "data": data})
+        records.append(Record("usage.charges", 0, seq - 1, 0, None, encoded, "lane", reading.read(encoded)))
+    return records
 
 
 def charge(

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.invoices.accumulation import InvoiceKey, Tally, fold_charges, fold_postings
+from services.invoices.accumulation import InvoiceKey, Tally, fold_postings
 from services.invoices.closing import OpenInvoice, decide
 from services.invoices.documents import canonical, closed
 from services.invoices.rounding import LineSum, bill
 from services.kernel.errors import Corrupt
 from services.kernel.ids import evidence_hash
 from services.kernel.money import parse_amount
-from tests.invoices.neighbours import billing_group, charge, posting
+from tests.invoices.neighbours import billing_group, charge, fold_charges, posting
 from tests.support import model
 
 KEY = InvoiceKey("northwind", "2026-10")

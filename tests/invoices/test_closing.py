@@ -15,7 +15,7 @@ from contracts.closing import Covered, Mark, SilentSource
 from contracts.invoices import ClosingPosting
 from contracts.topics import AROUND_BYTES_MAX, INVOICES_EVENTS
 from services.invoices import documents
-from services.invoices.accumulation import InvoiceKey, Tally, fold_charges, fold_postings
+from services.invoices.accumulation import InvoiceKey, Tally, fold_postings
 from services.invoices.closing import (
     ACCOUNTS_MAX,
     Coverage,
@@ -31,7 +31,7 @@ from services.invoices.closing import (
 )
 from services.invoices.rounding import Bill
 from services.kernel.errors import InvalidInput, Refused
-from tests.invoices.neighbours import billing_group, charge, posting, sums_to_zero
+from tests.invoices.neighbours import billing_group, charge, fold_charges, posting, sums_to_zero
 
 KEY = InvoiceKey("northwind", "2026-10")
 BOUNDARY = datetime(2026, 11, 1, tzinfo=UTC)
@@ -195,7 +195,9 @@ def taken_back(one):
 def test_charges_that_take_each_other_back_leave_nothing_to_bill():
     east = charge("east", "0.3630")
     assert decide(open_invoice(east, taken_back(east))) == NothingToBill()
-    counted = charge("east", "9", unit_price=None, tier={"schedule": "list/1/s", "form": "graduated"})
+    counted = charge(
+        "east", "9", unit_price=None, tier={"schedule": "list/1/s", "form": "graduated", "before": 0, "after": 60}
+    )
     assert decide(open_invoice(counted, taken_back(counted))) == NothingToBill()
 
 

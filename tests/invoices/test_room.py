@@ -10,17 +10,16 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import func, select, text, update
 
-from services.invoices import api, handler
+from services.invoices import accumulation, api, handler
 from services.invoices.documents import canonical, sha256_of
 from services.invoices.tables import cutoff, invoice, line, number_series, paid, tally
 from services.kernel.errors import Corrupt, InvalidInput, NotFound, Refused
 from services.kernel.ids import cutoff_id
 from services.kernel.period import next_period, period_named
 from services.runtime.database import transaction
-from services.runtime.records import Record
 from services.runtime.room import Tick
 from services.runtime.work import Work
-from tests.invoices.neighbours import SOON, Neighbours, neighbours, sums_to_zero
+from tests.invoices.neighbours import SOON, Neighbours, neighbours, records_of, sums_to_zero
 
 GRACE = timedelta(hours=48)
 
@@ -445,7 +444,7 @@ async def test_a_charge_for_a_closed_month_stops_the_lane(around, group_id):
     around.group("night")
     boundary = await close_the_month(around)
     made = around.charge("late", "1", group_id=group_id, bill_to=period_of_charge(around, boundary))
-    record = Record("usage.charges", 0, 0, 0, None, None, "charges/usage.charges/0", {"data": made})
+    (record,) = records_of(accumulation.READING, [made])
     processor = around.rooms.processors["invoices"]
     async with transaction(processor.engine) as connection:
         work = Work(connection, processor.tables, "invoices", "", around.now, 0, None, around.log)  # type: ignore[arg-type]

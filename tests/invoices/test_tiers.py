@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.invoices import api
-from services.invoices.accumulation import fold_charges
 from services.invoices.rounding import LineKey, LineSum, bill, split_by_quantity, split_tiers
-from tests.invoices.neighbours import Neighbours, charge, neighbours
+from tests.invoices.neighbours import Neighbours, charge, fold_charges, neighbours
 from tests.invoices.test_accumulation import KEY
 from tests.invoices.test_room import close_the_month
 
