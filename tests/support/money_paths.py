@@ -118,7 +118,6 @@ class MoneyPaths:
         self.refused: set[str] = set()  # calls; what was asked first and answered last may have been granted
         self.gateways: list[Holds] = []
         self.happened: Counter[str] = Counter()
-        self.schedules = 0
         self._stack = AsyncExitStack()
         self._count = 0
 
@@ -281,7 +280,6 @@ class MoneyPaths:
         day = "last" if (tomorrow + timedelta(days=1)).day == 1 else tomorrow.day
         if day == "last" or day <= 28:
             await self.chain.wallet_command("set_schedule", "monthly", amount="11.00", day=day)
-            self.schedules += 1
         await self.chain.wallet_command("set_schedule", "monthly", refused="invalid", amount="9.99", day=1)
 
     async def _tell_too_early(self) -> None:
@@ -398,6 +396,7 @@ class MoneyPaths:
         return [
             *await self._check_credits(charges, events, now),
             *await self._check_refunds(events),
+            *self._check_schedules(events, await self.chain.rows("select * from balance.attempt"), now),
             *await self._check_calls(now),
         ]
 
@@ -450,9 +449,18 @@ class MoneyPaths:
             for row in rows
         ]  # fmt: skip
         self.happened["refunded"] += len(given)
-        scheduled = [row["account_id"] for row in rows if row["kind"] == "scheduled"]
-        problems = [] if scheduled == ["monthly"] * self.schedules else [f"scheduled payments of {scheduled}"]
-        return problems + model.check_refunds(asked, given, attempts)
+        return model.check_refunds(asked, given, attempts)
+
+    def _check_schedules(self, events: Sequence[Mapping[str, Any]], rows: Sequence[Any], now: datetime) -> list[str]:
+        """Whoever had set a schedule before the day that came was charged on it once. A command that the storm held up until
+        the clock was moved begins a month later."""
+        due = [
+            each["account_id"]
+            for each in events
+            if each["kind"] == "schedule_set" and model.instant(each["next_allowed_at"]) <= now
+        ]
+        paid = [row["account_id"] for row in rows if row["kind"] == "scheduled"]
+        return [] if sorted(due) == sorted(paid) else [f"scheduled payments of {paid}, expected {due}"]
 
     async def _check_calls(self, now: datetime) -> list[str]:
         """Nobody was promised money twice, so that calls within their promises never cost more than there was; only what is
