@@ -36,7 +36,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from fractions import Fraction
 from hashlib import blake2b
-from itertools import combinations, pairwise
+from itertools import pairwise
 from typing import Any, NamedTuple
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -1542,13 +1542,15 @@ def _check_credits_of(
     def paid(some: Iterable[Credit]) -> int:
         return sum(spent.get(credit.credit_id, 0) for credit in some)
 
-    # No cent of a charge is paid twice: whichever credits are looked at, they paid at most what they may pay for.
-    for count in range(1, len(own) + 1):
-        for some in combinations(own, count):
-            most = sum(charge.amount_nano for charge in charges if any(credit.may_pay_for(charge) for credit in some))
-            if paid(some) > most:
-                names = ", ".join(credit.credit_id for credit in some)
-                problems.append(f"account {account_id}: credits {names} paid {paid(some)} of charges of {most}")
+    # No cent of a charge is paid twice: whatever span of time is looked at, the credits that are valid in it alone paid at most
+    # what was used in it. That is enough, since the uses that a credit may pay for are all those of one span.
+    for begin in {credit.valid_from for credit in own}:
+        for end in {credit.expires_at or NO_TIME for credit in own}:
+            inside = [each for each in own if begin <= each.valid_from and (each.expires_at or NO_TIME) <= end]
+            most = sum(charge.amount_nano for charge in charges if begin <= charge.event_time < end)
+            if paid(inside) > most:
+                names = ", ".join(credit.credit_id for credit in inside)
+                problems.append(f"account {account_id}: credits {names} paid {paid(inside)} of charges of {most}")
     for place, credit in enumerate(own):
         if not remaining.get(credit.credit_id, 0):
             continue

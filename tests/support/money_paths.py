@@ -266,8 +266,11 @@ class MoneyPaths:
             list(GIVEN_BACK_BY_US_ALONE),
             list(GIVEN_BACK),
         )
-        for row in self.random.sample(rows, min(2, len(rows))):
-            amount = self.random.choice(("1.00", "3.50", "9.00", "100000", None))
+        for row, amount in zip(
+            self.random.sample(rows, min(3, len(rows))),
+            ("1.00", *self.random.sample(("3.50", "9.00", "100000", None), 2)),
+            strict=False,
+        ):
             await self.chain.wallet_command(
                 "refund_payment", row["account_id"], or_refused=["refund_too_large", "nothing_left"],
                 attempt_id=str(row["attempt_id"]), **({"amount": amount} if amount else {}),

@@ -235,7 +235,17 @@ class Storm:
 
     async def move_clock(self) -> None:
         """It is tomorrow: payments are given up, days begin anew, credits and leases end, while everything else goes on."""
+
+        async def somebody_is_silent() -> bool:
+            return bool(
+                await self.chain.rows(
+                    "select 1 from balance.attempt as mine join payments.attempt as theirs using (attempt_id)"
+                    " where theirs.token = 'tok_silent' and mine.state = 'requested' and mine.kind = 'auto'"
+                )
+            )
+
         await asyncio.sleep(self.random.uniform(0.3, 2.0))
+        await until(somebody_is_silent, "a payment that nobody answers", DRILL_S_MAX)
         await self.chain.move_clock(timedelta(days=1))
         self.happened["clock moved"] += 1
 
