@@ -727,8 +727,10 @@ class Chain:
         return problems
 
     async def _said_of_payments(self) -> list[tuple[str, list[model.Result]]]:
-        """(account, everything the sandbox told) of each payment."""
+        """(account, everything that was told in the sandbox's name) of each payment."""
         told: dict[tuple[str, str], list[model.Result]] = defaultdict(list)
+        if self.paths is not None:
+            told[self.paths.told_early[:2]].append(self.paths.told_early[2])
         for row in await self.rows(
             "select account_id, attempt_id, result_id, kind, failure, refund_id, dispute_id,"
             " coalesce(answer.amount, attempt.amount) as amount"
