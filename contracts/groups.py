@@ -232,6 +232,14 @@ class ChangePlan(_Command):
     ] = "0"
 
 
+class SetCreditLimit(_Command):
+    """Another credit limit of an invoiced account, by an operator, from now on."""
+
+    kind: Literal["set_credit_limit"] = "set_credit_limit"
+    account_id: Id
+    credit_limit: Annotated[Amount, Field(description="What it may owe beyond its wallet, above zero")]
+
+
 class GrantLevel2(_Command):
     kind: Literal["grant_level_2"] = "grant_level_2"
     account_id: Id
@@ -293,6 +301,7 @@ GroupsCommand = Annotated[
     | CreateAccount
     | UpgradeAccount
     | ChangePlan
+    | SetCreditLimit
     | GrantLevel2
     | ApproveSharing
     | MoveAccounts

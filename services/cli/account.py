@@ -117,6 +117,24 @@ async def change_plan(
     )  # fmt: skip
 
 
+@app.command("credit-limit")
+@asynchronous
+async def credit_limit(
+    account_id: AccountId,
+    amount: Annotated[str, typer.Argument(help="what it may owe beyond its wallet, such as 500.00")],
+    organization: Organization,
+    role: Role = "operator",
+    actor: Actor = "",
+    command_id: CommandId = None,
+    output: Output = Format.table,
+) -> None:
+    """Set the credit limit of an invoiced account, from now on; an operator's decision."""
+    await ask(
+        output, actor=actor, kind="set_credit_limit", organization_id=organization, account_id=account_id,
+        credit_limit=amount, role=role, command_id=command_id,
+    )  # fmt: skip
+
+
 @app.command("level-2")
 @asynchronous
 async def level_2(

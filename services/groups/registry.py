@@ -29,6 +29,7 @@ from contracts.groups import (
     MoveAccounts,
     Publisher,
     ReleaseResource,
+    SetCreditLimit,
     UpgradeAccount,
 )
 from contracts.usage import TOLLBOOK
@@ -401,6 +402,15 @@ def own_group(
     )
 
 
+def set_credit_limit(registry: Registry, command: SetCreditLimit, now: datetime) -> Outcome:
+    organization = registry.organization(command.organization_id)
+    account = registry.account(organization, command.account_id)
+    limit = sharing.changed_limit(command.role, account, parse_amount(command.credit_limit, field="credit_limit"))
+    changed = replace(account, version=account.version + 1, credit_limit_nano=limit)
+    message = f"account {account.account_id} may owe {format_nano(limit)} beyond its wallet"
+    return Outcome((changed,), {"account_id": account.account_id}, message)
+
+
 def grant_level_2(registry: Registry, command: GrantLevel2, now: datetime) -> Outcome:
     sharing.require_operator(command.role, "grant level 2")
     organization = registry.organization(command.organization_id)
@@ -601,6 +611,7 @@ CARRY_OUT: dict[type[Any], Callable[[Registry, Any, datetime], Outcome]] = {
     CreateAccount: create_account,
     UpgradeAccount: upgrade_account,
     ChangePlan: change_plan,
+    SetCreditLimit: set_credit_limit,
     GrantLevel2: grant_level_2,
     ApproveSharing: approve_sharing,
     MoveAccounts: move_accounts,

@@ -226,12 +226,7 @@ def changed_plan(role: str, account: Account, plan: str, limit_nano: int, *, owe
     limit = credit_limit(plan, limit_nano)
     if plan == "invoiced":
         require_operator(role, "let an account be invoiced")
-        if limit == 0:
-            raise InvalidInput(
-                "an invoiced account needs a credit limit above zero: say how much it may owe beyond its wallet",
-                field="credit_limit",
-                code="credit_limit_missing",
-            )
+        _require_limit(limit)
     elif owed:
         raise Refused(
             f"account {account.account_id} owes something of invoice {', '.join(owed[:5])}; its plan can be changed when that"
@@ -240,6 +235,39 @@ def changed_plan(role: str, account: Account, plan: str, limit_nano: int, *, owe
             code="open_receivable",
         )
     return limit
+
+
+def changed_limit(role: str, account: Account, limit_nano: int) -> int:
+    """Another credit limit in nanos of an account that is invoiced; refused when it may not have it.
+
+    An operator's decision, as the first one was. It may be below what the account owes: its funds are looked at anew.
+    """
+    require_operator(role, "set a credit limit")
+    plan = account.plans[-1].value
+    if plan != "invoiced":
+        raise Refused(
+            f"account {account.account_id} is {plan}; only an invoiced account has a credit limit (change_plan)",
+            field="account_id",
+            code="not_invoiced",
+        )
+    limit = credit_limit(plan, limit_nano)
+    _require_limit(limit)
+    if limit == account.credit_limit_nano:
+        raise Refused(
+            f"account {account.account_id} may owe {format_nano(limit)} already",
+            field="credit_limit",
+            code="nothing_to_change",
+        )
+    return limit
+
+
+def _require_limit(limit_nano: int) -> None:
+    if limit_nano == 0:
+        raise InvalidInput(
+            "an invoiced account needs a credit limit above zero: say how much it may owe beyond its wallet",
+            field="credit_limit",
+            code="credit_limit_missing",
+        )
 
 
 # ---- dates ---------------------------------------------------------------------------------------------------------

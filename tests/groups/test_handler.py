@@ -427,6 +427,23 @@ async def test_the_credit_limit_is_for_invoiced_accounts(desk):
     assert await desk.refused("create_account", **asked) == ("credit_limit_too_high", "credit_limit")
 
 
+async def test_an_operator_sets_another_credit_limit_of_an_invoiced_account(desk):
+    await desk.account("a", "invoiced", credit_limit="100")
+    ask = {"account_id": "a", "credit_limit": "250.5"}
+    assert await desk.refused("set_credit_limit", **ask) == ("not_permitted", "role")
+    said = await desk.done("set_credit_limit", **ask, role="operator")
+    assert said["message"] == "account a may owe 250.5 beyond its wallet"
+    state = desk.state(ACCOUNTS, "a")
+    assert (state["credit_limit"], state["version"]) == ("250.5", 2)
+    assert await desk.refused("set_credit_limit", **ask, role="operator") == ("nothing_to_change", "credit_limit")
+    for limit, code in (("0", "credit_limit_missing"), ("4000000001", "credit_limit_too_high")):
+        asked = {"account_id": "a", "credit_limit": limit, "role": "operator"}
+        assert await desk.refused("set_credit_limit", **asked) == (code, "credit_limit")
+    await desk.account("prepaid")
+    asked = {"account_id": "prepaid", "credit_limit": "1", "role": "operator"}
+    assert await desk.refused("set_credit_limit", **asked) == ("not_invoiced", "account_id")
+
+
 async def test_level_2_is_granted_by_an_operator_once(desk):
     await desk.account("desk")
     assert await desk.refused("grant_level_2", account_id="desk") == ("not_permitted", "role")
