@@ -147,7 +147,7 @@ async def lock_wallets_of_attempts(work: Work, attempt_ids: Iterable[UUID]) -> S
 
 _SAVED = [column for column in tables.wallet.columns if column.name != "account_id"]
 _states = unnest("new", **{column.name: column.type for column in tables.wallet.columns})
-_SAVE_WALLETS = (
+_SAVE_WALLETS = Plain(
     update(tables.wallet)
     .where(_wallet.account_id == _states.c.account_id)
     .values({column: _states.c[column.name] for column in _SAVED})
@@ -156,9 +156,8 @@ _SAVE_WALLETS = (
 
 async def save_wallets(work: Work, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write locked rows back as a whole."""
-    await work.execute(
-        _SAVE_WALLETS, {f"new_{column.name}": [row[column.name] for row in rows] for column in tables.wallet.columns}
-    )
+    columns = {f"new_{column.name}": [row[column.name] for row in rows] for column in tables.wallet.columns}
+    await _SAVE_WALLETS.touched(work.connection, columns)
 
 
 _KNOWN = select(_wallet.account_id).where(_any_of(_wallet.account_id, "ids"), _wallet.registry_version > 0)

@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cache
 from typing import Any, Protocol
 
-from sqlalchemy import DateTime, Text, delete, literal, select
+from sqlalchemy import DateTime, Text, bindparam, delete, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import CursorResult
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -16,7 +17,7 @@ from sqlalchemy.sql import Executable
 
 from contracts.topics import Topic
 from services.runtime import parking
-from services.runtime.database import unnest
+from services.runtime.database import Plain, unnest
 from services.runtime.links import Link
 from services.runtime.outbox import Outbox
 from services.runtime.records import Record
@@ -114,15 +115,9 @@ class Work:
         """Set (or move) the timer of each key. A key has one timer of a kind."""
         if not due:
             return
-        new = unnest("new", key=Text(), due_at=DateTime(timezone=True))
-        statement = insert(self.tables.due).from_select(
-            ["kind", "key", "due_at"], select(literal(kind, Text()), new.c.key, new.c.due_at)
-        )
-        statement = statement.on_conflict_do_update(
-            index_elements=["kind", "key"], set_={"due_at": statement.excluded.due_at, "failures": 0}
-        )
         keys = sorted(due)
-        await self.execute(statement, {"new_key": keys, "new_due_at": [due[key] for key in keys]})
+        parameters = {"kind": kind, "new_key": keys, "new_due_at": [due[key] for key in keys]}
+        await _set_timers(self.tables).touched(self.connection, parameters)
 
     async def clear_timers(self, kind: str, keys: Iterable[str]) -> None:
         """Forget timers; those that do not exist are no error."""
@@ -148,3 +143,16 @@ class Work:
         for topic in sorted(self.outbox.members):
             await self.surroundings.make(topic)
         await self.outbox.flush(self.connection, self.tables, self.lane, self.now, self.epoch)
+
+
+@cache
+def _set_timers(tables: RuntimeTables) -> Plain:
+    new = unnest("new", key=Text(), due_at=DateTime(timezone=True))
+    statement = insert(tables.due).from_select(
+        ["kind", "key", "due_at"], select(bindparam("kind", type_=Text()), new.c.key, new.c.due_at)
+    )
+    return Plain(
+        statement.on_conflict_do_update(
+            index_elements=["kind", "key"], set_={"due_at": statement.excluded.due_at, "failures": 0}
+        )
+    )
