@@ -273,7 +273,7 @@ STEP = st.one_of(
 )
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 @given(steps=st.lists(STEP, min_size=3, max_size=20))
 async def test_days_and_notices_are_those_of_the_model(servers: TestedServers, steps: list[Any]) -> None:
     model = DailySpend()
