@@ -73,6 +73,11 @@ def _cannot_be_sent(error: BaseException) -> bool:
     return any(isinstance(cause, asyncpg.DataError) for cause in _causes(error))
 
 
+def _is_confused(error: BaseException) -> bool:
+    """The connection was cut, and the driver has not understood the news yet."""
+    return any(isinstance(cause, asyncpg.InternalClientError) for cause in _causes(error))
+
+
 def is_data_error(error: BaseException) -> bool:
     """The database refuses the data itself: retrying cannot help, leaving the record out can."""
     code = sqlstate(error)
@@ -89,6 +94,8 @@ def is_retryable(error: BaseException) -> bool:
     """The same transaction can succeed later: server away, deadlock, lock or resource limits."""
     if _cannot_be_sent(error):
         return False  # the driver counts it among the errors of its interface
+    if _is_confused(error):
+        return True
     code = sqlstate(error)
     if code is not None:
         return code[:2] in RETRYABLE_CLASSES
@@ -212,8 +219,8 @@ async def _watched(connection: AsyncConnection) -> AsyncIterator[Any]:
     driver = await _driver(connection)
     try:
         yield driver
-    except Exception:
-        if driver.is_closed():
+    except Exception as error:
+        if driver.is_closed() or _is_confused(error):
             await connection.invalidate()
         raise
 
@@ -226,8 +233,8 @@ async def copy_rows(
     connection: AsyncConnection, table: Table, columns: Sequence[str], rows: Sequence[Sequence[Any]]
 ) -> None:
     """Binary COPY inside the connection's transaction: the fastest way to append."""
-    driver = await _driver(connection)
-    await driver.copy_records_to_table(table.name, schema_name=table.schema, columns=list(columns), records=rows)
+    async with _watched(connection) as driver:
+        await driver.copy_records_to_table(table.name, schema_name=table.schema, columns=list(columns), records=rows)
 
 
 _COPY_HEAD = b"PGCOPY\n\xff\r\n\0" + bytes(8)  # no flags, no extension
@@ -237,11 +244,10 @@ _COPY_END = b"\xff\xff"
 async def copy_packed(connection: AsyncConnection, table: Table, columns: Sequence[str], rows: Iterable[bytes]) -> None:
     """`copy_rows` of rows that stand in PostgreSQL's binary form already: how many fields in two bytes, then each field
     behind its length in four."""
-    raw = await connection.get_raw_connection()
-    driver: Any = raw.driver_connection
-    await driver.copy_to_table(
-        table.name, schema_name=table.schema, columns=list(columns), format="binary", source=_stream(rows)
-    )
+    async with _watched(connection) as driver:
+        await driver.copy_to_table(
+            table.name, schema_name=table.schema, columns=list(columns), format="binary", source=_stream(rows)
+        )
 
 
 async def _stream(rows: Iterable[bytes]) -> AsyncIterator[bytes]:

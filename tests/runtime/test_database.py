@@ -1,4 +1,4 @@
-"""The connection that is kept for small statements: each is a transaction of its own, planned once, and none of the pool's."""
+"""Statements that the driver runs as they are, in transactions and alone on a connection that is kept; and connections that are cut."""
 
 from __future__ import annotations
 
@@ -49,3 +49,27 @@ async def test_each_statement_is_a_transaction_and_a_connection_that_was_cut_is_
         if pid != first["pid"]:
             break
     await kept.close()
+
+
+async def test_a_transaction_whose_connection_is_cut_can_be_tried_again_at_once(
+    engine: AsyncEngine, database: Database
+) -> None:
+    """In a pool of one: a connection that was given back broken would be the next one."""
+    pid = 0
+
+    async def cut_in_the_middle() -> None:
+        nonlocal pid
+        async with transaction(engine) as connection:
+            pid = (await connection.execute(text("select pg_backend_pid()"))).scalar_one()
+            await other.execute("select pg_terminate_backend($1)", pid)
+            while True:
+                await BACKEND.rows(connection, {})
+
+    async with database.connected("balance") as other:
+        for _ in range(30):
+            with pytest.raises(Exception) as caught:  # which one: as far as the news of the cut has come
+                await cut_in_the_middle()
+            assert is_retryable(caught.value)
+            async with transaction(engine) as connection:
+                await connection.execute(text("select 1"))
+                assert (await BACKEND.rows(connection, {}))[0]["pid"] != pid
