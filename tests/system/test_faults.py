@@ -147,6 +147,7 @@ class Storm:
         async with asyncio.TaskGroup() as both:
             both.create_task(self.kill_a_relay())
             both.create_task(self.rage_at_random(seconds))
+        self.revive_all()
 
     async def rage_at_random(self, seconds: float) -> None:
         must = self.random.sample(sorted(self.faults), len(self.faults))
@@ -156,6 +157,7 @@ class Storm:
         while loop.time() < end or must:
             await self.faults[must.pop() if must else self.random.choice(kinds)]()
             await asyncio.sleep(self.random.uniform(*PAUSE_S))
+        self.revive_all()  # the relay that is to die may wait for the work of another room
 
     def any_room(self) -> str:
         return self.random.choice([room for room in ROOMS if room != self.drilled])
@@ -244,8 +246,12 @@ class Storm:
                 )
             )
 
+        async def something_expires() -> bool:
+            return bool(await self.chain.rows("select 1 from balance.credit where expires_at is not null"))
+
         await asyncio.sleep(self.random.uniform(0.3, 2.0))
         await until(somebody_is_silent, "a payment that nobody answers", DRILL_S_MAX)
+        await until(something_expires, "a credit that will expire", DRILL_S_MAX)
         await self.chain.move_clock(timedelta(days=1))
         self.happened["clock moved"] += 1
 
@@ -280,9 +286,14 @@ class Storm:
         """Everything runs again."""
         if not self.valkey_runs:
             await self.switch_valkey()
+        self.revive_all()
+
+    def revive_all(self) -> None:
+        """But for the copies of the room whose relay is about to die."""
         for room, copy in sorted(self.down):
-            self.chain.start(room, copy)
-        self.down.clear()
+            if room != self.drilled:
+                self.chain.start(room, copy)
+        self.down = {(room, copy) for room, copy in self.down if room == self.drilled}
 
     async def prove(self) -> None:
         """Every kind of fault did happen, and every kind of money was moved meanwhile."""
