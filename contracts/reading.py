@@ -69,7 +69,5 @@ def _bare(kind: Any) -> Any:
         return kind
     inner, *said = get_args(kind)
     known = [each for one in said for each in (getattr(one, "metadata", None) or (one,))]
-    found = {
-        name: getattr(each, name, None) for each in known for name in _BOUNDS if getattr(each, name, None) is not None
-    }
+    found = {name: bound for each in known for name in _BOUNDS if (bound := getattr(each, name, None)) is not None}
     return Annotated[inner, Meta(**found)] if found else inner

@@ -180,9 +180,6 @@ class Kept:
             await self._open()
         try:
             found: Sequence[Mapping[str, Any]] = await self._driver.fetch(statement.text, *statement.values(parameters))
-        except asyncpg.InternalClientError as error:  # the news that it was cut has come, and is not understood yet
-            await self.close()
-            raise ConnectionError("the connection was cut") from error
         except asyncpg.PostgresError:
             raise
         except BaseException:

@@ -19,7 +19,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import TypeEngine
 
-from contracts.reading import Reading
+from contracts.reading import PLACE, Reading
 from services.kernel.errors import Corrupt
 from services.runtime.database import Plain, unnest
 from services.runtime.records import Record
@@ -55,8 +55,7 @@ class LinkLost(Corrupt):
 def unreadable(record: Record, error: ValidationError | DecodeError) -> LinkLost:
     """A record between rooms that is not of its contract: its lane stops before it."""
     what = error.errors()[0]["loc"] if isinstance(error, ValidationError) else str(error)
-    where = f"{record.topic}/{record.partition} offset {record.offset}"
-    return LinkLost(record.lane, record.offset, f"unreadable record at {where}: {what}")
+    return LinkLost(record.lane, record.offset, f"unreadable record at {record.where}: {what}")
 
 
 def judge(reading: Reading, record: Record) -> None:
@@ -69,8 +68,8 @@ def judge(reading: Reading, record: Record) -> None:
 
 Place = Callable[[Any], tuple[str, int, int]]
 
-PLACE_IN_MAPPING: Place = itemgetter("link", "seq", "epoch")
-PLACE_IN_OBJECT: Place = attrgetter("link", "seq", "epoch")
+PLACE_IN_MAPPING: Place = itemgetter(*PLACE)
+PLACE_IN_OBJECT: Place = attrgetter(*PLACE)
 """Where a decoded envelope has its link, seq and epoch."""
 
 

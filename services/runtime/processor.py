@@ -139,7 +139,7 @@ class Processor:
                 await self._isolate(source, *left)
                 await self._isolate(source, *right)
                 return
-            log.error("%s.%s cannot apply %s", self.room.name, source.name, _where(records[0]), exc_info=error)
+            log.error("%s.%s cannot apply %s", self.room.name, source.name, records[0].where, exc_info=error)
             await self._commit(source, records, ranges, _refusal(error))
 
     async def _commit(
@@ -484,10 +484,6 @@ def _refusal(error: BaseException) -> Refusal:
     return Refusal(
         "internal_error", f"this record could not be handled ({type(error).__name__}); replay it after the fix"
     )
-
-
-def _where(record: Record) -> str:
-    return f"{record.topic}/{record.partition} offset {record.offset}"
 
 
 def _describe(error: BaseException) -> str:

@@ -39,6 +39,11 @@ class Record(Struct, eq=False, gc=False):
         return datetime.fromtimestamp(self.timestamp_ms / 1000, UTC)
 
     @property
+    def where(self) -> str:
+        """For people: its place in the log."""
+        return f"{self.topic}/{self.partition} offset {self.offset}"
+
+    @property
     def replayed(self) -> bool:
         return self.parked_id is not None
 

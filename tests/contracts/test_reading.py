@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +15,7 @@ from services.balance.handler import fold
 from services.invoices.accumulation import READING as READ_BY_INVOICES
 from services.invoices.accumulation import fold_charges
 from services.runtime.links import LinkLost
-from tests.invoices.neighbours import charge, records_of
+from tests.invoices.neighbours import charge, message, records_of
 
 READINGS = {"balance": READ_BY_BALANCE, "invoices": READ_BY_INVOICES}
 FOLDS = {"balance": fold, "invoices": fold_charges}
@@ -50,13 +48,6 @@ faults = {
     )
     for room, fields in READS.items()
 }
-
-
-def message(data, **around):
-    """An encoded record of `usage.charges`."""
-    values = {"id": "1", "type": "usage.charge", "version": 1, "time": "2026-10-10T10:00:00Z"}
-    values |= {"link": "usage:events/a/0", "seq": 1, "epoch": 0, "trace": None}
-    return json.dumps(values | around | {"data": data}).encode()
 
 
 def understood(room, encoded):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -9,7 +10,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from pydantic_core import to_json
 from sqlalchemy import text
 
 from contracts.closing import Covered, LaneCount, Mark, SilentSource
@@ -64,12 +64,18 @@ def fold_charges(charges: Iterable[Mapping[str, Any]]) -> FoldedCharges:
     return accumulation.fold_charges(records_of(accumulation.READING, charges))
 
 
+def message(data: Mapping[str, Any], **around: Any) -> bytes:
+    """An encoded record of `usage.charges`."""
+    values = {"id": "1", "type": "usage.charge", "version": 1, "time": "2026-10-10T10:00:00Z"}
+    values |= {"link": "usage:events/a/0", "seq": 1, "epoch": 0, "trace": None}
+    return json.dumps(values | around | {"data": data}).encode()
+
+
 def records_of(reading: Reading, charges: Iterable[Mapping[str, Any]]) -> list[Record]:
     """Charges as a room has them that reads them so."""
     records = []
     for seq, data in enumerate(charges, 1):
-        around = {"id": f"{seq}", "type": "usage.charge", "version": 1, "time": "2026-10-10T10:00:00Z", "trace": None}
-        encoded = to_json(around | {"link": "usage:events/a/0", "seq": seq, "epoch": 0, "data": data})
+        encoded = message(data, seq=seq)
         records.append(Record("usage.charges", 0, seq - 1, 0, None, encoded, "lane", reading.read(encoded)))
     return records
 
