@@ -32,7 +32,7 @@ CALL_S_MAX = 30.0  # a processor that does not answer by then is asked again
 LEASE = timedelta(seconds=60)  # of a call: longer than a call and its end can take
 WAIT_S_MAX = 60  # between two tries
 CHARGED_FOR = timedelta(minutes=15)  # then its account counts an attempt as unknown: only inquiries go on
-ASKED_FOR = timedelta(hours=24)  # all else; then the attempt is abandoned
+ASKED_FOR = timedelta(hours=24)  # then the attempt is abandoned: nobody waits for an inquiry or a cancel
 FINAL = frozenset({"cancelled", "never_seen"})  # answers that promise that nothing is charged any more
 
 
@@ -182,7 +182,9 @@ class Desk:
 
 
 def _given_up(work: Work, operation: Any, attempt: Any | None) -> str | None:
-    """Why an operation is not carried out any more, if so."""
+    """Why an operation is not carried out any more, if so. What is to be given back is owed until somebody answers."""
+    if operation.kind == "refund":
+        return None
     if operation.kind == "charge" and attempt is not None and attempt.closed_at is not None:
         return "closed"
     if work.now >= operation.asked_at + (CHARGED_FOR if operation.kind == "charge" else ASKED_FOR):

@@ -105,7 +105,8 @@ class Stripe:
         return _heard(intent)
 
     async def refund(self, order: Order, refund: Refund) -> Heard:
-        """Give back. What Stripe has only begun is told by a webhook."""
+        """Give back, once however late it is asked again: Stripe forgets keys after a day, not refunds. What it has only begun
+        is told by a webhook."""
         try:
             amount = minor_units(refund.amount, order.currency)
             intent = await self._find(order)
@@ -116,7 +117,9 @@ class Stripe:
                 "amount": amount,
                 "metadata": _metadata(order) | {"refund_id": str(refund.refund_id)},
             }
-            given = await self._ask(self._client.v1.refunds.create, asked, _key(refund.refund_id))
+            given = await self._given(intent["id"], refund)
+            if given is None:
+                given = await self._ask(self._client.v1.refunds.create, asked, _key(refund.refund_id))
         except InvalidInput as error:
             return Heard((_refund_failed(refund, error.message),))
         except NOT_CHARGED as error:
@@ -165,6 +168,12 @@ class Stripe:
         query = f"metadata['attempt_id']:'{order.attempt_id}'"
         found = await self._ask(self._client.v1.payment_intents.search, {"query": query, "limit": 1}, None)
         return found["data"][0] if found["data"] else None
+
+    async def _given(self, intent_id: str, refund: Refund) -> Any | None:
+        """This refund, if Stripe has it already; of the newest hundred of its payment."""
+        given = await self._ask(self._client.v1.refunds.list, {"payment_intent": intent_id, "limit": 100}, None)
+        mine = str(refund.refund_id)
+        return next((each for each in given["data"] if (each["metadata"] or {}).get("refund_id") == mine), None)
 
     async def _bury(self, order: Order, kind: str) -> Heard:
         """Use up the key of an attempt that Stripe does not know, by an intent that never charges anything."""

@@ -278,6 +278,22 @@ async def test_what_a_processor_calls_an_attempt_is_given_back_to_it(far: Town, 
     assert remote.references == [None, "pay_1"]
 
 
+async def test_a_refund_that_nobody_carried_out_for_days_is_given(far: Town, remote: Remote) -> None:
+    """The processor is away for two days: what is to be given back is owed all the same."""
+    asked = request("tok_ok")
+    far.send("payments.requests", "frontdesk", asked)
+    await far.settle()
+    remote.failures += [Unavailable("away")] * 2
+    refund = about(asked, "refund", refund_id=str(uuid4()), amount="1")
+    far.send("payments.requests", "frontdesk", refund)
+    await far.settle()
+    await far.settle(after=timedelta(days=2))
+    assert said(far) == [("settled", None)]
+    await far.settle(after=timedelta(minutes=1))
+    assert said(far) == [("settled", None), ("refunded", None)]
+    assert remote.refunded == {UUID(refund["refund_id"])}
+
+
 async def test_operations_of_one_attempt_never_overlap_and_those_of_others_do(far: Town, remote: Remote) -> None:
     asked = request("tok_ok")
     far.send("payments.requests", "frontdesk", asked)

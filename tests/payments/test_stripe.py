@@ -188,12 +188,25 @@ async def test_a_cancel_gives_up_what_is_open_and_tells_what_is_done(far: Far) -
 async def test_a_refund_is_given_once_by_its_own_key(far: Far) -> None:
     asked = await far.charge()
     refund_id = str(uuid4())
-    far.double.faults = ["lost"]
+    far.double.faults = ["", "", "lost"]  # its payment and itself are looked for, it is given
     await far.ask(asked, "refund", refund_id=refund_id, amount="20.00")
     await far.town.settle(after=timedelta(seconds=2))
     _, refunded = far.said()
     assert (refunded["kind"], refunded["amount"], refunded["refund_id"]) == ("refunded", "20.00", refund_id)
     assert [each["amount"] for each in far.double.refunds.values()] == [2000]
+
+
+async def test_a_refund_is_given_once_when_its_key_is_forgotten(far: Far) -> None:
+    """Its answer was lost, and nobody asked again for days."""
+    asked = await far.charge()
+    far.double.faults = ["", "", "lost"]  # its payment and itself are looked for, it is given
+    await far.ask(asked, "refund", refund_id=str(uuid4()), amount="20.00")
+    assert far.kinds() == ["settled"]
+    assert len(far.double.refunds) == 1
+    far.double.forget_keys()
+    await far.town.settle(after=timedelta(days=2))
+    assert far.kinds() == ["settled", "refunded"]
+    assert len(far.double.refunds) == 1
 
 
 async def test_a_refund_that_is_too_large_fails_and_one_that_takes_time_is_told_later(far: Far) -> None:

@@ -72,6 +72,10 @@ class StripeDouble:
         refund["status"] = status
         self.tell("refund.updated", refund)
 
+    def forget_keys(self) -> None:
+        """A day has passed: what was asked with a key is asked anew."""
+        self._answers.clear()
+
     def refund_by_hand(self, intent: dict[str, Any], amount: int) -> None:
         """Somebody refunds in Stripe's own pages."""
         refund = self._new_refund(intent, amount, "succeeded", {})
@@ -163,6 +167,9 @@ class StripeDouble:
                     return _said(400, "invalid_request_error", "payment_intent_unexpected_state")
                 intent["status"] = "canceled"
                 return 200, intent
+            case "GET", ["refunds"]:
+                given = [each for each in self.refunds.values() if each["payment_intent"] == asked["payment_intent"]]
+                return 200, {"object": "list", "data": given[::-1], "has_more": False, "url": "/v1/refunds"}
             case "POST", ["refunds"]:
                 return self._refund(asked)
         raise AssertionError(f"the double knows no {method} {path}")
