@@ -262,13 +262,30 @@ class MoneyPaths:
 
     async def refund(self) -> None:
         """Of payments that have settled, as far as the processor said, and that it will not give back by itself."""
-        rows = await self.chain.rows(
+        await self._refund(await self._given_back_by_us_alone())
+
+    async def refund_at_last(self) -> None:
+        """Of such payments whose results have come to their wallets; of one more, should the storm have let none through."""
+        settled = "and attempt_id in (select attempt_id from balance.attempt where state = 'settled')"
+        await self.chain.wallet_command("pay", "payer", amount="10.00")
+
+        async def is_settled() -> bool:
+            return bool(await self._given_back_by_us_alone(settled))
+
+        await until(is_settled, "a payment that can be given back", 180.0)
+        await self._refund(await self._given_back_by_us_alone(settled))
+
+    async def _given_back_by_us_alone(self, which: str = "") -> Sequence[Any]:
+        return await self.chain.rows(
             "select attempt_id, account_id from payments.attempt join payments.answer using (attempt_id)"
             " where token = any($1) and answer.kind = 'settled' and told_at is not null"
-            " and (account_id = any($2) or account_id like 'wave%') order by received_at desc, attempt_id limit 40",
+            f" and (account_id = any($2) or account_id like 'wave%') {which}"
+            " order by received_at desc, attempt_id limit 40",
             list(GIVEN_BACK_BY_US_ALONE),
             list(GIVEN_BACK),
         )
+
+    async def _refund(self, rows: Sequence[Any]) -> None:
         for row, amount in zip(
             self.random.sample(rows, min(3, len(rows))),
             ("1.00", *self.random.sample(("3.50", "9.00", "100000", None), 2)),

@@ -72,7 +72,7 @@ async def test_random_faults_lose_nothing_and_count_nothing_twice(
         await storm.calm()
         await chain.passed(chain.period)
         await chain.decide_quarantine()
-        await paths.refund()
+        await paths.refund_at_last()
         await paths.replay_early_results()
         await storm.kill()
         await storm.calm()
