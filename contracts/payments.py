@@ -111,7 +111,10 @@ class PaymentResult(Message):
     currency: CurrencyCode
     at: Instant
     refund_id: Annotated[
-        UUID | None, Field(description="Of a refund that was requested; null: the processor began it")
+        UUID | None,
+        Field(
+            description="Of a refund, the same in all that is said of it; null: the processor began it and named it no more"
+        ),
     ] = None
     dispute_id: Annotated[DisputeId | None, Field(description="With the three kinds of disputes, and only then")] = None
 

@@ -1,7 +1,8 @@
 """What the results of a payment mean together: its state, and what it moves, each a function of the *set* of results.
 
 In whatever order and however often they come, the same set means the same: E = 0 if not settled, else settled - refunds -
-disputes that are open or lost. Pure; amounts are nanos. Source: designs/recharge, section 4.
+disputes that are open or lost. A refund that was told as given and as failed came back to us, and is none. Pure; amounts are
+nanos. Source: designs/recharge, section 4.
 """
 
 from __future__ import annotations
@@ -52,12 +53,18 @@ def state_of(said: Collection[Said]) -> str | None:
 
 
 def contradicts(said: Collection[Said]) -> bool:
-    """Whether a processor said both that it took the money and that it did not, or that a dispute was won and lost."""
+    """Whether a processor said both that it took the money and that it did not, that a dispute was won and lost, or that a
+    refund was given and failed."""
     whats = {each.what for each in said}
-    won = {each.part for each in said if each.what == "dispute_won"}
-    return (SETTLED in whats and not whats.isdisjoint(ENDED)) or any(
-        each.what == "dispute_lost" and each.part in won for each in said
+    return (
+        (SETTLED in whats and not whats.isdisjoint(ENDED))
+        or not _parts(said, "dispute_won").isdisjoint(_parts(said, "dispute_lost"))
+        or not _parts(said, "refunded").isdisjoint(_parts(said, "refund_failed"))
     )
+
+
+def _parts(said: Iterable[Said], what: str) -> set[str | None]:
+    return {each.part for each in said if each.what == what}
 
 
 def movements(attempt_id: UUID, account_id: str, processor: str, said: Iterable[Said]) -> dict[str, Movement]:
@@ -71,6 +78,9 @@ def movements(attempt_id: UUID, account_id: str, processor: str, said: Iterable[
     ['payment', 'dispute_opened', 'dispute_won']
     >>> movements(a, "x", "p", [Said("refunded", 9, "r")])
     {}
+    >>> failed = [Said("settled", 9), Said("refunded", 5, "r"), Said("refund_failed", 5, "r")]
+    >>> [each.kind for each in movements(a, "x", "p", failed).values()], moved(a, "x", "p", failed)
+    (['payment', 'refund', 'reversal'], 9)
     """
     said = sorted(set(said), key=lambda each: (each.what, each.part or "", each.nano))
     settled = next((each.nano for each in said if each.what == SETTLED), None)
@@ -84,9 +94,13 @@ def movements(attempt_id: UUID, account_id: str, processor: str, said: Iterable[
 
     add("payment", ledger.payment(account_id, processor, settled))
     disputes: dict[str, tuple[int, set[str]]] = {}
+    failed = _parts(said, "refund_failed")
     for each in said:
         if each.what == "refunded" and each.part is not None:
-            add("refund", ledger.refund(account_id, processor, each.nano), each.part)
+            given = ledger.refund(account_id, processor, each.nano)
+            add("refund", given, each.part)
+            if each.part in failed:
+                add("reversal", ledger.reversal(given), each.part)
         elif each.what in DISPUTES and each.part is not None:
             disputes.setdefault(each.part, (each.nano, set()))[1].add(each.what)
     for part, (nano, whats) in sorted(disputes.items()):
@@ -115,7 +129,9 @@ def moved(attempt_id: UUID, account_id: str, processor: str, said: Iterable[Said
 
 def left_to_refund(attempt_nano: int, said: Iterable[Said]) -> int:
     """What of an attempt was not given back yet."""
-    return attempt_nano - sum(nano for _, nano, _ in {each for each in said if each.what == "refunded"})
+    said = set(said)
+    failed = _parts(said, "refund_failed")
+    return attempt_nano - sum(each.nano for each in said if each.what == "refunded" and each.part not in failed)
 
 
 def check(new: Said, attempt_nano: int, said: Collection[Said]) -> None:
@@ -131,7 +147,7 @@ def check(new: Said, attempt_nano: int, said: Collection[Said]) -> None:
         if new.nano != attempt_nano:
             raise InvalidInput("is not what was asked for", field="amount", code="amount_mismatch")
         return
-    alike = {"refunded"} if new.what == "refunded" else DISPUTES if new.what in DISPUTES else frozenset()
+    alike = DISPUTES if new.what in DISPUTES else {"refunded"}
     before = next((each.nano for each in said if each.what in alike and each.part == new.part), None)
     if before is not None and before != new.nano:
         raise InvalidInput(

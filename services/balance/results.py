@@ -121,7 +121,7 @@ class Payments:
                 attempt_id=payment.attempt.attempt_id,
                 amount_nano=payment.attempt.amount_nano,
             )
-            message = "the processor contradicts itself; the money stands as if it was taken, or the dispute lost"
+            message = "the processor contradicts itself; the money stands as if it was taken, the dispute lost, the refund failed"
             payment.wallet.alarm(self._work, "contradiction", message, payment.attempt)
         if result.kind in PAUSES or result.kind == "refund_failed":
             self._tell_part(payment, result)
@@ -134,8 +134,11 @@ class Payments:
         for name, movement in effects.movements(*of, payment.said).items():
             if name not in done:
                 self._book.post(self._work, movement.kind, movement.ref, attempt.currency, movement.entries)
-                payment.wallet.wallet_nano += ledger.amounts(movement.entries).get(ledger.WALLET, 0)
+                nano = ledger.amounts(movement.entries).get(ledger.WALLET, 0)
+                payment.wallet.wallet_nano += nano
                 payment.wallet.changed = True
+                if attempt.kind == "group" and movement.kind == "payment":
+                    payment.wallet.on_its_way_nano += nano
 
     def _move(self, payment: Payment, result: PaymentResult) -> None:
         """The attempt's state by the set, and what follows for its account."""
@@ -174,8 +177,9 @@ class Payments:
     def _tell_part(self, payment: Payment, result: PaymentResult) -> None:
         """A refund or a dispute: told once each, and it pauses auto-recharge unless it failed."""
         wallet, attempt = payment.wallet, payment.attempt
-        if result.refund_id is not None and self._refunds.get(result.refund_id) != "refunded":
-            self._refunds[result.refund_id] = "refunded" if result.kind == "refunded" else "failed"
+        if result.refund_id is not None:
+            has_failed = ("refund_failed", str(result.refund_id)) in {(each.what, each.part) for each in payment.said}
+            self._refunds[result.refund_id] = "failed" if has_failed else "refunded"
         wallet.tell(
             self._work,
             cast(BalanceEventKind, result.kind),

@@ -112,7 +112,7 @@ CAUSES = {
     "refund": "refund of a payment",
     "dispute_opened": "dispute of a payment",
     "dispute_won": "dispute won",
-    "reversal": "reversal",
+    "reversal": "refund that failed",
     "closing": "closing of invoice",
     "balance_used": "invoice paid from balance",
     "invoice_paid": "payment of invoice",

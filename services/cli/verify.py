@@ -559,7 +559,7 @@ class Auditor:
             found.expect(f"payment {ref}", after.get(ref, {}), settled.get(ref, {}))
         said = await balance.moved_by_payments(engine)
         moved = dict.fromkeys(said, 0)
-        for kind in ("payment", "refund", "dispute_opened", "dispute_won", "dispute_lost"):
+        for kind in ("payment", "refund", "reversal", "dispute_opened", "dispute_won", "dispute_lost"):
             for ref, sums in (await balance.transaction_totals(engine, kind)).items():
                 attempt_id = ref.partition(":")[0]
                 if attempt_id in moved:  # else it came at this moment

@@ -33,6 +33,7 @@ LEASE = timedelta(seconds=60)  # of a call: longer than a call and its end can t
 WAIT_S_MAX = 60  # between two tries
 CHARGED_FOR = timedelta(minutes=15)  # then its account counts an attempt as unknown: only inquiries go on
 ASKED_FOR = timedelta(hours=24)  # then the attempt is abandoned: nobody waits for an inquiry or a cancel
+UNDER_WAY = timedelta(hours=1)  # between two looks at a refund that was taken and has not ended
 FINAL = frozenset({"cancelled", "never_seen"})  # answers that promise that nothing is charged any more
 
 
@@ -156,6 +157,11 @@ class Desk:
         """End an operation with what was heard, and tell it."""
         attempt_id = operation.attempt_id
         attempt = await store.lock_attempt(work, attempt_id)
+        if operation.kind == "refund" and not heard.answers:  # how it ends may be told by nobody else
+            if attempt is not None:
+                await self._free(work, operation, reference=heard.reference or attempt.reference)
+            await work.set_timers(OPERATION, {operation.operation_id: work.now + UNDER_WAY})
+            return
         await store.end_operation(work, operation.operation_id, "heard")
         await work.clear_timers(OPERATION, [operation.operation_id])
         if attempt is None:  # a refund of an attempt that was never asked for here

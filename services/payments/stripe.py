@@ -20,6 +20,7 @@ import stripe
 from contracts.payments import MethodKind, ResultKind
 from services.kernel.currency import currency
 from services.kernel.errors import InvalidInput, Unavailable
+from services.kernel.ids import derived_id
 from services.kernel.money import NANO, format_nano, parse_amount
 from services.payments.port import Answer, Hear, Heard, Order, Refund
 from services.payments.stripe_door import Door
@@ -28,7 +29,6 @@ NAME = "stripe"
 CALL_S_MAX = 20.0  # of one request; below the limit that the room sets to a whole operation
 METHODS: Mapping[MethodKind, str] = {"card": "card", "bank_debit": "us_bank_account", "paypal": "paypal"}
 OPEN = ("requires_payment_method", "requires_confirmation", "requires_action", "requires_capture")
-NOT_CHARGED = (stripe.InvalidRequestError, stripe.AuthenticationError, stripe.PermissionError)
 
 
 class Stripe:
@@ -81,10 +81,9 @@ class Stripe:
             return Heard()  # the key was used up: what became of the attempt is told already
         except stripe.CardError as error:
             return _declined(error, order)
-        except NOT_CHARGED as error:
-            return Heard(
-                (_failed(str(order.attempt_id), "error", f"Stripe refuses the request: {error.code or 'key'}"),)
-            )
+        except stripe.InvalidRequestError as error:
+            why = f"Stripe refuses the request: {error.code or 'invalid'}"
+            return Heard((_failed(str(order.attempt_id), "error", why),))
         return _heard(intent)
 
     async def inquire(self, order: Order, number: int) -> Heard:
@@ -111,7 +110,7 @@ class Stripe:
             amount = minor_units(refund.amount, order.currency)
             intent = await self._find(order)
             if intent is None:
-                raise InvalidInput("Stripe knows no payment of this attempt", field="attempt_id")
+                raise Unavailable("Stripe does not show the payment yet")  # its search lags, and it did settle
             asked = {
                 "payment_intent": intent["id"],
                 "amount": amount,
@@ -122,8 +121,8 @@ class Stripe:
                 given = await self._ask(self._client.v1.refunds.create, asked, _key(refund.refund_id))
         except InvalidInput as error:
             return Heard((_refund_failed(refund, error.message),))
-        except NOT_CHARGED as error:
-            return Heard((_refund_failed(refund, f"Stripe refuses the refund: {error.code or 'key'}"),))
+        except stripe.InvalidRequestError as error:
+            return Heard((_refund_failed(refund, f"Stripe refuses the refund: {error.code or 'invalid'}"),))
         answer = of_refund(given)
         return Heard((answer,) if answer is not None else (), intent["id"])
 
@@ -149,11 +148,12 @@ class Stripe:
     # ---- asking ----------------------------------------------------------------------------------------------------
 
     async def _ask(self, call: Callable[..., Any], asked: Mapping[str, Any], key: str | None, *names: str) -> Any:
-        """One request in a thread of its own. Whatever leaves the outcome open is `Unavailable`."""
+        """One request in a thread of its own. Whatever leaves the outcome open is `Unavailable`: a key that was withdrawn too,
+        since the request before may have been taken and only its answer lost."""
         options = {} if key is None else {"idempotency_key": key}
         try:
             return (await asyncio.to_thread(call, *names, asked, options)).to_dict()
-        except (stripe.CardError, stripe.IdempotencyError, *NOT_CHARGED):
+        except (stripe.CardError, stripe.IdempotencyError, stripe.InvalidRequestError):
             raise
         except stripe.StripeError as error:
             raise Unavailable(f"Stripe does not say what became of it ({type(error).__name__})") from None
@@ -253,7 +253,7 @@ def of_intent(intent: Mapping[str, Any]) -> Answer | None:
 
 
 def of_refund(refund: Mapping[str, Any]) -> Answer | None:
-    """What a refund became; None while it is pending. One that was made in Stripe's own pages has no id of ours.
+    """What a refund became; None while it is pending. One that was made in Stripe's own pages gets an id from its name there.
 
     >>> of_refund({"id": "re_1", "status": "succeeded", "amount": 2000, "currency": "usd", "metadata": {}}).amount
     '20.00'
@@ -269,7 +269,7 @@ def of_refund(refund: Mapping[str, Any]) -> Answer | None:
         reason=refund.get("failure_reason") or None,
         amount=major_units(refund["amount"], refund["currency"]),
         currency=refund["currency"].upper(),
-        refund_id=UUID(text) if text else None,
+        refund_id=UUID(text) if text else derived_id("stripe refund", refund["id"]),
     )
 
 
@@ -314,7 +314,9 @@ def _failed(whose: str, failure: Any, reason: str, **about: Any) -> Answer:
 
 
 def _refund_failed(refund: Refund, reason: str) -> Answer:
-    return Answer("refund_failed", f"{refund.refund_id}:refused", reason=reason, refund_id=refund.refund_id)
+    return Answer(
+        "refund_failed", f"{refund.refund_id}:refused", reason=reason, amount=refund.amount, refund_id=refund.refund_id
+    )
 
 
 def _why(error: Mapping[str, Any]) -> str:

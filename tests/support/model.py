@@ -1603,7 +1603,8 @@ class Result(NamedTuple):
 def payment_effect(said: Iterable[Result]) -> tuple[int, int]:
     """(what a payment moved into its wallet, what its processor withholds for open disputes) by the set of its results.
 
-    E = 0 if not settled, else settled - refunds - disputes that are open or lost. A dispute told as won and lost is lost.
+    E = 0 if not settled, else settled - refunds - disputes that are open or lost. A dispute told as won and lost is lost; a
+    refund told as given and as failed is none.
 
     >>> payment_effect([Result("settled", 130), Result("refunded", 30, "r"), Result("refunded", 30, "r")])
     (100, 0)
@@ -1624,7 +1625,8 @@ def payment_effect(said: Iterable[Result]) -> tuple[int, int]:
             amounts[each.part] = each.amount_nano
     lost = sum(amounts[part] for part, kinds in disputes.items() if "dispute_lost" in kinds)
     withheld = sum(amounts[part] for part, kinds in disputes.items() if kinds == {"disputed"})
-    refunds = sum(each.amount_nano for each in said if each.kind == "refunded")
+    failed = {each.part for each in said if each.kind == "refund_failed"}
+    refunds = sum(each.amount_nano for each in said if each.kind == "refunded" and each.part not in failed)
     return settled.pop() - refunds - lost - withheld, withheld
 
 

@@ -66,7 +66,8 @@ class PaymentModel(RechargeModel):
         said = self.said.setdefault(attempt.attempt_id, set())
         if result in said:
             return True
-        given_back = sum(each.amount_nano for each in said if each.kind == "refunded")
+        failed = {each.part for each in said if each.kind == "refund_failed"}
+        given_back = sum(each.amount_nano for each in said if each.kind == "refunded" and each.part not in failed)
         if result.kind == "refunded" and given_back + result.amount_nano > attempt.amount_nano:
             return False
         before = payment_effect(said)[0]

@@ -133,6 +133,8 @@ class StripeDouble:
             return _error(409, "idempotency_error", "idempotency_key_in_use")
         if fault == "broken":
             return _error(500, "api_error", None)
+        if fault == "withdrawn":
+            return _error(401, "invalid_request_error", "api_key_expired")
         if fault == "limited":
             return _error(429, "invalid_request_error", "rate_limit")
         asked = _nested(parse_qsl(body if request.method == "POST" else request.url.query))
@@ -198,7 +200,11 @@ class StripeDouble:
 
     def _refund(self, asked: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         intent, amount = self.intents[asked["payment_intent"]], int(asked["amount"])
-        given = [each for each in self.refunds.values() if each["payment_intent"] == intent["id"]]
+        given = [
+            each
+            for each in self.refunds.values()
+            if each["payment_intent"] == intent["id"] and each["status"] != "failed"
+        ]
         if amount + sum(each["amount"] for each in given) > intent["amount"]:
             return _said(400, "invalid_request_error", "charge_already_refunded")
         is_slow = intent["asked"]["payment_method_types"] == ["us_bank_account"]
