@@ -238,7 +238,8 @@ def _unknown(account_id: str) -> NotFound:
 
 def _balance(row: Any) -> Balance:
     credit = row.credit_nano + row.shared_credit_nano
-    funds = row.wallet_nano + credit + row.credit_limit_nano + row.unbilled_nano + row.receivable_nano
+    own = row.wallet_nano - row.on_its_way_nano
+    funds = own + credit + row.credit_limit_nano + row.unbilled_nano + row.receivable_nano
     reasons = tuple(reason for reason in SUSPENSION_REASONS if row._mapping[f"suspended_{reason}"])
     status = "closed" if row.closed_at is not None else "suspended" if reasons else "active"
     held = row.held_nano - int(row.over_nano)

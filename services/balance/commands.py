@@ -38,7 +38,7 @@ from services.balance.book import Book
 from services.balance.decoding import decode
 from services.balance.evaluation import Tell, evaluate, load
 from services.balance.promotions import PromotionCommand, Promotions
-from services.balance.transfers import Transfer, Transfers, check_money
+from services.balance.transfers import Transfer, Transfers, check_bank, check_money
 from services.balance.wallets import Wallet
 from services.kernel.cards import redacted, refuse_card_number, without_card_numbers
 from services.kernel.currency import currency
@@ -314,6 +314,7 @@ def _transfer_refusal(wallet: Wallet, command: RecordTransfer) -> TollbookError 
     try:
         _refuse_card_numbers(command)
         _need_role(command, "finance")
+        check_bank(command.bank)
         check_money(parse_amount(command.amount), command.currency, wallet.currency, "the wallet is in")
     except TollbookError as error:
         return error

@@ -198,13 +198,15 @@ class Debts:
 
         A wallet is never taken below zero by it, and what a payment by card brought for a group is left for that.
         """
-        purses = {account_id: wallet.wallet_nano for account_id, wallet in wallets.items() if pays_from_wallet(wallet)}
-        if not purses:
+        purses = {
+            account_id: wallet.wallet_nano - wallet.on_its_way_nano
+            for account_id, wallet in wallets.items()
+            if pays_from_wallet(wallet)
+        }
+        if not self.payers:  # what these wallets owe is owed by groups that are not in hand
             return
         for account_id in purses:
             wallets[account_id].has_paid = True
-        for account_id, nano in await receivables_store.on_its_way(work, purses):
-            purses[account_id] -= nano
         for group_id in sorted(self.payers):
             for invoice in sorted(self._invoices[group_id].values(), key=lambda each: (each.due_on, each.number)):
                 self._pay_from(work, self.payers[group_id], invoice, purses, book)

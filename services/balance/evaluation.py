@@ -35,10 +35,14 @@ async def load(work: Work, account_ids: Iterable[str]) -> dict[str, Wallet]:
 def demands_attention(standing: store.Standing) -> bool:
     """Whether a wallet after charges can need a decision; cheap, for every account of a batch.
 
-    What its group shares is left out: who lives on that alone is looked at with each batch.
+    What its group shares is left out: who lives on that alone is looked at with each batch. Money in a wallet that owes of
+    invoices pays them, also what a reversal of an old charge brings.
     """
+    if standing.receivable_nano < 0 < standing.wallet_nano:
+        return True
     funds = (
         standing.wallet_nano
+        - standing.on_its_way_nano
         + standing.credit_nano
         + standing.credit_limit_nano
         + standing.unbilled_nano

@@ -21,7 +21,7 @@ from services.balance.debts import Debts, Payer, Receivable, take
 from services.balance.decoding import decode
 from services.balance.evaluation import Tell, evaluate, load
 from services.balance.orders import Orders
-from services.balance.transfers import Transfer, Transfers, check_money
+from services.balance.transfers import Transfer, Transfers, check_bank, check_money
 from services.balance.wallets import Wallet
 from services.kernel.cards import refuse_card_number
 from services.kernel.currency import currency
@@ -156,6 +156,7 @@ async def card_settled(work: Work, keys: list[str], *, tell: Tell) -> None:
     wallets = await load(work, debts.accounts | moved.keys())
     for account_id, nano in moved.items():
         wallets[account_id].wallet_nano -= nano
+        wallets[account_id].on_its_way_nano -= nano
         wallets[account_id].changed = True
     await debts.finish(work, wallets)
     await book.write(work)
@@ -237,6 +238,7 @@ def _refusal(command: RecordPayment, debts: Debts) -> TollbookError | None:
     payer = debts.payers[command.group_id]
     try:
         _need_finance(command)
+        check_bank(command.bank)
         check_money(parse_amount(command.amount), command.currency, payer.currency, _billed(payer))
     except TollbookError as error:
         return error

@@ -24,6 +24,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    literal_column,
     or_,
     select,
     tuple_,
@@ -201,7 +202,7 @@ async def groups_owed(work: Work, account_ids: Iterable[str]) -> set[str]:
     statement = (
         select(_owed.group_id)
         .join(tables.receivable_share, _share.invoice_id == _owed.invoice_id)
-        .where(_IS_OPEN, _any_of(_share.account_id, "ids"), _share.open_nano != 0)
+        .where(_IS_OPEN, _any_of(_share.account_id, "ids"), _share.open_nano != literal_column("0"))
         .distinct()
     )
     return set((await work.execute(statement, {"ids": sorted(set(account_ids))})).scalars())
@@ -306,25 +307,6 @@ async def card_payments(work: Work, attempt_ids: Iterable[UUID]) -> Sequence[Row
         .order_by(card.attempt_id)
     )  # fmt: skip
     return (await work.execute(statement, {"ids": sorted(set(attempt_ids))})).all()
-
-
-async def on_its_way(work: Work, account_ids: Iterable[str]) -> list[tuple[str, int]]:
-    """(account, nano) of each payment by card that settled into these wallets and has yet to go on to a group's invoices.
-    The wallets are locked."""
-    attempt, card = tables.attempt.c, tables.card_payment.c
-    statement = (
-        select(attempt.account_id, attempt.amount_nano)
-        .join(tables.card_payment, card.attempt_id == attempt.attempt_id)
-        .outerjoin(tables.group_payment, _payment.payment_id == card.attempt_id)
-        .where(
-            _any_of(attempt.account_id, "ids"),
-            attempt.kind == "group",
-            attempt.state == "settled",
-            _payment.payment_id.is_(None),
-        )
-    )
-    rows = (await work.execute(statement, {"ids": sorted(set(account_ids))})).all()
-    return [(row.account_id, row.amount_nano) for row in rows]
 
 
 async def groups_in_flight(work: Work, group_ids: Iterable[str]) -> set[str]:

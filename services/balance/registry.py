@@ -23,10 +23,10 @@ async def accounts(work: Work, records: list[Record], *, tell: Tell) -> None:
         timeline: AccountTimeline = record.message["data"]
         if timeline.account_id not in newest or newest[timeline.account_id].version < timeline.version:
             newest[timeline.account_id] = timeline
+    await _hold_groups(work, newest.values())  # before the wallets, as whoever pays their invoices does
     await store.add_to_wallets(
         work, [store.Addition(each.account_id, each.organization_id, each.currency, 0, 0) for each in newest.values()]
     )
-    await _hold_groups(work, newest.values())
     wallets = await load(work, newest)
     fresh = [each for each in newest.values() if wallets[each.account_id].registry_version < each.version]
     for timeline in fresh:

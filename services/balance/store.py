@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -50,6 +50,7 @@ from services.runtime.lanes import CLOCK_NOW
 from services.runtime.work import Work
 
 _NAMES = ARRAY(Text)
+TRANSACTION_MAX = timedelta(hours=1)  # far longer than any of ours takes
 _FOR_AN_ACCOUNT = ("waiting", "unknown_account")  # why a command is parked that an account can free
 
 
@@ -89,6 +90,7 @@ class Standing(NamedTuple):
     held_nano: int
     calls_until: datetime | None
     credit_nano: int
+    on_its_way_nano: int
 
 
 _additions = unnest(
@@ -290,8 +292,10 @@ def _statement() -> Select[Any]:
     batch, charged, transaction, entry = (
         tables.charge_batch.c, tables.charged.c, tables.transaction.c, tables.entry.c,
     )  # fmt: skip
-    # The first batch of the time by its number: of the account's own rows only those from there on are looked at.
-    first = select(func.min(batch.id)).where(batch.at >= since).scalar_subquery()
+    # Of the account's own rows only those of later batches than one from well before the time are looked at: a batch gets its
+    # number after its instant, and no transaction takes that long.
+    before = select(batch.id).where(batch.at < since - TRANSACTION_MAX).order_by(batch.at.desc()).limit(1)
+    first = func.coalesce(before.scalar_subquery(), 0)
     of_charges = (
         select(
             literal("charges", Text()).label("kind"),
@@ -1184,13 +1188,11 @@ async def append_refunds(work: Work, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 async def end_refunds(work: Work, states: Mapping[UUID, str]) -> None:
-    """What became of refunds; one that was given back stays so."""
+    """What became of refunds."""
     columns = tables.refund.c
     new = unnest("new", refund_id=Uuid(), state=Text())
     statement = (
-        update(tables.refund)
-        .where(columns.refund_id == new.c.refund_id, columns.state != "refunded")
-        .values(state=new.c.state, ended_at=work.now)
+        update(tables.refund).where(columns.refund_id == new.c.refund_id).values(state=new.c.state, ended_at=work.now)
     )
     ids = sorted(states)
     await work.execute(statement, {"new_refund_id": ids, "new_state": [states[each] for each in ids]})

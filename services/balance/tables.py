@@ -76,6 +76,8 @@ wallet = Table(
     Column("schedule_at", Instant),
     # What is left of the credits of this account alone.
     Column("credit_nano", BigInteger, nullable=False),
+    # Of what is in the wallet: brought by a card for its group's invoices, to which it goes on at once.
+    Column("on_its_way_nano", BigInteger, nullable=False),
 )
 
 IS_SUSPENDED = or_(wallet.c.suspended_funds, wallet.c.suspended_overdue, wallet.c.suspended_operator)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from contracts.payments import PROCESSORS
 from services.balance import receivables_store
 from services.kernel.currency import currency
 from services.kernel.errors import InvalidInput, Refused
@@ -86,6 +87,20 @@ def _row(work: Work, transfer: Transfer) -> dict[str, Any]:
         "note": transfer.note,
         "account_id": transfer.account_id,
     }
+
+
+def check_bank(bank: str) -> None:
+    """Refuse what a payment processor says by itself: recorded by hand as well, it would be booked twice.
+
+    >>> check_bank("stripe")
+    Traceback (most recent call last):
+    services.kernel.errors.Refused: bank: stripe is a payment processor: what it settles is booked by itself; name the bank
+    """
+    if bank in PROCESSORS:
+        raise Refused(
+            f"{bank} is a payment processor: what it settles is booked by itself; name the bank", field="bank",
+            code="not_a_bank",
+        )  # fmt: skip
 
 
 def check_money(nano: int, code: str, wanted: str, whose: str) -> None:

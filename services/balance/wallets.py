@@ -63,6 +63,7 @@ class Wallet:
     schedule_day: int | None
     schedule_at: datetime | None
     credit_nano: int
+    on_its_way_nano: int
     shared_credit_nano: int  # of its group, as it was read: other accounts spend it too
     changed: bool = False
     was_suspended: bool = False  # when it was read
@@ -88,10 +89,11 @@ class Wallet:
     def funds_nano(self) -> int:
         """Wallet + usable credits + credit limit - unbilled - unpaid invoices: what suspends when it is used up.
 
-        The two that use the limit up are zero or below in the ledger, so all are added.
+        The two that use the limit up are zero or below in the ledger, so all are added. What a card brought for the group's
+        invoices only passes through the wallet: it is nobody's to spend.
         """
         own = self.wallet_nano + self.credit_nano + self.credit_limit_nano + self.unbilled_nano + self.receivable_nano
-        return own + self.shared_credit_nano
+        return own + self.shared_credit_nano - self.on_its_way_nano
 
     @property
     def available_nano(self) -> int:

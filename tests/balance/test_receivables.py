@@ -21,6 +21,7 @@ from services.kernel.period import instant_text
 from services.runtime import faults
 from services.runtime.processor import Processor
 from services.runtime.room import Input
+from tests.support.callers import Callers, asking
 from tests.support.receivables_factory import Debtors, nanos
 from tests.support.servers import Database
 
@@ -466,6 +467,94 @@ async def test_what_a_card_brought_for_a_group_is_not_taken_for_another_invoice(
     await town.settle()
     assert [(await town.invoice(each))["open"] for each in ("TB-1", "TB-2")] == ["0", "50"]
     assert await town.balance("east") == "0"
+
+
+async def test_what_a_card_brought_for_a_group_is_promised_to_no_call_and_restores_nobody(town: Debtors) -> None:
+    await town.member("east", credit_limit="10")
+    await founded(town, "west")
+    town.method("east", "tok_ok")
+    town.open("east", "-15")
+    await town.settle()
+    assert await suspended(town) == {"east"}
+    await town.close("TB-1", {"west": "96"})
+    town.order("pay_by_card", account_id="east", currency="USD", role="owner")
+    await town.rooms.pump()
+    assert (await town.balance("east"), await available(town, "east")) == ("81", "-5")  # it is yet to go on
+    async with Callers(town, "east") as desk:
+        assert (await desk.authorize("c1", asking("east"))).reason == "suspended"
+    await town.settle()
+    assert (await town.balance("east"), await available(town, "east")) == ("-15", "-5")
+    assert (await town.invoice("TB-1"))["open"] == "0"
+    assert town.kinds("east").count("suspended") == 1
+    assert "restored" not in town.kinds("east")
+
+
+@pytest.mark.parametrize(("back", "left"), [("-10", "30"), ("-50", "0")])
+async def test_what_comes_back_of_an_old_prepaid_charge_pays_what_is_open(town: Debtors, back: str, left: str) -> None:
+    """It comes by the charge path, where a wallet is looked at only when its state demands it."""
+    await founded(town)
+    town.open("east", "0")
+    await town.settle()
+    await town.close("TB-1", {"east": "40"})
+    town.charge("east", back, plan="payg", group_id="northwind")
+    await town.settle()
+    assert await town.owes("east") == left
+    assert await town.balance("east") == ("0" if left != "0" else "10")
+
+
+async def test_what_a_close_brings_to_a_wallet_pays_what_it_owes_of_other_invoices(town: Debtors) -> None:
+    """Of prepaid use alone, which gives tax back: no group owes anything by this close."""
+    await founded(town)
+    await town.close("TB-1", {"east": "40"})
+    town.send(
+        "invoices.events",
+        "northwind",
+        {
+            "kind": "closed", "invoice_id": str(derived_id("test invoice", "TB-2")), "number": "TB-2",
+            "group_id": "northwind", "organization_id": "northwind", "period": "2026-11",
+            "boundary": "2026-12-01T00:00:00Z", "issued_on": "2026-12-03T00:00:00Z", "due_on": "2026-12-17T00:00:00Z",
+            "currency": "USD", "net": "-5", "tax": "-1", "total": "-6", "paid_from_balance": "-6", "due": "0",
+            "charges": 1, "document": "", "sha256": "", "zone": "UTC",
+            "postings": [{"account_id": "east", "wallet": "1", "unbilled": "0", "receivable": "0"}],
+            "posting_rounding": "0", "posting_tax": "-1",
+        },
+    )  # fmt: skip
+    await town.settle()
+    assert (await town.balance("east"), await town.owes("east")) == ("0", "39")
+
+
+async def test_what_a_processor_settled_is_not_recorded_by_hand_as_well(town: Debtors) -> None:
+    await founded(town, "east", "west")
+    town.method("east", "tok_ok")
+    await town.settle()
+    await town.close("TB-1", {"west": "96"})
+    town.order("pay_by_card", account_id="east", currency="USD", role="owner")
+    await town.rooms.pump()
+    (attempt,) = await town.attempts("east")
+    town.pay("96", reference=str(attempt.attempt_id), bank="sandbox")
+    town.command(
+        "record_transfer", "east", amount="96", currency="USD", bank="sandbox", reference=str(attempt.attempt_id),
+        role="finance",
+    )  # fmt: skip
+    await town.settle()
+    assert refusals(town) == [("not_a_bank", "bank")]
+    assert [(each["reason"], each["field"]) for each in town.events("east") if each["kind"] == "command_refused"] == [
+        ("not_a_bank", "bank")
+    ]
+    assert ((await town.invoice("TB-1"))["open"], await town.unapplied()) == ("0", "0")
+
+
+async def test_a_timeline_and_a_close_never_lock_each_other_out(town: Debtors) -> None:
+    """Both hold the group before the wallet."""
+    await founded(town)
+    await town.member("east", credit_limit="500")
+    async with town.database.connected() as closer, closer.transaction():
+        await closer.execute("select 1 from balance.payer where group_id = 'northwind' for update")
+        told = asyncio.create_task(town.rooms.feed(*of_balance(town, "registry")))
+        await asyncio.sleep(0.5)  # it waits for the group
+        await closer.execute("set local lock_timeout = '5s'")
+        await closer.execute("select 1 from balance.wallet where account_id = 'east' for update")
+    await told
 
 
 async def test_what_a_dispute_withholds_pays_no_invoice(town: Debtors) -> None:

@@ -171,12 +171,13 @@ class Storm:
             self.happened["kill"] += 1
 
     async def revive(self) -> None:
-        down = [each for each in sorted(self.down) if each[0] != self.drilled]
-        if down:
-            room, copy = self.random.choice(down)
-            self.chain.start(room, copy)
-            self.down.remove((room, copy))
-            self.happened["revive"] += 1
+        """One of those that were killed comes back; where all run, one is killed first."""
+        while not (down := [each for each in sorted(self.down) if each[0] != self.drilled]):
+            await self.kill()
+        room, copy = self.random.choice(down)
+        self.chain.start(room, copy)
+        self.down.remove((room, copy))
+        self.happened["revive"] += 1
 
     async def kill_a_relay(self) -> None:
         """A relay dies between acknowledgement and delete, so that the next one sends the same records again. The other copies
