@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, case, func, literal, or_, select
+from sqlalchemy import ColumnElement, Row, case, func, literal, or_, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.sql import Select
 
@@ -103,15 +103,36 @@ class AccountStatement:
 
 @dataclass(frozen=True)
 class EntryRow:
-    """One entry on a ledger account of one account."""
+    """One entry: kind and ref name its transaction, `account_id` the customer account that it is about, if any."""
 
     at: datetime
     kind: str
     ref: str
+    account_id: str | None
     ledger: str
     amount: str
     currency: str
     charges: int
+    actor: str | None
+    note: str | None
+
+
+@dataclass(frozen=True)
+class LedgerTotal:
+    """What stands on one ledger account in one currency: above zero is owed or earned, below zero had or spent."""
+
+    ledger: str
+    currency: str
+    balance: str
+
+
+@dataclass(frozen=True)
+class TrialBalance:
+    """All ledger accounts before an instant, or now, and what they sum to per currency: "0"."""
+
+    at: datetime | None
+    totals: tuple[LedgerTotal, ...]
+    sums: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -233,7 +254,11 @@ async def balance(engine: AsyncEngine, account_id: str) -> Balance:
 
 
 def _unknown(account_id: str) -> NotFound:
-    return NotFound(f"no wallet of an account {account_id}", field="account_id", code="unknown_account")
+    return NotFound(
+        f"no wallet of an account {account_id}; `tollbook account list` shows which accounts there are",
+        field="account_id",
+        code="unknown_account",
+    )
 
 
 def _balance(row: Any) -> Balance:
@@ -285,11 +310,74 @@ async def entries(engine: AsyncEngine, account_id: str, *, limit: int = 1000) ->
         .order_by(_ledger.at.desc(), _ledger.kind.desc(), _ledger.ref.desc(), _ledger.ledger.desc())
         .limit(limit)
     )
-    rows = await _all(engine, query)
-    return [
-        EntryRow(row.at, row.kind, row.ref, row.ledger, format_nano(row.nano), row.currency, row.charges)
-        for row in reversed(rows)
-    ]
+    return [_entry(row) for row in reversed(await _all(engine, query))]
+
+
+def _entry(row: Any) -> EntryRow:
+    return EntryRow(
+        row.at, row.kind, row.ref, row.account_id, row.ledger, format_nano(row.nano), row.currency, row.charges,
+        row.actor, row.note,
+    )  # fmt: skip
+
+
+ENTRIES_AT_ONCE = 1000  # held in memory, however many are asked for
+
+
+async def ledger_entries(
+    engine: AsyncEngine,
+    since: datetime,
+    until: datetime | None = None,
+    *,
+    account_id: str | None = None,
+    ledger_account: str | None = None,
+) -> AsyncGenerator[Sequence[EntryRow]]:
+    """Entries from ``since`` on and before ``until`` (now), oldest first, in pages; those of a transaction follow each other.
+
+    ``account_id``: those about this account. ``ledger_account``: a full name such as clearing:bank, or a kind for all of
+    it. Costs what was posted in that time, whatever was before. `InvalidInput` when the end is before the start; `NotFound`
+    for an account without a wallet and for a ledger account on which nothing was ever posted.
+    """
+    async with transaction(engine.execution_options(isolation_level="REPEATABLE READ")) as connection:
+        end = until or (await connection.execute(select(CLOCK_NOW))).scalar_one()
+        if end < since:
+            raise InvalidInput("must not be before the start", field="to")
+        wanted = [_ledger.at >= since, _ledger.at < end]
+        if account_id is not None:
+            known = await connection.execute(select(_wallet.account_id).where(_wallet.account_id == account_id))
+            if known.scalar() is None:
+                raise _unknown(account_id)
+            wanted.append(_ledger.account_id == account_id)
+        if ledger_account is not None:
+            wanted.append(_is_on(ledger_account))
+        batch = tables.charge_batch.c
+        # Counted too, because the least number alone is looked for from the first batch there ever was.
+        numbers = select(func.min(batch.id), func.max(batch.id), func.count())
+        first, last, _ = (await connection.execute(numbers.where(batch.at >= since, batch.at < end))).one()
+        of_charges = select(tables.ledger_entry).where(
+            _ledger.kind == "charges", _ledger.batch_id.between(first, last), *wanted
+        )
+        of_others = select(tables.ledger_entry).where(_ledger.kind != "charges", *wanted)
+        both = of_charges.union_all(of_others).subquery()
+        found = both.c
+        query = select(both).order_by(found.at, found.kind, found.ref, found.account_id, found.ledger)
+        is_empty = True
+        async for page in (await connection.stream(query)).partitions(ENTRIES_AT_ONCE):
+            is_empty = False
+            yield [_entry(row) for row in page]
+        if is_empty and ledger_account is not None:
+            known = await connection.execute(select(select(_ledger.ledger).where(_is_on(ledger_account)).exists()))
+            if not known.scalar():
+                raise NotFound(
+                    f"nothing was ever posted on {ledger_account}; `tollbook ledger totals` shows which ledger accounts"
+                    " there are",
+                    field="ledger",
+                    code="unknown_ledger",
+                )
+
+
+def _is_on(ledger_account: str) -> ColumnElement[bool]:
+    """Whether an entry is on this ledger account, or on one of this kind."""
+    return or_(_ledger.ledger == ledger_account, _ledger.ledger.startswith(f"{ledger_account}:", autoescape=True))
 
 
 async def statement(
@@ -670,6 +758,25 @@ async def ledger_totals(engine: AsyncEngine) -> dict[tuple[str, str], int]:
         _ledger.currency, kind
     )
     return {(row.currency, row.ledger): int(row.nano) for row in await _all(engine, query)}
+
+
+async def trial_balance(engine: AsyncEngine, at: datetime | None = None) -> TrialBalance:
+    """The balance of every ledger account by its full name and currency, of all entries or of those before an instant.
+
+    Reads the whole ledger. After a payment of 100 through sandbox: clearing:sandbox -100, wallet 100, the sum is 0.
+    """
+    nano = func.sum(_ledger.nano)
+    query = select(_ledger.ledger, _ledger.currency, nano.label("nano"))
+    query = query.group_by(_ledger.currency, _ledger.ledger).order_by(_ledger.currency, _ledger.ledger)
+    rows = await _all(engine, query if at is None else query.where(_ledger.at < at))
+    sums: dict[str, int] = {}
+    for row in rows:
+        sums[row.currency] = sums.get(row.currency, 0) + int(row.nano)
+    return TrialBalance(
+        at,
+        tuple(LedgerTotal(row.ledger, row.currency, format_nano(int(row.nano))) for row in rows),
+        {currency: format_nano(nano) for currency, nano in sums.items()},
+    )
 
 
 async def wallet_differences(engine: AsyncEngine) -> list[WalletDifference]:

@@ -316,6 +316,9 @@ ledger_entry = Table(
     Column("ledger", Text),
     Column("nano", BigInteger),
     Column("charges", Integer),
+    Column("batch_id", BigInteger),  # of charges, as a number: by it a part of them is found
+    Column("actor", Text),
+    Column("note", Text),
 )
 
 attempt = Table(

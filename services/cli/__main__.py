@@ -23,6 +23,7 @@ COMMANDS = {
     "org": "services.cli.org:app",
     "account": "services.cli.account:app",
     "payout": "services.cli.payout:app",
+    "ledger": "services.cli.ledger:app",
     "group": "services.cli.group:app",
     "credit": "services.cli.credit:app",
     "price": "services.cli.price:app",

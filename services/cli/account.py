@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, overload
 
 import typer
 
 from services.cli.asking import Actor, CommandId, Role, ask, me
 from services.cli.asynchronous import asynchronous
-from services.cli.output import Format, Output, console, plain, show_csv, show_facts, show_json, show_rows
+from services.cli.output import (
+    Export,
+    ExportAs,
+    Format,
+    Output,
+    console,
+    plain,
+    show_csv,
+    show_facts,
+    show_json,
+    show_rows,
+)
 from services.cli.paying import app as paying
 from services.cli.reading import room
 from services.kernel.errors import InvalidInput, NotFound
@@ -603,14 +613,6 @@ async def show(
         show_facts({name: value for name, value in plain(wallet).items() if name not in facts["account"]}, output)
 
 
-class StatementFormat(StrEnum):
-    """How a statement is given."""
-
-    table = "table"
-    json = "json"
-    csv = "csv"
-
-
 @app.command()
 @asynchronous
 async def statement(
@@ -619,10 +621,7 @@ async def statement(
         str | None, typer.Option("--from", help="such as 2026-10-01, included; else the start of this month, UTC")
     ] = None,
     until: Annotated[str | None, typer.Option("--to", help="such as 2026-11-01, not included; else now")] = None,
-    output: Annotated[
-        StatementFormat,
-        typer.Option("--output", "-o", help="tables for people, JSON for programs, CSV for spreadsheets"),
-    ] = StatementFormat.table,
+    output: ExportAs = Export.table,
 ) -> None:
     """What an account had, each movement with its cause and the balance after it, what it has; below zero is owed."""
     from services.balance import api
@@ -630,10 +629,10 @@ async def statement(
     async with room("balance") as engine:
         start = instant_of(since, "from") or await api.start_of_month(engine)
         told = await api.statement(engine, account_id, start, instant_of(until, "to"))
-    if output is StatementFormat.json:
+    if output is Export.json:
         show_json(told)
         return
-    if output is StatementFormat.csv:
+    if output is Export.csv:
         names = ("at", "cause", "kind", "charges", "amount", "balance", *STATEMENT_PARTS, "currency", "ref")
         show_csv([row | {"currency": told.currency} for row in _statement_rows(told)], names)
         return

@@ -6,7 +6,8 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import textwrap
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
@@ -31,6 +32,19 @@ class Format(StrEnum):
 
 
 Output = Annotated[Format, typer.Option("--output", "-o", help="tables for people, or JSON for programs")]
+
+
+class Export(StrEnum):
+    """How a command answers whose rows go into spreadsheets too."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+
+
+ExportAs = Annotated[
+    Export, typer.Option("--output", "-o", help="tables for people, JSON for programs, CSV for spreadsheets")
+]
 
 console = Console(soft_wrap=False, highlight=False)
 if not console.is_terminal:
@@ -107,13 +121,31 @@ def show_rows(
     console.print(table)
 
 
-def show_csv(rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> None:
+def show_csv(rows: Iterable[Mapping[str, Any]], names: Sequence[str], *, head: bool = True) -> None:
     """Rows as CSV with a line of names before them: commas, quotes where they are needed, a line feed at each end."""
     written = io.StringIO()
     writer = csv.writer(written, lineterminator="\n")
-    writer.writerow(names)
+    if head:
+        writer.writerow(names)
     writer.writerows([cell(row.get(name)) for name in names] for row in rows)
     typer.echo(written.getvalue(), nl=False)
+
+
+async def stream(pages: AsyncIterator[Sequence[Any]], names: Sequence[str], output: Export) -> None:
+    """Any number of rows as one CSV file or one JSON list, page by page; where the first page fails, nothing is printed."""
+    is_first = True
+    async for page in pages:
+        rows = [plain(row) for row in page]
+        if output is Export.csv:
+            show_csv(rows, names, head=is_first)
+        else:
+            written = ",\n".join(textwrap.indent(json.dumps(row, indent=2, ensure_ascii=False), "  ") for row in rows)
+            typer.echo(("[\n" if is_first else ",\n") + written, nl=False)
+        is_first = False
+    if output is Export.json:
+        typer.echo("[]" if is_first else "\n]")
+    elif is_first:
+        show_csv([], names)
 
 
 def show_facts(facts: Mapping[str, Any], output: Format) -> None:

@@ -21,6 +21,8 @@ async def room(name: str, settings: Settings | None = None) -> AsyncIterator[Asy
     engine = open_engine((settings or load()).room_database_url(name), application="tollbook.cli", pool_size=POOL_SIZE)
     try:
         yield engine
+    except BrokenPipeError:
+        raise  # who read our output has gone; the server answered
     except (OperationalError, InterfaceError, OSError) as error:
         raise Unavailable(
             f"PostgreSQL does not answer ({type(error.__cause__ or error).__name__}); start it by `tollbook up`, or check "

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from services.cli.reading import room
 from tests.cli.conftest import Tollbook
 from tests.support.servers import Database
 
@@ -55,6 +56,12 @@ async def test_an_empty_list_is_an_empty_json_list(on_database: Tollbook, argume
 async def test_what_is_not_there_is_exit_1(on_database: Tollbook, arguments: list[str], sentence: str) -> None:
     ran = await on_database(*arguments)
     assert (ran.code, ran.err) == (1, f"{sentence}\n")
+
+
+async def test_a_reader_of_our_output_that_has_gone_is_no_fault_of_the_server(on_database: Tollbook) -> None:
+    with pytest.raises(BrokenPipeError):
+        async with room("balance"):
+            raise BrokenPipeError
 
 
 async def test_a_price_file_becomes_a_version_and_what_is_refused_is_named(on_database: Tollbook) -> None:
