@@ -1,4 +1,6 @@
-"""Pay-outs: what a processor sent to the bank of ours, as finance takes it over from a statement. Each is posted once by its id."""
+"""Pay-outs: what a processor, or a bank where transfers arrive, sent to the bank of ours, as finance takes it over from a
+statement. Each is posted once by its id.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from contracts.payments import PROCESSORS
 from contracts.topics import Topic
-from services.balance import ledger, store
+from services.balance import ledger, receivables_store, store
 from services.balance.book import Book, transaction_id_of
 from services.kernel.currency import currency
 from services.kernel.errors import Corrupt, InvalidInput, Refused
@@ -23,7 +25,10 @@ LANE = "finance"
 
 @dataclass(frozen=True)
 class Payout:
-    """One line of a processor's or bank's statement. ``nano`` below zero: the processor took money back."""
+    """One line of a processor's or bank's statement. ``nano`` below zero: the processor took money back.
+
+    ``processor`` names what it clears: a processor, or the bank of a recorded transfer.
+    """
 
     processor: str
     payout_id: str
@@ -55,6 +60,7 @@ class Nowhere:
 async def record(engine: AsyncEngine, payouts: Sequence[Payout], actor: str, note: str = "") -> list[Payout]:
     """Post all of them or none; returns those that were not posted before.
 
+    Of a transfer of 100 that arrived at "bank" and a pay-out of 100 of "bank", clearing:bank is 0 and bank -100.
     `InvalidInput` for what cannot be a pay-out, `Refused` for an id that was posted with another amount.
     """
     for payout in payouts:
@@ -62,6 +68,8 @@ async def record(engine: AsyncEngine, payouts: Sequence[Payout], actor: str, not
     new: list[Payout] = []
 
     async def run(work: Work) -> None:
+        if any(payout.processor not in PROCESSORS for payout in payouts):
+            _check_names(payouts, [*PROCESSORS, *await receivables_store.banks(work)])
         ids = {transaction_id_of("payout", payout.ref): payout for payout in payouts}
         before = {row.ref: (row.nano, row.currency) for row in await store.posted_to_bank(work, ids)}
         book = Book()
@@ -92,9 +100,17 @@ def _once(payouts: Iterable[Payout]) -> list[Payout]:
     return list(by_ref.values())
 
 
+def _check_names(payouts: Iterable[Payout], known: Sequence[str]) -> None:
+    """Refuse a pay-out of what nothing was ever paid through: its clearing account would never come to zero."""
+    for payout in payouts:
+        if payout.processor not in known:
+            raise InvalidInput(
+                f"nothing was paid through {payout.processor!r}; use one of {', '.join(dict.fromkeys(known))}",
+                field="processor",
+            )
+
+
 def _check(payout: Payout) -> None:
-    if payout.processor not in PROCESSORS:
-        raise InvalidInput(f"no such processor; use one of {', '.join(PROCESSORS)}", field="processor")
     if not payout.payout_id or len(payout.payout_id) > 128:
         raise InvalidInput("must be the id that the processor gave it, at most 128 characters", field="payout_id")
     currency(payout.currency)

@@ -279,6 +279,15 @@ async def append_payments(work: Work, rows: Sequence[Mapping[str, Any]]) -> set[
     return {(row.bank, row.reference) for row in found.all()}
 
 
+async def banks(work: Work) -> list[str]:
+    """Everything through which a recorded payment came, by name: a step of the index for each, however many payments."""
+    names = select(func.min(_payment.bank).label("bank")).cte("names", recursive=True)
+    another = tables.group_payment.alias("another").c
+    following = select(select(func.min(another.bank)).where(another.bank > names.c.bank).scalar_subquery())
+    names = names.union_all(following.where(names.c.bank.is_not(None)))
+    return list((await work.execute(select(names.c.bank).where(names.c.bank.is_not(None)))).scalars())
+
+
 async def load_payments(work: Work, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Any]:
     """Payments by (bank, reference)."""
     wanted = unnest("wanted", bank=Text(), reference=Text())

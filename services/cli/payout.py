@@ -1,4 +1,4 @@
-"""`tollbook payout`: what processors paid out to the bank, taken over by finance."""
+"""`tollbook payout`: what processors, and banks where transfers arrived, paid out to the bank, taken over by finance."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from services.kernel.money import format_nano, parse_amount
 if TYPE_CHECKING:
     from services.balance.api import Payout
 
-app = typer.Typer(no_args_is_help=True, help="Pay-outs of processors to the bank.")
+app = typer.Typer(
+    no_args_is_help=True, help="Pay-outs of processors, and of banks where transfers arrived, to the bank."
+)
 
 COLUMNS = ("processor", "payout_id", "amount", "currency")
 ROWS_MAX = 100_000
@@ -27,7 +29,7 @@ ROWS_MAX = 100_000
 @app.command()
 @asynchronous
 async def record(
-    processor: Annotated[str, typer.Argument(help="such as sandbox")],
+    processor: Annotated[str, typer.Argument(help="such as sandbox; for transfers their bank, such as bank")],
     payout_id: Annotated[str, typer.Argument(metavar="ID", help="the processor's id of it: each is posted once")],
     amount: Annotated[str, typer.Argument(help="such as 1250.00; below zero when the processor took money back")],
     currency: Annotated[str, typer.Option(help="ISO 4217")] = "USD",
@@ -35,7 +37,7 @@ async def record(
     actor: Actor = "",
     output: Output = Format.table,
 ) -> None:
-    """Post one pay-out: the processor owes that much less, the bank has it."""
+    """Post one pay-out: the clearing account of the processor, or of the transfers' bank, is that much less; the bank has it."""
     from services.balance.api import Payout
 
     payout = Payout(processor, payout_id, parse_amount(amount, signed=True), currency)

@@ -56,6 +56,30 @@ async def test_payments_are_shown_with_their_states_and_results_and_pay_outs_are
     assert (other.code, "was posted with 50 USD" in other.out + other.err) == (1, True)
 
 
+async def test_a_pay_out_clears_the_transfers_of_a_bank_and_no_name_that_is_unknown(
+    tollbook: Tollbook, town: Town, tmp_path: Path
+) -> None:
+    early = await tollbook("payout", "record", "bank", "po_1", "100")
+    assert (early.code, early.err) == (2, "processor: nothing was paid through 'bank'; use one of sandbox, stripe\n")
+    for reference, bank in (("R1", "bank"), ("R2", "savings"), ("R3", "bank")):
+        town.command(
+            "record_transfer", "desk", role="finance", amount="50", currency="USD", reference=reference, bank=bank
+        )
+    await town.settle()
+    file = tmp_path / "payouts.csv"
+    file.write_text("processor,payout_id,amount,currency\nbank,po_1,100,USD\nbnak,po_2,50,USD\n")
+    wrong = await tollbook("payout", "import", str(file))
+    sentence = "processor: nothing was paid through 'bnak'; use one of sandbox, stripe, bank, savings\n"
+    assert (wrong.code, wrong.err) == (2, sentence)
+    assert (await tollbook("payout", "list", "--output", "json")).json == []
+
+    assert (await tollbook("payout", "record", "bank", "po_1", "100")).code == 0
+    told = (await tollbook("ledger", "totals", "--output", "json")).json
+    assert {each["ledger"]: each["balance"] for each in told["totals"]} == {
+        "bank": "-100", "clearing:bank": "0", "clearing:savings": "-50", "wallet": "150",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
