@@ -25,7 +25,7 @@ PREFIXES: Mapping[Topic, str] = {BALANCE_EVENTS: "balance", BALANCE_GROUP_EVENTS
 LEDGER_FIELDS = frozenset({"postings", "posting_rounding", "posting_tax"})
 """Of a closed invoice: what our own ledger posts, tens of thousands of entries. No receiver needs it."""
 
-OURS = frozenset({"contradiction", "drift_found", "drift_gone"})
+OURS = frozenset({"contradiction", "drift_found", "drift_gone", "finance_alarm"})
 """Kinds that tell who runs the installation of its own books and processors. They stay on Kafka."""
 
 TEST = "webhook.test"

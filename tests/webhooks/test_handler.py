@@ -111,7 +111,7 @@ async def test_an_invoice_is_told_without_the_entries_of_our_ledger(post: Post, 
 
 async def test_what_is_of_our_own_books_is_told_to_no_customer(post: Post, receiver: Receiver) -> None:
     made = await endpoint(post, receiver)
-    for kind in ("contradiction", "drift_found", "drift_gone", "restored"):
+    for kind in ("contradiction", "drift_found", "drift_gone", "finance_alarm", "restored"):
         post.happens(kind=kind)
     await post.arrive()
     assert await queued(post, made) == [("balance.restored", "sales")]
