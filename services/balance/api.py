@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, case, func, literal, or_, select
+from sqlalchemy import ColumnElement, Row, case, func, literal, or_, select, union_all
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.sql import Select
 
 from contracts.balance import SUSPENSION_REASONS
 from contracts.topics import USAGE_CHARGES
-from services.balance import calls, effects, ledger, paying, payouts, sealing, store, tables
+from services.balance import calls, effects, ledger, paying, payouts, recharge, sealing, store, tables
 from services.balance.credit_store import SHARED_NANO
 from services.balance.drift import Drift
 from services.balance.joining import Holds as Holds
@@ -268,9 +268,9 @@ def _balance(row: Any) -> Balance:
     reasons = tuple(reason for reason in SUSPENSION_REASONS if row._mapping[f"suspended_{reason}"])
     status = "closed" if row.closed_at is not None else "suspended" if reasons else "active"
     held = row.held_nano - int(row.over_nano)
-    recharge = "off"
+    recharges = "off"
     if row.recharge_enabled:
-        recharge = f"{row.recharge_mode} {format_nano(row.recharge_nano)} at {format_nano(row.threshold_nano)}"
+        recharges = f"{row.recharge_mode} {format_nano(row.recharge_nano)} at {format_nano(row.threshold_nano)}"
     return Balance(
         account_id=row.account_id,
         organization_id=row.organization_id,
@@ -286,7 +286,7 @@ def _balance(row: Any) -> Balance:
         unbilled=format_nano(-row.unbilled_nano),
         receivable=format_nano(-row.receivable_nano),
         method=row.method_processor and f"{row.method_processor} {row.method_kind}",
-        recharge=recharge,
+        recharge=recharges,
         schedule=_schedule(row),
         notice=row.notice,
         paused=row.paused_by is not None,
@@ -449,41 +449,68 @@ async def attempts(
 ) -> list[AttemptRow]:
     """Payments, or those of a kind, newest first."""
     columns = tables.attempt.c
-    query = select(tables.attempt).order_by(columns.requested_at.desc(), columns.trigger_version.desc()).limit(limit)
+    wanted = []
     if account_id is not None:
-        query = query.where(columns.account_id == account_id)
+        wanted.append(columns.account_id == account_id)
     if kind is not None:
-        query = query.where(columns.kind == kind)
-    return [
-        AttemptRow(
-            row.attempt_id, row.account_id, row.kind, row.state, format_nano(row.amount_nano), row.currency, row.processor,
-            row.requested_at, row.ended_at,
-        )
-        for row in await _all(engine, query)
-    ]  # fmt: skip
+        wanted.append(columns.kind == kind)
+    return [_attempt(row) for row in await _all(engine, _newest_attempts(limit, *wanted))]
 
 
-async def payments(engine: AsyncEngine, account_id: str, *, limit: int = 1000) -> list[PaymentRow]:
-    """The payments of an account with what became of each, newest first."""
-    rows = {row.attempt_id: row for row in await attempts(engine, account_id, limit=limit)}
+def _newest_attempts(limit: int, *wanted: ColumnElement[bool]) -> Select[Any]:
+    columns = tables.attempt.c
+    newest_first = (columns.requested_at.desc(), columns.trigger_version.desc())
+    return select(tables.attempt).where(*wanted).order_by(*newest_first).limit(limit)
+
+
+def _attempt(row: Any) -> AttemptRow:
+    return AttemptRow(
+        row.attempt_id, row.account_id, row.kind, row.state, format_nano(row.amount_nano), row.currency, row.processor,
+        row.requested_at, row.ended_at,
+    )  # fmt: skip
+
+
+PAYMENT_STATES: tuple[str, ...] = get_args(recharge.State)
+
+
+async def payments(
+    engine: AsyncEngine, account_id: str | None = None, *, states: Collection[str] | None = None, limit: int = 1000
+) -> list[PaymentRow]:
+    """The payments of an account, or of all, with what became of each, newest first; or those in these states.
+
+    `InvalidInput` for a state that there is not.
+    """
+    unknown = [each for each in states or () if each not in PAYMENT_STATES]
+    if unknown or (states is not None and not states):
+        raise InvalidInput(f"must be one or more of {', '.join(PAYMENT_STATES)}, with commas", field="state")
     results, refunds, attempt = tables.result.c, tables.refund.c, tables.attempt.c
-    mine = select(attempt.attempt_id, attempt.method_kind).where(attempt.account_id == account_id)
-    kinds = {row.attempt_id: row.method_kind for row in await _all(engine, mine)}
-    of_account = results.attempt_id.in_(select(attempt.attempt_id).where(attempt.account_id == account_id))
-    query = select(tables.result).where(of_account).order_by(results.received_at, results.result_id)
+    if account_id is not None:
+        query = _newest_attempts(
+            limit, attempt.account_id == account_id, attempt.state.in_(sorted(states or PAYMENT_STATES))
+        )
+    else:
+        # The newest of each state by itself: all of a state are never read, and of most states there are many.
+        of_each = [
+            _newest_attempts(limit, attempt.state == state).subquery().select()
+            for state in sorted(set(states or PAYMENT_STATES))
+        ]
+        some = union_all(*of_each).subquery()
+        query = select(some).order_by(some.c.requested_at.desc(), some.c.trigger_version.desc()).limit(limit)
+    rows = {row.attempt_id: row for row in await _all(engine, query)}
     said: dict[UUID, list[Any]] = {}
+    query = select(tables.result).where(results.attempt_id.in_(rows)).order_by(results.received_at, results.result_id)
     for row in await _all(engine, query):
         said.setdefault(row.attempt_id, []).append(row)
     asked = (
         select(refunds.attempt_id, func.sum(refunds.amount_nano).label("nano"))
-        .where(refunds.account_id == account_id, refunds.state == "requested")
+        .where(refunds.attempt_id.in_(rows), refunds.state == "requested")
         .group_by(refunds.attempt_id)
     )
     on_its_way = {row.attempt_id: int(row.nano) for row in await _all(engine, asked)}
     return [
         PaymentRow(
-            row,
-            kinds[attempt_id],
+            _attempt(row),
+            row.method_kind,
             format_nano(
                 effects.moved(attempt_id, row.account_id, row.processor, map(said_of, said.get(attempt_id, ())))
             ),
@@ -500,7 +527,6 @@ async def payments(engine: AsyncEngine, account_id: str, *, limit: int = 1000) -
             ),
         )
         for attempt_id, row in rows.items()
-        if attempt_id in kinds
     ]
 
 

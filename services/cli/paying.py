@@ -17,6 +17,7 @@ app = typer.Typer()
 
 AccountId = Annotated[str, typer.Argument(metavar="ACCOUNT", help="the account's id")]
 PaymentId = Annotated[str, typer.Argument(metavar="PAYMENT", help="its id, as `tollbook account payments` shows it")]
+PAYMENTS_MAX = 1000  # shown at once, and all that is read of each state
 Currency = Annotated[str, typer.Option(help="ISO 4217")]
 
 
@@ -103,13 +104,28 @@ async def cancel_payment(
 
 @app.command()
 @asynchronous
-async def payments(account_id: AccountId, output: Output = Format.table) -> None:
-    """The payments of an account, newest first: states, what each moved into the wallet, what its processor said."""
+async def payments(
+    account_id: Annotated[
+        str | None, typer.Argument(metavar="[ACCOUNT]", help="the account's id; without it: payments of all accounts")
+    ] = None,
+    state: Annotated[
+        str | None,
+        typer.Option(
+            help="in these states only, with commas; unknown,abandoned are those that somebody has to look at"
+        ),
+    ] = None,
+    output: Output = Format.table,
+) -> None:
+    """Payments, newest first: states, what each moved into the wallet, what its processor said."""
     from services.balance import api
 
+    states = None if state is None else [each.strip() for each in state.split(",") if each.strip()]
     async with room("balance") as engine:
-        await api.balance(engine, account_id)
-        found = await api.payments(engine, account_id)
+        if account_id is not None:
+            await api.balance(engine, account_id)
+        found = await api.payments(engine, account_id, states=states, limit=PAYMENTS_MAX)
+    if len(found) == PAYMENTS_MAX:
+        typer.echo(f"these are the newest {PAYMENTS_MAX}; name an account or states to see others", err=True)
     if output is Format.json:
         show_json(found)
         return
@@ -123,11 +139,18 @@ async def payments(account_id: AccountId, output: Output = Format.table) -> None
         }
         for each in found
     ]
-    columns = {
+    columns = {} if account_id is not None else {"account_id": "account"}
+    columns |= {
         "requested_at": "requested", "kind": "kind", "state": "state", "amount": "amount", "moved": "in the wallet",
         "currency": "currency", "method": "method", "results": "results", "attempt_id": "payment",
     }  # fmt: skip
-    show_rows(rows, columns, output, empty="no payment yet", right=("amount", "moved"))
+    show_rows(
+        rows,
+        columns,
+        output,
+        empty="no payment yet" if state is None else f"no payment is {state}",
+        right=("amount", "moved"),
+    )
 
 
 def _day(text: str) -> int | str:

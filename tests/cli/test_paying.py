@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from services.balance import api
+from services.cli import paying
 from tests.cli.conftest import Tollbook
 from tests.support.balance_factory import Town
 from tests.support.servers import Database
@@ -54,6 +56,47 @@ async def test_payments_are_shown_with_their_states_and_results_and_pay_outs_are
 
     other = await tollbook("payout", "record", "sandbox", "po_1", "51.00")
     assert (other.code, "was posted with 50 USD" in other.out + other.err) == (1, True)
+
+
+async def test_payments_in_trouble_are_found_over_all_accounts(
+    tollbook: Tollbook, town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def found(*asked: str) -> list[tuple[str, str]]:
+        told = (await tollbook("account", "payments", *asked, "--output", "json")).json
+        return [(each["payment"]["account_id"], each["payment"]["state"]) for each in told]
+
+    for account_id, token in (("desk", "tok_ok"), ("east", "tok_silent"), ("west", "tok_silent"), ("west", "tok_ok")):
+        if account_id != "desk":
+            await town.account(account_id, level_2=True)
+        town.pay(account_id, "20", token)
+        await town.settle()
+        if account_id == "east":
+            await town.settle(after=timedelta(hours=25))
+    await town.settle(after=timedelta(minutes=16))
+    assert await found("--state", "unknown,abandoned") == [("west", "unknown"), ("east", "abandoned")]
+    assert await found("--state", "abandoned") == [("east", "abandoned")]
+    assert await found("west", "--state", "unknown, abandoned") == [("west", "unknown")]
+    assert await found("desk", "--state", "unknown") == []
+    everything = [("west", "settled"), ("west", "unknown"), ("east", "abandoned"), ("desk", "settled")]
+    assert await found() == everything
+    table = (await tollbook("account", "payments", "--state", "unknown")).out
+    assert [line.split()[0] for line in table.strip().split("\n")] == ["account", "west"]
+    assert (await tollbook("account", "payments", "--state", "declined")).out == "no payment is declined\n"
+
+    monkeypatch.setattr(paying, "PAYMENTS_MAX", 3)
+    cut = await tollbook("account", "payments", "--output", "json")
+    assert [(each["payment"]["account_id"], each["payment"]["state"]) for each in cut.json] == everything[:3]
+    assert cut.err == "these are the newest 3; name an account or states to see others\n"
+
+    wrong = await tollbook("account", "payments", "--state", "unknown,lost")
+    sentence = (
+        "state: must be one or more of requested, unknown, settled, declined, cancelled, abandoned, with commas\n"
+    )
+    assert (wrong.code, wrong.err) == (2, sentence)
+    async with town.database.connected("balance") as connection:
+        await connection.execute("set enable_seqscan = off")
+        asked = "select attempt_id from balance.attempt where state = 'unknown' order by requested_at desc limit 9"
+        assert "attempt_by_state" in str(await connection.fetch(f"explain {asked}"))
 
 
 async def test_a_pay_out_clears_the_transfers_of_a_bank_and_no_name_that_is_unknown(
