@@ -128,10 +128,15 @@ _NAMES_A_DOCUMENT = frozenset({"closing", "balance_used", "invoice_paid", "unapp
 def cause(moved: Moved) -> str:
     """Why a movement was made, in words: charges with their number, documents by name, people by name.
 
+    Charges that were posted together are one movement: one above zero says that more was taken back than was charged.
+
     >>> from datetime import UTC
-    >>> def why(kind, **more): return cause(Moved(datetime(2026, 10, 1, tzinfo=UTC), kind, "r", Position(1, 0, 0), **more))
-    >>> why("charges", charges=120, products=["voice.outbound", "sms"])
+    >>> def why(kind, wallet=1, **more):
+    ...     return cause(Moved(datetime(2026, 10, 1, tzinfo=UTC), kind, "r", Position(wallet, 0, 0), **more))
+    >>> why("charges", -9, charges=120, products=["voice.outbound", "sms"])
     '120 charges: sms, voice.outbound'
+    >>> why("charges", 5, charges=1, products=["sms"]), why("charges", 5, charges=2, products=["sms"])
+    ('1 charge taken back: sms', '2 charges, more taken back than charged: sms')
     >>> why("payment", attempt="auto", method="card", processor="sandbox")
     'recharge by card (sandbox)'
     >>> why("closing", note="INV-7"), why("goodwill", actor="ann", note="sorry for the outage")
@@ -139,6 +144,8 @@ def cause(moved: Moved) -> str:
     """
     if moved.kind == "charges":
         count = f"{moved.charges} charge{'' if moved.charges == 1 else 's'}"
+        if moved.parts.balance > 0:
+            count += " taken back" if moved.charges == 1 else ", more taken back than charged"
         return f"{count}: {', '.join(sorted(moved.products))}" if moved.products else count
     words = CAUSES.get(moved.kind, moved.kind.replace("_", " "))
     if moved.kind == "payment" and moved.attempt is not None:

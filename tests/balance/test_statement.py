@@ -71,6 +71,18 @@ async def test_each_movement_names_its_cause(town: Town) -> None:
     }
     assert told.closing.balance == await town.balance("desk")
 
+    later = await town.now()
+    town.charge("desk", "-5", product="sms")
+    await town.settle()
+    town.charge("desk", "-6")
+    town.charge("desk", "2")
+    await town.settle()
+    told = await api.statement(engine_of(town), "desk", later)
+    assert [(each.cause, each.amount) for each in told.movements] == [
+        ("1 charge taken back: sms", "5"),
+        ("2 charges, more taken back than charged: voice.outbound", "4"),
+    ]
+
 
 async def test_at_any_cut_a_statement_is_the_sum_of_its_entries_and_joins_the_next(town: Town) -> None:
     chance = random.Random(11)
