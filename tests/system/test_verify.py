@@ -197,6 +197,11 @@ CORRUPTIONS = {
         "usage.cut_position",
         'update {table} set position = position + 1 where cutoff_id = (select cutoff_id from usage.cut limit 1)',
     ),
+    "a seal was edited": (
+        8,
+        "balance.seal",
+        "update {table} set content = sha256(content) where (lane, seq) = (select lane, seq from {table} limit 1)",
+    ),
 }  # fmt: skip
 
 
