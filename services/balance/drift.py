@@ -1,4 +1,5 @@
-"""Sums checked while the room runs: each wallet row is the sum of its entries, each transaction sums to zero.
+"""Sums checked while the room runs: each wallet row is the sum of its entries, of what its calls hold and of what is left of
+its credits; each transaction sums to zero.
 
 What moved since the last look is added to sums of its own and compared with the wallets that it moved; a slow sweep adds up
 everything again, some accounts and transactions at a time. What differs is kept as drift and told once; while one stands, no
@@ -8,11 +9,14 @@ cut is answered, so that nothing is closed on sums that are wrong. A person mend
 from __future__ import annotations
 
 import logging
-from typing import NamedTuple
+from typing import NamedTuple, cast
+from uuid import UUID
 
 from contracts.balance import BalanceEventKind
 from services.balance import store
+from services.balance.book import transaction_id_of
 from services.balance.evaluation import Tell, evaluate, load
+from services.balance.ledger import TransactionKind
 from services.kernel.money import format_nano
 from services.runtime.work import Work
 
@@ -22,10 +26,12 @@ ACCOUNTS_SWEPT = 20  # all entries of each are added up: a few that had a millio
 TRANSACTIONS_SWEPT = 500
 
 TRANSACTION = "transaction"
+SUMMED_UP = {"held": "its calls hold", "credit": "its credits sum to"}  # all else: its entries sum to
 
 
 class Drift(NamedTuple):
-    """What differs: of an account its wallet, unbilled or receivable, or its charges; or a transaction, by kind and ref."""
+    """What differs: of an account its wallet, unbilled or receivable, its charges, what it holds or its credits; or a
+    transaction, by kind and ref."""
 
     about: str
     kind: str
@@ -38,6 +44,8 @@ class Drift(NamedTuple):
 
         >>> Drift("desk", "wallet", 2_000_000_000, 1_500_000_000).sentence
         'wallet of desk is 2, its entries sum to 1.5'
+        >>> Drift("desk", "held", 2_000_000_000, 1_500_000_000).sentence
+        'held of desk is 2, its calls hold 1.5'
         >>> Drift("payment 7", "transaction", 0, 5).sentence
         'transaction payment 7 sums to 0.000000005, not to zero'
         """
@@ -45,7 +53,8 @@ class Drift(NamedTuple):
             return f"transaction {self.about} sums to {format_nano(self.entries_nano)}, not to zero"
         if self.kind == "charges":
             return f"charges of {self.about} sum to {format_nano(self.entries_nano)} with what paid them, not to zero"
-        return f"{self.kind} of {self.about} is {format_nano(self.held_nano)}, its entries sum to {format_nano(self.entries_nano)}"
+        summed_up = SUMMED_UP.get(self.kind, "its entries sum to")
+        return f"{self.kind} of {self.about} is {format_nano(self.held_nano)}, {summed_up} {format_nano(self.entries_nano)}"
 
 
 async def watch(work: Work, *, tell: Tell) -> None:
@@ -62,8 +71,8 @@ async def look(work: Work, *, tell: Tell) -> bool:
     before = {(row.about, row.kind): row for row in await store.open_drifts(work)}
     looked_at = {*suspects, *accounts, *(about for about, kind in before if kind != TRANSACTION)}
     found = {(each.about, each.kind): each for each in await _added_up(work, looked_at)}
-    held_again = [about for about, kind in before if kind == TRANSACTION]
-    for row in await store.off_zero(work, transactions, held_again):
+    still_open = [_transaction_id(about) for about, kind in before if kind == TRANSACTION]
+    for row in await store.off_zero(work, [*transactions, *still_open]):
         name = f"{row.kind} {row.ref}"
         found[name, TRANSACTION] = Drift(name, TRANSACTION, 0, int(row.nano))
     await store.save_sweep(work, accounts[-1] if accounts else "", transactions[-1] if transactions else None)
@@ -92,6 +101,8 @@ async def _added_up(work: Work, accounts: set[str]) -> list[Drift]:
             "unbilled": (row.unbilled_nano, row.unbilled_sum),
             "receivable": (row.receivable_nano, row.receivable_sum),
             "charges": (0, row.charges_sum),
+            "held": (row.held_nano, row.held_sum),
+            "credit": (row.credit_nano, row.credit_sum),
         }
         drifts += [
             Drift(row.account_id, kind, int(held), int(entries))
@@ -102,13 +113,26 @@ async def _added_up(work: Work, accounts: set[str]) -> list[Drift]:
 
 
 async def _tell(work: Work, new: list[Drift], gone: list[tuple[str, str]], tell: Tell) -> None:
-    """Events of the accounts, each once; a transaction is of no one account and stands in the log alone."""
+    """Events of the accounts, each once. A transaction is told to the first account that it touches; one that touches none,
+    as a pay-out, stands in the log alone."""
     told: list[tuple[str, BalanceEventKind, str, str | None]] = [
-        (each.about, "drift_found", each.kind, each.sentence) for each in new if each.kind != TRANSACTION
+        (each.about, "drift_found", each.kind, each.sentence) for each in new
     ]
-    told += [(about, "drift_gone", kind, None) for about, kind in gone if kind != TRANSACTION]
-    wallets = await load(work, {about for about, *_ in told})
-    for about, event, kind, message in told:
-        if about in wallets:
-            wallets[about].tell(work, event, reason=kind, message=message)
+    told += [
+        (about, "drift_gone", kind, f"transaction {about} sums to zero again" if kind == TRANSACTION else None)
+        for about, kind in gone
+    ]
+    transactions = {about: _transaction_id(about) for about, _, kind, _ in told if kind == TRANSACTION}
+    touched = await store.first_accounts(work, transactions.values()) if transactions else {}
+    owners = [touched.get(transactions[about]) if kind == TRANSACTION else about for about, _, kind, _ in told]
+    wallets = await load(work, {owner for owner in owners if owner is not None})
+    for owner, (_, event, kind, message) in zip(owners, told, strict=True):
+        if owner is not None and owner in wallets:
+            wallets[owner].tell(work, event, reason=kind, message=message)
     await evaluate(work, wallets, tell=tell, funds_of=())
+
+
+def _transaction_id(about: str) -> UUID:
+    """Of a transaction that is named by kind and ref: only its id finds it without looking through the whole ledger."""
+    kind, _, ref = about.partition(" ")
+    return transaction_id_of(cast(TransactionKind, kind), ref)

@@ -588,7 +588,11 @@ async def save_sweep(work: Work, account_id: str, transaction_id: UUID | None) -
 
 
 async def add_up(work: Work, account_ids: Iterable[str]) -> Sequence[Row[Any]]:
-    """These wallets beside the sums of all their entries, in one snapshot: as long as their history."""
+    """These wallets beside the sums of all their entries, which are as long as their history, of what their calls hold and
+    of what is left of their own credits; in one snapshot, so that what is half done is seen nowhere.
+
+    What calls hold whose leases are over counts until their wallets are looked at: both sides are taken back together.
+    """
     charged, entry = tables.charged.c, tables.entry.c
     off = charged.wallet_nano + charged.unbilled_nano
     off += func.coalesce(func.balance.sum_nano(charged.credit_nano), 0) + func.balance.sum_nano(charged.revenue_nano)
@@ -604,16 +608,26 @@ async def add_up(work: Work, account_ids: Iterable[str]) -> Sequence[Row[Any]]:
         .where(entry.account_id == _wallet.account_id)
         .lateral()
     )
+    call, credit = tables.call.c, tables.credit.c
+    of_calls = (
+        select(_sum(call.held_nano, "held")).where(call.account_id == _wallet.account_id, call.held_nano > 0).lateral()
+    )
+    of_credits = select(_sum(credit.remaining_nano, "credit")).where(credit.account_id == _wallet.account_id).lateral()
     statement = (
         select(
             _wallet.account_id, _wallet.wallet_nano, _wallet.unbilled_nano, _wallet.receivable_nano,
+            _wallet.held_nano, _wallet.credit_nano,
             (of_charges.c.wallet + of_others.c.wallet).label("wallet_sum"),
             (of_charges.c.unbilled + of_others.c.unbilled).label("unbilled_sum"),
             of_others.c.receivable.label("receivable_sum"),
             of_charges.c.charges.label("charges_sum"),
+            of_calls.c.held.label("held_sum"),
+            of_credits.c.credit.label("credit_sum"),
         )
         .join_from(tables.wallet, of_charges, true())
         .join(of_others, true())
+        .join(of_calls, true())
+        .join(of_credits, true())
         .where(_any_of(_wallet.account_id, "ids"))
         .order_by(_wallet.account_id)
     )  # fmt: skip
@@ -621,24 +635,31 @@ async def add_up(work: Work, account_ids: Iterable[str]) -> Sequence[Row[Any]]:
     return rows
 
 
-async def off_zero(work: Work, transaction_ids: Iterable[UUID], names: Iterable[str]) -> Sequence[Row[Any]]:
-    """Those of these transactions, by id or by kind and ref, whose entries do not sum to zero. There must be none."""
+async def off_zero(work: Work, transaction_ids: Iterable[UUID]) -> Sequence[Row[Any]]:
+    """Those of these transactions whose entries do not sum to zero. There must be none."""
     columns, entry = tables.transaction.c, tables.entry.c
     nano = func.sum(entry.nano)
-    wanted = or_(
-        _any_of(columns.id, "ids"), (columns.kind + " " + columns.ref) == func.any(bindparam("names", type_=_NAMES))
-    )
     statement: Select[Any] = (
         select(columns.kind, columns.ref, nano.label("nano"))
         .join_from(tables.transaction, tables.entry, entry.transaction_id == columns.id)
-        .where(wanted)
+        .where(_any_of(columns.id, "ids"))
         .group_by(columns.id)
         .having(nano != 0)
     )
-    rows: Sequence[Row[Any]] = (
-        await work.execute(statement, {"ids": list(transaction_ids), "names": list(names)})
-    ).all()
+    rows: Sequence[Row[Any]] = (await work.execute(statement, {"ids": list(transaction_ids)})).all()
     return rows
+
+
+async def first_accounts(work: Work, transaction_ids: Iterable[UUID]) -> dict[UUID, str]:
+    """The first account by id that each of these transactions touches; one that touches none is left out."""
+    entry = tables.entry.c
+    statement = (
+        select(entry.transaction_id, func.min(entry.account_id).label("account_id"))
+        .where(_any_of(entry.transaction_id, "ids"), entry.account_id.is_not(None))
+        .group_by(entry.transaction_id)
+    )
+    rows = await work.execute(statement, {"ids": sorted(set(transaction_ids))})
+    return {row.transaction_id: row.account_id for row in rows}
 
 
 _OPEN_DRIFTS = select(tables.drift).where(tables.drift.c.gone_at.is_(None)).order_by(tables.drift.c.id)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from services.balance import api
+from services.balance import api, drift
+from services.kernel.period import instant_text
+from services.runtime.room import Tick
 from tests.support.balance_factory import Town
+from tests.support.callers import Callers, seconds
 from tests.support.servers import Database
+
+SUMS = Tick("sums", partial(drift.watch, tell=lambda _: None))
 
 
 @pytest.fixture
@@ -120,3 +126,90 @@ async def test_the_sweep_finds_what_was_changed_without_anything_moving(
     covered(town)
     await town.settle()
     assert answers(town) == 0
+
+
+async def test_a_transaction_that_is_off_zero_is_told_to_an_account_that_it_touches_and_holds_the_close_back(
+    town: Town,
+) -> None:
+    edit = (
+        "update balance.entry set nano = nano + {0} where account_id is null and transaction_id ="
+        " (select id from balance.transaction where (kind, ref) = ('opening', 'east'))"
+    )
+    await plant(town, edit.format(5))
+    await town.settle()
+    covered(town)
+    await town.settle()
+    sentence = "transaction opening east sums to 0.000000005, not to zero"
+    assert await api.drifts(engine_of(town)) == [sentence]
+    [event] = town.events("east", "drift_found")
+    assert (event["reason"], event["message"]) == ("transaction", sentence)
+    assert town.events("desk", "drift_found") == []
+    assert answers(town) == 0
+    await plant(town, edit.format(-5))
+    await town.settle()
+    assert await api.drifts(engine_of(town)) == []
+    [event] = town.events("east", "drift_gone")
+    assert (event["reason"], event["message"]) == ("transaction", "transaction opening east sums to zero again")
+    assert answers(town) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "edited", "sentence"),
+    [
+        ("held", "wallet set held_nano = held_nano + {0}", "held of desk is 0.050000001, its calls hold 0.05"),
+        ("held", "call set held_nano = held_nano + {0}", "held of desk is 0.05, its calls hold 0.050000001"),
+        ("credit", "wallet set credit_nano = credit_nano + {0}", "credit of desk is 2.000000001, its credits sum to 2"),
+    ],
+    ids=[
+        "a wallet holds what no call holds",
+        "a call holds what its wallet does not",
+        "a wallet has what no credit has",
+    ],
+)
+async def test_what_is_held_and_what_is_left_of_credits_are_summed_up_too(
+    town: Town, kind: str, edited: str, sentence: str
+) -> None:
+    town.grant("desk", "2")
+    await town.settle()
+    async with Callers(town) as desk:
+        await desk.authorize("c1")
+    edit = f"update balance.{edited} where account_id = 'desk'"
+    await plant(town, edit.format(1))
+    await town.settle()
+    covered(town)
+    await town.settle()
+    assert await api.drifts(engine_of(town)) == [sentence]
+    [event] = town.events("desk", "drift_found")
+    assert (event["reason"], event["message"]) == (kind, sentence)
+    assert answers(town) == 0
+    await plant(town, edit.format(-1))
+    await town.settle()
+    assert await api.drifts(engine_of(town)) == []
+    assert [each["reason"] for each in town.events("desk", "drift_gone")] == [kind]
+    assert answers(town) == 1
+
+
+async def test_leases_that_are_over_and_credits_that_are_spent_shared_or_expired_are_no_drift(town: Town) -> None:
+    await town.account("desk", level_2=True, group="g")
+    await town.settle()
+    now = await town.now()
+    town.grant("desk", "2", expires_at=instant_text(now + seconds(60)))
+    town.grant("desk", "1")
+    town.grant("desk", "7", shared=True)
+    await town.settle()
+    town.charge("desk", "2.5", event_time=instant_text(await town.now()))
+    await town.settle()
+    assert (await town.wallet("desk")).credit_nano > 0
+    async with Callers(town) as desk:
+        await desk.authorize("c1")
+        await desk.authorize("c2")
+        await desk.settle("c2", 61)
+        await town.move(seconds(331))
+        assert (await desk.held())[0] == "0.02"  # nobody has taken the other one's back from the wallet
+        assert (await town.wallet("desk")).held_nano == 70_000_000
+        assert await town.rooms.processors["balance"].tick(SUMS)
+    assert await api.drifts(engine_of(town)) == []
+    await town.settle()  # and now it has been, and the credit has expired
+    assert (await town.wallet("desk")).held_nano == 20_000_000
+    assert await api.drifts(engine_of(town)) == []
+    assert [each for each in town.kinds("desk") if each.startswith("drift")] == []
