@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import select
 
-from services.balance import tables
+from services.balance import paying, tables
 from services.kernel.money import format_nano
 from tests.support.balance_factory import Town, minutes
 from tests.support.servers import TestedServers
@@ -441,6 +441,41 @@ async def test_a_scheduled_payment_that_is_not_possible_is_told_and_left_out(tow
     assert refused["next_allowed_at"].endswith("-01T00:00:00Z")
     assert await town.attempts(name) == []
     town.command("set_schedule", name)
+    await town.settle()
+
+
+async def test_a_scheduled_payment_counts_for_the_limit_of_its_day_and_is_refused_above_it(
+    town: Town, name: str
+) -> None:
+    now = await town.now()
+    first = paying.next_scheduled(1, now)
+    await town.account(name, created_at=first)  # 100 may be topped up on that day
+    town.method(name, "tok_ok")
+    town.command("set_schedule", name, amount="60", day=1)
+    await town.settle()
+    await town.settle(after=first - now)
+    assert [(each.kind, each.state) for each in await town.attempts(name)] == [("scheduled", "settled")]
+    town.pay(name, "40.01")
+    town.pay(name, "40")
+    await town.settle()
+    (refused,) = town.events(name, "command_refused")
+    assert (refused["reason"], "40.00 USD" in refused["message"]) == ("top_up_limit", True)
+    assert await town.balance(name) == "100"
+    town.command("set_schedule", name)
+    await town.settle()
+    other = f"{name}b"
+    now = await town.now()
+    second = paying.next_scheduled(1, now)
+    await town.account(other, created_at=second)
+    town.method(other, "tok_ok")
+    town.command("set_schedule", other, amount="100.01", day=1)
+    await town.settle()
+    await town.settle(after=second - now)
+    (refused,) = town.events(other, "payment_refused")
+    assert (refused["reason"], refused["amount"]) == ("top_up_limit", "100.01")
+    assert datetime.fromisoformat(refused["next_allowed_at"]) == paying.next_scheduled(1, second)
+    assert await town.attempts(other) == []
+    town.command("set_schedule", other)
     await town.settle()
 
 

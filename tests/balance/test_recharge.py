@@ -159,11 +159,13 @@ def test_example_23_a_new_day_begins_at_midnight():
     assert recharge.left_today(created, paid, USD, at(0, day=1)) == usd("150")
 
 
+@pytest.mark.parametrize("kind", ["auto", "manual", "scheduled"])
 @pytest.mark.parametrize(
-    ("state", "left"), [("declined", "100"), ("unknown", "0"), ("cancelled", "100"), ("abandoned", "0")]
+    ("state", "left"),
+    [("declined", "100"), ("unknown", "0"), ("cancelled", "100"), ("abandoned", "0"), ("settled", "0")],
 )
-def test_example_24_what_counts_for_the_day(state, left):
-    assert recharge.left_today(DAY, [Attempt(usd("100"), at(9), state)], USD, at(12)) == usd(left)
+def test_example_24_what_counts_for_the_day(state, left, kind):
+    assert recharge.left_today(DAY, [Attempt(usd("100"), at(9), state, kind)], USD, at(12)) == usd(left)
 
 
 def test_example_25_an_attempt_counts_on_the_day_it_was_requested():
@@ -182,6 +184,13 @@ def test_example_26_the_eleventh_is_capped_until_the_first_leaves_the_window():
     assert scene("90", ten()).ask(at(10)) == Capped(at(0, day=1))
     assert scene("80", ten()).ask(at(11)) == Capped(at(0, day=1))
     assert isinstance(scene("80", ten()).ask(at(0, day=1)), Request)
+
+
+@pytest.mark.parametrize("kind", ["manual", "scheduled", "group"])
+def test_only_recharges_count_for_the_ten(kind):
+    others = [Attempt(usd("50"), at(hour), kind=kind) for hour in range(10)]
+    assert amount(scene("90", others).ask(at(10))) == usd("60")
+    assert scene("90", [*others, *ten()]).ask(at(10)) == Capped(at(0, day=1))
 
 
 def test_example_27_enough_by_then_asks_for_nothing():
