@@ -23,6 +23,9 @@ from services.runtime.work import Work
 
 CAP_OPEN, BACKOFF_OVER, LIMIT_DAY = "cap_open", "backoff_over", "limit_day"
 
+TEN_IN_A_DAY = "ten_in_24_hours"
+"""The reason of `recharge_capped`: so many recharges lie in the window."""
+
 Tell = Callable[[Mapping[str, bool]], None]
 """Takes, after the commit, which accounts are suspended (True) or restored (False)."""
 
@@ -151,7 +154,7 @@ def _tell_once(work: Work, wallet: Wallet, notice: str, *, next_allowed_at: date
         return
     wallet.notice = notice
     if notice == "capped":
-        wallet.tell(work, "recharge_capped", next_allowed_at=next_allowed_at)
+        wallet.tell(work, "recharge_capped", reason=TEN_IN_A_DAY, next_allowed_at=next_allowed_at)
     else:
         wallet.tell(work, "recharge_refused", reason=notice, next_allowed_at=next_allowed_at)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,16 @@ async def town(database: Database) -> AsyncIterator[Town]:
     async with Town(database) as made:
         yield made
         await made.assert_conserved()
+
+
+def instant(event: dict[str, Any]) -> datetime:
+    """When it was told."""
+    return datetime.fromisoformat(event["at"])
+
+
+def next_allowed(event: dict[str, Any]) -> datetime:
+    """From when on it is possible again."""
+    return datetime.fromisoformat(event["next_allowed_at"])
 
 
 # ---- the cast ------------------------------------------------------------------------------------------------------
@@ -57,12 +68,16 @@ async def test_kiosk_is_declined_and_waits_an_hour(town: Town) -> None:
     town.charge("kiosk", "0.014")
     await town.settle()
     (declined,) = town.events("kiosk", "recharge_declined")
-    assert declined["amount"] == "20.01"
+    assert (declined["amount"], declined["reason"]) == ("20.01", "the card was declined")
+    assert next_allowed(declined) == instant(declined) + HOUR
     assert await town.balance("kiosk") == "9.996"
     await town.settle(after=minutes(59))
     assert len(await town.attempts("kiosk")) == 1
     await town.settle(after=minutes(2))
     assert [attempt.state for attempt in await town.attempts("kiosk")] == ["declined", "declined"]
+    _, again = town.events("kiosk", "recharge_declined")
+    assert next_allowed(again) == instant(again) + 2 * HOUR
+    assert town.events("kiosk", "recharge_paused") == []
 
 
 async def test_sales_is_suspended_without_a_method_and_restored_by_one(town: Town) -> None:
@@ -96,7 +111,7 @@ async def test_burst_recharges_ten_times_then_is_capped_and_opens_by_itself(town
     town.charge("burst", "0.182")
     await town.settle()
     (capped,) = town.events("burst", "recharge_capped")
-    assert capped["next_allowed_at"] is not None
+    assert (capped["reason"], next_allowed(capped)) == ("ten_in_24_hours", attempts[0].requested_at + 24 * HOUR)
     assert len(town.events("burst", "recharge_eighth")) == 1
     await town.settle(after=24 * HOUR - minutes(5))
     assert len(await town.attempts("burst")) == 10
@@ -182,7 +197,13 @@ async def test_three_declines_pause_and_a_new_method_starts_anew(town: Town) -> 
     for hours in (1, 2):
         await town.settle(after=hours * HOUR)
     assert [attempt.state for attempt in await town.attempts("poor")] == ["declined"] * 3
-    assert town.kinds("poor").count("recharge_paused") == 1
+    first, second, third = town.events("poor", "recharge_declined")
+    for declined, back_off in ((first, HOUR), (second, 2 * HOUR)):
+        assert (declined["reason"], next_allowed(declined)) == ("the card was declined", instant(declined) + back_off)
+    assert (third["reason"], third["next_allowed_at"]) == ("the card was declined", None)  # a person has to act
+    (paused,) = town.events("poor", "recharge_paused")
+    assert (paused["reason"], paused["attempt_id"]) == ("declines", third["attempt_id"])
+    assert (paused["at"], paused["next_allowed_at"]) == (third["at"], None)
     town.charge("poor", "1")
     await town.settle(after=24 * HOUR)
     assert len(await town.attempts("poor")) == 3
@@ -248,7 +269,8 @@ async def test_the_limit_of_a_day_refuses_once_and_the_next_day_goes_on_by_itsel
     await town.settle()
     (refused,) = town.events("poor", "recharge_refused")
     assert refused["reason"] == "top_up_limit"
-    assert refused["next_allowed_at"].endswith("T00:00:00Z")
+    midnight = instant(refused).replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
+    assert next_allowed(refused) == midnight
     await town.settle(after=24 * HOUR)
     assert await town.balance("poor") == "150"  # 89 + 61, within the 150 of the second day
 

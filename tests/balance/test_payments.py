@@ -66,6 +66,11 @@ def alarms(town: Town, name: str) -> list[str]:
     return [each["reason"] for each in town.events(name, "finance_alarm")]
 
 
+def pauses(town: Town, name: str) -> list[tuple[str, str | None]]:
+    """(reason, next allowed) of each pause: without an instant, since a person has to act."""
+    return [(each["reason"], each["next_allowed_at"]) for each in town.events(name, "recharge_paused")]
+
+
 # ---- the worked examples -------------------------------------------------------------------------------------------
 
 
@@ -158,6 +163,7 @@ async def test_example_37_refunded_then_settled_moves_nothing_and_pauses(town: T
     assert await states(town, name) == ["settled"]
     assert await town.balance(name) == "20"
     assert (await town.wallet(name)).paused_by == "refund"
+    assert pauses(town, name) == [("refund", None)]
     assert len(await town.attempts(name)) == 1
 
 
@@ -182,6 +188,7 @@ async def test_example_39_a_dispute_debits_until_it_is_won_and_pauses(
     await town.settle(after=timedelta(seconds=5))
     assert await town.balance(name) == wallet
     assert (await town.wallet(name)).paused_by == "dispute"
+    assert pauses(town, name) == [("dispute", None)]
     assert len(await town.attempts(name)) == 1
 
 
