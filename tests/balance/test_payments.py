@@ -86,6 +86,18 @@ async def test_example_15_and_16_usage_while_one_is_in_flight(town: Town, name: 
     assert [format_nano(each.amount_nano) for each in await town.attempts(other)] == ["130", "60"]
 
 
+async def test_example_14_a_credit_limit_is_available_credit(town: Town, name: str) -> None:
+    """The registry gives a limit to invoiced accounts alone, which are not recharged; a wallet goes by the one it is told."""
+    await town.account(name, level_2=True, credit_limit="50")
+    town.open(name, "-30")
+    town.method(name, "tok_ok")
+    town.prefer(name, "100", "50")
+    await town.settle()
+    (requested,) = town.events(name, "recharge_requested")
+    assert (requested["wallet"], requested["available"], requested["amount"]) == ("-30", "20", "130")
+    assert await town.balance(name) == "100"
+
+
 async def test_example_22_a_manual_payment_is_refused_naming_what_is_left_and_the_minimum(
     town: Town, name: str
 ) -> None:
@@ -99,6 +111,24 @@ async def test_example_22_a_manual_payment_is_refused_naming_what_is_left_and_th
     assert "10.00 USD" in above["message"]
     assert (below["field"], "10.00 USD" in below["message"]) == ("amount", True)
     assert await town.attempts(name) == []
+
+
+async def test_example_32_a_new_method_asks_at_once_whatever_back_off_runs(town: Town, name: str) -> None:
+    await opened(town, name, "20", "tok_declined")
+    wallet, (declined,) = await town.wallet(name), town.events(name, "recharge_declined")
+    assert (wallet.decline_streak, wallet.retry_at) == (1, datetime.fromisoformat(declined["at"]) + HOUR)
+    await town.settle(after=minutes(20))
+    assert await states(town, name) == ["declined"]
+    town.command("delete_method", name)
+    town.method(name, "tok_late_5s")
+    await town.settle()
+    first, second = await town.attempts(name)
+    assert (first.state, second.state, second.amount_nano) == ("declined", "requested", first.amount_nano)
+    assert minutes(20) <= second.requested_at - first.requested_at < minutes(60)
+    wallet = await town.wallet(name)
+    assert (wallet.decline_streak, wallet.retry_at) == (0, None)
+    await town.settle(after=timedelta(seconds=6))
+    assert await town.balance(name) == "150"
 
 
 async def test_example_33_silence_is_unknown_and_credited_once_when_it_settles(town: Town, name: str) -> None:
