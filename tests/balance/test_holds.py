@@ -73,6 +73,13 @@ async def test_64_calls_at_once_on_money_for_ten_are_ten_by_however_many_gateway
     assert await desk.differences() == []
 
 
+async def test_the_example_of_the_design_holds_7_cents_of_500(town: Town, desk: Callers) -> None:
+    await opened(town, "500")
+    grant = await desk.authorize("c1", asking("desk", (Rate(parse_amount("0.0140"), 60, 0, 60, 60),)))
+    assert (grant.granted_s, grant.held_nano) == (300, parse_amount("0.0700"))
+    assert await desk.held() == ("0.07", "499.93")
+
+
 async def test_a_wallet_whose_money_is_all_held_refuses_calls_and_is_not_suspended(town: Town, desk: Callers) -> None:
     await opened(town, "0.05")
     first = await desk.authorize("c1")
