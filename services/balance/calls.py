@@ -401,14 +401,20 @@ class Desk:
 
 
 def insufficient(wallet: Wallet, asked: CallAsked, before_s: int) -> RefusedCall:
-    """The refusal for want of money: what is there, and what one second more would cost."""
+    """The refusal for want of money: what is there, and what one second more would cost. Who has a shared credit is told why
+    it does not help."""
     more = cost_nano(asked.rates, before_s + 1) - cost_nano(asked.rates, before_s)
     what = "the next second" if before_s else "the first second"
-    return RefusedCall(
-        "insufficient_credit",
+    message = (
         f"account {asked.account_id} has {format_nano(wallet.promised_nano)} {wallet.currency} available; {what} costs"
-        f" {format_nano(more)}",
+        f" {format_nano(more)}"
     )
+    if wallet.shared_credit_nano > 0:
+        message += (
+            f"; the {format_nano(wallet.shared_credit_nano)} that its payer group shares are promised to no call: pay into the"
+            " account, or have a credit granted to it alone"
+        )
+    return RefusedCall("insufficient_credit", message)
 
 
 def _against(asked: CallAsked, wallet: Wallet) -> Allowed | RefusedCall:

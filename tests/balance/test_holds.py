@@ -19,6 +19,7 @@ from services.balance.spending import Refused
 from services.kernel.errors import Refused as RefusedError
 from services.kernel.errors import TollbookError, Unavailable
 from services.kernel.money import format_nano, parse_amount
+from services.kernel.period import instant_text
 from services.runtime.database import Kept
 from services.runtime.room import Tick
 from tests.support.balance_factory import Town, minutes
@@ -119,6 +120,42 @@ async def test_a_wallet_that_was_touched_since_it_was_read_is_read_again(town: T
     await kept.close()
     assert [each.call_leg_id for each in await api.open_holds(desk.engine, "desk")] == ["between"]
     assert await desk.differences() == []
+
+
+# ---- credits -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_credit_of_the_account_alone_is_promised_to_its_calls(town: Town, desk: Callers) -> None:
+    town.grant("desk", "0.05")
+    await town.settle()
+    assert await town.balance("desk") == "0"
+    assert (await desk.authorize("c1")).granted_s == 300
+    assert await desk.held() == ("0.05", "0")
+    assert await desk.refusal(desk.authorize("c2")) == "insufficient_credit"
+    await charged(town, "0.05", "c1", event_time=instant_text(await town.now()))
+    assert await town.balance("desk") == "0"  # the credit has paid, and nothing else was held
+    assert await desk.held() == ("0", "0")
+
+
+async def test_a_credit_that_a_group_shares_is_promised_to_no_call_and_the_refusal_says_so(
+    town: Town, desk: Callers
+) -> None:
+    await town.account("desk", level_2=True, group="g")
+    await town.settle()
+    town.grant("desk", "5", shared=True)
+    await town.settle()
+    assert await desk.held() == ("0", "5")  # others may spend it meanwhile
+    refused = Refused(
+        "insufficient_credit",
+        "account desk has 0 USD available; the first second costs 0.01; the 5 that its payer group shares are promised to no"
+        " call: pay into the account, or have a credit granted to it alone",
+    )
+    assert await desk.authorize("c1") == refused
+    assert await api.may_call(desk.engine, asking("desk")) == refused
+    town.grant("desk", "0.02")
+    await town.settle()
+    assert (await desk.authorize("c2")).granted_s == 120  # its own alone
+    assert await desk.held() == ("0.02", "5")
 
 
 # ---- lost answers --------------------------------------------------------------------------------------------------
