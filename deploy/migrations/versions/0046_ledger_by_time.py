@@ -2,8 +2,8 @@
 
 from alembic import op
 
-revision = "0045_ledger_by_time"
-down_revision = "0044_plan_changes"
+revision = "0046_ledger_by_time"
+down_revision = "0045_on_its_way"
 branch_labels = None
 depends_on = None
 

@@ -2,8 +2,8 @@
 
 from alembic import op
 
-revision = "0046_payments_by_state"
-down_revision = "0045_ledger_by_time"
+revision = "0047_payments_by_state"
+down_revision = "0046_ledger_by_time"
 branch_labels = None
 depends_on = None
 

@@ -2,8 +2,8 @@
 
 from alembic import op
 
-revision = "0045_drift_of_holds"
-down_revision = "0044_plan_changes"
+revision = "0048_drift_of_holds"
+down_revision = "0047_payments_by_state"
 branch_labels = None
 depends_on = None
 
