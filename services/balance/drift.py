@@ -26,7 +26,11 @@ ACCOUNTS_SWEPT = 20  # all entries of each are added up: a few that had a millio
 TRANSACTIONS_SWEPT = 500
 
 TRANSACTION = "transaction"
-SUMMED_UP = {"held": "its calls hold", "credit": "its credits sum to"}  # all else: its entries sum to
+SUMMED_UP = {
+    "held": "its calls hold",
+    "credit": "its credits sum to",
+    "on_its_way": "its payments for groups sum to",
+}  # all else: its entries sum to
 
 
 class Drift(NamedTuple):
@@ -103,6 +107,7 @@ async def _added_up(work: Work, accounts: set[str]) -> list[Drift]:
             "charges": (0, row.charges_sum),
             "held": (row.held_nano, row.held_sum),
             "credit": (row.credit_nano, row.credit_sum),
+            "on_its_way": (row.on_its_way_nano, row.on_its_way_sum),
         }
         drifts += [
             Drift(row.account_id, kind, int(held), int(entries))

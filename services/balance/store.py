@@ -588,8 +588,8 @@ async def save_sweep(work: Work, account_id: str, transaction_id: UUID | None) -
 
 
 async def add_up(work: Work, account_ids: Iterable[str]) -> Sequence[Row[Any]]:
-    """These wallets beside the sums of all their entries, which are as long as their history, of what their calls hold and
-    of what is left of their own credits; in one snapshot, so that what is half done is seen nowhere.
+    """These wallets beside the sums of all their entries, which are as long as their history, of what their calls hold, of
+    what is left of their own credits and of cards' payments on their way to a group; in one snapshot, so that what is half done is seen nowhere.
 
     What calls hold whose leases are over counts until their wallets are looked at: both sides are taken back together.
     """
@@ -613,21 +613,33 @@ async def add_up(work: Work, account_ids: Iterable[str]) -> Sequence[Row[Any]]:
         select(_sum(call.held_nano, "held")).where(call.account_id == _wallet.account_id, call.held_nano > 0).lateral()
     )
     of_credits = select(_sum(credit.remaining_nano, "credit")).where(credit.account_id == _wallet.account_id).lateral()
+    paid = tables.group_payment.c
+    of_cards = (
+        select(_sum(_attempt.amount_nano, "nano"))
+        .select_from(tables.attempt.outerjoin(tables.group_payment, paid.payment_id == _attempt.attempt_id))
+        .where(
+            _attempt.account_id == _wallet.account_id, _attempt.kind == "group", _attempt.state == "settled",
+            paid.payment_id.is_(None),
+        )
+        .lateral()
+    )  # fmt: skip
     statement = (
         select(
             _wallet.account_id, _wallet.wallet_nano, _wallet.unbilled_nano, _wallet.receivable_nano,
-            _wallet.held_nano, _wallet.credit_nano,
+            _wallet.held_nano, _wallet.credit_nano, _wallet.on_its_way_nano,
             (of_charges.c.wallet + of_others.c.wallet).label("wallet_sum"),
             (of_charges.c.unbilled + of_others.c.unbilled).label("unbilled_sum"),
             of_others.c.receivable.label("receivable_sum"),
             of_charges.c.charges.label("charges_sum"),
             of_calls.c.held.label("held_sum"),
             of_credits.c.credit.label("credit_sum"),
+            of_cards.c.nano.label("on_its_way_sum"),
         )
         .join_from(tables.wallet, of_charges, true())
         .join(of_others, true())
         .join(of_calls, true())
         .join(of_credits, true())
+        .join(of_cards, true())
         .where(_any_of(_wallet.account_id, "ids"))
         .order_by(_wallet.account_id)
     )  # fmt: skip

@@ -159,11 +159,17 @@ async def test_a_transaction_that_is_off_zero_is_told_to_an_account_that_it_touc
         ("held", "wallet set held_nano = held_nano + {0}", "held of desk is 0.050000001, its calls hold 0.05"),
         ("held", "call set held_nano = held_nano + {0}", "held of desk is 0.05, its calls hold 0.050000001"),
         ("credit", "wallet set credit_nano = credit_nano + {0}", "credit of desk is 2.000000001, its credits sum to 2"),
+        (
+            "on_its_way",
+            "wallet set on_its_way_nano = on_its_way_nano + {0}",
+            "on_its_way of desk is 0.000000001, its payments for groups sum to 0",
+        ),
     ],
     ids=[
         "a wallet holds what no call holds",
         "a call holds what its wallet does not",
         "a wallet has what no credit has",
+        "a wallet keeps what no card brought for a group",
     ],
 )
 async def test_what_is_held_and_what_is_left_of_credits_are_summed_up_too(

@@ -1,4 +1,4 @@
-"""What is held and what is left of credits are sums that are checked while the rooms run, too."""
+"""What is held, what is left of credits and what is on its way to groups are sums that are checked while the rooms run, too."""
 
 from alembic import op
 
@@ -7,7 +7,7 @@ down_revision = "0047_payments_by_state"
 branch_labels = None
 depends_on = None
 
-KINDS = "'wallet', 'unbilled', 'receivable', 'charges', 'held', 'credit', 'transaction'"
+KINDS = "'wallet', 'unbilled', 'receivable', 'charges', 'held', 'credit', 'on_its_way', 'transaction'"
 
 STATEMENT = (
     "alter table balance.drift drop constraint drift_kind_check,"
@@ -16,7 +16,7 @@ STATEMENT = (
 
 
 def upgrade() -> None:
-    """Two more kinds of drift."""
+    """Three more kinds of drift."""
     op.execute(STATEMENT)
 
 
