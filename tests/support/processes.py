@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
 
@@ -80,6 +82,12 @@ class Processes:
         log = self.logs / f"{name}.log"
         return log.read_text(errors="replace")[-4000:] if log.exists() else ""
 
+    def logged_at(self, name: str) -> list[datetime]:
+        """By its own clock, when a process logged each of its lines."""
+        log = self.logs / f"{name}.log"
+        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+        return [datetime.fromisoformat(json.loads(line)["time"]) for line in lines if line.startswith('{"time": ')]
+
     def kill(self, name: str) -> None:
         """SIGKILL from outside, at whatever point it is."""
         process = self.running.pop(name)
@@ -121,10 +129,15 @@ async def until(condition: Callable[[], Awaitable[bool]], what: str, within_s: f
         await asyncio.sleep(0.1)
 
 
-def wrong_clock(by: str = "+1d") -> dict[str, str]:
-    """The variables with which a process believes that it is another day, by the library of Debian's `faketime`; none where
-    that is not installed. Spans of time are what they are."""
+def wrong_clock(by: timedelta) -> dict[str, str]:
+    """The variables with which a process believes that it is later by so much, or earlier, by the library of Debian's
+    `faketime`. Spans of time are what they are. None with `TOLLBOOK_TEST_WITHOUT_FAKETIME=1`."""
+    if os.environ.get("TOLLBOOK_TEST_WITHOUT_FAKETIME") == "1":
+        return {}
     library = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
     if library is None:
-        return {}
-    return {"LD_PRELOAD": str(library), "FAKETIME": by, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+        raise AssertionError(
+            "a wrong clock needs libfaketime: install Debian's `faketime`, or set TOLLBOOK_TEST_WITHOUT_FAKETIME=1 to"
+            " run without that fault"
+        )
+    return {"LD_PRELOAD": str(library), "FAKETIME": f"{by.total_seconds():+.0f}", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
