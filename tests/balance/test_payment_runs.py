@@ -169,6 +169,10 @@ class Life:
             await self.step("method", True)
         finally:
             faults.step = before
+        is_moot = (
+            step.startswith("results.") and not self.model.attempts
+        )  # nothing was charged, so nothing is said of it
+        assert hit or is_moot, f"no transaction came to balance.{step}"
 
     async def _attempt(self, back: int) -> tuple[Any, Any] | None:
         rows = await self.town.attempts(self.name)
@@ -231,6 +235,15 @@ async def test_a_random_life_is_what_the_design_says(town: Town, steps: list[Any
 @given(steps=st.lists(STEP, min_size=10, max_size=40), level_2=st.booleans())
 async def test_many_random_lives_are_what_the_design_says(town: Town, steps: list[Any], level_2: bool) -> None:
     await live(town, steps, level_2)
+
+
+@pytest.mark.parametrize("step", CRASHES)
+async def test_a_transaction_taken_back_at_each_step_is_repeated_as_if_nothing_was(town: Town, step: str) -> None:
+    """Each of them is passed by a life that is charged, so a name that no transaction has is found here."""
+    life = await Life.begin(town, level_2=True)
+    await life.step("crash", step)
+    assert life.model.attempts
+    life.check_sent()
 
 
 async def test_ten_in_a_day_then_capped_until_the_window_opens(town: Town) -> None:
