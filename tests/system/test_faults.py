@@ -15,11 +15,15 @@ import asyncio
 import json
 import os
 import random
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import asyncpg
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -44,6 +48,7 @@ STORMS = len(STORM_S)
 DAY = timedelta(days=1)  # by which the clock of the copies is wrong, and the one clock is moved
 RUN_MAX = timedelta(hours=1)  # from the first line of a log to the proof
 PAUSE_S = (0.1, 0.9)  # between two faults
+WRITES_S_MAX = 10.0  # until some room is in the middle of a transaction
 DRILL_S_MAX = 240.0  # until a relay comes to where it dies: the machine may be busy
 
 
@@ -235,13 +240,31 @@ class Storm:
         self.happened["leave"] += begun
 
     async def kill_postgres(self) -> None:
-        """PostgreSQL dies with all its processes while every room has work, and comes back: what was not committed never was."""
+        """PostgreSQL dies with all its processes while some room is in the middle of a transaction, and comes back: what was not
+        committed never was."""
         await self.chain.publish(self.chain.factory.mix(200))
         await asyncio.sleep(self.random.uniform(0.05, 0.8))
-        await self.servers.kill("postgres")
+        with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):  # who watches is cut off too
+            async with AsyncExitStack() as stack:
+                watching = [await stack.enter_async_context(self.chain.database.connected(room)) for room in ROOMS]
+                self.happened["transaction cut off"] += await self.somebody_writes(watching)
+                await self.servers.kill("postgres")
         await asyncio.sleep(self.random.uniform(0.0, 1.0))
         await self.servers.start("postgres")
         self.happened["postgres killed"] += 1
+
+    async def somebody_writes(self, watching: Sequence[asyncpg.Connection[Any]]) -> bool:
+        """Wait for a transaction that has written something and is not at its end; each role sees only its own."""
+        deadline = time.monotonic() + WRITES_S_MAX
+        while time.monotonic() < deadline:
+            for connection in watching:
+                if await connection.fetchval(
+                    "select count(*) from pg_stat_activity where datname = current_database() and usename = current_user"
+                    " and xact_start is not null and backend_xid is not null and state <> 'idle'"
+                ):
+                    return True
+            await asyncio.sleep(0.005)
+        return False
 
     async def move_clock(self) -> None:
         """It is tomorrow: payments are given up, days begin anew, credits and leases end, while everything else goes on."""
@@ -307,7 +330,7 @@ class Storm:
         """Every kind of fault did happen, and every kind of money was moved meanwhile."""
         for kind in (
             "kill", "revive", "cut connections", "postgres killed", "join", "leave", "valkey gone", "valkey emptied", "aborted",
-            "clock moved",
+            "clock moved", "transaction cut off",
         ):  # fmt: skip
             assert self.happened[kind], f"no {kind} in {dict(self.happened)}"
         died = self.chain.processes.crashed_at()
