@@ -698,6 +698,8 @@ class Chain:
             results=await self._said_of_payments(),
             credits=await self.paths.credits() if self.paths is not None else (),
             closed=closed,
+            transfers=self.paths.transfers.values() if self.paths is not None else (),
+            group_payments=self.paths.group_payments.values() if self.paths is not None else (),
         )
         for row in await self.rows("select account_id, wallet_nano, unbilled_nano from balance.wallet"):
             account_id = row["account_id"]
@@ -712,6 +714,10 @@ class Chain:
         for group_id in sorted(owed):
             if group_id and owed[group_id] != ledger.receivable(group_id):
                 problems.append(f"receivable {group_id}: {owed[group_id]}, expected {ledger.receivable(group_id)}")
+        for row in await self.rows("select group_id, unapplied_nano from balance.payer"):
+            have, want = int(row["unapplied_nano"]), ledger.unapplied(row["group_id"])
+            if have != want:
+                problems.append(f"unapplied {row['group_id']}: {have}, expected {want}")
         kinds: dict[str, int] = defaultdict(int)
         for name, amount in ledger.balances.items():
             kinds[name.partition(":")[0]] += amount

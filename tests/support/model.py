@@ -1659,6 +1659,16 @@ class Ledger:
     def payment(self, account_id: str, amount_nano: int, processor: str = "sandbox") -> None:
         self.post({f"wallet:{account_id}": amount_nano, f"clearing:{processor}": -amount_nano})
 
+    def transfer(self, account_id: str, amount_nano: int, bank: str = "bank") -> None:
+        """Into a wallet."""
+        self.payment(account_id, amount_nano, bank)
+
+    def group_payment(self, group_id: str, amount_nano: int, bank: str = "bank") -> None:
+        """What a group sends by its bank pays what it owes; the rest is kept for it."""
+        paid = min(amount_nano, max(0, self.receivable(group_id)))
+        kept = amount_nano - paid
+        self.post({f"receivable:{group_id}": paid, f"unapplied:{group_id}": kept, f"clearing:{bank}": -amount_nano})
+
     def results(self, account_id: str, said: Iterable[Result], processor: str = "sandbox") -> None:
         """All that a processor said of one payment."""
         wallet, withheld = payment_effect(said)
@@ -1708,6 +1718,10 @@ class Ledger:
         """What is due on closed invoices, as a positive amount."""
         return -self.balances[f"receivable:{group_id}"]
 
+    def unapplied(self, group_id: str) -> int:
+        """What a group has paid too much."""
+        return self.balances[f"unapplied:{group_id}"]
+
 
 def make_ledger(
     charges: Iterable[Charge],
@@ -1718,9 +1732,12 @@ def make_ledger(
     results: Iterable[tuple[str, Iterable[Result]]] = (),
     credits: Iterable[tuple[Credit, Mapping[str, tuple[str, int]], int]] = (),
     closed: Iterable[Invoice] = (),
+    transfers: Iterable[tuple[str, int]] = (),
+    group_payments: Iterable[tuple[str, int]] = (),
 ) -> Ledger:
     """The whole ledger of a run: opening balances, goodwill, settled payments (account, nanos) or all that was said of each
-    payment (account, results), credits (what was spent of each, what lapsed), charges, closings."""
+    payment (account, results), credits (what was spent of each, what lapsed), charges, closings, transfers of a bank (account,
+    nanos), and what groups paid (group, nanos) after the last close."""
     ledger = Ledger()
     for account_id, amount_nano in openings:
         ledger.opening(account_id, amount_nano)
@@ -1736,6 +1753,10 @@ def make_ledger(
         ledger.charge(charge)
     for invoice in closed:
         ledger.close(invoice)
+    for account_id, amount_nano in transfers:
+        ledger.transfer(account_id, amount_nano)
+    for group_id, amount_nano in group_payments:
+        ledger.group_payment(group_id, amount_nano)
     return ledger
 
 

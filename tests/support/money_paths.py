@@ -1,10 +1,11 @@
-"""What people do with money while the chain runs: credits and codes, payments by hand, refunds, a schedule, calls in progress;
+"""What people do with money while the chain runs: credits and codes, payments by hand, refunds, a schedule, calls in progress, transfers;
 and what the reference model says of it at the end.
 
     paths = MoneyPaths(chain)
     await paths.open()                 # codes, and a result that nobody has asked for yet
     await paths.wave()                 # a little of everything, again and again
     await paths.calls("dialer", 10)    # calls, each authorised, renewed, ended, charged
+    await paths.transfer(False)        # a bank's money for invoices and a wallet, when every cut is closed
     assert await paths.judged(charges, now) == []
 
 Everything is sent twice or asked for again, as programs do that saw no answer. Whatever depends on the order of commits is
@@ -60,6 +61,9 @@ GIVEN_BACK_BY_US_ALONE = (
 )  # no refund or dispute of the processor's own meets ours
 GIVEN_BACK = ("payer", "newcomer", "guest")  # and whoever comes on the way: a refund ends automatic recharges
 EARLY = "early"
+PAYS_IN_PART, PAYS_TOO_MUCH = "northwind", "alone"  # payer groups that are invoiced
+TOO_MUCH = "100000.00"  # more than anybody uses
+TOPPED_UP = "poor"  # by transfers
 
 PEOPLE = (
     Person("gifted", "lakeside", "payg", None, "1.00", limit=None),
@@ -116,6 +120,8 @@ class MoneyPaths:
         self.seen: dict[str, datetime] = {}  # credits, and when we saw each for the first time
         self.promises: dict[str, Promise] = {}
         self.refused: set[str] = set()  # calls; what was asked first and answered last may have been granted
+        self.transfers: dict[str, tuple[str, int]] = {}  # by reference: account, nanos
+        self.group_payments: dict[str, tuple[str, int]] = {}  # by reference: group, nanos
         self.gateways: list[Holds] = []
         self.happened: Counter[str] = Counter()
         self._stack = AsyncExitStack()
@@ -305,6 +311,39 @@ class MoneyPaths:
             await self.chain.wallet_command("set_schedule", "monthly", amount="11.00", day=day)
         await self.chain.wallet_command("set_schedule", "monthly", refused="invalid", amount="9.99", day=1)
 
+    async def transfer(self, too_much: bool) -> None:
+        """A bank's money arrives for the invoices of a payer group and for a wallet. Each transfer is recorded by two people who
+        do not know of each other: one reference, two commands, each sent twice. The last close is done, or on its way to
+        balance: what is kept of a payment pays it, and would pay the next one."""
+        cents = self.random.randint(1, 50)
+        group_id = PAYS_TOO_MUCH if too_much else PAYS_IN_PART
+        amount = TOO_MUCH if too_much else f"{cents / 100:.2f}"
+        for_group, for_wallet = f"bank-{self._name()}", f"bank-{self._name()}"
+        self.group_payments[for_group] = group_id, nano(amount)
+        self.transfers[for_wallet] = TOPPED_UP, nano(f"{cents}.00")
+        for number in range(2):
+            command = {
+                "kind": "record_payment", "command_id": f"{for_group}-{number}", "actor": "fin", "role": "finance",
+                "group_id": group_id, "amount": amount, "currency": "USD", "reference": for_group,
+            }  # fmt: skip
+            for _ in range(2):
+                await self.chain.send("balance.group_commands", group_id.encode(), json.dumps(command).encode())
+            await self.chain.wallet_command(
+                "record_transfer", TOPPED_UP, role="finance", amount=f"{cents}.00", currency="USD", reference=for_wallet
+            )
+
+    async def invoices_known(self) -> bool:
+        """Whether balance has heard of every invoice of which something is due."""
+        return not await self.chain.rows(
+            "select 1 from invoices.invoice left join balance.receivable using (invoice_id)"
+            " where invoice.state = 'closed' and invoice.due_nano <> 0 and receivable.invoice_id is null"
+        )
+
+    async def unrecorded(self) -> set[str]:
+        """References of transfers that were sent and that balance has not recorded."""
+        rows = await self.chain.rows("select reference from balance.group_payment where bank = 'bank'")
+        return {*self.transfers, *self.group_payments} - {row["reference"] for row in rows}
+
     async def _tell_too_early(self) -> None:
         """The result of the first payment of an account that nobody has created: it is no attempt's yet."""
         _, attempt, _ = self.told_early
@@ -421,6 +460,7 @@ class MoneyPaths:
             *await self._check_refunds(events),
             *self._check_schedules(events, await self.chain.rows("select * from balance.attempt"), now),
             *await self._check_calls(now),
+            *await self._check_transfers(events),
         ]
 
     async def _check_credits(
@@ -484,6 +524,30 @@ class MoneyPaths:
         ]
         paid = [row["account_id"] for row in rows if row["kind"] == "scheduled"]
         return [] if sorted(due) == sorted(paid) else [f"scheduled payments of {paid}, expected {due}"]
+
+    async def _check_transfers(self, events: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Each reference of the bank is booked once, and told once as recorded and once as known."""
+        rows = await self.chain.rows(
+            "select reference, -sum(nano) as nano from balance.group_payment join balance.ledger_entry"
+            " on ref = payment_id::text and ledger = 'clearing:bank' group by 1"
+        )
+        booked = {row["reference"]: int(row["nano"]) for row in rows}
+        sent = {reference: amount for reference, (_, amount) in (self.transfers | self.group_payments).items()}
+        problems = [
+            f"transfer {each}: booked {booked.get(each)}, expected {sent.get(each)}"
+            for each in sorted(booked.keys() | sent)
+            if booked.get(each) != sent.get(each)
+        ]
+        answers = [each for each in await self.chain.published("balance.group_events") if each.get("command_id")]
+        answers += [each for each in events if each["kind"].startswith("transfer_")]
+        told = Counter((each["kind"], each.get("reference")) for each in answers)
+        must = Counter((f"payment_{what}", each) for each in self.group_payments for what in ("recorded", "known"))
+        must += Counter((f"transfer_{what}", each) for each in self.transfers for what in ("recorded", "known"))
+        return problems + [
+            f"told {told[each]} times, expected {must[each]}: {each}"
+            for each in sorted(told.keys() | must, key=str)
+            if told[each] != must[each]
+        ]
 
     async def _check_calls(self, now: datetime) -> list[str]:
         """Nobody was promised money twice, so that calls within their promises never cost more than there was; only what is

@@ -2,7 +2,7 @@
 between acknowledgement and delete, copies that come and go (rebalances), connections that PostgreSQL cuts, PostgreSQL itself
 killed, Valkey stopped, killed and emptied, aborted transactions, a second copy of everything that believes it is tomorrow (by
 an even seed: yesterday), a cut in the middle of it all, and then a clock that is moved by a day. Meanwhile credits are granted and codes redeemed, payments
-made and refunded, and calls promised money by two gateways. At the end the reference model, the invariants of recharges and the auditor find nothing wrong.
+made and refunded, calls promised money by two gateways, and at last invoices paid by transfers. At the end the reference model, the invariants of recharges and the auditor find nothing wrong.
 
 `make test-faults` runs it. The wrong clock needs Debian's `faketime`; without it the run fails, unless
 `TOLLBOOK_TEST_WITHOUT_FAKETIME=1` gives the second copies the right one. A failing run prints its seed, which repeats its
@@ -30,6 +30,7 @@ from redis.exceptions import RedisError
 
 from services.runtime.settings import ROOMS
 from tests.support.chain import Chain, Fault, running
+from tests.support.model import nano
 from tests.support.money_paths import PEOPLE, MoneyPaths
 from tests.support.people import TOKENS, Person
 from tests.support.processes import until, wrong_clock
@@ -48,6 +49,7 @@ STORMS = len(STORM_S)
 DAY = timedelta(days=1)  # by which the clock of the copies is wrong, and the one clock is moved
 RUN_MAX = timedelta(hours=1)  # from the first line of a log to the proof
 PAUSE_S = (0.1, 0.9)  # between two faults
+TRANSFERS = 3  # times that they arrive, with every copy of balance killed
 WRITES_S_MAX = 10.0  # until some room is in the middle of a transaction
 DRILL_S_MAX = 240.0  # until a relay comes to where it dies: the machine may be busy
 
@@ -87,6 +89,7 @@ async def test_random_faults_lose_nothing_and_count_nothing_twice(
         await storm.kill()
         await storm.calm()
         await chain.finished()
+        await transfers(storm, paths)
         await chain.publish(chain.factory.mix(50))
         await chain.grant("evening", "0.50")
         await chain.rest()
@@ -129,6 +132,24 @@ async def evening(storm: Storm, paths: MoneyPaths, while_running: asyncio.Task[N
     await storm.move_clock()
     while not while_running.done():
         await paths.calls("evening", 3)
+
+
+async def transfers(storm: Storm, paths: MoneyPaths) -> None:
+    """Transfers for invoices and for a wallet, the last too much, with every copy of balance killed before all are recorded."""
+
+    async def all_recorded() -> bool:
+        return not await paths.unrecorded()
+
+    for number in range(TRANSFERS):
+        await paths.transfer(number == TRANSFERS - 1)
+        await asyncio.sleep(storm.random.uniform(0.0, 0.1))
+        storm.happened["killed with transfers under way"] += len(await paths.unrecorded())
+        storm.kill_all("balance")
+        storm.revive_all()
+        await until(all_recorded, "transfers are recorded", DRILL_S_MAX)
+        await until(
+            paths.invoices_known, "balance knows the invoices", DRILL_S_MAX
+        )  # the first may come before its invoice
 
 
 class Storm:
@@ -195,17 +216,21 @@ class Storm:
         """A relay dies between acknowledgement and delete, so that the next one sends the same records again. The other copies
         are killed first: only one relay of a room is active."""
         room = self.drilled = self.random.choice(TALKING)
-        for copy in range(1, COPIES + 1):
-            if (room, copy) not in self.down:
-                self.chain.kill(room, copy)
-        if room in self.guests:
-            self.chain.kill(room, GUEST)
-            self.guests.remove(room)
+        self.kill_all(room)
         step = f"{room}.relay.acknowledged"
         self.chain.start(room, crash=step)
         await self.chain.crashed(Fault(room, step), wait_s=DRILL_S_MAX)
-        self.down |= {(room, copy) for copy in range(1, COPIES + 1)}
         self.drilled = None
+
+    def kill_all(self, room: str) -> None:
+        """Every copy of it that runs; a guest does not come back."""
+        copies = {(room, copy) for copy in range(1, COPIES + 1)}
+        for each in sorted(copies - self.down):
+            self.chain.kill(*each)
+        self.down |= copies
+        if room in self.guests:
+            self.chain.kill(room, GUEST)
+            self.guests.remove(room)
 
     async def cut_connections(self) -> None:
         """PostgreSQL ends every connection of a room that has any, in the middle of whatever it does."""
@@ -330,7 +355,7 @@ class Storm:
         """Every kind of fault did happen, and every kind of money was moved meanwhile."""
         for kind in (
             "kill", "revive", "cut connections", "postgres killed", "join", "leave", "valkey gone", "valkey emptied", "aborted",
-            "clock moved", "transaction cut off",
+            "clock moved", "transaction cut off", "killed with transfers under way",
         ):  # fmt: skip
             assert self.happened[kind], f"no {kind} in {dict(self.happened)}"
         died = self.chain.processes.crashed_at()
@@ -372,8 +397,13 @@ class Storm:
             "balance_opened", "goodwill_granted", "credit_granted", "credit_expired", "command_refused",
             "recharge_requested", "recharge_settled", "recharge_declined", "recharge_failed", "recharge_abandoned",
             "payment_requested", "payment_settled", "payment_declined", "refund_requested", "refunded", "disputed",
-            "dispute_won", "dispute_lost", "contradiction", "finance_alarm", "suspended",
+            "dispute_won", "dispute_lost", "contradiction", "finance_alarm", "suspended", "transfer_recorded",
+            "transfer_known",
         } - told.keys()  # fmt: skip
         assert not missing, f"never told: {sorted(missing)} in {dict(told)}"
+        owed = await self.chain.published("balance.group_events")
+        missing = {"payment_recorded", "payment_known", "invoice_paid"} - {said["kind"] for said in owed}
+        assert not missing, f"never told of a group: {sorted(missing)}"
+        assert any(nano(said["unapplied"]) for said in owed), "no group paid too much"
         for what in ("call granted", "call renewed", "call refused", "release", "settle", "silence", "answer lost"):
             assert paths.happened[what], f"no {what} in {dict(paths.happened)}"
