@@ -203,9 +203,8 @@ class Debts:
             for account_id, wallet in wallets.items()
             if pays_from_wallet(wallet)
         }
-        if not self.payers:  # what these wallets owe is owed by groups that are not in hand
-            return
-        for account_id in purses:
+        owing = {name for each in self._invoices.values() for invoice in each.values() for name in invoice.shares}
+        for account_id in purses.keys() & owing:  # others owe of groups that are not in hand
             wallets[account_id].has_paid = True
         for group_id in sorted(self.payers):
             for invoice in sorted(self._invoices[group_id].values(), key=lambda each: (each.due_on, each.number)):
@@ -408,9 +407,10 @@ def pays_from_wallet(wallet: Wallet) -> bool:
 
     The wallet of a pay-as-you-go account is for its use, and pays no invoice of the time when it was invoiced.
     """
-    if wallet.plan != "invoiced" or not wallet.receivable_nano < 0 < wallet.wallet_nano:
+    own = wallet.wallet_nano - wallet.on_its_way_nano
+    if wallet.plan != "invoiced" or not wallet.receivable_nano < 0 < own:
         return False
-    return applying.whole_units(wallet.wallet_nano, _minor_unit(wallet.currency)) > 0
+    return applying.whole_units(own, _minor_unit(wallet.currency)) > 0
 
 
 def _minor_unit(code: str) -> int:

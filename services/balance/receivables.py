@@ -170,6 +170,8 @@ async def wallets_pay(work: Work, keys: list[str], *, tell: Tell) -> None:
     wallets = await load(work, {*keys} | await debts.concerned(work))
     book = Book()
     await debts.pay_from_wallets(work, wallets, book)
+    for account_id in wallets.keys() & {*keys}:
+        wallets[account_id].has_paid = True  # whatever came of it: all that they owe was in hand
     await debts.look(work)
     await debts.finish(work, wallets)
     await book.write(work)
