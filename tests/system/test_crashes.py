@@ -11,6 +11,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Coroutine, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ OF_A_CLOSE = {
     "webhooks": [f"webhooks.invoices.{step}" for step in BATCH],
     "groups": [f"groups.invoices.{step}" for step in BATCH],
 }
-# What happens all the time: every other input, every relay, and the timers that answer and time out payments.
+# What happens all the time: every other input, every relay, the timers that answer and time out payments, and replays.
 ANY_TIME = {
     room: [
         f"{room}.{source.name}.{step}"
@@ -58,8 +59,12 @@ ANY_TIME = {
     for room in ROOMS
 }
 ANY_TIME["payments"] += [f"payments.{lane}.{step}" for lane in ("due", "errand") for step in ("outbox", "committed")]
+# Timers of balance inquire about who is silent and give up; commands that came before their account are replayed.
+ANY_TIME["balance"] += [f"balance.due.{step}" for step in ("outbox", "committed")]
+ANY_TIME["balance"] += [f"balance.replay.{step}" for step in ("taken", "outbox", "committed")]
 
 WAVE_S = 1.0
+WAVE_AHEAD = timedelta(seconds=30)  # the clock is moved: balance inquires about who has been silent for minutes
 CUT_S = 0.2
 KILL_S_MAX = 480.0  # to come to a step, all kills of other rooms before it included: the machine may be busy
 
@@ -129,7 +134,7 @@ async def drill_all(chain: Chain, plan: Mapping[str, Sequence[str]]) -> None:
 
 
 async def traffic(chain: Chain) -> None:
-    """Usage of every kind, and in each wave a new account that is charged automatically at once."""
+    """Usage of every kind, and in each wave a new account that is charged automatically at once; time flies meanwhile."""
     while True:
         await chain.publish(chain.factory.mix(20))
         number = len(chain.facts["accounts"])
@@ -140,6 +145,7 @@ async def traffic(chain: Chain) -> None:
         await chain.forbidden(person)
         await chain.grant("try", "0.01")
         await chain.forbidden_payment("northwind")
+        await chain.move_clock(WAVE_AHEAD)
         await asyncio.sleep(WAVE_S)
 
 
