@@ -96,6 +96,7 @@ def fold_charges(records: Iterable[Record]) -> FoldedCharges:
             continue
         bill_to, period = charge.bill_to, charge.period
         if bill_to is None or period is None:
+            judge(READING, record)
             raise Corrupt(f"charge {charge.charge_id} has payer group {group_id} but no period", field="bill_to")
         invoice = (group_id, bill_to)
         schedule = charge.tier["schedule"] if charge.tier else ""
