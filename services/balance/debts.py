@@ -198,11 +198,7 @@ class Debts:
 
         A wallet is never taken below zero by it, and what a payment by card brought for a group is left for that.
         """
-        purses = {
-            account_id: wallet.wallet_nano - wallet.on_its_way_nano
-            for account_id, wallet in wallets.items()
-            if pays_from_wallet(wallet)
-        }
+        purses = {account_id: wallet.own_nano for account_id, wallet in wallets.items() if pays_from_wallet(wallet)}
         owing = {name for each in self._invoices.values() for invoice in each.values() for name in invoice.shares}
         for account_id in purses.keys() & owing:  # others owe of groups that are not in hand
             wallets[account_id].has_paid = True
@@ -407,10 +403,9 @@ def pays_from_wallet(wallet: Wallet) -> bool:
 
     The wallet of a pay-as-you-go account is for its use, and pays no invoice of the time when it was invoiced.
     """
-    own = wallet.wallet_nano - wallet.on_its_way_nano
-    if wallet.plan != "invoiced" or not wallet.receivable_nano < 0 < own:
+    if wallet.plan != "invoiced" or not wallet.receivable_nano < 0 < wallet.own_nano:
         return False
-    return applying.whole_units(own, _minor_unit(wallet.currency)) > 0
+    return applying.whole_units(wallet.own_nano, _minor_unit(wallet.currency)) > 0
 
 
 def _minor_unit(code: str) -> int:

@@ -1,5 +1,5 @@
-"""Sums checked while the room runs: each wallet row is the sum of its entries, of what its calls hold and of what is left of
-its credits; each transaction sums to zero.
+"""Sums checked while the room runs: each wallet row is the sum of its entries, of what its calls hold, of what is left of
+its credits and of what cards brought for a group; each transaction sums to zero.
 
 What moved since the last look is added to sums of its own and compared with the wallets that it moved; a slow sweep adds up
 everything again, some accounts and transactions at a time. What differs is kept as drift and told once; while one stands, no
@@ -34,8 +34,8 @@ SUMMED_UP = {
 
 
 class Drift(NamedTuple):
-    """What differs: of an account its wallet, unbilled or receivable, its charges, what it holds or its credits; or a
-    transaction, by kind and ref."""
+    """What differs: of an account its wallet, unbilled or receivable, its charges, what it holds, its credits or what
+    is on its way to a group; or a transaction, by kind and ref."""
 
     about: str
     kind: str

@@ -58,12 +58,13 @@ def contradicts(said: Collection[Said]) -> bool:
     whats = {each.what for each in said}
     return (
         (SETTLED in whats and not whats.isdisjoint(ENDED))
-        or not _parts(said, "dispute_won").isdisjoint(_parts(said, "dispute_lost"))
-        or not _parts(said, "refunded").isdisjoint(_parts(said, "refund_failed"))
+        or not parts_of(said, "dispute_won").isdisjoint(parts_of(said, "dispute_lost"))
+        or not parts_of(said, "refunded").isdisjoint(parts_of(said, "refund_failed"))
     )
 
 
-def _parts(said: Iterable[Said], what: str) -> set[str | None]:
+def parts_of(said: Iterable[Said], what: str) -> set[str | None]:
+    """The refunds or disputes of which this was said."""
     return {each.part for each in said if each.what == what}
 
 
@@ -94,7 +95,7 @@ def movements(attempt_id: UUID, account_id: str, processor: str, said: Iterable[
 
     add("payment", ledger.payment(account_id, processor, settled))
     disputes: dict[str, tuple[int, set[str]]] = {}
-    failed = _parts(said, "refund_failed")
+    failed = parts_of(said, "refund_failed")
     for each in said:
         if each.what == "refunded" and each.part is not None:
             given = ledger.refund(account_id, processor, each.nano)
@@ -130,7 +131,7 @@ def moved(attempt_id: UUID, account_id: str, processor: str, said: Iterable[Said
 def left_to_refund(attempt_nano: int, said: Iterable[Said]) -> int:
     """What of an attempt was not given back yet."""
     said = set(said)
-    failed = _parts(said, "refund_failed")
+    failed = parts_of(said, "refund_failed")
     return attempt_nano - sum(each.nano for each in said if each.what == "refunded" and each.part not in failed)
 
 

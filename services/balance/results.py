@@ -178,7 +178,7 @@ class Payments:
         """A refund or a dispute: told once each, and it pauses auto-recharge unless it failed."""
         wallet, attempt = payment.wallet, payment.attempt
         if result.refund_id is not None:
-            has_failed = ("refund_failed", str(result.refund_id)) in {(each.what, each.part) for each in payment.said}
+            has_failed = str(result.refund_id) in effects.parts_of(payment.said, "refund_failed")
             self._refunds[result.refund_id] = "failed" if has_failed else "refunded"
         wallet.tell(
             self._work,

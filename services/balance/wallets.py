@@ -86,14 +86,18 @@ class Wallet:
         return asdict(self)
 
     @property
+    def own_nano(self) -> int:
+        """What is in the wallet without what a card brought for the group's invoices, which only passes through."""
+        return self.wallet_nano - self.on_its_way_nano
+
+    @property
     def funds_nano(self) -> int:
         """Wallet + usable credits + credit limit - unbilled - unpaid invoices: what suspends when it is used up.
 
-        The two that use the limit up are zero or below in the ledger, so all are added. What a card brought for the group's
-        invoices only passes through the wallet: it is nobody's to spend.
+        The two that use the limit up are zero or below in the ledger, so all are added.
         """
-        own = self.wallet_nano + self.credit_nano + self.credit_limit_nano + self.unbilled_nano + self.receivable_nano
-        return own + self.shared_credit_nano - self.on_its_way_nano
+        own = self.own_nano + self.credit_nano + self.credit_limit_nano + self.unbilled_nano + self.receivable_nano
+        return own + self.shared_credit_nano
 
     @property
     def available_nano(self) -> int:

@@ -34,6 +34,10 @@ app = typer.Typer(no_args_is_help=True, help="Accounts, their plans and groups, 
 app.add_typer(paying)
 
 AccountId = Annotated[str, typer.Argument(metavar="ACCOUNT", help="the account's id")]
+Since = Annotated[
+    str | None, typer.Option("--from", help="such as 2026-10-01, included; else the start of this month, UTC")
+]
+Until = Annotated[str | None, typer.Option("--to", help="such as 2026-11-01, not included; else now")]
 Organization = Annotated[str, typer.Option(help="the organization it belongs to")]
 
 
@@ -617,10 +621,8 @@ async def show(
 @asynchronous
 async def statement(
     account_id: AccountId,
-    since: Annotated[
-        str | None, typer.Option("--from", help="such as 2026-10-01, included; else the start of this month, UTC")
-    ] = None,
-    until: Annotated[str | None, typer.Option("--to", help="such as 2026-11-01, not included; else now")] = None,
+    since: Since = None,
+    until: Until = None,
     output: ExportAs = Export.table,
 ) -> None:
     """What an account had, each movement with its cause and the balance after it, what it has; below zero is owed."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from services.cli.account import instant_of
+from services.cli.account import Since, Until, instant_of
 from services.cli.asynchronous import asynchronous
 from services.cli.output import Export, ExportAs, Format, console, plain, show_csv, show_json, show_rows, stream
 from services.cli.reading import room
@@ -63,10 +63,8 @@ async def entries(
     ledger: Annotated[
         str | None, typer.Option(help="on this ledger account, such as clearing:bank, or all of a kind: clearing")
     ] = None,
-    since: Annotated[
-        str | None, typer.Option("--from", help="such as 2026-10-01, included; else the start of this month, UTC")
-    ] = None,
-    until: Annotated[str | None, typer.Option("--to", help="such as 2026-11-01, not included; else now")] = None,
+    since: Since = None,
+    until: Until = None,
     output: ExportAs = Export.table,
 ) -> None:
     """Every entry of a time, oldest first, the entries of a transaction together: they sum to zero.

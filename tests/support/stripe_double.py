@@ -170,7 +170,7 @@ class StripeDouble:
                 intent["status"] = "canceled"
                 return 200, intent
             case "GET", ["refunds"]:
-                given = [each for each in self.refunds.values() if each["payment_intent"] == asked["payment_intent"]]
+                given = self._refunds_of(asked["payment_intent"])
                 return 200, {"object": "list", "data": given[::-1], "has_more": False, "url": "/v1/refunds"}
             case "POST", ["refunds"]:
                 return self._refund(asked)
@@ -198,14 +198,13 @@ class StripeDouble:
             self.tell("payment_intent.succeeded", intent)
         return 200, intent
 
+    def _refunds_of(self, intent_id: str) -> list[dict[str, Any]]:
+        return [each for each in self.refunds.values() if each["payment_intent"] == intent_id]
+
     def _refund(self, asked: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         intent, amount = self.intents[asked["payment_intent"]], int(asked["amount"])
-        given = [
-            each
-            for each in self.refunds.values()
-            if each["payment_intent"] == intent["id"] and each["status"] != "failed"
-        ]
-        if amount + sum(each["amount"] for each in given) > intent["amount"]:
+        given = sum(each["amount"] for each in self._refunds_of(intent["id"]) if each["status"] != "failed")
+        if amount + given > intent["amount"]:
             return _said(400, "invalid_request_error", "charge_already_refunded")
         is_slow = intent["asked"]["payment_method_types"] == ["us_bank_account"]
         return 200, self._new_refund(intent, amount, "pending" if is_slow else "succeeded", asked["metadata"])
