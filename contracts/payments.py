@@ -113,7 +113,7 @@ class PaymentResult(Message):
     refund_id: Annotated[
         UUID | None,
         Field(
-            description="Of a refund, the same in all that is said of it; null: the processor began it and named it no more"
+            description="Of a refund, the same in all that is said of it; null: the processor began it and gave it no name"
         ),
     ] = None
     dispute_id: Annotated[DisputeId | None, Field(description="With the three kinds of disputes, and only then")] = None
