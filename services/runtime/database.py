@@ -39,6 +39,7 @@ def open_engine(
         url,
         pool_size=pool_size,
         max_overflow=4,
+        pool_use_lifo=True,  # the connection that was used last has its statements prepared and its plans made
         pool_pre_ping=False,
         hide_parameters=True,
         connect_args={"server_settings": own},
