@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -50,7 +50,8 @@ class Calls(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """One delivery in hand: what to send where, and the lease under which it is sent."""
+    """One delivery in hand: what to send where, and the lease under which it is sent. ``sent_at`` is the database's time of
+    day: receivers refuse what is signed minutes off, and this process may have the wrong time."""
 
     endpoint_id: str
     lease: UUID
@@ -61,6 +62,7 @@ class Parcel:
     body: str
     tries: int
     attempts: int
+    sent_at: datetime
 
 
 class Courier:
@@ -112,7 +114,7 @@ class Courier:
     async def _call(self, parcel: Parcel) -> Answer:
         """The call; what we could not do ourselves counts as a failed attempt, or it would be repeated without an end."""
         try:
-            signed = headers(parcel.event_id, parcel.body, parcel.secrets, datetime.now(UTC))
+            signed = headers(parcel.event_id, parcel.body, parcel.secrets, parcel.sent_at)
             return await self._caller.call(parcel.url, signed, parcel.body)
         except Exception as error:
             log.error("event %s cannot be sent to %s", parcel.event_id, parcel.endpoint_id, exc_info=error)
@@ -229,5 +231,14 @@ async def _take(engine: AsyncEngine, count: int) -> list[Parcel]:
 def _parcel(row: Row[Any], lease: UUID) -> Parcel:
     secrets = (row.secret,) if row.previous is None else (row.secret, row.previous)
     return Parcel(
-        row.endpoint_id, lease, row.url, secrets, row.event_no, row.event_id, row.body, row.tries, row.attempts
+        row.endpoint_id,
+        lease,
+        row.url,
+        secrets,
+        row.event_no,
+        row.event_id,
+        row.body,
+        row.tries,
+        row.attempts,
+        row.sent_at,
     )

@@ -348,6 +348,7 @@ async def heads(connection: AsyncConnection, endpoint_ids: Sequence[str]) -> Row
             first.c.attempts,
             _event.event_id,
             _event.body,
+            func.now().label("sent_at"),
         )
         .select_from(tables.endpoint)
         .join(first, true())
