@@ -292,7 +292,7 @@ class Chain:
         wish = {"enabled": True, "mode": "up_to_sum", **person.recharge} if person.recharge else None
         if wish:
             await self.wallet_command("set_preferences", person.account_id, currency="USD", **wish)
-        if person.opening:
+        if person.opening or person.token:
             self.payers[person.account_id] = (wish, person.level_2)
         if person.limit:
             await self.wallet_command("set_limits", person.account_id, daily_spend=person.limit, currency="USD")
@@ -700,6 +700,7 @@ class Chain:
             closed=closed,
             transfers=self.paths.transfers.values() if self.paths is not None else (),
             group_payments=self.paths.group_payments.values() if self.paths is not None else (),
+            write_offs=self.paths.written_off if self.paths is not None else (),
         )
         for row in await self.rows("select account_id, wallet_nano, unbilled_nano from balance.wallet"):
             account_id = row["account_id"]
@@ -929,6 +930,7 @@ async def running(
         environment = database.environment(
             TOLLBOOK_KAFKA=kafka, TOLLBOOK_VALKEY=valkey, TOLLBOOK_TOPIC_PREFIX=prefix, TOLLBOOK_TICK_MS=str(tick_ms),
             TOLLBOOK_SESSION_MS=str(session_ms), TOLLBOOK_LOG_LEVEL="WARNING",
+            TOLLBOOK_WEBHOOKS_ALLOW="127.0.0.0/8", TOLLBOOK_WEBHOOKS_HTTP="1",
         )  # fmt: skip
         settings = Settings(
             kafka=kafka, valkey=valkey, topic_prefix=prefix, tick_ms=tick_ms, session_ms=session_ms,

@@ -1669,6 +1669,11 @@ class Ledger:
         kept = amount_nano - paid
         self.post({f"receivable:{group_id}": paid, f"unapplied:{group_id}": kept, f"clearing:{bank}": -amount_nano})
 
+    def write_off(self, group_id: str) -> None:
+        """What a group still owes is given up."""
+        owed = self.receivable(group_id)
+        self.post({f"receivable:{group_id}": owed, "write_off": -owed})
+
     def results(self, account_id: str, said: Iterable[Result], processor: str = "sandbox") -> None:
         """All that a processor said of one payment."""
         wallet, withheld = payment_effect(said)
@@ -1734,10 +1739,11 @@ def make_ledger(
     closed: Iterable[Invoice] = (),
     transfers: Iterable[tuple[str, int]] = (),
     group_payments: Iterable[tuple[str, int]] = (),
+    write_offs: Iterable[str] = (),
 ) -> Ledger:
     """The whole ledger of a run: opening balances, goodwill, settled payments (account, nanos) or all that was said of each
     payment (account, results), credits (what was spent of each, what lapsed), charges, closings, transfers of a bank (account,
-    nanos), and what groups paid (group, nanos) after the last close."""
+    nanos), and what groups paid (group, nanos) or were let off after the last close."""
     ledger = Ledger()
     for account_id, amount_nano in openings:
         ledger.opening(account_id, amount_nano)
@@ -1757,6 +1763,8 @@ def make_ledger(
         ledger.transfer(account_id, amount_nano)
     for group_id, amount_nano in group_payments:
         ledger.group_payment(group_id, amount_nano)
+    for group_id in write_offs:
+        ledger.write_off(group_id)
     return ledger
 
 

@@ -1,11 +1,12 @@
-"""What people do with money while the chain runs: credits and codes, payments by hand, refunds, a schedule, calls in progress, transfers;
-and what the reference model says of it at the end.
+"""What people do with money while the chain runs: credits and codes, payments by hand, refunds, a schedule, calls in progress,
+transfers, invoices paid by card and written off, and webhooks of all that; and what the reference model says of it at the end.
 
     paths = MoneyPaths(chain)
     await paths.open()                 # codes, and a result that nobody has asked for yet
     await paths.wave()                 # a little of everything, again and again
     await paths.calls("dialer", 10)    # calls, each authorised, renewed, ended, charged
     await paths.transfer(False)        # a bank's money for invoices and a wallet, when every cut is closed
+    await paths.settle_debts()         # an invoice is paid by card, another written off
     assert await paths.judged(charges, now) == []
 
 Everything is sent twice or asked for again, as programs do that saw no answer. Whatever depends on the order of commits is
@@ -22,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from contracts.topics import BALANCE_EVENTS, PAYMENTS_REQUESTS
@@ -36,10 +38,13 @@ from services.runtime import parking
 from services.runtime.database import open_engine, transaction
 from services.runtime.known_topics import KnownTopics
 from services.runtime.tables import runtime_tables
+from services.webhooks import api as webhooks
+from services.webhooks.addresses import Allowed, networks
 from tests.support import model
 from tests.support.model import Charge, nano
 from tests.support.people import TOKENS, Person
 from tests.support.processes import until
+from tests.support.receiver import OK, Received, Receiver, status
 from tests.support.usage_factory import Expectation, UsageInput
 
 if TYPE_CHECKING:
@@ -64,6 +69,11 @@ EARLY = "early"
 PAYS_IN_PART, PAYS_TOO_MUCH = "northwind", "alone"  # payer groups that are invoiced
 TOO_MUCH = "100000.00"  # more than anybody uses
 TOPPED_UP = "poor"  # by transfers
+PAYS_BY_CARD, OWES_FOR_GOOD = "walker", "debtor"  # accounts and payer groups that are invoiced
+LONG_CALL_S = 86_400  # in the month that is closed, so that something is due
+LOOPBACK = Allowed(networks("127.0.0.0/8"), http=True)
+WITH_WEBHOOKS = ("payer", "lucky", "ringer", "newcomer")  # of one organization
+LOST_WEBHOOKS = 5  # are not taken when they come for the first time; each holds up what comes after it for seconds
 
 PEOPLE = (
     Person("gifted", "lakeside", "payg", None, "1.00", limit=None),
@@ -81,6 +91,8 @@ PEOPLE = (
         limit="1000",
     ),
     Person("evening", "lakeside", "payg", None, "0.50", limit=None),
+    Person(PAYS_BY_CARD, "lakeside", "invoiced", None, token="tok_twice", limit=None),
+    Person(OWES_FOR_GOOD, "lakeside", "invoiced", None, limit=None),
 )  # fmt: skip
 CALLERS = ("dialer", "ringer", "evening")  # nothing else is charged to them than calls that were granted
 LATE_JOINER = Person(
@@ -122,6 +134,11 @@ class MoneyPaths:
         self.refused: set[str] = set()  # calls; what was asked first and answered last may have been granted
         self.transfers: dict[str, tuple[str, int]] = {}  # by reference: account, nanos
         self.group_payments: dict[str, tuple[str, int]] = {}  # by reference: group, nanos
+        self.written_off: list[str] = []
+        self.receiver = Receiver(self._take)
+        self.webhook_secret = ""
+        self.webhooks_lost: set[str] = set()
+        self._weather = random.Random(f"webhooks {chain.seed}")  # of its own: what comes when is nobody's choice
         self.gateways: list[Holds] = []
         self.happened: Counter[str] = Counter()
         self._stack = AsyncExitStack()
@@ -133,7 +150,13 @@ class MoneyPaths:
     # ---- what goes in ------------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Codes, a schedule, two processes that ask for calls; and a result of a payment that is yet to be asked for."""
+        """Codes, a schedule, two processes that ask for calls, a receiver of webhooks, calls of the month that ends; and a result
+        of a payment that is yet to be asked for."""
+        await self._listen()
+        await self.chain.publish(
+            self._leg(each, self._name(), LONG_CALL_S, ended_at=self.chain.factory_boundary - timedelta(hours=1))
+            for each in (PAYS_BY_CARD, OWES_FOR_GOOD)
+        )
         topics = await KnownTopics.asked(self.chain.settings, (PAYMENTS_REQUESTS, BALANCE_EVENTS))
         for _ in range(2):
             engine = open_engine(self.chain.database.room("balance"), application="test.gateway", pool_size=2)
@@ -332,6 +355,66 @@ class MoneyPaths:
                 "record_transfer", TOPPED_UP, role="finance", amount=f"{cents}.00", currency="USD", reference=for_wallet
             )
 
+    async def settle_debts(self) -> None:
+        """An invoice is paid by card, twice at once, and another one is written off; everything is sent twice. Who proposed it may
+        not approve it, and what was written off is so."""
+        due = {
+            row["group_id"]: str(row["invoice_id"])
+            for row in await self.chain.rows(
+                "select group_id, invoice_id from invoices.invoice where state = 'closed' and group_id = any($1)",
+                [PAYS_BY_CARD, OWES_FOR_GOOD],
+            )
+        }
+        self.written_off.append(OWES_FOR_GOOD)
+        by_card = {"kind": "pay_by_card", "account_id": PAYS_BY_CARD, "currency": "USD"}
+        for number, (group_id, actor, more) in enumerate(
+            [
+                (PAYS_BY_CARD, "ann", by_card),
+                (PAYS_BY_CARD, "ben", by_card),
+                (OWES_FOR_GOOD, "fin", {"kind": "propose_write_off", "note": "gone"}),
+                (OWES_FOR_GOOD, "fin", {"kind": "approve_write_off"}),
+                (OWES_FOR_GOOD, "cfo", {"kind": "approve_write_off"}),
+                (OWES_FOR_GOOD, "fin", {"kind": "approve_write_off"}),
+            ]
+        ):
+            command = {
+                "command_id": f"debt-{number}", "actor": actor, "role": "finance", "group_id": group_id,
+                "invoice": due[group_id], **more,
+            }  # fmt: skip
+            for _ in range(2):
+                await self.chain.send("balance.group_commands", group_id.encode(), json.dumps(command).encode())
+
+    async def debts_settled(self) -> bool:
+        """Whether balance has nothing open of what was to be paid by card or written off."""
+        return not await self.chain.rows(
+            "select 1 from invoices.invoice left join balance.receivable using (invoice_id)"
+            " where invoice.state = 'closed' and invoice.group_id = any($1)"
+            " and receivable.paid_nano + receivable.written_off_nano is distinct from invoice.due_nano",
+            [PAYS_BY_CARD, OWES_FOR_GOOD],
+        )
+
+    async def _listen(self) -> None:
+        """Some accounts of an organization have their events posted to a receiver."""
+        await self._stack.enter_async_context(self.receiver)
+        async with self.chain.engine("webhooks") as engine:
+            made = await webhooks.create(
+                engine, "lakeside", self.receiver.url, "ops", LOOPBACK, account_ids=WITH_WEBHOOKS
+            )
+        self.webhook_secret = made.secret
+
+    def _take(self, received: Received) -> bytes | None:
+        """Check what comes as any receiver does. Some of it is refused when it comes for the first time, or gets no answer."""
+        received.verified(self.webhook_secret)
+        is_new = received.id not in self.receiver.ids()[:-1]
+        if is_new and len(self.webhooks_lost) < LOST_WEBHOOKS and self._weather.random() < 0.2:
+            self.webhooks_lost.add(received.id)
+            return self._weather.choice((status(503), None))
+        return OK
+
+    async def delivered(self) -> bool:
+        """Whether every event of theirs that was told by now was posted."""
+        return not await self.chain.rows("select 1 from webhooks.delivery where state <> 'delivered'")
+
     async def invoices_known(self) -> bool:
         """Whether balance has heard of every invoice of which something is due."""
         return not await self.chain.rows(
@@ -391,9 +474,9 @@ class MoneyPaths:
         self._count += 1
         return f"{self.chain.seed}-m{self._count}"
 
-    def _leg(self, account_id: str, leg: str, seconds: int) -> UsageInput:
-        """A call that ends now."""
-        now = datetime.now(UTC)
+    def _leg(self, account_id: str, leg: str, seconds: int, *, ended_at: datetime | None = None) -> UsageInput:
+        """A call that ends now, or ended then."""
+        now = ended_at or datetime.now(UTC)
         publisher, source = ("carrier", "trunk/a") if account_id in SPENT_SHARED else ("switch", "pbx/1")
         event = {
             "specversion": "1.0", "id": leg, "source": source, "type": model.VOICE_LEG,
@@ -461,6 +544,7 @@ class MoneyPaths:
             *self._check_schedules(events, await self.chain.rows("select * from balance.attempt"), now),
             *await self._check_calls(now),
             *await self._check_transfers(events),
+            *await self._check_webhooks(events),
         ]
 
     async def _check_credits(
@@ -543,11 +627,40 @@ class MoneyPaths:
         told = Counter((each["kind"], each.get("reference")) for each in answers)
         must = Counter((f"payment_{what}", each) for each in self.group_payments for what in ("recorded", "known"))
         must += Counter((f"transfer_{what}", each) for each in self.transfers for what in ("recorded", "known"))
+        if self.written_off:
+            done = ("card_payment_requested", "write_off_proposed", "invoice_written_off")
+            must += Counter([(each, None) for each in (*done, *["command_refused"] * 3)])
         return problems + [
             f"told {told[each]} times, expected {must[each]}: {each}"
             for each in sorted(told.keys() | must, key=str)
             if told[each] != must[each]
         ]
+
+    async def _check_webhooks(self, events: Sequence[Mapping[str, Any]]) -> list[str]:
+        """From the first that came on, every event of an account came, in order, whatever came again; nobody else's came, and
+        nothing that is for finance alone."""
+        heard: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        bodies: dict[str, str] = {}
+        for each in self.receiver.requests:
+            if each.id in bodies:
+                if bodies[each.id] != each.body:
+                    return [f"webhook {each.id} came with two bodies"]
+                continue
+            bodies[each.id] = each.body
+            heard[each.json["data"]["account_id"]].append(each.json["data"])
+        problems = [f"webhook of {each}, who has none" for each in heard.keys() - {*WITH_WEBHOOKS}]
+        for account_id in WITH_WEBHOOKS:
+            versions = [each["version"] for each in heard[account_id]]
+            told = sorted(
+                each["version"]
+                for each in events
+                if each["account_id"] == account_id and each["kind"] != "finance_alarm"
+            )
+            must = [each for each in told if not versions or each >= versions[0]]
+            if versions != must:
+                wrong = next(at for at, pair in enumerate(zip_longest(versions, must)) if pair[0] != pair[1])
+                problems.append(f"webhooks of {account_id}: {versions[wrong:][:5]}, expected {must[wrong:][:5]}")
+        return problems
 
     async def _check_calls(self, now: datetime) -> list[str]:
         """Nobody was promised money twice, so that calls within their promises never cost more than there was; only what is

@@ -2,7 +2,8 @@
 between acknowledgement and delete, copies that come and go (rebalances), connections that PostgreSQL cuts, PostgreSQL itself
 killed, Valkey stopped, killed and emptied, aborted transactions, a second copy of everything that believes it is tomorrow (by
 an even seed: yesterday), a cut in the middle of it all, and then a clock that is moved by a day. Meanwhile credits are granted and codes redeemed, payments
-made and refunded, calls promised money by two gateways, and at last invoices paid by transfers. At the end the reference model, the invariants of recharges and the auditor find nothing wrong.
+made and refunded, calls promised money by two gateways, webhooks posted, and at last invoices paid by transfers and by card and written
+off. At the end the reference model, the invariants of recharges and the auditor find nothing wrong.
 
 `make test-faults` runs it. The wrong clock needs Debian's `faketime`; without it the run fails, unless
 `TOLLBOOK_TEST_WITHOUT_FAKETIME=1` gives the second copies the right one. A failing run prints its seed, which repeats its
@@ -49,6 +50,7 @@ STORMS = len(STORM_S)
 DAY = timedelta(days=1)  # by which the clock of the copies is wrong, and the one clock is moved
 RUN_MAX = timedelta(hours=1)  # from the first line of a log to the proof
 PAUSE_S = (0.1, 0.9)  # between two faults
+LEASES = timedelta(minutes=2)  # longer than those of webhooks that died hold up what comes after them
 TRANSFERS = 3  # times that they arrive, with every copy of balance killed
 WRITES_S_MAX = 10.0  # until some room is in the middle of a transaction
 DRILL_S_MAX = 240.0  # until a relay comes to where it dies: the machine may be busy
@@ -89,10 +91,14 @@ async def test_random_faults_lose_nothing_and_count_nothing_twice(
         await storm.kill()
         await storm.calm()
         await chain.finished()
+        await debts(storm, paths)
         await transfers(storm, paths)
         await chain.publish(chain.factory.mix(50))
         await chain.grant("evening", "0.50")
         await chain.rest()
+        await chain.move_clock(LEASES)
+        await chain.rest()
+        await until(paths.delivered, "all webhooks are taken", DRILL_S_MAX)
         await paths.calls("evening", 3, hang_up=False)
         await paths.close()
         await chain.stop()
@@ -132,6 +138,18 @@ async def evening(storm: Storm, paths: MoneyPaths, while_running: asyncio.Task[N
     await storm.move_clock()
     while not while_running.done():
         await paths.calls("evening", 3)
+
+
+async def debts(storm: Storm, paths: MoneyPaths) -> None:
+    """Invoices are paid by card and written off, with every copy of balance and of payments killed on the way."""
+    await until(paths.invoices_known, "balance knows the invoices", DRILL_S_MAX)
+    await paths.settle_debts()
+    await asyncio.sleep(storm.random.uniform(0.0, 0.4))
+    storm.happened["killed with debts under way"] += not await paths.debts_settled()
+    storm.kill_all("balance")
+    storm.kill_all("payments")
+    storm.revive_all()
+    await until(paths.debts_settled, "what was to be paid by card or written off is settled", DRILL_S_MAX)
 
 
 async def transfers(storm: Storm, paths: MoneyPaths) -> None:
@@ -355,7 +373,7 @@ class Storm:
         """Every kind of fault did happen, and every kind of money was moved meanwhile."""
         for kind in (
             "kill", "revive", "cut connections", "postgres killed", "join", "leave", "valkey gone", "valkey emptied", "aborted",
-            "clock moved", "transaction cut off", "killed with transfers under way",
+            "clock moved", "transaction cut off", "killed with transfers under way", "killed with debts under way",
         ):  # fmt: skip
             assert self.happened[kind], f"no {kind} in {dict(self.happened)}"
         died = self.chain.processes.crashed_at()
@@ -402,8 +420,14 @@ class Storm:
         } - told.keys()  # fmt: skip
         assert not missing, f"never told: {sorted(missing)} in {dict(told)}"
         owed = await self.chain.published("balance.group_events")
-        missing = {"payment_recorded", "payment_known", "invoice_paid"} - {said["kind"] for said in owed}
+        missing = {
+            "payment_recorded", "payment_known", "invoice_paid", "card_payment_requested", "write_off_proposed",
+            "invoice_written_off",
+        } - {said["kind"] for said in owed}  # fmt: skip
         assert not missing, f"never told of a group: {sorted(missing)}"
         assert any(nano(said["unapplied"]) for said in owed), "no group paid too much"
+        by_card = [said for said in owed if said["kind"] == "payment_recorded" and said["source"] == "card"]
+        assert len(by_card) == 1, "an invoice is paid by card once"
+        assert paths.webhooks_lost, "every webhook was taken at once"
         for what in ("call granted", "call renewed", "call refused", "release", "settle", "silence", "answer lost"):
             assert paths.happened[what], f"no {what} in {dict(paths.happened)}"
