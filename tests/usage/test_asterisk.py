@@ -145,6 +145,7 @@ def test_a_row_with_the_trunk_on_its_source_side_is_an_inbound_leg_of_our_number
         (columns(lastapp="ConfBridge", dst="6112", lastdata=""), "no_leg"),
         (columns(lastdata="PJSIP/6112@thinQ"), "internal"),
         (columns(lastdata="", dst="*67"), "internal"),
+        (columns(dstchannel="PJSIP/IDT-00000002", lastdata="PJSIP/999016112@IDT"), "internal"),
     ],
 )
 def test_other_rows_are_no_legs_and_are_counted(fields: list[str], counted: str) -> None:
@@ -186,6 +187,21 @@ def test_the_number_in_lastdata_is_normalised_by_the_rules_of_its_trunk(trunk: s
 )
 def test_without_a_number_for_this_trunk_in_lastdata_dst_is_the_number(lastdata: str) -> None:
     assert only(columns(lastdata=lastdata))["called"] == "+12485242544"
+
+
+@pytest.mark.parametrize(
+    ("country", "prefix", "dst", "called"),
+    [("US", "9", "9195551234", "+19195551234"), ("DE", "00", "00442079460000", "+442079460000")],
+)
+def test_dst_is_what_the_caller_dialled_so_the_prefix_of_the_trunk_is_not_taken_off_it(
+    country: str, prefix: str, dst: str, called: str
+) -> None:
+    international = {"US": "011", "DE": "00"}[country]
+    switch = profile(
+        country=country, international_prefixes=[international], trunks=[{"channel": "PJSIP/thinQ", "prefix": prefix}]
+    )
+    assert only(columns(lastdata="", dst=dst), switch=switch)["called"] == called
+    assert only(columns(lastdata=f"PJSIP/{prefix}{dst}@thinQ", dst="s"), switch=switch)["called"] == called
 
 
 def test_of_several_targets_the_one_of_this_rows_trunk_counts() -> None:

@@ -147,6 +147,7 @@ def test_a_call_from_outside_is_an_inbound_leg_of_our_numbers_account(template: 
         ("asterisk", {"bridge_channel": "", "last_app": "voicemail", "last_arg": "default sofia/external"}, "internal"),
         ("asterisk", {"channel_name": "sofia/external/+13135550100@198.51.100.1"}, "no_leg"),
         ("asterisk", {"last_arg": "sofia/external/911"}, "internal"),
+        ("asterisk", {"last_arg": "sofia/gateway/idt/99901911"}, "internal"),
     ],
 )
 def test_other_records_are_no_legs_and_are_counted(template: str, changes: dict[str, str], counted: str) -> None:
@@ -168,6 +169,14 @@ def test_other_records_are_no_legs_and_are_counted(template: str, changes: dict[
 def test_the_number_in_the_dial_string_is_normalised_by_the_rules_of_its_trunk(last_arg: str, called: str) -> None:
     row = line("asterisk", last_arg=last_arg)
     assert only(row, "freeswitch-csv", profile(template="asterisk"))["data"]["called"] == called
+
+
+@pytest.mark.parametrize("last_arg", ["", "sofia/external/99195551234@198.51.100.1"])
+def test_the_prefix_of_a_trunk_is_taken_off_what_was_sent_to_it_not_off_what_the_caller_dialled(last_arg: str) -> None:
+    trunks = [{"channel": "sofia/external", "prefix": "9"}]
+    switch = SwitchProfile.model_validate(PROFILE | {"trunks": trunks, "freeswitch": {"template": "asterisk"}})
+    row = line("asterisk", destination_number="9195551234", last_arg=last_arg)
+    assert only(row, "freeswitch-csv", switch)["data"]["called"] == "+19195551234"
 
 
 def test_an_unanswered_call_is_published_with_nothing_to_bill() -> None:
@@ -399,6 +408,12 @@ def test_the_caller_of_a_call_that_the_switch_began_itself_is_not_the_called_one
 def test_a_call_that_the_switch_began_itself_is_a_leg_in_either() -> None:
     for legs in ("a", "ab"):
         assert only(document(originator=""), "freeswitch-json", profile(legs=legs))["data"] == LEG
+
+
+@pytest.mark.parametrize("originator", ["", OTHER_UUID])
+def test_an_internal_number_is_internal_behind_the_prefix_of_its_trunk_too(originator: str) -> None:
+    _, report = read(document(dialled=("999016112",), originator=originator), "freeswitch-json")
+    assert (report.rows, report.internal) == (1, 1)
 
 
 @pytest.mark.parametrize("legs", ["a", "ab"])

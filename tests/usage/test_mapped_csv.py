@@ -167,6 +167,8 @@ def test_the_rules_of_the_rows_trunk_hold_for_the_called_number() -> None:
     trunks = [{"channel": "carrier/idt", "prefix": "99901", "plus_missing": True}]
     row = table({"To": "99901919885988143", "Note": "carrier/idt"})
     assert only(row, profile({"trunk": "Note"}, trunks))["data"]["called"] == "+919885988143"
+    inside = table({"To": "999016112", "Note": "carrier/idt"})
+    assert read(inside, profile({"trunk": "Note"}, trunks))[1].internal == 1
 
 
 def test_an_unanswered_leg_has_nothing_to_bill() -> None:

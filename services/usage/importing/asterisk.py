@@ -108,8 +108,7 @@ def _events(
             case (Trunk() as trunk, None):
                 return _inbound(row, profile, trunk, called_on)
             case (None, Trunk() as trunk) if row.lastapp != "ConfBridge":
-                dialled = _dialled(row, trunk)
-                return "internal" if profile.is_internal(dialled) else _outbound(row, profile, trunk, dialled)
+                return _outbound(row, profile, trunk)
         return "no_leg"
 
     return events_of(rows, judge, profile, report, shift_days)
@@ -291,13 +290,14 @@ class _CalledNumbers:
 
 
 def _dialled(row: _Row, trunk: Trunk) -> str:
-    """The number in ``TECH/number@trunk`` of this row's trunk, else ``dst``. A Dial may name several targets."""
+    """The number in ``TECH/number@trunk`` of this row's trunk, its prefix taken off, else ``dst``, which the caller dialled.
+    A Dial may name several targets."""
     technology, _, name = trunk.channel.partition("/")
     for target in row.lastdata.partition(",")[0].split("&"):
         address, at, endpoint = target.rpartition("@")
         number = address.removeprefix(f"{technology}/")
         if at and endpoint == name and number != address and number:
-            return number
+            return trunk.bare(number)
     return row.dst
 
 
@@ -306,10 +306,13 @@ def _inbound(row: _Row, profile: SwitchProfile, trunk: Trunk, called_on: _Called
     called = profile.number_of_ours(row.dst, trunk) or profile.number_of_ours(first, trunk) or profile.e164(first)
     # A number that is not in the profile is told by its trunk's code, which usage does not know as an account.
     account = profile.numbers.get(called, row.accountcode) if called else row.accountcode
-    return _leg(row, profile, account, "inbound", called, profile.caller_in(row.src, trunk))
+    return _leg(row, profile, account, "inbound", called, profile.e164(row.src, trunk))
 
 
-def _outbound(row: _Row, profile: SwitchProfile, trunk: Trunk, dialled: str) -> Leg:
+def _outbound(row: _Row, profile: SwitchProfile, trunk: Trunk) -> Leg | NoLeg:
+    dialled = _dialled(row, trunk)
+    if profile.is_internal(dialled):
+        return "internal"
     account = profile.account_of_code(row.accountcode)
     return _leg(row, profile, account, "outbound", profile.e164(dialled, trunk), own_number(row.src, profile))
 

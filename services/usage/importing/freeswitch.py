@@ -267,13 +267,18 @@ def _both_sides(record: _Record, profile: SwitchProfile, part: FreeSwitch) -> tu
 
 
 def _dialled(record: _Record, trunk: Trunk | None) -> str:
-    """The number in the dial string of this trunk, else the one that the caller dialled."""
-    if trunk is not None and record.get("direction") != "outbound":
-        for target in _targets(record.get("last_arg")):
-            number = target.removeprefix(f"{trunk.channel}/").partition("@")[0].removeprefix("sip:")
-            if number and target.startswith(f"{trunk.channel}/"):
-                return number
-    return record.first("destination_number")
+    """The number that was sent to this trunk, its prefix taken off: of a calling leg the one in the dial string. Where
+    that has none, the number that the caller dialled, as it is."""
+    number = record.first("destination_number")
+    if trunk is None:
+        return number
+    if record.get("direction") == "outbound":
+        return trunk.bare(number)
+    for target in _targets(record.get("last_arg")):
+        sent = target.removeprefix(f"{trunk.channel}/").partition("@")[0].removeprefix("sip:")
+        if sent and target.startswith(f"{trunk.channel}/"):
+            return trunk.bare(sent)
+    return number
 
 
 def _called_in(record: _Record, profile: SwitchProfile, trunk: Trunk | None) -> str | None:
@@ -316,7 +321,7 @@ def _leg(
         starts = tuple(end - timedelta(seconds=duration_s) for end in ends)
     started_at, ended_at = span(starts, ends, duration_s)
     source = _caller(record)
-    caller = profile.caller_in(source, trunk) if direction == "inbound" else own_number(source, profile)
+    caller = profile.e164(source, trunk) if direction == "inbound" else own_number(source, profile)
     uuid = event_id(record.get("uuid"), "uuid")
     return Leg(uuid, account, direction, caller, number, started_at, ended_at, answered, duration_s, billsec)
 

@@ -106,14 +106,15 @@ def _leg(values: dict[str, str], profile: SwitchProfile, part: MappedCsv) -> Leg
     trunk = profile.trunk_of_path(values["trunk"]) if "trunk" in values else None
     if direction == "internal" or ("trunk" in values and trunk is None):
         return "internal"
-    if direction == "outbound" and profile.is_internal(values["called"]):
+    dialled = trunk.bare(values["called"]) if trunk is not None else values["called"]
+    if direction == "outbound" and profile.is_internal(dialled):
         return "internal"
     billable = _seconds(values["billable"], "billable", part)
     answered = _answered(values["answered"], part) if "answered" in values else billable > 0
     if direction == "inbound":
         called = profile.number_of_ours(values["called"], trunk) or profile.e164(values["called"])
     else:
-        called = profile.e164(values["called"], trunk)
+        called = profile.e164(dialled, trunk)
     number = billable_number(called, answered, "called")
     code = profile.account_of_code(values.get("account", ""))
     account = profile.numbers.get(number, code) if direction == "inbound" else code
@@ -133,7 +134,7 @@ def _leg(values: dict[str, str], profile: SwitchProfile, part: MappedCsv) -> Leg
         starts = tuple(end - timedelta(seconds=duration_s) for end in ends)
     started_at, ended_at = span(starts, ends, duration_s, field="ended_at")
     source = values.get("caller", "")
-    caller = profile.caller_in(source, trunk) if direction == "inbound" else own_number(source, profile)
+    caller = profile.e164(source, trunk) if direction == "inbound" else own_number(source, profile)
     identity = "|".join(value for field, value in values.items() if field.startswith("id."))
     if not identity.strip("|"):
         raise Refused("invalid", "id", "is empty; without an id the same leg could be billed twice")

@@ -72,6 +72,14 @@ class Trunk(Part):
     prefix: DialPrefix | None = Field(None, description="What the switch puts before every number on this trunk")
     plus_missing: bool = Field(False, description="Numbers on this trunk are E.164 without their plus")
 
+    def bare(self, sent: str) -> str:
+        """A number that was sent to this trunk, without what the switch puts before it.
+
+        >>> Trunk(channel="PJSIP/IDT", prefix="99901").bare("9990112485252160")
+        '12485252160'
+        """
+        return sent.removeprefix(self.prefix or "")
+
 
 class AccountCode(Part):
     """Which account a code is: ``code`` is a regular expression that must match the whole accountcode."""
@@ -149,18 +157,10 @@ class SwitchProfile(Part):
                 return ours
         return None
 
-    def caller_in(self, number: str, trunk: Trunk | None) -> str | None:
-        """The caller of an inbound leg in E.164, or None if unknown. A trunk that leaves the plus out does so here too."""
+    def e164(self, number: str, trunk: Trunk | None = None) -> str | None:
+        """The number in E.164, or None where it cannot be one. A trunk that leaves the plus out does so here too."""
         plus_missing = trunk is not None and trunk.plus_missing
         return _e164(number, self.country, self.international_prefixes, plus_missing)
-
-    def e164(self, number: str, trunk: Trunk | None = None) -> str | None:
-        """The number in E.164, or None where it cannot be one. Rules of the trunk hold where one is given."""
-        if trunk is None:
-            return _e164(number, self.country, self.international_prefixes, False)
-        if trunk.prefix is not None:
-            number = number.removeprefix(trunk.prefix)
-        return _e164(number, self.country, self.international_prefixes, trunk.plus_missing)
 
 
 @lru_cache(maxsize=NUMBERS_REMEMBERED_MAX)
