@@ -208,6 +208,20 @@ def test_of_several_targets_the_one_of_this_rows_trunk_counts() -> None:
     assert only(columns(lastdata="PJSIP/13135550100@VIOrig&PJSIP/17345550100@thinQ,30"))["called"] == "+17345550100"
 
 
+@pytest.mark.parametrize("other", ["7345550100", "6112", "0806779"])
+def test_an_answered_row_of_a_trunk_that_was_called_on_several_numbers_at_once_is_refused(other: str) -> None:
+    """Each of its targets has a row, and all of them have the same lastdata."""
+    both = f"PJSIP/13135550100@thinQ&PJSIP/{other}@thinQ,30"
+    same = "PJSIP/13135550100@thinQ&PJSIP/3135550100@thinQ,30"
+    unanswered = columns(lastdata=both, disposition="NO ANSWER", billsec="0", uniqueid="1543540817.2")
+    events, report = read(columns(lastdata=both), unanswered, columns(lastdata=same, uniqueid="1543540817.3"))
+    assert [(event.event["data"]["called"], event.event["data"]["answered"]) for event in events] == [
+        ("+13135550100", False),
+        ("+13135550100", True),
+    ]
+    assert [(refused.line, refused.field, refused.code) for refused in report.refusals] == [(1, "lastdata", "invalid")]
+
+
 @pytest.mark.parametrize("dialled", ["08023366360", "24848380964", "919490535813", "881142", "0806779"])
 def test_an_answered_leg_without_a_usable_number_is_refused_and_an_unanswered_one_is_not_published(
     dialled: str,

@@ -289,16 +289,17 @@ class _CalledNumbers:
         return self._dst.get((row.channel, row.uniqueid), row.dst)
 
 
-def _dialled(row: _Row, trunk: Trunk) -> str:
-    """The number in ``TECH/number@trunk`` of this row's trunk, its prefix taken off, else ``dst``, which the caller dialled.
+def _dialled(row: _Row, trunk: Trunk) -> list[str]:
+    """The numbers in ``TECH/number@trunk`` of this row's trunk, its prefix taken off, else ``dst``, which the caller dialled.
     A Dial may name several targets."""
     technology, _, name = trunk.channel.partition("/")
+    numbers = []
     for target in row.lastdata.partition(",")[0].split("&"):
         address, at, endpoint = target.rpartition("@")
         number = address.removeprefix(f"{technology}/")
         if at and endpoint == name and number != address and number:
-            return trunk.bare(number)
-    return row.dst
+            numbers.append(trunk.bare(number))
+    return numbers or [row.dst]
 
 
 def _inbound(row: _Row, profile: SwitchProfile, trunk: Trunk, called_on: _CalledNumbers) -> Leg:
@@ -310,11 +311,18 @@ def _inbound(row: _Row, profile: SwitchProfile, trunk: Trunk, called_on: _Called
 
 
 def _outbound(row: _Row, profile: SwitchProfile, trunk: Trunk) -> Leg | NoLeg:
-    dialled = _dialled(row, trunk)
-    if profile.is_internal(dialled):
+    called, *others = ("internal" if profile.is_internal(n) else profile.e164(n, trunk) for n in _dialled(row, trunk))
+    if any(other != called for other in others) and _answered(row):
+        raise Refused(
+            "invalid",
+            "lastdata",
+            "calls several numbers on this trunk, and nothing in the row tells which of them it is; dial each over a channel "
+            "of its own (Local/...), so that its row has one number",
+        )
+    if called == "internal":
         return "internal"
     account = profile.account_of_code(row.accountcode)
-    return _leg(row, profile, account, "outbound", profile.e164(dialled, trunk), own_number(row.src, profile))
+    return _leg(row, profile, account, "outbound", called, own_number(row.src, profile))
 
 
 def _leg(
