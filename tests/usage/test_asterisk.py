@@ -299,6 +299,13 @@ def test_a_code_that_cannot_be_an_account_id_is_refused(code: str) -> None:
 # --- seconds and instants ---------------------------------------------------------------------------------------------
 
 
+def test_a_billsec_that_the_switch_rounded_up_is_billed_and_the_leg_lasted_as_long() -> None:
+    """With ``initiatedseconds`` billsec is rounded by half seconds, and the duration is cut."""
+    data = only(columns(billsec="22"))
+    assert (data["duration_s"], data["billable_s"]) == (22, 22)
+    assert data["ended_at"] == only(columns())["ended_at"]
+
+
 def test_an_unanswered_leg_is_published_with_nothing_to_bill_whatever_billsec_says() -> None:
     data = only(columns(disposition="NO ANSWER", duration="13", billsec="13"))
     assert (data["answered"], data["duration_s"], data["billable_s"]) == (False, 13, 0)
@@ -381,7 +388,7 @@ def test_without_uniqueids_a_channel_name_that_comes_again_after_a_restart_is_a_
         (line(columns(duration="-1")), "duration", "invalid"),
         (line(columns(duration="２１")), "duration", "invalid"),
         (line(columns(duration="604801")), "duration", "invalid"),
-        (line(columns(billsec="22")), "billsec", "invalid"),
+        (line(columns(billsec="23")), "billsec", "invalid"),
         (line(columns(billsec="1_0")), "billsec", "invalid"),
         (line(columns(disposition="MAYBE")), "disposition", "invalid"),
         (line(columns(end="")), "end", "invalid"),

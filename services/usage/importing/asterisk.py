@@ -337,12 +337,15 @@ def _leg(
     number = billable_number(called, answered, "lastdata" if direction == "outbound" and "@" in row.lastdata else "dst")
     account = account_id(account, "accountcode")
     duration_s = seconds(row.duration, "duration", fractions=row.named)
-    billsec = billed_within(seconds(row.billsec, "billsec", fractions=row.named), duration_s, "billsec")
+    billsec = seconds(row.billsec, "billsec", fractions=row.named)
+    # With initiatedseconds the switch rounds billsec by half seconds, while it cuts the duration.
+    lasted_s = billsec if billsec == duration_s + 1 else duration_s
+    billed_within(billsec, lasted_s, "billsec")
     starts, ends = _times(row, profile)
     started_at, ended_at = span(starts, ends, duration_s, not_before=lambda: _created(row))
     start = starts[0].astimezone(profile.tz).strftime("%Y-%m-%d %H:%M:%S") if row.named else row.start
     return Leg(
-        _event_id(row, start), account, direction, caller, number, started_at, ended_at, answered, duration_s, billsec
+        _event_id(row, start), account, direction, caller, number, started_at, ended_at, answered, lasted_s, billsec
     )
 
 

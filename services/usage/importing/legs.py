@@ -125,10 +125,9 @@ def seconds(text: str, field: str, *, fractions: bool = False) -> int:
     return whole
 
 
-def billed_within(billsec: int, duration_s: int, field: str) -> int:
+def billed_within(billsec: int, duration_s: int, field: str) -> None:
     if billsec > duration_s:
         raise Refused("invalid", field, f"is {billsec} s of a call of {duration_s} s; it must not be longer")
-    return billsec
 
 
 def event_id(text: str, field: str) -> str:
