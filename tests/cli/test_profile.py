@@ -42,7 +42,7 @@ async def test_people_read_it_as_lines(tollbook: Tollbook) -> None:
         ({}, "freeswitch-csv", "the shipped template example; calling legs only: inbound if the context is public, outbound if any other number that is not internal"),
         ({"freeswitch": {"template": "asterisk"}}, "freeswitch-csv", "the shipped template asterisk; calling legs only: inbound if the channel is a trunk, outbound if bridged to a trunk"),
         ({"freeswitch": {"legs": "ab"}}, "freeswitch-csv", "cannot be read: the template has no ${direction}; add it to the template of the switch and to this one"),
-        ({"freeswitch": {"template": "opencdrrate", "legs": "ab"}}, "freeswitch-csv", "the shipped template opencdrrate; both legs, each judged by its own channel"),
+        ({"freeswitch": {"template": "${uuid},${direction},${channel_name},${destination_number},${end_epoch},${billsec},${accountcode}", "legs": "ab"}}, "freeswitch-csv", "a template of your own; both legs, each judged by its own channel"),
         ({"freeswitch": {"legs": "a"}}, "freeswitch-json", "calling legs only: inbound if the channel is a trunk, outbound if bridged to one"),
         ({"csv": {"columns": {"id": 1, "called": "To", "billable": 3, "ended_at": 4}, "direction": "outbound"}}, "csv", "id.0 from 1, called from To, billable from 3, ended_at from 4; times iso, seconds s"),
     ],

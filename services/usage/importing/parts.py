@@ -75,7 +75,9 @@ class AsteriskColumns(Part):
         return Dialect(self.separator, self.quote, None if self.escape == self.quote else self.escape)
 
 
-CHANNEL_VARIABLES = ("sip_gateway_name", "sip_gateway", "sofia_profile_name", "channel_name")
+# What tells a leg's own channel. Its gateway alone is sip_gateway where it came in and sip_gateway_name where it went out.
+BOTH_WAYS_VARIABLES = ("sofia_profile_name", "channel_name")
+CHANNEL_VARIABLES = ("sip_gateway", *BOTH_WAYS_VARIABLES)
 PEER_VARIABLES = ("last_arg", "bridge_channel")
 END_VARIABLES = ("end_uepoch", "end_epoch", "end_stamp")
 TEMPLATE_CHARS_MAX = 8_192
@@ -108,7 +110,7 @@ class FreeSwitch(Part):
         """What the template must have before its lines can be billed, or None."""
         needed = [("uuid",), ("destination_number",), ("billsec",), END_VARIABLES, self.account_variables]
         if self.legs == "ab":
-            needed += [("direction",), CHANNEL_VARIABLES]
+            needed += [("direction",), BOTH_WAYS_VARIABLES]
         else:
             needed.append((*CHANNEL_VARIABLES, "context"))
         there = set(self.columns.names)
