@@ -34,6 +34,7 @@ LOOK_S_MAX = 1.0
 FORGET_FROM = 10_000  # files that are done and gone
 FILES_TOGETHER_MAX = 500  # files whose acknowledgements are awaited, and which are remembered, together
 BACK_OFF_S_MIN, BACK_OFF_S_MAX = 1.0, 30.0
+TAIL_BYTES = 4_096  # in which the last brace of a document is looked for, behind which there may be blank lines
 
 # A row that is refused with one of these could not be read at all.
 UNREADABLE = ("short_row", "long_row", "too_long", "encoding", "not_csv", "header", "not_json")
@@ -214,7 +215,8 @@ async def watch(
 ) -> None:
     """Imports every finished file of a folder until it is asked to stop. Kafka's absence is waited out.
 
-    With ``whole_lines`` a file is not finished before its last line is: half a row could pass for another call.
+    With ``whole_lines`` a file is not finished before its last line is: half a row could pass for another call. Without, it
+    holds documents that close themselves, and is not finished before a brace ends it.
     """
     memory = Memory(folder)
     watched = _Watch(folder, profile, read, stop, memory, whole_lines, shift_days, tell, warn)
@@ -261,7 +263,7 @@ class _Watch:
         self._warn = warn
         self._still: dict[str, tuple[Seen, float]] = {}
         self._left: set[Seen] = set()  # bad files that could not be moved away
-        self._unended: set[Seen] = set()  # files that were told of because their last line has no end
+        self._unended: set[Seen] = set()  # files that were told of because their last line or document has no end
 
     def ready(self, still_s: float) -> list[Seen]:
         """The files that are not done and have not changed for ``still_s``, the oldest first."""
@@ -286,26 +288,25 @@ class _Watch:
             if now - since >= still_s
             and not self._memory.knows(file)
             and file not in self._left
-            and (not self._whole_lines or self._ends_whole(file))
+            and self._ends_whole(file)
         ]
         return sorted(ready, key=lambda file: (file.mtime_ns, file.name))
 
     def _ends_whole(self, file: Seen) -> bool:
         try:
             with (self._folder / file.name).open("rb") as records:
-                if file.size:
-                    records.seek(-1, os.SEEK_END)
-                    if records.read(1) != b"\n":
-                        if file not in self._unended:
-                            self._unended.add(file)
-                            self._warn(
-                                f"{file.name} is not taken: its last line has no end, so it may be half a row; wait for the "
-                                "rest, or end the line"
-                            )
-                        return False
+                records.seek(max(file.size - TAIL_BYTES, 0))
+                tail = records.read(TAIL_BYTES)
         except OSError:
-            pass  # whoever takes it finds out
-        return True
+            return True  # whoever takes it finds out
+        whole = tail.endswith(b"\n") if self._whole_lines else tail.rstrip().endswith(b"}")
+        if whole or not tail:
+            return True
+        if file not in self._unended:
+            self._unended.add(file)
+            what = "line has no end, so it may be half a row" if self._whole_lines else "document has no end"
+            self._warn(f"{file.name} is not taken: its last {what}; wait for the rest, or end it")
+        return False
 
     async def take(self, publishing: Publishing, files: list[Seen]) -> None:
         """Imports files and remembers them; a bad one is put aside, and the others go on."""

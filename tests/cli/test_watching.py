@@ -25,6 +25,8 @@ from services.usage.importing import FORMATS, SELF_CLOSING, Importer, ImportRepo
 from tests.support.processes import Processes, until
 from tests.support.servers import Database
 from tests.usage.test_asterisk import PROFILE, columns, line, profile
+from tests.usage.test_freeswitch import UUID, document
+from tests.usage.test_freeswitch import profile as freeswitch_profile
 
 STILL_S = 0.3
 
@@ -149,13 +151,14 @@ class Watched:
 
     def __init__(self, folder: Path, kafka: str, prefix: str) -> None:
         self.folder, self.settings = folder, Settings(kafka=kafka, topic_prefix=prefix)
+        self.switch = profile()
         self.still_s = STILL_S
         self.outcomes: list[Outcome] = []
         self.warnings: list[str] = []
 
     async def watch(self, read: Importer, stop: Stop, *, whole_lines: bool = True) -> None:
         await watch(
-            self.settings, self.folder, profile(), read, stop, still_s=self.still_s, whole_lines=whole_lines, tell=self.outcomes.append,
+            self.settings, self.folder, self.switch, read, stop, still_s=self.still_s, whole_lines=whole_lines, tell=self.outcomes.append,
             warn=self.warnings.append,
         )  # fmt: skip
 
@@ -241,6 +244,37 @@ async def test_a_json_document_needs_no_end_of_its_last_line(watched: Watched) -
     async with watched.running("freeswitch-json"):
         await watched.wait(1)
     assert watched.warnings == []
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [b'{"variables": {"uuid": "a', b'{"variables": {"uuid": "a"},\n', b'{"variables": {"uuid": "a"}', b'{"a": "{b}'],
+)
+async def test_half_a_json_document_is_waited_for_wherever_it_is_cut(watched: Watched, cut: bytes) -> None:
+    watched.switch = freeswitch_profile()
+    whole = document(indented=False)
+    (watched.folder / "a.cdr.json").write_bytes(cut)
+    async with watched.running("freeswitch-json"):
+
+        async def told() -> bool:
+            return bool(watched.warnings or watched.outcomes)
+
+        await until(told, "it is told")
+        await asyncio.sleep(3 * STILL_S)
+        assert len(watched.warnings) + len(watched.outcomes) == 1
+        assert [outcome.reason for outcome in watched.outcomes if outcome.reason] == []
+        if not cut.endswith(b"}"):
+            assert "a.cdr.json is not taken: its last document has no end" in watched.warnings[0]
+        (watched.folder / "a.cdr.json").write_bytes(whole)
+        await watched.wait(len(watched.outcomes) + 1)
+    assert await watched.ids() == {UUID: 1}
+
+
+async def test_a_json_document_that_is_broken_before_its_end_is_put_aside(watched: Watched) -> None:
+    (watched.folder / "a.cdr.json").write_bytes(b'{"variables": broken}\n')
+    async with watched.running("freeswitch-json"):
+        await watched.wait(1)
+    assert "is not JSON" in (watched.folder / ASIDE / "a.cdr.json.reason").read_text()
 
 
 async def test_a_done_file_is_not_read_again_not_even_renamed_but_one_that_grew_is_taken_anew(watched: Watched) -> None:

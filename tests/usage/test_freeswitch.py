@@ -496,6 +496,7 @@ def test_documents_follow_each_other_in_any_form_and_a_broken_one_ends_where_the
     [
         (b"[1]\n", "variables", "not_json"),
         (b'{"variables": []}\n', "variables", "not_json"),
+        (b'{"variables": {"uuid": "a"}\n', "document", "unended"),
         (b"{" * 100_000 + b"\n", "document", "not_json"),
         (b'{"variables": {"uuid": "\xff"}}\n', "document", "encoding"),
         (b'{"variables": {"x": "' + b"x" * 2 * DOCUMENT_BYTES_MAX + b'"}}\n', "document", "too_long"),

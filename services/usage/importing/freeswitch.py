@@ -171,7 +171,14 @@ def _document(held: list[bytes], size: int) -> _Record | Refused:
     except UnicodeDecodeError:
         return Refused("encoding", "document", "is not UTF-8; convert the file to UTF-8 and import it again")
     except (ValueError, RecursionError) as error:
+        if isinstance(error, json.JSONDecodeError) and _is_cut(error):
+            return Refused("unended", "document", "ends before it is closed; import the file again when it is whole")
         return Refused("not_json", "document", f"is not JSON ({error}); take it from the switch again")
+
+
+def _is_cut(error: json.JSONDecodeError) -> bool:
+    """Whether the document is only the beginning of one: nothing in it is wrong but that it ends."""
+    return error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated string")
 
 
 def _record(document: Any) -> _Record | Refused:

@@ -12,8 +12,8 @@ from services.usage.importing.profile import SwitchProfile
 REFUSALS_KEPT_MAX = 1_000  # named one by one; a wrong file refuses millions, which are only counted
 
 RefusalCode = Literal[
-    "short_row", "long_row", "too_long", "encoding", "not_csv", "header", "not_json", "invalid",
-    "no_number", "unanswered_no_number",
+    "short_row", "long_row", "too_long", "encoding", "not_csv", "header", "not_json", "unended",
+    "invalid", "no_number", "unanswered_no_number",
 ]  # fmt: skip
 
 
