@@ -88,12 +88,14 @@ class NotBillable(Struct, frozen=True, gc=False):
 
 class NoPrice(Struct, frozen=True, gc=False):
     """No book has a price; never a charge of zero. ``missing_book`` is named by the account but not loaded; ``tiers_beside``
-    has a surcharge for a leg that is priced by tiers, which share out the sum of a month and not what one leg costs."""
+    has a surcharge for a leg that ``tiers_of`` prices by tiers, which share out the sum of a month and not what one leg
+    costs."""
 
     product: str
     destination: str
     missing_book: str | None = None
     tiers_beside: str | None = None
+    tiers_of: str | None = None
 
     @property
     def message(self) -> str:
@@ -210,7 +212,7 @@ def rate(use: Used, event_time: datetime, books: Chain, currency: str) -> Outcom
             if more.currency != currency:
                 return WrongCurrency(more, currency)
             if price.tiers is not None:
-                return NoPrice(product, use.destination, tiers_beside=more.book_id)
+                return NoPrice(product, use.destination, tiers_beside=more.book_id, tiers_of=price.book_id)
             surcharge = Surcharge(more, billed_quantity(use.used, more.minimum, more.increment))
         elif more.missing_book is not None:
             return more

@@ -21,7 +21,6 @@ from services.usage.books import RENTAL, Chain, Price
 from services.usage.rating import (
     Counted,
     NoPrice,
-    Outcome,
     Rated,
     Surcharge,
     TooLarge,
@@ -103,7 +102,7 @@ class Repricing:
             charge.product, charge.destination, charge.origin, charge.unit, charge.duration_s, charge.used, month
         )
         outcome = rate(use, charge.event_time, books, charge.currency)
-        if self._draft is not None and not self._is_drafted(outcome):
+        if self._draft is not None and not self._draft.decides(outcome):
             return None
         match outcome:
             case NoPrice():
@@ -117,11 +116,6 @@ class Repricing:
             case Rated() | Counted():
                 return _changed(charge, outcome, schedule)
         return None
-
-    def _is_drafted(self, outcome: Outcome) -> bool:
-        if isinstance(outcome, WrongCurrency | WrongUnit | TooLarge):
-            return self._draft is not None and outcome.price.book_id == self._draft.book.book_id
-        return self._draft is not None and self._draft.decides(outcome)
 
     def _books(self, charge: Any) -> Chain | str:
         """The books of the account that was charged, for the group that was charged."""

@@ -18,7 +18,7 @@ from msgspec import Struct
 from services.kernel.money import format_nano
 from services.usage.books import BookVersion, Chain, PriceBook
 from services.usage.price_files import PriceFile
-from services.usage.rating import Counted, Outcome, Rated, rate
+from services.usage.rating import Counted, NoPrice, Outcome, Rated, TooLarge, WrongCurrency, WrongUnit, rate
 from services.usage.registry import Prices, Registry
 from services.usage.tiers import CounterKey, Schedule, schedule_version
 from services.usage.uses import Free
@@ -56,13 +56,15 @@ class Draft:
         return tuple(self.book if book.book_id == self.in_place_of else book for book in books)
 
     def decides(self, outcome: Outcome) -> bool:
-        """Whether the draft has the price of a use, or of its surcharge."""
+        """Whether the draft has the price of a use, or of its surcharge, also where they make no charge."""
         match outcome:
             case Rated(price=price, surcharge=surcharge):
                 found = {price.book_id} | ({surcharge.price.book_id} if surcharge is not None else set())
                 return self.book.book_id in found
-            case Counted(price=price):
+            case Counted(price=price) | WrongCurrency(price=price) | WrongUnit(price=price) | TooLarge(price=price):
                 return price.book_id == self.book.book_id
+            case NoPrice(tiers_beside=beside, tiers_of=tiers):
+                return self.book.book_id in (beside, tiers)
         return False
 
     def replaces(self, charge: Any) -> bool:
@@ -143,7 +145,7 @@ class Replay:
             charge.product, charge.destination, charge.origin, charge.unit, charge.duration_s, charge.used, month
         )
         outcome = rate(use, charge.event_time, chain, charge.currency)
-        if not self.draft.decides(outcome) and not self.draft.replaces(charge) and isinstance(outcome, Rated | Counted):
+        if not self.draft.decides(outcome) and not self.draft.replaces(charge):
             self._add_then(place, charge.amount_nano)
         elif isinstance(outcome, Rated):
             self._add_then(place, sign * outcome.amount_nano)

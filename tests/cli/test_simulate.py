@@ -15,9 +15,12 @@ from contracts.usage import PRODUCT
 from services.balance import consumer as balance_room
 from services.balance.refuse_fast import RefuseFast
 from services.usage import api
+from services.usage.books import Price, PriceBook
 from services.usage.consumer import build
 from services.usage.price_documents import read_price_document
 from services.usage.price_files import read_price_file
+from services.usage.rating import NoPrice, TooLarge, WrongCurrency, WrongUnit
+from services.usage.simulating import DRAFT, Draft
 from tests.cli.conftest import Tollbook
 from tests.support.balance_factory import NO_VALKEY
 from tests.support.rooms import Log, Rooms
@@ -146,6 +149,36 @@ async def test_what_the_draft_has_no_price_for_is_told_apart(usage: Usage, tollb
     (total,) = found["total"]
     assert (total["unpriced"], total["unpriced_now"], total["difference"]) == (1, "0.0085", "-0.0085")
     assert "quarantined" in found["notes"][0]
+
+
+async def test_a_charge_of_a_book_that_was_taken_away_since_keeps_its_amount(
+    usage: Usage, tollbook: Tollbook, tmp_path: Path
+) -> None:
+    promo = b"product,prefix,price_per_minute,currency\nvoice.outbound,49,0.05,USD\n"
+    await api.import_prices(usage.engine, "promo", read_price_file(promo), LONG_AGO)
+    usage.send.account("promoted", pricing_model="promo")
+    await usage.take(leg("promoted", NOW, "promoted", called="+4930123456", billable_s=60))
+    usage.send.account("promoted")
+    await usage.rooms.pump()
+    file = draft(tmp_path, "voice.outbound,1,0.0070,USD,60,60")
+    for choice in ((), ("--in-place-of", "list")):
+        ran = await tollbook("simulate", "--book", file, *choice, *RANGE, "--account", "promoted", "-o", "json")
+        (total,) = ran.json["total"]
+        assert (total["now"], total["then"], total["unpriced"]) == ("0.05", "0.05", 0)
+
+
+def test_a_draft_decides_also_over_a_charge_that_it_makes_impossible() -> None:
+    drafted, listed = (
+        Price(book, 1, "USD", "voice.inbound.toll_free", "+1", 10, 0, 60, 60) for book in (DRAFT, "list")
+    )
+    draft = Draft(PriceBook(DRAFT, []))
+    number = ("voice.inbound.toll_free", "+18778874413")
+    for price, is_drafted in ((drafted, True), (listed, False)):
+        beside = NoPrice(*number, tiers_of=price.book_id, tiers_beside="other")
+        surcharge = NoPrice(*number, tiers_of="other", tiers_beside=price.book_id)
+        for outcome in (WrongCurrency(price, "EUR"), WrongUnit(price, "gb"), TooLarge(price, 1), beside, surcharge):
+            assert draft.decides(outcome) is is_drafted
+    assert not draft.decides(NoPrice(*number))
 
 
 @pytest.mark.parametrize(("form", "then"), [("graduated", "11.6"), ("volume", "9.6")])
