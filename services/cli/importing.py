@@ -37,6 +37,7 @@ REGISTRY_S_TRIED = 3.0  # of a dry run, which goes on without
 STILL_S = 10.0
 REFUSALS_SHOWN = 20
 LOOK_S = 0.05
+SHIFT_DAYS_MAX = 36_500  # a century: records of no switch are older
 
 
 @asynchronous
@@ -44,7 +45,14 @@ async def import_file(
     profile: Annotated[Path, typer.Option(help="the switch profile, .json or .toml")],
     file: Annotated[Path | None, typer.Argument(metavar="FILE", help="the switch's records")] = None,
     format_: Annotated[str, typer.Option("--format", help=f"one of: {', '.join(FORMATS)}")] = "asterisk",
-    shift_days: Annotated[int, typer.Option(help="move every time by whole days (old records in demonstrations)")] = 0,
+    shift_days: Annotated[
+        int,
+        typer.Option(
+            min=-SHIFT_DAYS_MAX,
+            max=SHIFT_DAYS_MAX,
+            help="move every time by whole days (old records in demonstrations)",
+        ),
+    ] = 0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="publish nothing; say what would be billed to each account")
     ] = False,

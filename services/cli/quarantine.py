@@ -20,9 +20,10 @@ app = typer.Typer(no_args_is_help=True, help="Records in quarantine: list, show,
 
 ALL_STATES = ("quarantined", "waiting", "replaying", "discarding", "replayed", "discarded")
 SHOWN_BYTES = 4_000
+ID_MAX = 2**63 - 1  # of the column
 
 RoomName = Annotated[str, typer.Option("--room", help="usage, balance, groups, invoices, payments or webhooks")]
-Ids = Annotated[list[int] | None, typer.Argument(metavar="[ID...]", help="records by id")]
+Ids = Annotated[list[int] | None, typer.Argument(metavar="[ID...]", max=ID_MAX, help="records by id")]
 Reason = Annotated[str | None, typer.Option(help="every record with this reason, such as no_price")]
 
 
@@ -55,7 +56,7 @@ async def list_(
 @app.command()
 @asynchronous
 async def show(
-    identifier: Annotated[int, typer.Argument(metavar="ID", help="as `quarantine list` shows it")],
+    identifier: Annotated[int, typer.Argument(metavar="ID", max=ID_MAX, help="as `quarantine list` shows it")],
     room_name: RoomName = "usage",
     output: Output = Format.table,
 ) -> None:

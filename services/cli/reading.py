@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from services.kernel.errors import NotFound, Unavailable
-from services.runtime.database import open_engine, sqlstate
+from services.kernel.errors import InvalidInput, NotFound, Unavailable
+from services.runtime.database import is_data_error, open_engine, sqlstate
 from services.runtime.settings import Settings, load
 
 POOL_SIZE = 2  # a command asks one thing after the other
@@ -17,7 +17,8 @@ POOL_SIZE = 2  # a command asks one thing after the other
 
 @asynccontextmanager
 async def room(name: str, settings: Settings | None = None) -> AsyncIterator[AsyncEngine]:
-    """An engine with the role of this room. A server that does not answer is `Unavailable`, in a sentence."""
+    """An engine with the role of this room. A server that does not answer is `Unavailable`, a value that it cannot keep
+    `InvalidInput`, in a sentence."""
     engine = open_engine((settings or load()).room_database_url(name), application="tollbook.cli", pool_size=POOL_SIZE)
     try:
         yield engine
@@ -30,6 +31,10 @@ async def room(name: str, settings: Settings | None = None) -> AsyncIterator[Asy
             field="postgres",
         ) from error
     except DBAPIError as error:
+        if is_data_error(error):
+            raise InvalidInput(
+                "a value of the command cannot be kept by PostgreSQL; give texts in UTF-8, and numbers that are not as large"
+            ) from error
         if sqlstate(error) not in ("3D000", "42P01", "3F000"):
             raise
         raise NotFound(

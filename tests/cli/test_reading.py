@@ -58,6 +58,22 @@ async def test_what_is_not_there_is_exit_1(on_database: Tollbook, arguments: lis
     assert (ran.code, ran.err) == (1, f"{sentence}\n")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["charge", "list", "a\udcff"],
+        ["rerate", "plan", "--from", "2026-10-01", "--to", "2026-11-01", "--note", "\udcff"],
+    ],
+)
+async def test_an_argument_that_no_database_can_hold_is_exit_2(on_database: Tollbook, arguments: list[str]) -> None:
+    """What of the command line is no UTF-8 comes as half a character."""
+    ran = await on_database(*arguments)
+    sentence = (
+        "a value of the command cannot be kept by PostgreSQL; give texts in UTF-8, and numbers that are not as large\n"
+    )
+    assert (ran.code, ran.err) == (2, sentence)
+
+
 async def test_a_reader_of_our_output_that_has_gone_is_no_fault_of_the_server(on_database: Tollbook) -> None:
     with pytest.raises(BrokenPipeError):
         async with room("balance"):

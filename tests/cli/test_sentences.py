@@ -55,6 +55,21 @@ async def test_an_unknown_or_incomplete_command_is_exit_2(tollbook: Tollbook, ar
 @pytest.mark.parametrize(
     "arguments",
     [
+        ["import", PROFILE, "--profile", PROFILE, "--shift-days", "99999999999"],
+        ["quarantine", "show", str(2**63)],
+        ["quarantine", "replay", "1", str(2**63)],
+        ["quarantine", "discard", str(2**63)],
+    ],
+)
+async def test_a_number_that_is_too_large_is_exit_2(tollbook: Tollbook, arguments: list[str]) -> None:
+    ran = await tollbook(*arguments)
+    assert ran.code == 2
+    assert "Input should be less than or equal to" in ran.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
         ["account", "list"],
         ["invoice", "status", "--period", "2026-10"],
         ["account", "level-2", "a", "--organization", "x"],
