@@ -147,12 +147,20 @@ class Memory:
                 f"{folder / MEMORY} is damaged ({error}); delete it: every file is read again, and nothing counted twice",
                 field="watch",
             ) from None
+        self._itself = Seen.of(MEMORY, (folder / MEMORY).stat())
         self._by_name: dict[str, tuple[int, int]] = {}
         self._by_inode: dict[tuple[int, int], tuple[int, int]] = {}
         for name, device, inode, size, mtime_ns in self._database.execute(
             "select name, device, inode, size, mtime_ns from done order by rowid"
         ):
             self._remember(Seen(name, (device, inode), size, mtime_ns))
+
+    def lies_in(self, folder: Path) -> bool:
+        """Whether the folder is the one whose files it remembers, not another that took its place."""
+        try:
+            return Seen.of(MEMORY, (folder / MEMORY).stat()).inode == self._itself.inode
+        except OSError:
+            return False
 
     def _remember(self, file: Seen) -> None:
         self._by_name[file.name] = self._by_inode[file.inode] = (file.size, file.mtime_ns)
@@ -213,17 +221,17 @@ async def watch(
     tell: Callable[[Outcome], None],
     warn: Callable[[str], None],
 ) -> None:
-    """Imports every finished file of a folder until it is asked to stop. Kafka's absence is waited out.
+    """Imports every finished file of a folder until it is asked to stop. Kafka's absence is waited out, and the folder's.
 
     With ``whole_lines`` a file is not finished before its last line is: half a row could pass for another call. Without, it
     holds documents that close themselves, and is not finished before a brace ends it.
     """
-    memory = Memory(folder)
-    watched = _Watch(folder, profile, read, stop, memory, whole_lines, shift_days, tell, warn)
+    watched = _Watch(folder, profile, read, stop, Memory(folder), whole_lines, shift_days, tell, warn)
     back_off_s = BACK_OFF_S_MIN
     try:
         while not stop.now:
             try:
+                watched.find_folder()
                 async with Publishing(settings, profile.publisher) as publishing:
                     while not stop.now:
                         await watched.take(publishing, watched.ready(still_s))
@@ -234,7 +242,7 @@ async def watch(
                 await stop.within(back_off_s)
                 back_off_s = min(back_off_s * 2, BACK_OFF_S_MAX)
     finally:
-        memory.close()
+        watched.close()
 
 
 class _Watch:
@@ -265,11 +273,21 @@ class _Watch:
         self._left: set[Seen] = set()  # bad files that could not be moved away
         self._unended: set[Seen] = set()  # files that were told of because their last line or document has no end
 
+    def find_folder(self) -> None:
+        """Takes the memory of another folder, if that took the place of the one that was watched."""
+        if not self._memory.lies_in(self._folder):
+            self._entries()  # while there is none, the old one may come back
+            self._memory.close()
+            self._memory = Memory(self._folder)
+
+    def close(self) -> None:
+        self._memory.close()
+
     def ready(self, still_s: float) -> list[Seen]:
         """The files that are not done and have not changed for ``still_s``, the oldest first."""
         now = time.monotonic()
         found: dict[str, tuple[Seen, float]] = {}
-        for entry in os.scandir(self._folder):
+        for entry in self._entries():
             if entry.name.startswith("."):
                 continue
             try:
@@ -291,6 +309,13 @@ class _Watch:
             and self._ends_whole(file)
         ]
         return sorted(ready, key=lambda file: (file.mtime_ns, file.name))
+
+    def _entries(self) -> list[os.DirEntry[str]]:
+        try:
+            with os.scandir(self._folder) as entries:
+                return list(entries)
+        except OSError as error:
+            raise Unavailable(f"{self._folder} cannot be looked into ({error.strerror})", field="watch") from None
 
     def _ends_whole(self, file: Seen) -> bool:
         try:

@@ -370,6 +370,36 @@ async def test_while_kafka_is_away_it_waits_and_nothing_is_lost(
     assert await back.ids() == dict.fromkeys(ids(0, 2), 1)
 
 
+@pytest.mark.parametrize("comes_back", [True, False])
+async def test_a_folder_that_goes_away_is_waited_for_even_if_another_comes_in_its_place(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch, comes_back: bool
+) -> None:
+    monkeypatch.setattr(watching, "BACK_OFF_S_MIN", 0.1)
+    elsewhere = watched.folder / "elsewhere"
+    watched.folder /= "in"
+    watched.folder.mkdir()
+    (watched.folder / "a.csv").write_bytes(rows(0, 2))
+    async with watched.running():
+        await watched.wait(1)
+        watched.folder.rename(elsewhere)
+
+        async def warned() -> bool:
+            return len(watched.warnings) > 2
+
+        await until(warned, "warnings")
+        assert "in cannot be looked into (No such file or directory); tried again in" in watched.warnings[0]
+        if comes_back:
+            elsewhere.rename(watched.folder)
+        else:
+            watched.folder.mkdir()
+        (watched.folder / "b.csv").write_bytes(rows(2, 1))
+        await watched.wait(2)
+    assert await watched.ids() == dict.fromkeys(ids(0, 3), 1)
+    memory = Memory(watched.folder)
+    assert memory.knows(Seen.of("b.csv", (watched.folder / "b.csv").stat()))
+    memory.close()
+
+
 # --- what is remembered -----------------------------------------------------------------------------------------------
 
 
