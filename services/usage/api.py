@@ -31,6 +31,7 @@ from services.runtime.links import LinkMark, marks
 from services.runtime.parking import ParkedRow
 from services.usage import quoting, rerate_store, retrying, revising, store
 from services.usage.books import (
+    DATA,
     SURCHARGE,
     BookVersion,
     Direction,
@@ -336,8 +337,9 @@ async def _account_and_resource(
     found = await store.timelines(connection, keys)
     account = Account(AccountTimeline.model_validate_json(json.dumps(found[keys[0]]))) if keys[0] in found else None
     documents = [found[keys[1]]] if keys[1] in found else []
-    if row.outbound_profile is None and row.destination:
-        documents += await store.numbers(connection, row.destination)
+    number = row.origin if row.product == DATA else row.destination  # data goes to a network
+    if row.outbound_profile is None and number:
+        documents += await store.numbers(connection, number)
     for document in documents:
         resource = ResourceTimeline.model_validate_json(json.dumps(document))
         for interval in resource.owned():

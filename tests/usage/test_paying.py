@@ -5,8 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from contracts.usage import DATA
 from services.usage import api
-from tests.support.usage_registry import LONG_AGO, leg
+from services.usage.price_files import read_price_file
+from tests.support.usage_registry import LONG_AGO, SOURCE, leg
 from tests.support.usage_room import Usage
 
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -49,6 +51,19 @@ async def test_where_the_cost_center_comes_from_is_named(usage: Usage) -> None:
     assert of_number[-1] == "cost center south: that of the number at event time"
     of_event = await reasons(usage, leg("e3", NOW, outbound_profile="profile-1", cost_center_id="south"))
     assert of_event[-1] == "cost center south: named by the event"
+
+
+async def test_a_data_session_has_the_cost_center_of_its_subscribers_number(usage: Usage) -> None:
+    prices = b"product,price,currency,per\ndata,0.01,USD,1000000\n"
+    await api.import_prices(usage.engine, "data", read_price_file(prices), LONG_AGO, is_default=True)
+    usage.send.resource("n1", "sales", "south", number=NUMBER)
+    await usage.rooms.pump()
+    at = f"{NOW:%Y-%m-%dT%H:%M:%SZ}"
+    data = {
+        "account_id": "sales", "bytes": 5_000_000, "started_at": at, "ended_at": at, "network": "310260", "subscriber": NUMBER,
+    }  # fmt: skip
+    event = {"specversion": "1.0", "id": "d1", "source": SOURCE, "type": DATA, "data": data}
+    assert (await reasons(usage, event))[-1] == "cost center south: that of the number at event time"
 
 
 async def test_a_timeline_that_says_otherwise_by_now_is_named(usage: Usage) -> None:
