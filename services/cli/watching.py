@@ -3,7 +3,8 @@
 A file is taken when its size and time have been still for a while, and is done when every event of it is acknowledged.
 What is done is remembered in a small database beside the files, by name and by the file's number on its disk, so that a
 rotated file (`Master.csv` that becomes `Master.csv.1`) is not read again. A done file that changes afterwards is taken
-again, whole: its events keep their ids, so nothing is counted twice.
+again: of one that only grew what is new is sent, since rows that were sent long ago would be too old by now, else the
+whole: its events keep their ids, so nothing is counted twice.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -34,6 +36,7 @@ LOOK_S_MAX = 1.0
 FORGET_FROM = 10_000  # files that are done and gone
 FILES_TOGETHER_MAX = 500  # files whose acknowledgements are awaited, and which are remembered, together
 BACK_OFF_S_MIN, BACK_OFF_S_MAX = 1.0, 30.0
+DIGEST_BYTES = 2**16  # read at once, of a line
 TAIL_BYTES = 4_096  # in which the last brace of a document is looked for, behind which there may be blank lines
 
 # A row that is refused with one of these could not be read at all.
@@ -55,6 +58,24 @@ class Seen:
 
     def still(self, other: Seen | None) -> bool:
         return other is not None and (self.inode, self.size, self.mtime_ns) == (other.inode, other.size, other.mtime_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A file whose events are sent; ``digest`` is that of its bytes and of what they were read by."""
+
+    file: Seen
+    report: ImportReport
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What is remembered of a file; no digest where an older program did it."""
+
+    size: int
+    mtime_ns: int
+    digest: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,16 +123,29 @@ class Stopped(Exception):
 
 
 class _Interruptible:
-    """The bytes of a file until the watch is to stop. Importers read by lines only."""
+    """The bytes of a file until the watch is to stop, and their digest so far. Importers read by lines only."""
 
-    def __init__(self, records: BinaryIO, stop: Stop) -> None:
+    def __init__(self, records: BinaryIO, stop: Stop, read_by: bytes) -> None:
         self._records = records
         self._stop = stop
+        self._digest = sha256(read_by)
 
     def readline(self, limit: int = -1) -> bytes:
         if self._stop.now:
             raise Stopped
-        return self._records.readline(limit)
+        raw = self._records.readline(limit)
+        self._digest.update(raw)
+        return raw
+
+    def digest_of(self, size: int) -> str:
+        """The digest once this many bytes are read, in whole lines or not."""
+        while size > 0 and (raw := self.readline(min(size, DIGEST_BYTES))):
+            size -= len(raw)
+        return self.digest
+
+    @property
+    def digest(self) -> str:
+        return self._digest.hexdigest()
 
 
 # --- what is done -----------------------------------------------------------------------------------------------------
@@ -131,11 +165,13 @@ class Memory:
                 "begin exclusive",
                 "create table if not exists done (name text not null, device integer not null, inode integer not null,"
                 " size integer not null, mtime_ns integer not null, at text not null default current_timestamp,"
-                " report text not null)",
+                " report text not null, digest text)",
                 "create index if not exists done_name on done (name)",
                 "commit",
             ):
                 self._database.execute(statement)
+            if "digest" not in {name for _, name, *_ in self._database.execute("pragma table_info (done)")}:
+                self._database.execute("alter table done add column digest text")  # of an older program
         except sqlite3.OperationalError as error:
             if "locked" in str(error):
                 raise Refused("another import watches this folder; stop that one first", field="watch") from None
@@ -148,12 +184,12 @@ class Memory:
                 field="watch",
             ) from None
         self._itself = Seen.of(MEMORY, (folder / MEMORY).stat())
-        self._by_name: dict[str, tuple[int, int]] = {}
-        self._by_inode: dict[tuple[int, int], tuple[int, int]] = {}
-        for name, device, inode, size, mtime_ns in self._database.execute(
-            "select name, device, inode, size, mtime_ns from done order by rowid"
+        self._by_name: dict[str, Done] = {}
+        self._by_inode: dict[tuple[int, int], Done] = {}
+        for name, device, inode, size, mtime_ns, digest in self._database.execute(
+            "select name, device, inode, size, mtime_ns, digest from done order by rowid"
         ):
-            self._remember(Seen(name, (device, inode), size, mtime_ns))
+            self._remember(Seen(name, (device, inode), size, mtime_ns), digest)
 
     def lies_in(self, folder: Path) -> bool:
         """Whether the folder is the one whose files it remembers, not another that took its place."""
@@ -162,28 +198,40 @@ class Memory:
         except OSError:
             return False
 
-    def _remember(self, file: Seen) -> None:
-        self._by_name[file.name] = self._by_inode[file.inode] = (file.size, file.mtime_ns)
+    def _remember(self, file: Seen, digest: str | None) -> None:
+        self._by_name[file.name] = self._by_inode[file.inode] = Done(file.size, file.mtime_ns, digest)
 
     def knows(self, file: Seen) -> bool:
-        what = (file.size, file.mtime_ns)
-        return self._by_inode.get(file.inode) == what or self._by_name.get(file.name) == what
+        return any(
+            done is not None and (done.size, done.mtime_ns) == (file.size, file.mtime_ns)
+            for done in (self._by_inode.get(file.inode), self._by_name.get(file.name))
+        )
 
-    def done(self, files: list[tuple[Seen, ImportReport]]) -> None:
+    def before(self, file: Seen) -> Done | None:
+        """What was done of a file before it changed."""
+        return self._by_inode.get(file.inode) or self._by_name.get(file.name)
+
+    def done(self, taken: list[Taken]) -> None:
         """On disk when this returns, or not at all."""
         try:
             self._database.execute("begin")
             self._database.executemany(
-                "insert into done (name, device, inode, size, mtime_ns, report) values (?, ?, ?, ?, ?, ?)",
-                [(f.name, *f.inode, f.size, f.mtime_ns, to_json(plain(report)).decode()) for f, report in files],
-            )
+                "insert into done (name, device, inode, size, mtime_ns, report, digest) values (?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (
+                        each.file.name, *each.file.inode, each.file.size, each.file.mtime_ns,
+                        to_json(plain(each.report)).decode(), each.digest,
+                    )
+                    for each in taken
+                ],
+            )  # fmt: skip
             self._database.execute("commit")
         except sqlite3.DatabaseError as error:
             if self._database.in_transaction:
                 self._database.execute("rollback")
             raise Unavailable(f"{MEMORY} cannot be written ({error}); free its disk", field="watch") from error
-        for file, _ in files:
-            self._remember(file)
+        for each in taken:
+            self._remember(each.file, each.digest)
 
     def forget_all_but(self, there: Collection[Seen]) -> None:
         """Forgets files that are gone, once they are many: what is remembered is bounded by what lies in the folder."""
@@ -267,6 +315,7 @@ class _Watch:
         self._memory = memory
         self._whole_lines = whole_lines
         self._shift_days = shift_days
+        self._read_by = f"{profile.model_dump_json()} {shift_days}".encode()
         self._tell = tell
         self._warn = warn
         self._still: dict[str, tuple[Seen, float]] = {}
@@ -335,10 +384,10 @@ class _Watch:
 
     async def take(self, publishing: Publishing, files: list[Seen]) -> None:
         """Imports files and remembers them; a bad one is put aside, and the others go on."""
-        sent: list[tuple[Seen, ImportReport]] = []
+        sent: list[Taken] = []
         for file in files:
             try:
-                report = await self._sent(publishing, file)
+                taken = await self._sent(publishing, file)
             except FileNotFoundError:
                 continue
             except Stopped:
@@ -356,37 +405,52 @@ class _Watch:
             ) as error:  # a file that shows a mistake of ours must not keep the others from being imported
                 self._put_aside(file, f"cannot be imported, which is a mistake of this program: {error!r}")
                 continue
-            if report is None:
+            if taken is None:
                 continue
+            report = taken.report
             if report.rows and report.rows == sum(report.refused_by_code[code] for code in UNREADABLE):
                 self._put_aside(file, f"not one of its {report.rows} rows can be read; {report.refusals[0]}")
                 continue
-            sent.append((file, report))
+            sent.append(taken)
             if len(sent) == FILES_TOGETHER_MAX:
                 await self._done(publishing, sent)
         await self._done(publishing, sent)
 
-    async def _sent(self, publishing: Publishing, file: Seen) -> ImportReport | None:
-        """The report of a file whose events are all sent; None if it changed while it was read: then it is not done."""
+    async def _sent(self, publishing: Publishing, file: Seen) -> Taken | None:
+        """A file whose events are all sent; None if it changed while it was read: then it is not done."""
         report = ImportReport()
         with (self._folder / file.name).open("rb") as records:
             if not file.still(Seen.of(file.name, os.fstat(records.fileno()))):
                 return None
-            lines = cast(BinaryIO, _Interruptible(records, self._stop))
-            for event in self._read(lines, self._profile, report, shift_days=self._shift_days):
-                await publishing.send(event)
-                faults.step("import.event.sent")
-            return report if file.still(Seen.of(file.name, os.fstat(records.fileno()))) else None
+            sent_before = self._sent_before(file, records)
+            lines = _Interruptible(records, self._stop, self._read_by)
+            for event in self._read(cast(BinaryIO, lines), self._profile, report, shift_days=self._shift_days):
+                if report.bytes_read > sent_before:
+                    await publishing.send(event)
+                    faults.step("import.event.sent")
+            if not file.still(Seen.of(file.name, os.fstat(records.fileno()))):
+                return None
+            return Taken(file, report, lines.digest)
 
-    async def _done(self, publishing: Publishing, sent: list[tuple[Seen, ImportReport]]) -> None:
+    def _sent_before(self, file: Seen, records: BinaryIO) -> int:
+        """How many bytes at the beginning of a file that grew are done: none, unless they are the same and were read by the
+        same profile."""
+        done = self._memory.before(file)
+        if done is None or done.size >= file.size:
+            return 0
+        digest = _Interruptible(records, self._stop, self._read_by).digest_of(done.size)
+        records.seek(0)
+        return done.size if digest == done.digest else 0
+
+    async def _done(self, publishing: Publishing, sent: list[Taken]) -> None:
         await publishing.acknowledged()
         if not sent:
             return
         faults.step("import.files.acknowledged")
         self._memory.done(sent)
         faults.step("import.files.done")
-        for file, report in sent:
-            self._tell(Outcome(file.name, report))
+        for taken in sent:
+            self._tell(Outcome(taken.file.name, taken.report))
         sent.clear()
 
     def _put_aside(self, file: Seen, reason: str) -> None:

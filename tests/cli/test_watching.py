@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -17,14 +18,14 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from contracts.topics import USAGE_EVENTS
 from services.cli import watching
-from services.cli.watching import ASIDE, MEMORY, Memory, Outcome, Seen, Stop, watch
+from services.cli.watching import ASIDE, MEMORY, Memory, Outcome, Seen, Stop, Taken, watch
 from services.kernel.errors import Refused, TollbookError
 from services.runtime.broker import Offsets
 from services.runtime.settings import Settings
 from services.usage.importing import FORMATS, SELF_CLOSING, Importer, ImportReport, LegEvent
 from tests.support.processes import Processes, until
 from tests.support.servers import Database
-from tests.usage.test_asterisk import PROFILE, columns, line, profile
+from tests.usage.test_asterisk import PROFILE, columns, inbound, line, profile
 from tests.usage.test_freeswitch import UUID, document
 from tests.usage.test_freeswitch import profile as freeswitch_profile
 
@@ -277,7 +278,7 @@ async def test_a_json_document_that_is_broken_before_its_end_is_put_aside(watche
     assert "is not JSON" in (watched.folder / ASIDE / "a.cdr.json.reason").read_text()
 
 
-async def test_a_done_file_is_not_read_again_not_even_renamed_but_one_that_grew_is_taken_anew(watched: Watched) -> None:
+async def test_a_done_file_is_not_read_again_not_even_renamed_but_one_that_grew_is_taken_on(watched: Watched) -> None:
     master = watched.folder / "Master.csv"
     master.write_bytes(rows(0, 3))
     async with watched.running():
@@ -290,9 +291,45 @@ async def test_a_done_file_is_not_read_again_not_even_renamed_but_one_that_grew_
             file.write(rows(5, 1))
         await watched.wait(3)
     assert [outcome.file for outcome in watched.outcomes] == ["Master.csv"] * 3
-    assert await watched.ids() == dict.fromkeys(ids(0, 3), 1) | dict.fromkeys(ids(3, 2), 2) | dict.fromkeys(
-        ids(5, 1), 1
-    )
+    assert await watched.ids() == dict.fromkeys(ids(0, 6), 1)
+
+
+async def test_new_rows_of_a_file_that_grew_are_read_with_those_before_them(watched: Watched) -> None:
+    """The number of a call that was put through stands in the first row of its channel."""
+    first = line(inbound(lastapp="ForkCDR"))
+    put_through = line(inbound(dst="6001", lastapp="Queue", dstchannel="Local/1127@agent-00000024;1"))
+    master = watched.folder / "Master.csv"
+    master.write_bytes(first)
+    async with watched.running():
+        await watched.wait(1)
+        master.write_bytes(first + put_through)
+        await watched.wait(2)
+    values = [json.loads(value) for value in await published(watched.settings)]
+    assert [value["data"]["called"] for value in values] == ["+12484329407"] * 2
+    assert len({value["id"] for value in values}) == 2
+
+
+@pytest.mark.parametrize("changed", ["the beginning", "the profile", "a memory of an older program"])
+async def test_a_file_that_grew_is_sent_whole_where_its_beginning_might_be_judged_otherwise(
+    watched: Watched, changed: str
+) -> None:
+    master = watched.folder / "Master.csv"
+    master.write_bytes(rows(0, 3))
+    async with watched.running():
+        await watched.wait(1)
+    before = rows(0, 3)
+    if changed == "the beginning":
+        before = before[:-2] + b"x\r\n"
+    elif changed == "the profile":
+        watched.switch = profile(internal=[])
+    else:
+        with sqlite3.connect(watched.folder / MEMORY) as memory:
+            memory.execute("alter table done drop column digest")
+        memory.close()
+    master.write_bytes(before + rows(3, 1))
+    async with watched.running():
+        await watched.wait(2)
+    assert await watched.ids() == dict.fromkeys(ids(0, 3), 2) | dict.fromkeys(ids(3, 1), 1)
 
 
 async def test_a_bad_file_is_put_aside_with_its_reason_and_the_others_go_on(watched: Watched) -> None:
@@ -435,7 +472,7 @@ def test_what_is_remembered_is_bounded_by_what_lies_in_the_folder(
     monkeypatch.setattr(watching, "FORGET_FROM", 2)
     memory = Memory(tmp_path)
     files = [Seen(f"{number}.json", (1, number), 10, 20) for number in range(6)]
-    memory.done([(file, ImportReport()) for file in files])
+    memory.done([Taken(file, ImportReport(), "") for file in files])
     memory.forget_all_but(files[:1])
     memory.close()
     again = Memory(tmp_path)
