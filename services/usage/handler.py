@@ -40,7 +40,7 @@ from services.usage.rating import (
     per_of,
     rate,
 )  # fmt: skip
-from services.usage.registry import Account, Source, Standing
+from services.usage.registry import ANY_TIME_MS, Account, Source, Standing
 from services.usage.revising import CHARGED, NOT_BILLABLE, RATED, RATED_UNGROUPED, VOIDED
 from services.usage.stamping import BillTo
 from services.usage.tiers import CounterKey, Movement, Share, apportion, moved, told
@@ -233,7 +233,7 @@ class UsageEvents:
         if isinstance(event, Void):
             return Acceptable(usage, VOIDED)
         event_time = event.event_time
-        if outside := _outside(usage, event):
+        if outside := _outside(usage, event) or self._forgotten(usage, event):
             return outside
         standing = account.standing_at(event_time, self.memory.prices)
         if standing is None:
@@ -271,6 +271,21 @@ class UsageEvents:
                 return Waiting(usage)
             bill_to = stamp.period
         return Acceptable(usage, RATED, outcome, standing, bill_to)
+
+    def _forgotten(self, usage: Usage, event: Event) -> Rejected | None:
+        """A record whose replay comes so late that nobody knows whether its event or a higher revision was accepted meanwhile.
+        The fees of numbers are published once and never revised, so they are due however old."""
+        if (
+            not usage.record.replayed
+            or event.event_time >= self.memory.remembered_from
+            or usage.publisher.late_ms == ANY_TIME_MS
+        ):
+            return None
+        message = (
+            "was so long ago that its identity may be forgotten, and it could be charged a second time; if it never was, "
+            "publish it anew, under another id and with a time that is accepted"
+        )
+        return Rejected(usage, "too_old", message, event.use.dated_by)
 
     async def _look_back(
         self,

@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from contracts.groups import AccountTimeline, CostCenter, Publisher, ResourceTimeline
 from services.usage import store
 from services.usage.books import PriceBooks
+from services.usage.generations import ALWAYS, remembered_from
 from services.usage.registry import Prices, Registry
 from services.usage.stamping import Cut, Cuts
 
@@ -35,7 +36,8 @@ class Memory:
         self.cuts = Cuts()
         self.generation = 0
         self.rentals_from = NEVER  # since when Tollbook bills numbers
-        self.generation_since: datetime | None = None
+        self.oldest_generation = 0
+        self.remembered_from = ALWAYS  # event times from which on nothing that was accepted is forgotten
         self.charge_days: set[date] = set()  # event days whose partition exists for certain
         self.sources_seen: set[store.Seen] = set()  # noted for certain
         self._reading_books = asyncio.Lock()
@@ -60,13 +62,19 @@ class Memory:
         if state.cuts_version > self._cuts_version:
             await self._read_cuts(connection, state.cuts_version)
         if state.generation > self.generation:
-            self.generation, self.generation_since = state.generation, state.generation_since
+            await self._read_generations(connection, state.generation, state.generation_since)
         self.rentals_from = state.rentals_from
 
     @property
     def sealed_generations(self) -> tuple[int, ...]:
         """The generations that are kept beside the current one."""
-        return (self.generation - 1,) if self.generation > 1 else ()
+        return tuple(range(self.oldest_generation, self.generation))
+
+    async def _read_generations(self, connection: AsyncConnection, generation: int, since: datetime) -> None:
+        oldest = (await store.existing_generations(connection))[0]
+        if generation > self.generation:
+            self.generation, self.oldest_generation = generation, oldest
+            self.remembered_from = remembered_from(generation, since, oldest)
 
     async def _read_registry(self, connection: AsyncConnection, version: int) -> None:
         rows = await store.timelines_changed_since(connection, self._registry_version)

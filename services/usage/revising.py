@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from typing import Any
 from uuid import UUID
 
@@ -27,7 +27,7 @@ from services.runtime.records import Record
 from services.usage import store, tiers
 from services.usage.cloudevents import structured
 from services.usage.events import EventRefused, decode
-from services.usage.generations import GENERATION_LASTS
+from services.usage.generations import ALWAYS
 from services.usage.memory import Memory
 from services.usage.stamping import BillTo
 from services.usage.tables import CHARGE_COLUMNS
@@ -35,7 +35,6 @@ from services.usage.tiers import Movement, Schedule, Share, schedule_version
 
 RATED, RATED_UNGROUPED, NOT_BILLABLE, VOIDED = 1, 2, 3, 4  # states of an identity
 CHARGED = (RATED, RATED_UNGROUPED)
-EARLY = timedelta(days=1)  # an event is told at most so long before it happens
 LOWER_LOOKED_FOR = 8  # revisions below that of an event whose fact is forgotten: one of them, or 0, was charged
 DAY_MAX = 2**15 - 1
 _EPOCH = date(1970, 1, 1).toordinal()
@@ -211,16 +210,15 @@ async def live_of(connection: AsyncConnection, memory: Memory, records: Sequence
 async def charged_long_ago(connection: AsyncConnection, memory: Memory, revisions: Mapping[bytes, int]) -> set[bytes]:
     """Which of these facts, of which no identity is known, were charged under one that is forgotten.
 
-    Nothing is forgotten before the third generation. After that only the days before the sealed one are searched.
+    Only the days are searched of which something may be forgotten.
     """
-    if memory.generation < 3 or memory.generation_since is None or not revisions:
+    if memory.remembered_from is ALWAYS or not revisions:
         return set()
     ids: dict[UUID, bytes] = {}
     for digest, revision in revisions.items():
         lower = {0, *range(max(0, revision - LOWER_LOOKED_FOR), revision)}
         ids.update((charge_id(digest, each), digest) for each in lower)
-    before = memory.generation_since - GENERATION_LASTS + EARLY
-    return {ids[each] for each in await store.existing_charges(connection, list(ids), before)}
+    return {ids[each] for each in await store.existing_charges(connection, list(ids), memory.remembered_from)}
 
 
 async def schedules_of(connection: AsyncConnection, charges: Iterable[store.Found]) -> dict[str, Schedule]:

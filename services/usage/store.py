@@ -567,6 +567,14 @@ async def drop_generation(connection: AsyncConnection, generation: int) -> None:
     await connection.execute(select(func.usage.drop_generation(generation)))
 
 
+async def earliest_open_use(connection: AsyncConnection, since: datetime) -> datetime | None:
+    """The earliest event time from an instant on of a parked record that nothing is decided and done about."""
+    columns = RUNTIME.parked.c
+    event_time = cast(columns.about["event_time"].astext, Instant)
+    statement = select(func.min(event_time)).where(columns.state.in_(OPEN_STATES), event_time >= since)
+    return (await connection.execute(statement)).scalar_one()
+
+
 # ---- charges and counts --------------------------------------------------------------------------------------------
 
 

@@ -18,14 +18,14 @@ from services.kernel.errors import InvalidInput, NotFound
 from services.kernel.ids import charge_id, identity_digest
 from services.runtime.database import transaction
 from services.runtime.records import Record
-from services.usage import api
+from services.usage import api, store
 from services.usage.consumer import build
-from services.usage.generations import switch_generation
+from services.usage.generations import SEALED_MAX, switch_generation
 from services.usage.price_files import read_price_file
 from services.usage.tables import CHARGE, IDENTITY, STATE
 from tests.support.rooms import Rooms
 from tests.support.servers import Database
-from tests.support.usage_registry import LONG_AGO, PUBLISHER, SOURCE, TOPIC, leg
+from tests.support.usage_registry import LONG_AGO, PUBLISHER, SOURCE, TOPIC, leg, void
 from tests.support.usage_room import PRICES, Usage
 
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -385,6 +385,65 @@ async def test_identities_are_known_across_a_switch_of_generations(usage: Usage)
     await switch(usage)
     rows = await usage.rooms.query("usage", select(IDENTITY.c.generation))
     assert [row.generation for row in rows] == [2]
+
+
+UNPRICED = "+99912345678"
+
+
+async def park_and_accept(usage: Usage, day: datetime) -> None:
+    """Park three events, then accept an amendment, a void and an identical copy of them."""
+    usage.send.leg(leg("amended", day, called=UNPRICED), at=day)
+    usage.send.leg(leg("voided", day, called=UNPRICED), at=day)
+    usage.send.leg(leg("again", day, source="pbx/new"), at=day)
+    await usage.rooms.pump()
+    usage.send.publisher(sources=(SOURCE, "pbx/new"))
+    await usage.rooms.pump()
+    usage.send.leg(leg("amended", day) | {"revision": 1}, at=day + timedelta(hours=1))
+    usage.send.leg(void("voided", 1), at=day + timedelta(hours=1))
+    usage.send.leg(leg("again", day, source="pbx/new"), at=day + timedelta(hours=1))
+    await usage.rooms.pump()
+
+
+async def run_again(usage: Usage) -> None:
+    """What had no price is tried again by itself, the rest as somebody asks."""
+    prices = read_price_file(b"product,prefix,price_per_minute,currency\nvoice.outbound,999,0.01,USD\n")
+    await api.import_prices(usage.engine, "more", prices, LONG_AGO, is_default=True)
+    await api.replay(usage.engine, "ann", reason="not_permitted")
+    await usage.rooms.pump()
+
+
+async def generations(usage: Usage) -> list[int]:
+    async with transaction(usage.engine) as connection:
+        return await store.existing_generations(connection)
+
+
+async def test_what_was_accepted_while_a_record_is_parked_is_remembered_until_that_is_decided(usage: Usage) -> None:
+    await park_and_accept(usage, NOW - timedelta(days=80))
+    for _ in range(2):
+        await switch(usage)
+    assert await generations(usage) == [1, 2, 3]
+    await run_again(usage)
+    assert sorted(c["event_id"] for c in usage.charges) == ["again", "amended"]
+    assert await usage.classes() == {"rated": 2, "voided": 2, "duplicate": 2}
+    await switch(usage)
+    assert await generations(usage) == [3, 4]
+
+
+async def test_a_record_that_is_parked_for_too_long_costs_no_more_and_is_charged_no_more(usage: Usage) -> None:
+    await park_and_accept(usage, NOW - timedelta(days=150))
+    for _ in range(SEALED_MAX):
+        await switch(usage)
+    assert await generations(usage) == [1, 2, 3, 4]
+    await switch(usage)
+    assert await generations(usage) == [4, 5]
+    await run_again(usage)
+    assert sorted(c["event_id"] for c in usage.charges) == ["again", "amended"]
+    told = [(r["action"], r["event_id"], r["reason"]) for r in usage.rejections[3:]]
+    assert sorted(told) == [("quarantined", id, "too_old") for id in ("again", "amended", "voided")]
+    assert "publish it anew" in usage.rejections[-1]["message"]
+    await api.replay(usage.engine, "ann", reason="too_old")
+    await usage.take(leg("e1", NOW))
+    assert sorted(c["event_id"] for c in usage.charges) == ["again", "amended", "e1"]
 
 
 async def test_a_generation_is_switched_when_it_is_36_days_old(usage: Usage) -> None:
