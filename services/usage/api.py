@@ -87,6 +87,11 @@ async def import_prices(
     It rates what is rated or replayed from now on; charges that exist are not changed. A book keeps its currency. Records
     that had no price are retried.
     """
+    if re.fullmatch(ID_PATTERN, book_id) is None:  # charges name it, and no room would read those
+        raise InvalidInput(
+            'must be letters, digits, "_", "." and "-", at most 64, beginning with a letter or digit, such as list-2026',
+            field="book",
+        )
     check_schedules(prices.rows, prices.schedules)
     async with transaction(engine) as connection:
         await store.lock_state(connection)

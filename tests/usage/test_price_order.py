@@ -6,7 +6,10 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
+
 from contracts.usage import DATA, MESSAGE, PRODUCT, RENTAL
+from services.kernel.errors import InvalidInput
 from services.kernel.period import instant_text
 from services.usage import api
 from services.usage.books import UNITS
@@ -81,6 +84,14 @@ async def test_every_product_is_priced_by_account_then_model_then_organization_t
         charge["account_id"]: charge["surcharge"]["book_id"] for charge in usage.charges if "surcharge" in charge
     }
     assert surcharges == accounts
+
+
+@pytest.mark.parametrize("book_id", ["carrier 2026", "carrier/a", "", "a" * 65])
+async def test_a_book_that_no_charge_could_name_is_refused(usage: Usage, book_id: str) -> None:
+    with pytest.raises(InvalidInput, match="letters, digits") as refused:
+        await api.import_prices(usage.engine, book_id, book("1"), LONG_AGO)
+    assert refused.value.field == "book"
+    assert {each.book_id for each in await api.books(usage.engine)} == {"list"}
 
 
 async def test_a_book_without_the_product_leaves_it_to_the_next_one(usage: Usage) -> None:
