@@ -24,7 +24,6 @@ from typing import Any
 from contracts.words import ID_PATTERN
 from services.kernel.currency import currency as currency_row
 from services.kernel.errors import InvalidInput
-from services.kernel.money import parse_amount
 from services.usage.books import RENTAL
 from services.usage.price_files import (
     PriceFile,
@@ -33,6 +32,7 @@ from services.usage.price_files import (
     add_window,
     check_any,
     check_product,
+    price_nano,
     product_terms,
     text_of,
 )
@@ -197,8 +197,8 @@ def _band(entry: Any, place: str) -> Band:
         up_to = fields.get("up_to")
         return Band(
             None if up_to is None else _whole(up_to, "up_to"),
-            parse_amount(fields.get("price"), field="price"),
-            parse_amount(fields.get("fee") or "0", field="fee"),
+            price_nano(fields.get("price"), field="price"),
+            price_nano(fields.get("fee") or "0", field="fee"),
         )
     except InvalidInput as error:
         raise InvalidInput(error.message, field=f"{place}.{error.field}" if error.field else place) from None

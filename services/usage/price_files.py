@@ -20,7 +20,7 @@ from contracts.usage import QUANTITY_MAX, RESERVED_PRODUCTS
 from contracts.words import ID_PATTERN
 from services.kernel.currency import currency as currency_row
 from services.kernel.errors import InvalidInput
-from services.kernel.money import format_nano, parse_amount
+from services.kernel.money import CHARGE_NANO_MAX, format_nano, parse_amount
 from services.usage.books import ANY, DATA, MESSAGES, OUTBOUND, RENTAL, SECOND, UNITS, VOICE, PriceRow
 from services.usage.number_plan import calling_code_of, number_blocks
 from services.usage.tiers import Schedule
@@ -284,8 +284,8 @@ def _terms(fields: dict[str, str], minimum_s: int, increment_s: int) -> Terms:
         if name not in fields:
             raise InvalidInput("the line is short; give it as many fields as the header has", field=name)
     return Terms(
-        parse_amount(fields["price_per_minute"], field="price_per_minute"),
-        parse_amount(fields.get("connection_fee") or "0", field="connection_fee"),
+        price_nano(fields["price_per_minute"], field="price_per_minute"),
+        price_nano(fields.get("connection_fee") or "0", field="connection_fee"),
         _seconds(fields, "minimum_s", minimum_s, least=0),
         _seconds(fields, "increment_s", increment_s, least=1),
     )
@@ -310,8 +310,8 @@ def product_terms(fields: Mapping[str, str]) -> Terms:
     if product == RENTAL and any(fields.get(name) for name in ("per", "minimum", "increment")):
         raise InvalidInput("a rental has its price a month, shared out by days; leave it out", field="per")
     return Terms(
-        parse_amount(fields["price"], field="price"),
-        parse_amount(fields.get("fee") or "0", field="fee"),
+        price_nano(fields["price"], field="price"),
+        price_nano(fields.get("fee") or "0", field="fee"),
         _quantity(fields, "minimum", 60 if product in VOICE else 0, least=0),
         _quantity(fields, "increment", minute, least=1),
         _quantity(fields, "per", minute, least=1),
@@ -319,6 +319,16 @@ def product_terms(fields: Mapping[str, str]) -> Terms:
         _BILL_ON[bill_on],
         fields.get("schedule", ""),
     )
+
+
+def price_nano(text: object, *, field: str) -> int:
+    """Nanos of a price or a fee, which is at most what one charge may be."""
+    nano = parse_amount(text, field=field)
+    if nano > CHARGE_NANO_MAX:
+        raise InvalidInput(
+            f"must be at most {format_nano(CHARGE_NANO_MAX)}, the most that one charge may be", field=field
+        )
+    return nano
 
 
 def _quantity(fields: Mapping[str, str], name: str, default: int, *, least: int) -> int:

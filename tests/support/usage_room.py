@@ -11,7 +11,7 @@ from tests.support.usage_registry import LONG_AGO, TOPIC, Sender
 
 PRICES = b"""product,prefix,price_per_minute,currency,minimum_s,increment_s
 voice.outbound,1,0.0140,USD,60,60
-voice.outbound,91,99999999,USD,60,60
+voice.outbound,91,1000000,USD,60,60
 voice.inbound,1,0.0085,USD,1,1
 """
 

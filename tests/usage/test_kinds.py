@@ -287,7 +287,9 @@ def test_a_file_by_product_prices_every_product() -> None:
         ("data,,0.01,USD,,,,,,delivered", "bill_on"),
         ("message.sms.outbound,1,0.01,USD,,,,,,sent", "bill_on"),
         ("message.sms.outbound,1,-1,USD,,,,,,", "price"),
+        ("message.sms.outbound,1,99999999999,USD,,,,,,", "price"),
         ("message.sms.outbound,1,1,USD,,,,x,,", "fee"),
+        ("message.sms.outbound,1,1,USD,,,,99999999999,,", "fee"),
     ],
 )
 def test_a_line_by_product_that_cannot_be_used_is_named(line: str, field: str) -> None:

@@ -59,6 +59,7 @@ def test_a_document_gives_the_rows_that_the_same_csv_gives() -> None:
     [
         (VOICE | {"price": 0.01}, 'prices[1].price: must be a text such as "0.01", not a number'),
         (VOICE | {"price": "-0.01"}, "prices[1].price: must not be negative"),
+        (VOICE | {"price": "99999999999"}, "prices[1].price: must be at most 1000000, the most that one charge may be"),
         (VOICE | {"fee": True}, 'prices[1].fee: must be a text such as "0.01", not something else'),
         (VOICE | {"per": "60"}, "prices[1].per: must be a whole number such as 60"),
         (VOICE | {"minimum": 1.5}, "prices[1].minimum: must be a whole number such as 60"),
@@ -125,6 +126,8 @@ def test_a_price_may_name_a_schedule_of_bands() -> None:
         ({"bands": [{"price": 0.5}]}, 'schedules[0].bands[0].price: must be a decimal string such as "10.00", not a JSON number'),
         ({"bands": [{"up_to": 5}, {"price": "1"}]}, "schedules[0].bands[0].price: must be a decimal string"),
         ({"bands": [{"price": "1", "fee": "x"}]}, "schedules[0].bands[0].fee: must be a decimal string"),
+        ({"bands": [{"price": "99999999999"}]}, "schedules[0].bands[0].price: must be at most 1000000, the most that one charge may be"),
+        ({"bands": [{"price": "1", "fee": "1000001"}]}, "schedules[0].bands[0].fee: must be at most 1000000"),
         ({"bands": [{"price": "1", "from": 0}]}, "schedules[0].bands[0].from: is unknown; use fee, price, up_to"),
         ({"bands": ["1"]}, "schedules[0].bands[0]: must be an object"),
         ({"steps": 1}, "schedules[0].steps: is unknown; use bands, form, id, per"),
