@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.cli.account import instant_of
 from services.cli.asynchronous import asynchronous
@@ -299,6 +301,15 @@ def short(price: PriceRow | None) -> str:
     return f"{format_nano(price.price_nano)} for {price.per}, {price.minimum}/{price.increment}{fee}"
 
 
+async def _check_known(engine: AsyncEngine, books: Sequence[str]) -> None:
+    from services.usage import api
+
+    known = {each.book_id for each in await api.books(engine)}
+    unknown = [book for book in books if book not in known]
+    if unknown:
+        raise InvalidInput(f"there is no price book {unknown[0]}; import it first", field="BOOK")
+
+
 @app.command()
 @asynchronous
 async def default(
@@ -309,10 +320,7 @@ async def default(
     from services.usage import api
 
     async with room("usage") as engine:
-        known = {each.book_id for each in await api.books(engine)}
-        unknown = [book for book in books if book not in known]
-        if unknown:
-            raise InvalidInput(f"there is no price book {unknown[0]}; import it first", field="BOOK")
+        await _check_known(engine, books)
         await api.set_default_books(engine, books)
     if output is Format.json:
         show_json({"default": books})
@@ -336,6 +344,8 @@ async def use(
     if (account is None) == (organization is None):
         raise InvalidInput("name either an account or an organization", field="account")
     async with room("usage") as engine:
+        if book is not None:
+            await _check_known(engine, [book])
         if account is not None:
             await api.set_book_of(engine, "account", account, book)
         elif organization is not None:

@@ -203,8 +203,9 @@ async def test_a_diff_says_what_a_version_a_book_or_a_file_changes(on_database: 
     assert (ran.code, ran.err) == (2, "to: name what to compare with: --to VERSION, --to-book BOOK or --file FILE\n")
 
 
-async def test_a_default_book_must_exist(on_database: Tollbook) -> None:
-    ran = await on_database("price", "default", "no-such-book")
+@pytest.mark.parametrize("asked", [("default",), ("use", "--account", "desk"), ("use", "--organization", "lakeside")])
+async def test_a_book_that_is_to_be_asked_must_exist(on_database: Tollbook, asked: tuple[str, ...]) -> None:
+    ran = await on_database("price", *asked, "no-such-book")
     assert (ran.code, ran.err) == (2, "BOOK: there is no price book no-such-book; import it first\n")
 
 
