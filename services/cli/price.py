@@ -125,7 +125,8 @@ async def show(
     book: Annotated[str, typer.Argument(metavar="BOOK", help="its id, as `price list` shows it")],
     version: Annotated[int | None, typer.Option(help="the prices of this version, whenever it holds")] = None,
     number: Annotated[
-        str | None, typer.Option(help="the prices of this number, such as +4930123456, or network, such as 310260")
+        str | None,
+        typer.Option(help="the prices of this number, such as +4930123456, short code, or network, such as 310260"),
     ] = None,
     at: Annotated[
         str | None, typer.Option(help="for a use that begins then, such as 2026-10-01T22:00:00Z; else now")

@@ -34,6 +34,7 @@ SECOND, SEGMENT, BYTE, DAY = "second", "segment", "byte", "day"
 UNITS = dict.fromkeys(VOICE, SECOND) | dict.fromkeys(MESSAGES, SEGMENT) | {DATA: BYTE, RENTAL: DAY}
 """The unit of every product that is not the publisher's own."""
 ANY = "*"  # the prefix of a price for every destination, and for what has none
+SHORT_CODE = "="  # before the digits of a short code: a price of it alone, and of no longer one
 TOLL_FREE_PREFIXES = frozenset({"+1800", "+1833", "+1844", "+1855", "+1866", "+1877", "+1888"})
 
 Direction = Literal["inbound", "outbound"]
@@ -240,6 +241,8 @@ def _products(version: BookVersion, rows: Iterable[PriceRow]) -> dict[str, _Pref
         product, unit = intern(row.product), intern(row.unit)  # of all rows the same few
         of_product = prices.setdefault(product, {})
         key = "" if row.prefix == ANY else row.prefix
+        if key.startswith(SHORT_CODE):
+            key = key[1:] + SHORT_CODE  # at its end, as it is looked for: so a longer code does not begin with it
         price = Price(
             version.book_id, version.version, version.currency, product, row.prefix, row.price_nano,
             row.connection_fee_nano, row.minimum, row.increment, row.per, unit, row.delivered_only, row.window,
@@ -286,8 +289,10 @@ class PriceBook:
         Of several versions the one with the latest ``effective_from`` up to that instant holds; of two from the same
         instant the higher version. A version dated back therefore rates what is rated from then on. Of a prefix with prices
         in windows, the window counts in which the use began, ``duration_s`` before the instant; outside of them the price
-        without a window, and if the prefix has none, the next shorter prefix.
+        without a window, and if the prefix has none, the next shorter prefix. A short code is priced by itself, or by ``*``.
         """
+        if destination[:1] != "+":
+            destination += SHORT_CODE
         for version in self._versions:
             if version.effective_from <= at:
                 prefixes = version.products.get(product)

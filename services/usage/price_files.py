@@ -21,7 +21,7 @@ from contracts.words import ID_PATTERN
 from services.kernel.currency import currency as currency_row
 from services.kernel.errors import InvalidInput
 from services.kernel.money import CHARGE_NANO_MAX, format_nano, parse_amount
-from services.usage.books import ANY, DATA, MESSAGES, OUTBOUND, RENTAL, SECOND, UNITS, VOICE, PriceRow
+from services.usage.books import ANY, DATA, MESSAGES, OUTBOUND, RENTAL, SECOND, SHORT_CODE, UNITS, VOICE, PriceRow
 from services.usage.number_plan import calling_code_of, number_blocks
 from services.usage.tiers import Schedule
 from services.usage.windows import Window, window_of
@@ -36,6 +36,7 @@ _PREFIX_COLUMNS = {"product", "prefix", "price_per_minute", "currency"}
 _PRODUCT_COLUMNS = {"product", "price", "currency"}
 _PRODUCT_OPTIONAL = {"prefix", "per", "unit", "minimum", "increment", "fee", "bill_on", "window"}
 _PREFIX = re.compile(r"\+?([1-9][0-9]{0,14})", re.ASCII)
+_SHORT_CODE = re.compile(r"[0-9]{3,8}", re.ASCII)  # as events name it
 _NETWORK = re.compile(r"[0-9]{3,6}", re.ASCII)
 _QUANTITY = re.compile(r"[0-9]{1,16}", re.ASCII)
 _RESERVED = re.compile(RESERVED_PRODUCTS)
@@ -353,7 +354,12 @@ def check_product(product: str, *, by_product: bool) -> None:
 
 
 def checked_prefix(product: str, text: str) -> str:
-    """The prefix as rating looks for it: of a number with a plus, of a network without, ``*`` for any."""
+    """The prefix as rating looks for it: of a number with a plus, of a network without, ``*`` for any, and for messages a short
+    code behind ``=``. Digits alone that may be either, of a code or of a number, are refused.
+
+    >>> checked_prefix("voice.outbound", "44123"), checked_prefix("message.sms.outbound", "=44123")
+    ('+44123', '=44123')
+    """
     if text == ANY or (not text and (product == DATA or product not in UNITS)):
         return ANY
     if product == DATA:
@@ -362,6 +368,15 @@ def checked_prefix(product: str, text: str) -> str:
         return text
     if product not in UNITS:
         raise InvalidInput("a product of your own has no prefixes; leave it out", field="prefix")
+    if product in MESSAGES:
+        if text.startswith(SHORT_CODE) and _SHORT_CODE.fullmatch(text[1:]):
+            return text
+        if _SHORT_CODE.fullmatch(text):
+            raise InvalidInput(
+                f"may be a short code or begin a number; write {SHORT_CODE}{text} for the short code alone, or +{text} for"
+                " the numbers that begin with it",
+                field="prefix",
+            )
     match = _PREFIX.fullmatch(text)
     if match is None:
         raise InvalidInput('must be 1 to 15 digits of an E.164 number, such as "+1800", or * for any', field="prefix")

@@ -15,7 +15,7 @@ from sqlalchemy import select
 from contracts.usage import DATA, MESSAGE, PRODUCT, RENTAL, Charge
 from services.kernel.errors import InvalidInput
 from services.usage import api
-from services.usage.books import PriceRow
+from services.usage.books import BookVersion, PriceBook, PriceRow
 from services.usage.events import EventRefused, decode
 from services.usage.price_files import read_price_file
 from services.usage.tables import CHARGE
@@ -270,12 +270,42 @@ def test_a_file_by_product_prices_every_product() -> None:
     assert file.rows[8] == PriceRow("voice.outbound", "+49", 10_000_000, 0, 30, 6, 60, "second")
 
 
+def test_a_short_code_is_priced_by_itself_and_never_as_the_beginning_of_a_number_or_of_a_longer_one() -> None:
+    file = read_price_file(
+        b"product,prefix,price,currency\n"
+        b"message.sms.outbound,=44123,5,USD\nmessage.sms.outbound,+44123,0.04,USD\nmessage.sms.outbound,*,0.01,USD\n"
+    )
+    assert file.refused == ()
+    book = PriceBook("sms", [BookVersion("sms", 1, "USD", LONG_AGO, file.rows)])
+    found = {
+        number: price.prefix
+        for number in ("44123", "441234", "4412", "+441234567890", "+4412")
+        if (price := book.find("message.sms.outbound", number, NOW)) is not None
+    }
+    assert found == {"44123": "=44123", "441234": "*", "4412": "*", "+441234567890": "+44123", "+4412": "*"}
+
+
+def test_digits_that_may_be_a_short_code_or_begin_a_number_are_refused_with_both_ways_to_write_them() -> None:
+    header = b"product,prefix,price,currency\n"
+    file = read_price_file(header + b"message.sms.outbound,44,1,USD\nmessage.sms.outbound,44123,5,USD\n")
+    assert [row.prefix for row in file.rows] == ["+44"]
+    assert [str(refused) for refused in file.refused] == [
+        "line 3, prefix: may be a short code or begin a number; write =44123 for the short code alone, or +44123 for the"
+        " numbers that begin with it"
+    ]
+    longer = read_price_file(header + b"message.sms.outbound,441234567,1,USD\nvoice.outbound,44123,5,USD\n")
+    assert [row.prefix for row in longer.rows] == ["+441234567", "+44123"]
+
+
 @pytest.mark.parametrize(
     ("line", "field"),
     [
         ("voice.sideways,1,0.01,USD,,,,,,", "product"),
         ("fax!,,0.01,USD,,,,,page,", "product"),
         ("message.sms.outbound,,0.01,USD,,,,,,", "prefix"),
+        ("message.sms.outbound,=44,0.01,USD,,,,,,", "prefix"),
+        ("message.sms.outbound,=+44123,0.01,USD,,,,,,", "prefix"),
+        ("voice.outbound,=44123,0.01,USD,,,,,,", "prefix"),
         ("data,+310,0.01,USD,,,,,,", "prefix"),
         ("api.lookups,1,0.01,USD,,,,,request,", "prefix"),
         ("api.lookups,,0.01,USD,,,,,,", "unit"),
