@@ -26,7 +26,7 @@ from services.runtime.lanes import give_birth, internal_lane, lanes_of, lock_par
 from services.runtime.links import has_reached, marks
 from services.runtime.records import lane_name
 from services.runtime.work import Work
-from services.usage import rerate_store, store
+from services.usage import rerate_store, revising, store
 from services.usage.memory import Memory
 from services.usage.registry import REGISTRY_TOPICS, Registry
 from services.usage.stamping import Cut, Lane
@@ -207,6 +207,7 @@ class Passing:
         await internal_lane(work.connection, work.tables, parking.REPLAY_LANE)
         await store.lock_state(work.connection)
         await memory.refresh(work.connection, await store.read_state(work.connection))
+        await self._look_what_is_live(work)
         parked = await store.records_that_may_hold(work.connection)
         if ready:
             await self._pass_lanes(work, self._cut(ready[0].boundary), parked)
@@ -216,6 +217,17 @@ class Passing:
         await store.bump(work.connection, "cuts_version")
         # No batch runs while the state is held, so no record begins to wait for a cut after it was looked for here.
         await parking.ask(work.connection, work.tables, "replaying", "closing", states=("waiting",))
+
+    async def _look_what_is_live(self, work: Work) -> None:
+        """What parked revisions would take back may have come after them, in a lane that was slower, or be another charge by
+        now. No batch runs beside this, and every record below the cut was read."""
+        parked = await store.parked_revisions(work.connection)
+        revised = {row.id: (bytes.fromhex(row.revises["digest"]), row.revises["revision"]) for row in parked}
+        found = await revising.live_of(work.connection, self._memory, revised)
+        live = {row.id: revising.held_by(found.get(row.id)) for row in parked}
+        changed = {row.id: live[row.id] for row in parked if live[row.id] != row.live}
+        if changed:
+            await store.note_live(work.connection, changed)
 
     async def _ready(self, work: Work) -> Sequence[store.Found]:
         """The first cut that all lanes have reached, with the registry's moves from before it known. Both only grow."""

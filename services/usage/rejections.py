@@ -58,15 +58,16 @@ class Rejections:
                     count_record(memory, counts, item.record)
             if counts:
                 await store.add_class_counts(work.connection, counts, replayed=replayed)
-        live = await revising.live_of(work.connection, memory, [item.record for item in parked])
-        for item, charge in zip(parked, live, strict=True):
+        revised = {
+            number: fact for number, item in enumerate(parked) if (fact := revising.revised_by(item.record)) is not None
+        }
+        live = await revising.live_of(work.connection, memory, revised)
+        for number, item in enumerate(parked):
             item.about = what_is_known(memory.registry, item.record)
-            if charge is not None and charge.group_id is not None:
-                item.about["live"] = {
-                    "account_id": charge.account_id,
-                    "group_id": charge.group_id,
-                    "event_time": charge.event_time.isoformat(),
-                }
+            if number in revised:
+                digest, revision = revised[number]
+                item.about["revises"] = {"digest": digest.hex(), "revision": revision}
+                item.about["live"] = revising.held_by(live.get(number))
             if item.state == "quarantined" and not is_no_news(item):
                 tell(work, "quarantined", item.record, item.about, item.reason, item.field, item.message)
 

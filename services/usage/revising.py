@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from msgspec import Struct
@@ -38,6 +38,8 @@ CHARGED = (RATED, RATED_UNGROUPED)
 LOWER_LOOKED_FOR = 8  # revisions below that of an event whose fact is forgotten: one of them, or 0, was charged
 DAY_MAX = 2**15 - 1
 _EPOCH = date(1970, 1, 1).toordinal()
+
+KeyT = TypeVar("KeyT")
 
 _encode = Encoder().encode
 
@@ -185,26 +187,44 @@ async def _replace(
     return list(replaced.values())
 
 
-async def live_of(connection: AsyncConnection, memory: Memory, records: Sequence[Record]) -> list[store.Found | None]:
-    """Of each of these records the live charge that it would take back: None of one that is no higher revision."""
-    digests: dict[int, tuple[bytes, int]] = {}
-    for number, record in enumerate(records):
-        if b'"revision"' not in (record.value or b"") and all(name != "ce_revision" for name, _ in record.headers):
-            continue
-        try:
-            event = decode(structured(record.headers, record.value))
-        except EventRefused:
-            continue
-        digest = identity_digest(USAGE_EVENTS.member(record.topic), event.source, event.event_id)
-        digests[number] = digest, event.revision
+def revised_by(record: Record) -> tuple[bytes, int] | None:
+    """The fact that a record would revise, by its digest, and the revision: None of one that is no higher revision."""
+    if b'"revision"' not in (record.value or b"") and all(name != "ce_revision" for name, _ in record.headers):
+        return None
+    try:
+        event = decode(structured(record.headers, record.value))
+    except EventRefused:
+        return None
+    if not event.revision:
+        return None
+    return identity_digest(USAGE_EVENTS.member(record.topic), event.source, event.event_id), event.revision
+
+
+async def live_of(
+    connection: AsyncConnection, memory: Memory, revised: Mapping[KeyT, tuple[bytes, int]]
+) -> dict[KeyT, store.Found]:
+    """Of each of these revisions the live charge that it would take back, if there is one by now."""
+    if not revised:
+        return {}
     generations = (*memory.sealed_generations, memory.generation)
-    known = await store.known_identities(connection, generations, [digest for digest, _ in digests.values()])
+    known = await store.known_identities(connection, generations, [digest for digest, _ in revised.values()])
     live = await live_charges(connection, {digest: row for digest, row in known.items() if row.state in CHARGED})
-    found: list[store.Found | None] = [None] * len(records)
-    for number, (digest, revision) in digests.items():
-        if digest in live and live[digest].revision < revision:
-            found[number] = live[digest]
-    return found
+    return {
+        key: live[digest]
+        for key, (digest, revision) in revised.items()
+        if digest in live and live[digest].revision < revision
+    }
+
+
+def held_by(charge: store.Found | None) -> dict[str, str] | None:
+    """What of a live charge says whose invoice waits for the record that would take it back."""
+    if charge is None or charge.group_id is None:
+        return None
+    return {
+        "account_id": charge.account_id,
+        "group_id": charge.group_id,
+        "event_time": charge.event_time.isoformat(),
+    }
 
 
 async def charged_long_ago(connection: AsyncConnection, memory: Memory, revisions: Mapping[bytes, int]) -> set[bytes]:

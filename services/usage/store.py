@@ -1019,6 +1019,29 @@ async def records_that_may_hold(connection: AsyncConnection, ids: Sequence[int] 
     return (await connection.execute(statement)).all()
 
 
+async def parked_revisions(connection: AsyncConnection) -> Rows:
+    """(id, revises, live) of parked records that nothing is decided and done about, and that would revise a fact."""
+    columns = RUNTIME.parked.c
+    statement = select(columns.id, columns.about["revises"].label("revises"), columns.about["live"].label("live"))
+    return (
+        await connection.execute(
+            statement.where(columns.state.in_(OPEN_STATES), columns.about.has_key("revises")).order_by(columns.id)
+        )
+    ).all()
+
+
+async def note_live(connection: AsyncConnection, live: Mapping[int, dict[str, str] | None]) -> None:
+    """Keep beside parked records what they would take back."""
+    columns = RUNTIME.parked.c
+    statement = (
+        update(RUNTIME.parked)
+        .where(columns.id == bindparam("parked_id", type_=BigInteger()))
+        .values(about=columns.about.op("||")(bindparam("noted", type_=JSONB())))
+    )
+    rows = [{"parked_id": id, "noted": {"live": live[id]}} for id in sorted(live)]
+    await connection.execute(statement, rows)
+
+
 async def parked_states(
     connection: AsyncConnection, topic: str, partition: int, offsets: Sequence[int]
 ) -> dict[int, Found]:

@@ -524,6 +524,33 @@ async def test_a_void_before_the_cut_takes_back_on_the_same_invoice(closing: Clo
     assert closing.covered()[0]["counts"] == {"rated": 1, "voided": 1}
 
 
+@pytest.mark.parametrize("account_id", ["nobody", "main"])
+async def test_a_revision_that_was_parked_before_its_original_came_holds_the_group_of_that(
+    closing: Closing, account_id: str
+) -> None:
+    unpriced = {} if account_id == "nobody" else {"called": "+447700900123"}
+    closing.event("e1", account_id=account_id, revision=1, **unpriced)
+    await closing.run()
+    closing.event("e1", partition=1)
+    await closing.close()
+    (told,) = closing.covered()
+    assert told["held"] == (["g-sales"] if account_id == "nobody" else ["g-main", "g-sales"])
+    assert {holder.group_id for holder in (await api.cuts(closing.engine))[0].holders} == set(told["held"])
+    (row,) = await closing.parked("quarantined")
+    await api.discard(closing.engine, "ann", ids=[row.id])
+    await closing.run()
+    assert [each["group_id"] for each in closing.covered()] == [None, *told["held"]]
+
+
+async def test_a_revision_that_is_parked_holds_the_group_of_what_it_would_take_back_now(closing: Closing) -> None:
+    closing.event("e1", account_id="nobody", revision=2)
+    closing.event("e1")
+    await closing.run()
+    closing.event("e1", account_id="main", revision=1)
+    await closing.close()
+    assert closing.covered()[0]["held"] == ["g-main"]
+
+
 async def test_a_void_after_the_cut_waits_for_the_pass_and_stands_on_the_next_invoice(closing: Closing) -> None:
     closing.event("e1")
     closing.event("e2")
