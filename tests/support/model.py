@@ -1118,31 +1118,47 @@ class Judgement:
         return decided, sorted(problems)
 
     def held_groups(self, boundary: datetime, vector: Vector, facts: Facts) -> tuple[frozenset[str], frozenset[str]]:
-        """Groups that must be, and that may be held at a cut by undecided quarantined records below it. A record that
-        could not be read holds nobody here; whether one that was not permitted holds is left open."""
+        """Groups that must be, and that may be held at a cut by undecided quarantined records below it: their own, and that of
+        the charge which a revision would take back, wherever that was read. A record that could not be read holds nobody
+        here; whether one that was not permitted holds is left open."""
         must: set[str] = set()
         may: set[str] = set()
         registry = Registry(facts)
         for finding in self.undecided:
             lane = finding.record.topic, finding.record.partition
-            if (
-                finding.use is None
-                or finding.record.offset >= vector.get(lane, 0)
-                or finding.use.event_time >= boundary
-            ):
+            if finding.use is None or finding.record.offset >= vector.get(lane, 0):
                 continue
             account = registry.accounts.get(_account_of(registry, finding.use))
             membership = interval_at(account.get("groups", ()), finding.use.event_time) if account else None
-            if membership is None:
-                continue
-            zone = registry.groups[membership["group_id"]].get("zone", "UTC")
-            if month_end(month_of(boundary - timedelta(microseconds=1), zone), zone) != boundary:
-                continue
+            live, is_certain = self._would_take_back(finding, vector)
+            holding = [(charge.group_id, charge.event_time, is_certain) for charge in live if charge.group_id]
+            if membership is not None:
+                holding.append((membership["group_id"], finding.use.event_time, True))
             allowed = self.verdicts[finding.record.position]
-            may.add(membership["group_id"])
-            if allowed <= REASONS and NOT_PERMITTED not in allowed and UNKNOWN_ACCOUNT not in allowed:
-                must.add(membership["group_id"])
+            for group_id, event_time, is_sure in holding:
+                zone = registry.groups[group_id].get("zone", "UTC")
+                is_its_end = month_end(month_of(boundary - timedelta(microseconds=1), zone), zone) == boundary
+                if event_time >= boundary or not is_its_end:
+                    continue
+                may.add(group_id)
+                if is_sure and allowed <= REASONS and NOT_PERMITTED not in allowed and UNKNOWN_ACCOUNT not in allowed:
+                    must.add(group_id)
         return frozenset(must), frozenset(may)
+
+    def _would_take_back(self, finding: _Finding, vector: Vector) -> tuple[list[Charge], bool]:
+        """Of an undecided revision the charges one of which it may take back, and whether it surely does: where the fact has
+        no other revision but its original, and that was read before the cut."""
+        use = finding.use
+        if use is None or finding.identity is None or not use.revision:
+            return [], False
+        fact = self.facts.get((finding.record.publisher, use.source, use.event_id))
+        if fact is not None:
+            return [each for revision, of in fact.charges.items() if revision < use.revision for each in of], False
+        charge_id = charge_id_of(finding.identity)
+        charges = [each for each in self.contested.get(charge_id, (self.charges.get(charge_id),)) if each is not None]
+        copies = self.identities.get(finding.identity, ())
+        are_read = all(offset < vector.get((topic, partition), 0) for topic, partition, offset in copies)
+        return charges, len(charges) == 1 and are_read
 
 
 def _differences(expected: Charge, seen: Mapping[str, Any]) -> str:

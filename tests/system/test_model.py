@@ -471,6 +471,23 @@ def test_quarantined_record_holds_its_group_until_it_is_decided() -> None:
     assert discarded.held_groups(BOUNDARY, vector, FACTS) == (frozenset(), frozenset())
 
 
+def test_quarantined_revision_holds_the_group_of_what_it_would_take_back_wherever_that_was_read() -> None:
+    def revision(number: int, **data: Any) -> bytes:
+        return json.dumps(json.loads(event("1", source="switch", **data)) | {"revision": number}).encode()
+
+    topic = f"{model.USAGE_TOPICS}carrier"
+    parked = record(revision(1, account_id="east", called="+88210012345"), topic=topic)
+    original = record(event("1", source="switch"), topic=topic, partition=1)
+    both = frozenset({"g-frontdesk", "g-northwind"})
+    judged = judge([(FACTS, [parked, original])])
+    assert judged.held_groups(BOUNDARY, {(topic, 0): 1, (topic, 1): 1}, FACTS) == (both, both)
+    assert judged.held_groups(BOUNDARY, {(topic, 0): 1}, FACTS) == (frozenset({"g-northwind"}), both)
+    assert judged.held_groups(BOUNDARY, {(topic, 1): 1}, FACTS) == (frozenset(), frozenset())
+    unknown = record(revision(2, account_id="field"), 1, topic=topic)
+    judged = judge([(FACTS, [original, unknown])])
+    assert judged.held_groups(BOUNDARY, {(topic, 0): 2, (topic, 1): 1}, FACTS) == (frozenset(), {"g-frontdesk"})
+
+
 # ---- periods and cuts ----------------------------------------------------------------------------------------------
 
 
