@@ -1,4 +1,4 @@
-"""`tollbook quarantine`: records that were not carried out, with their reasons; replay or discard them by name."""
+"""`tollbook quarantine`: records that were not carried out, with their reasons; replay them by name or reason, discard them by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from services.runtime.database import transaction
 from services.runtime.settings import ROOMS
 from services.runtime.tables import runtime_tables
 
-app = typer.Typer(no_args_is_help=True, help="Records in quarantine: list, show, replay, discard.")
+app = typer.Typer(no_args_is_help=True, help="Records in quarantine: list, show, replay, discard by name.")
 
 ALL_STATES = ("quarantined", "waiting", "replaying", "discarding", "replayed", "discarded")
 SHOWN_BYTES = 4_000
@@ -96,14 +96,13 @@ async def replay(
 @app.command()
 @asynchronous
 async def discard(
-    ids: Ids = None,
+    ids: Annotated[list[int], typer.Argument(metavar="ID...", help="records by id: each that is given up is named")],
     room_name: RoomName = "usage",
-    reason: Reason = None,
     actor: Actor = "",
     output: Output = Format.table,
 ) -> None:
     """Give records up for good; it is told to their publisher and stays in the log."""
-    await _decide("discarding", ids, room_name, reason, actor, output)
+    await _decide("discarding", ids, room_name, None, actor, output)
 
 
 async def _decide(

@@ -12,6 +12,34 @@ from tests.support.servers import Database
 from tests.support.usage_registry import TOPIC, Sender
 
 
+async def test_records_are_given_up_by_name_only_and_replayed_by_reason_too(
+    tollbook: Tollbook, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in database.environment().items():
+        monkeypatch.setenv(name, value)
+    log = Log()
+    async with Rooms(log, database, [build()]) as rooms:
+        for number in range(4):
+            log.write(TOPIC, value=f"record {number}".encode(), partition=0)
+        await rooms.pump()
+
+    async def stands() -> list[int]:
+        return [row["id"] for row in (await tollbook("quarantine", "list", "--output", "json")).json]
+
+    first, second, third, fourth = await stands()
+    for arguments in ([], ["--reason", "not_json"], [str(first), "--reason", "not_json"]):
+        assert (await tollbook("quarantine", "discard", *arguments)).code == 2
+    assert await stands() == [first, second, third, fourth]
+    ran = await tollbook("quarantine", "discard", str(first), str(third), "--output", "json")
+    assert ran.json == {"asked": 2, "decision": "discarding"}
+    assert await stands() == [second, fourth]
+    ran = await tollbook("quarantine", "discard", str(first), str(second))
+    assert (ran.code, ran.out) == (1, "1 record asked for: discarding\n")
+    assert "1 of 2 do not stand in the quarantine of usage" in ran.err
+    ran = await tollbook("quarantine", "replay", "--reason", "not_json", "--output", "json")
+    assert ran.json == {"asked": 1, "decision": "replaying"}
+
+
 async def test_a_record_is_shown_with_its_headers(
     tollbook: Tollbook, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
