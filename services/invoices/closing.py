@@ -216,7 +216,7 @@ class OpenInvoice:
 
 @dataclass(frozen=True, slots=True)
 class NothingToBill:
-    """No charge stands on it, or only such as take each other back: it is closed without a number."""
+    """No charge stands on it, or only such as take each other back whoever paid: it is closed without a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,25 +235,42 @@ def decide(invoice: OpenInvoice) -> Bill | NothingToBill | Mismatch:
     if not invoice.lines or invoice.group is None:
         return NothingToBill()
     made = amounts(invoice, invoice.group)
-    return made if any(not line.sum.is_nothing for line in made.lines) else NothingToBill()
+    return made if made.credits or any(not line.sum.is_nothing for line in made.lines) else NothingToBill()
 
 
 def amounts(invoice: OpenInvoice, group: BillingGroup) -> Bill:
     """The amounts of these lines for this group: its currency's minor unit, its tax rate."""
+    return _bill(invoice, group, credits_of(invoice))
+
+
+def estimated(invoice: OpenInvoice, group: BillingGroup) -> Bill:
+    """The amounts by now, when postings may come a moment after their charges."""
+    return _bill(invoice, group, credits_of(invoice) if mismatch_of(invoice) is None else _credits_so_far(invoice))
+
+
+def _bill(invoice: OpenInvoice, group: BillingGroup, credits: Mapping[tuple[str, bool], int]) -> Bill:
     return bill(
         invoice.lines,
         rate_nano=parse_amount(group.tax_rate, field="tax_rate"),
         exponent=currency(group.currency).exponent,
-        credits=credits_of(invoice),
+        credits=credits,
     )
 
 
 def credits_of(invoice: OpenInvoice) -> dict[tuple[str, bool], int]:
-    """What promotional credit paid, by account and whether of its prepaid use.
+    """What promotional credit paid, by account and whether of its prepaid use; exact, below zero where it was given back.
 
-    An account that changed its plan has both kinds; then it is what the wallet did not pay of the prepaid use. Of an estimate,
-    whose postings come a moment after its charges, never more than the credit in all.
+    It is what the wallet did not pay of the prepaid use, and what does not stand unbilled of the postpaid use.
     """
+    credits = {(account_id, prepaid): nano for (prepaid, account_id), nano in _used(invoice).items()}
+    for paid in invoice.paid:
+        credits[paid.account_id, True] -= paid.wallet_nano
+        credits[paid.account_id, False] -= paid.unbilled_nano
+    return credits
+
+
+def _credits_so_far(invoice: OpenInvoice) -> dict[tuple[str, bool], int]:
+    """Of an account with both kinds of use what the wallet did not pay of the prepaid use, never more than the credit in all."""
     credits: dict[tuple[str, bool], int] = {}
     used = _used(invoice)
     for paid in invoice.paid:
@@ -281,7 +298,8 @@ def _used(invoice: OpenInvoice) -> dict[tuple[bool, str], int]:
 def mismatch_of(invoice: OpenInvoice) -> Mismatch | None:
     """The first sum that disagrees: charges = lines = credits + wallet + unbilled, in all and for each account.
 
-    What credits did not pay of prepaid use must have been paid by the wallet, of postpaid use it must stand unbilled.
+    What the wallet did not pay of prepaid use and does not stand unbilled of postpaid use must be what credits paid; none of
+    it can be of a kind of use that has no line.
     """
     lines = sum(line.exact_nano for line in invoice.lines)
     counted = sum(line.charges for line in invoice.lines)
@@ -294,15 +312,17 @@ def mismatch_of(invoice: OpenInvoice) -> Mismatch | None:
     posted = sum(_posted(paid) for paid in invoice.paid)
     if lines != posted:
         return Mismatch(f"charges sum to {format_nano(lines)}, the postings of balance to {format_nano(posted)}")
-    used = _used(invoice)
+    parts = credits_of(invoice)
+    credits = dict.fromkeys(_accounts(invoice), 0)
     for paid in invoice.paid:
-        used[True, paid.account_id] -= paid.wallet_nano
-        used[False, paid.account_id] -= paid.unbilled_nano
-    for (account_id, prepaid), nano in credits_of(invoice).items():
-        used[prepaid, account_id] -= nano
-    wrong = sorted({account_id for (_, account_id), nano in used.items() if nano})
+        credits[paid.account_id] += paid.credits_nano
+    kinds = {(line.key.account_id, line.key.prepaid) for line in invoice.lines}
+    wrong = {
+        account_id for account_id, prepaid in parts if parts[account_id, prepaid] and (account_id, prepaid) not in kinds
+    }
+    wrong |= {each for each, nano in credits.items() if parts[each, True] + parts[each, False] != nano}
     if wrong:
-        return Mismatch(f"lines and postings of account {wrong[0]} differ")
+        return Mismatch(f"lines and postings of account {min(wrong)} differ")
     if invoice.lines and invoice.group is None:
         return Mismatch(f"billing group {invoice.key.group_id} is not known")
     money = {line.key.currency for line in invoice.lines} | {paid.currency for paid in invoice.paid}

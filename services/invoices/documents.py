@@ -17,7 +17,7 @@ from contracts.closing import Covered, Mark
 from contracts.groups import BillingGroup
 from contracts.invoices import ClosingPosting, InvoiceClosed
 from services.invoices.accumulation import InvoiceKey, Tally
-from services.invoices.closing import DUE_AFTER, Coverage, OpenInvoice, amounts, marks_read
+from services.invoices.closing import DUE_AFTER, Coverage, OpenInvoice, estimated, marks_read
 from services.invoices.rounding import Bill, BilledLine, LineSum, bill
 from services.kernel.currency import currency
 from services.kernel.money import format_nano, parse_amount
@@ -61,7 +61,7 @@ def estimate(invoice: OpenInvoice, group: BillingGroup, account_names: Mapping[s
     return _head(invoice.key, group) | {
         "state": "estimate",
         "as_of": instant_text(as_of),
-        **amount_sections(invoice.key, amounts(invoice, group), invoice.tally, group.currency, account_names),
+        **amount_sections(invoice.key, estimated(invoice, group), invoice.tally, group.currency, account_names),
     }
 
 

@@ -31,6 +31,7 @@ from services.invoices.closing import (
 )
 from services.invoices.rounding import Bill
 from services.kernel.errors import InvalidInput, Refused
+from services.kernel.money import NANO
 from tests.invoices.neighbours import billing_group, charge, fold_charges, posting, sums_to_zero
 
 KEY = InvoiceKey("northwind", "2026-10")
@@ -366,8 +367,51 @@ def test_credit_beside_two_plans_is_what_the_wallet_did_not_pay():
     assert isinstance(decide(both), Bill)
     parts = [(each["payment"], each["amount"]) for each in documented(both)["credits"]]
     assert parts == [("postpaid", "-0.50"), ("prepaid", "-1.00")]
-    wrong = by_credit(invoice, 1_500_000_000, wallet_nano=1_600_000_000, unbilled_nano=-100_000_000)
+    wrong = by_credit(invoice, 1_500_000_000, wallet_nano=0, unbilled_nano=1_500_000_001)
     assert isinstance(decide(wrong), Mismatch)
+
+
+BEFORE = {"period": "2026-09", "bill_to": "2026-10"}
+
+
+@pytest.mark.parametrize(
+    ("use", "paid", "parts", "due"),
+    [
+        # 10 of the month before, of which credit had paid 2, are taken back; of 20 after a change of plan credit paid 5
+        (["-10", "20"], {"credits_nano": 3, "wallet_nano": -8, "unbilled_nano": 15}, [("postpaid", -5), ("prepaid", 2)], 15),
+        (["-10", "20"], {"credits_nano": 0, "wallet_nano": -8, "unbilled_nano": 18}, [("postpaid", -2), ("prepaid", 2)], 18),
+        # the same, where prepaid use of 10 before the change of plan takes away what was given back
+        (["-10", "10", "20"], {"credits_nano": 4, "wallet_nano": -4, "unbilled_nano": 20}, [("prepaid", -4)], 20),
+    ],
+)  # fmt: skip
+def test_credit_beside_two_plans_is_told_apart_where_use_of_the_month_before_is_taken_back(use, paid, parts, due):
+    *prepaid, postpaid = use
+    lines = [charge("desk", each, **(BEFORE if each[0] == "-" else {})) | {"plan": "payg"} for each in prepaid]
+    invoice = open_invoice(*lines, charge("desk", postpaid))
+    invoice = replace(invoice, paid=(replace(invoice.paid[0], **{name: units * NANO for name, units in paid.items()}),))
+    decision = decide(invoice)
+    assert isinstance(decision, Bill)
+    assert [(each["payment"], Fraction(each["exact"])) for each in documented(invoice)["credits"]] == parts
+    assert decision.shares[0].postpaid_nano == due * NANO
+
+
+def test_what_taken_back_use_leaves_unbilled_is_billed_though_no_line_stands():
+    """An amendment of a charge that credit had paid, after the credit lapsed: the new one stands unbilled."""
+    east = charge("east", "2.00")
+    invoice = by_credit(open_invoice(east, taken_back(east)), -2 * NANO)
+    decision = decide(invoice)
+    assert isinstance(decision, Bill)
+    document = documented(invoice)
+    assert (document["lines"], [each["amount"] for each in document["credits"]]) == ([], ["2.00"])
+    assert document["totals"]["due"] == "2.40"
+    assert documents.disagreements(document, invoice.lines, invoice.tally) == []
+    event = documents.closed_event(
+        invoice, invoice.group, decision, number="TB-000001", issued_on=BOUNDARY + HOUR, boundary=BOUNDARY,
+        sha256="ab" * 32,
+    ).data()  # fmt: skip
+    assert sums_to_zero(event)
+    assert [(each["unbilled"], each["receivable"]) for each in event["postings"]] == [("2", "-2.4")]
+    assert "promotional credit" in documents.as_text(document)
 
 
 def test_every_amount_of_a_document_is_computed_again_by_the_auditor():
