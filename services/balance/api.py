@@ -917,14 +917,18 @@ async def unbalanced_transactions(engine: AsyncEngine) -> list[tuple[str, int]]:
 
 
 async def transaction_totals(engine: AsyncEngine, kind: str) -> dict[str, dict[str, int]]:
-    """Per transaction of a kind, by its ref: the sum in nanos per kind of ledger account."""
-    ledger = func.split_part(_ledger.ledger, ":", 1)
+    """Per transaction of a kind, by its ref: the sum in nanos per kind of ledger account; of one without entries none."""
+    made, entry = tables.transaction.c, tables.entry.c
+    ledger = func.split_part(entry.ledger, ":", 1)
     query = (
-        select(_ledger.ref, ledger.label("ledger"), func.sum(_ledger.nano).label("nano"))
-        .where(_ledger.kind == kind)
-        .group_by(_ledger.ref, ledger)
+        select(made.ref, ledger.label("ledger"), func.sum(entry.nano).label("nano"))
+        .select_from(tables.transaction.outerjoin(tables.entry, entry.transaction_id == made.id))
+        .where(made.kind == kind)
+        .group_by(made.ref, ledger)
     )
     totals: dict[str, dict[str, int]] = {}
     for row in await _all(engine, query):
-        totals.setdefault(row.ref, {})[row.ledger] = int(row.nano)
+        sums = totals.setdefault(row.ref, {})
+        if row.ledger is not None:
+            sums[row.ledger] = int(row.nano)
     return totals

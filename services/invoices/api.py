@@ -81,7 +81,7 @@ async def _reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
 
 @dataclass(frozen=True, slots=True)
 class InvoiceSummary:
-    """One invoice of a list. Totals are known once it is closed; ``charges`` and ``exact_nano`` always.
+    """One invoice of a list. Totals are known once it is closed; ``charges``, ``exact_nano`` and what credits paid always.
 
     ``standing`` says what became of a closed one: closed (nothing is paid yet), partly_paid, paid, overdue or written_off.
     """
@@ -94,6 +94,7 @@ class InvoiceSummary:
     currency: str | None
     charges: int
     exact_nano: int
+    credits_nano: int
     net_nano: int | None
     tax_nano: int | None
     total_nano: int | None
@@ -129,8 +130,8 @@ async def list_invoices(
     return [
         InvoiceSummary(
             row.invoice_id, row.group_id, row.period, row.state, row.number, row.currency, row.charges or 0,
-            int(row.exact_nano or 0), whole(row.net_nano), whole(row.tax_nano), whole(row.total_nano),
-            whole(row.due_nano), row.refused, row.closed_at, row.sha256, row.standing,
+            int(row.exact_nano or 0), int(row.credits_nano), whole(row.net_nano), whole(row.tax_nano),
+            whole(row.total_nano), whole(row.due_nano), row.refused, row.closed_at, row.sha256, row.standing,
             None if row.due_nano is None else row.closed_at + DUE_AFTER,
             int(row.paid_nano or 0), int(row.written_off_nano or 0),
             int(row.due_nano or 0) if row.open_nano is None else int(row.open_nano),

@@ -619,6 +619,12 @@ _STANDING = case(
     else_="closed",
 )
 
+_CREDITS = (
+    select(func.coalesce(func.sum(paid.c.credits_nano), 0))
+    .where(paid.c.invoice_id == invoice.c.invoice_id)
+    .scalar_subquery()
+)
+
 
 async def list_invoices(
     connection: AsyncConnection,
@@ -636,6 +642,7 @@ async def list_invoices(
             tally.c.charges,
             tally.c.exact_nano,
             tally.c.xor,
+            _CREDITS.label("credits_nano"),
             document.c.sha256,
             _STANDING.label("standing"),
             _newest.c.paid_nano,
