@@ -578,11 +578,22 @@ async def has_reached_version(engine: AsyncEngine, account_versions: dict[str, i
     return all(known.get(account_id, 0) >= version for account_id, version in account_versions.items())
 
 
-async def commands_done(engine: AsyncEngine, account_id: str) -> dict[str, bool]:
-    """Whether each command of an account was accepted, by command id."""
+@dataclass(frozen=True)
+class CarriedOut:
+    """What became of a command. ``content`` is the digest of what it asked: another under the same id is a conflict."""
+
+    content: bytes
+    accepted: bool
+
+
+async def command_done(engine: AsyncEngine, account_id: str, command_id: str) -> CarriedOut | None:
+    """What became of a command to an account, if it was one."""
     columns = tables.command.c
-    query = select(columns.command_id, columns.accepted).where(columns.account_id == account_id)
-    return {row.command_id: row.accepted for row in await _all(engine, query)}
+    query = select(columns.content, columns.accepted)
+    query = query.where(columns.account_id == account_id, columns.command_id == command_id)
+    for row in await _all(engine, query):
+        return CarriedOut(row.content, row.accepted)
+    return None
 
 
 async def levels(engine: AsyncEngine, account_id: str) -> list[str]:

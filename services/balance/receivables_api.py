@@ -12,6 +12,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.balance import ledger, receivables_store, tables
+from services.balance.api import CarriedOut
 from services.balance.debts import OVERDUE
 from services.balance.overdue import SUSPEND_AFTER_DAYS_MAX
 from services.kernel.errors import InvalidInput
@@ -66,12 +67,14 @@ async def group_debts(engine: AsyncEngine, group_id: str | None = None) -> list[
     ]  # fmt: skip
 
 
-async def commands_done(engine: AsyncEngine, group_id: str) -> dict[str, bool]:
-    """Whether each command of a group was accepted, by command id."""
+async def command_done(engine: AsyncEngine, group_id: str, command_id: str) -> CarriedOut | None:
+    """What became of a command to a group, if it was one."""
     columns = tables.group_command.c
-    query = select(columns.command_id, columns.accepted).where(columns.group_id == group_id)
+    query = select(columns.content, columns.accepted)
+    query = query.where(columns.group_id == group_id, columns.command_id == command_id)
     async with transaction(engine) as connection:
-        return {row.command_id: row.accepted for row in (await connection.execute(query)).all()}
+        row = (await connection.execute(query)).one_or_none()
+    return None if row is None else CarriedOut(row.content, row.accepted)
 
 
 # ---- terms ---------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import uuid
 from typing import Annotated, Any
 
 import typer
+from pydantic_core import to_json
 from sqlalchemy import select
 
 from services.cli import wire
@@ -15,6 +16,7 @@ from services.cli.commands import TO_PAYERS, TO_WALLETS, build
 from services.cli.output import Format, console, show_json
 from services.cli.reading import room
 from services.kernel.errors import Refused
+from services.kernel.ids import content_digest
 from services.runtime.database import transaction
 from services.runtime.tables import runtime_tables
 
@@ -93,19 +95,26 @@ async def _why(fields: dict[str, Any]) -> Refused | None:
 
 
 async def _before(fields: dict[str, Any]) -> wire.Answer | None:
-    """What a wallet or payer group answered to this id before: it is told once, so a repeat would wait for nothing."""
+    """What a wallet or payer group answered to this id before: it is told once, so a repeat would wait for nothing.
+
+    `Refused` when the id was used for another command, which would not be carried out under it.
+    """
     command_id = fields.get("command_id")
     if command_id is None or fields["kind"] not in TO_WALLETS | TO_PAYERS:
         return None
     from services.balance import api, receivables_api
 
+    _, key, command = build(fields)
     async with room("balance") as engine:
-        if fields["kind"] in TO_PAYERS:
-            done = await receivables_api.commands_done(engine, fields["group_id"])
-        else:
-            done = await api.commands_done(engine, fields["account_id"])
-    accepted = done.get(command_id)
-    if accepted is None:
+        ask_for = receivables_api.command_done if fields["kind"] in TO_PAYERS else api.command_done
+        done = await ask_for(engine, key, command_id)
+    if done is None:
         return None
-    said = "was carried out before" if accepted else "was refused before; send it under an id of its own"
-    return wire.Answer(command_id, accepted, said, None if accepted else "refused_before", "command_id")
+    if done.content != content_digest(to_json(command.data())):
+        raise Refused(
+            f"{command_id} was used for another command to {key}, so this one was not sent; give it an id of its own",
+            field="command_id",
+            code="idempotency_conflict",
+        )
+    said = "was carried out before" if done.accepted else "was refused before; send it under an id of its own"
+    return wire.Answer(command_id, done.accepted, said, None if done.accepted else "refused_before", "command_id")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from services.cli import wire
+from services.cli.commands import build
 from tests.cli.conftest import Tollbook
 from tests.support.processes import Processes
+from tests.support.receivables_factory import Debtors
 from tests.support.servers import Database
 
 
@@ -67,3 +70,31 @@ async def test_an_answer_comes_back_and_a_refusal_is_exit_1_with_reason_and_fiel
     ]
     shown = (await tollbook("account", "show", "sales", "--output", "json")).json
     assert set(shown) == {"account", "plans", "groups", "balance"}
+
+
+async def test_an_id_that_was_used_answers_for_the_command_that_used_it_and_refuses_every_other(
+    tollbook: Tollbook, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in database.environment().items():
+        monkeypatch.setenv(name, value)
+    mine = ("--currency", "USD", "--command-id", "c-1", "--actor", "ann")
+    opening: dict[str, Any] = {"kind": "open_balance", "role": "operator", "account_id": "desk", "amount": "25"}
+    payment: dict[str, Any] = {"kind": "record_payment", "role": "finance", "group_id": "northwind", "amount": "96"}
+    async with Debtors(database) as town:
+        await town.member("desk")
+        await town.settle()
+        for asked in (opening, payment | {"reference": "R1"}):
+            topic, key, command = build(asked | {"currency": "USD", "command_id": "c-1", "actor": "ann"})
+            town.log.write(topic.name, key=key, value=command.data())
+        await town.settle()
+        for key, *command in (
+            ("desk", "account", "open-balance", "desk", "25"),
+            ("northwind", "invoice", "pay", "96", "--group", "northwind", "--reference", "R1"),
+        ):
+            same = await tollbook(*command, *mine)
+            assert (same.code, same.out) == (0, "was carried out before\n"), same.err
+            other = await tollbook(*(f"{each}.5" if each.isdigit() else each for each in command), *mine)
+            assert (other.code, " ".join(other.err.split())) == (
+                1,
+                f"command_id: c-1 was used for another command to {key}, so this one was not sent; give it an id of its own",
+            )
