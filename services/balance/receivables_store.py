@@ -21,6 +21,7 @@ from sqlalchemy import (
     bindparam,
     cast,
     delete,
+    exists,
     func,
     insert,
     literal,
@@ -319,12 +320,16 @@ async def card_payments(work: Work, attempt_ids: Iterable[UUID]) -> Sequence[Row
 
 
 async def groups_in_flight(work: Work, group_ids: Iterable[str]) -> set[str]:
-    """Which of these groups have a card payment whose result is missing. The groups are locked."""
+    """Which of these groups have a card payment whose result is missing or has not paid invoices. The groups are locked."""
     attempt, card = tables.attempt.c, tables.card_payment.c
+    has_paid = exists().where(_payment.payment_id == card.attempt_id)
     statement = (
         select(card.group_id)
         .join(tables.attempt, attempt.attempt_id == card.attempt_id)
-        .where(_any_of(card.group_id, "ids"), attempt.state.in_(["requested", "unknown"]))
+        .where(
+            _any_of(card.group_id, "ids"),
+            or_(attempt.state.in_(["requested", "unknown"]), and_(attempt.state == "settled", ~has_paid)),
+        )
     )
     return set((await work.execute(statement, {"ids": sorted(set(group_ids))})).scalars())
 

@@ -336,6 +336,20 @@ async def test_one_card_payment_of_a_group_is_on_its_way_and_no_limit_of_a_day_h
     assert [reason for reason, _ in refusals(town)] == ["in_flight", "in_flight"]
 
 
+async def test_a_card_payment_is_on_its_way_until_it_has_paid_the_invoices(town: Debtors) -> None:
+    await with_card(town)
+    town.order("pay_by_card", account_id="east", currency="USD")
+    await town.rooms.pump()  # it is settled into the wallet, and no timer has run
+    town.order("pay_by_card", account_id="east", currency="USD")
+    await town.settle()
+    assert [reason for reason, _ in refusals(town)] == ["in_flight"]
+    assert ((await town.invoice("TB-1"))["open"], await town.unapplied()) == ("0", "0")
+    await town.close("TB-2", {"east": "5"})
+    town.order("pay_by_card", account_id="east", currency="USD")
+    await town.settle()
+    assert [attempt.amount_nano for attempt in await town.attempts("east")] == [96 * 10**9, 5 * 10**9]
+
+
 async def test_a_card_payment_that_cannot_be_is_refused(town: Debtors) -> None:
     await founded(town, "east")
     await town.member("elsewhere", "southwind")
