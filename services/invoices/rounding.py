@@ -152,21 +152,28 @@ def tax_of(net_nano: int, rate_nano: int, exponent: int) -> int:
 def share_total(total_nano: int, weights_nano: list[int], rate_nano: int, exponent: int) -> list[int]:
     """Divide a total among those who used it, in whole minor units that sum to it exactly: the largest remainder.
 
-    Each is owed its exact sum with tax; that is cut down to a whole minor unit, and what is missing to the total goes, one
-    unit each, to those who lost most by the cut, of equals to the first. Any signs.
+    Each is owed its exact sum with tax; that is cut down to a whole minor unit. What is missing to the total goes, one unit
+    each, to those who lost most by the cut, of equals to the first. What is too much, since the total is rounded as well, is
+    taken, one unit each, from those who lost least, of equals from the largest share. Who used nothing has no share, and a
+    share keeps the sign of what was used, as long as others can make up for it. Any signs.
 
     >>> share_total(720_000_000, [363_000_000, 124_400_000, 108_000_000], 200_000_000, 2)
     [440000000, 150000000, 130000000]
+    >>> share_total(20_000_000, [0, 25_000_000], 200_000_000, 2)
+    [0, 20000000]
     """
-    if not weights_nano:
-        return []
     step: int = 10 ** (9 - exponent)
-    whole, rest = zip(*(divmod(weight * (NANO + rate_nano), NANO * step) for weight in weights_nano), strict=True)
-    everyone, some = divmod(total_nano // step - sum(whole), len(weights_nano))
-    order = sorted(range(len(weights_nano)), key=lambda index: (-rest[index], index))
-    units = [each + everyone for each in whole]
-    for index in order[:some]:
-        units[index] += 1
+    owed = [divmod(weight * (NANO + rate_nano), NANO * step) for weight in weights_nano]
+    units = [whole for whole, _ in owed]
+    missing = total_nano // step - sum(units)
+    one = 1 if missing > 0 else -1
+    order = sorted(range(len(owed)), key=lambda index: (-one * owed[index][1], min(one, 0) * units[index], index))
+    users = [index for index in order if weights_nano[index]] or order
+    while missing and users:
+        able = [index for index in users if (units[index] + one) * weights_nano[index] >= 0] or users
+        for index in able[: abs(missing)]:
+            units[index] += one
+            missing -= one
     return [each * step for each in units]
 
 

@@ -152,11 +152,45 @@ def test_the_order_of_the_lines_changes_nothing(lines, rate_nano, random):
     assert bill(lines, rate_nano=rate_nano, exponent=2) == bill(shuffled, rate_nano=rate_nano, exponent=2)
 
 
-@given(st.integers(-(10**6), 10**6), st.lists(st.integers(0, 10**12), min_size=1, max_size=9), rates)
-def test_shares_sum_to_the_total_exactly_whatever_the_weights(total_cents, weights, rate_nano):
+@pytest.mark.parametrize(
+    ("used", "pays"),
+    [
+        (["0.025", "0"], [2, 0]),  # 0.03 with tax, of which the invoice takes 0.02 and no tax
+        (["0", "0.025"], [0, 2]),
+        (["0.1", "0.025"], [11, 3]),  # 0.14 of 0.15: of equal remainders it is the largest share that pays less
+        (["0.025", "0.1", "0"], [3, 11, 0]),
+    ],
+)
+def test_what_all_pay_too_much_is_taken_from_those_who_pay(used, pays):
+    for prepaid in (False, True):
+        made = bill(
+            [line(f"a{place}", each, prepaid=prepaid) for place, each in enumerate(used)],
+            rate_nano=TWENTY_PERCENT,
+            exponent=2,
+        )
+        shares = [each.paid_from_balance_nano if prepaid else each.due_nano for each in made.shares]
+        assert shares == [each * CENT for each in pays]
+
+
+weights_of_any_sign = st.lists(st.integers(-(10**9), 10**9) | st.just(0), min_size=1, max_size=9)
+
+
+@given(st.integers(-5, 5), weights_of_any_sign, rates)
+def test_shares_sum_to_the_total_exactly_whatever_the_weights(more, weights, rate_nano):
+    total_cents = sum(weights) * (NANO + rate_nano) // NANO // CENT + more
     shares = share_total(total_cents * CENT, weights, rate_nano, 2)
     assert sum(shares) == total_cents * CENT
     assert len(shares) == len(weights)
+    if any(weights):
+        assert all(weight or not share for weight, share in zip(weights, shares, strict=True))
+
+
+@given(sums, rates)
+def test_no_account_pays_for_what_was_given_back_to_it_or_gets_back_what_it_used(lines, rate_nano):
+    made = bill(lines, rate_nano=rate_nano, exponent=2)
+    for share in made.shares:
+        assert share.prepaid_nano * share.paid_from_balance_nano >= 0
+        assert share.postpaid_nano * share.due_nano >= 0
 
 
 @given(st.lists(st.integers(0, 10**12), min_size=1, max_size=9), rates)
