@@ -817,7 +817,7 @@ async def trial_balance(engine: AsyncEngine, at: datetime | None = None) -> Tria
 
 
 async def wallet_differences(engine: AsyncEngine) -> list[WalletDifference]:
-    """Wallet rows that are not the sum of their entries, in one snapshot."""
+    """Wallet rows that are not the sum of their entries, in one snapshot; one that is missing is 0."""
     kind = func.split_part(_ledger.ledger, ":", 1)
     sums = (
         select(_ledger.account_id, kind.label("kind"), func.sum(_ledger.nano).label("nano"))
@@ -825,9 +825,13 @@ async def wallet_differences(engine: AsyncEngine) -> list[WalletDifference]:
         .group_by(_ledger.account_id, kind)
         .subquery()
     )
-    held = (_wallet.wallet_nano, _wallet.unbilled_nano, _wallet.receivable_nano)
-    query = select(_wallet.account_id, *held, sums.c.kind, sums.c.nano).outerjoin_from(
-        tables.wallet, sums, sums.c.account_id == _wallet.account_id
+    held = [
+        func.coalesce(column, 0).label(column.name)
+        for column in (_wallet.wallet_nano, _wallet.unbilled_nano, _wallet.receivable_nano)
+    ]
+    account_id = func.coalesce(_wallet.account_id, sums.c.account_id).label("account_id")
+    query = select(account_id, *held, sums.c.kind, sums.c.nano).outerjoin_from(
+        tables.wallet, sums, sums.c.account_id == _wallet.account_id, full=True
     )
     found: dict[str, dict[str, list[int]]] = {}
     for row in await _all(engine, query):

@@ -218,6 +218,7 @@ async def audit(engine: AsyncEngine) -> ReceivableAudit:
         posted=dict(posted),
         unapplied={row.group_id: (int(row.unapplied_nano), kept.get(row.group_id, 0)) for row in payers},
         accounts={
-            account_id: (nano, of_account.get(account_id, 0)) for account_id, nano in receivables.items()
+            account_id: (receivables.get(account_id, 0), of_account.get(account_id, 0))
+            for account_id in receivables.keys() | of_account.keys()
         },
     )  # fmt: skip

@@ -495,6 +495,7 @@ async def orphaned_entries(connection: AsyncConnection, limit: int) -> Sequence[
 _summed = tables.summed.c
 _part = func.split_part(tables.entry.c.ledger, ":", 1)
 _OWN = ("wallet", "unbilled", "receivable")
+_IN_A_WALLET = (*_OWN, "held", "credit", "on_its_way")
 
 
 def _sum(column: Any, name: str) -> Any:
@@ -569,9 +570,15 @@ async def add_to_summed(work: Work) -> Sequence[str]:
 
 
 async def accounts_after(work: Work, account_id: str, limit: int) -> Sequence[str]:
-    """The next accounts that have a wallet."""
-    statement = select(_wallet.account_id).where(_wallet.account_id > account_id).order_by(_wallet.account_id)
-    return (await work.execute(statement.limit(limit))).scalars().all()
+    """The next accounts that have a wallet, or sums of entries: one whose wallet is gone has those."""
+    every = union(
+        *[
+            select(column).where(column > account_id).order_by(column).limit(limit).subquery().select()
+            for column in (_wallet.account_id, _summed.account_id)
+        ]
+    ).subquery()
+    statement = select(every.c.account_id).order_by(every.c.account_id).limit(limit)
+    return (await work.execute(statement)).scalars().all()
 
 
 async def transactions_after(work: Work, transaction_id: UUID, limit: int) -> Sequence[UUID]:
@@ -588,11 +595,14 @@ async def save_sweep(work: Work, account_id: str, transaction_id: UUID | None) -
 
 
 async def add_up(work: Work, account_ids: Iterable[str]) -> Sequence[Row[Any]]:
-    """These wallets beside the sums of all their entries, which are as long as their history, of what their calls hold, of
-    what is left of their own credits and of cards' payments on their way to a group; in one snapshot, so that what is half done is seen nowhere.
+    """The wallets of these accounts beside the sums of all their entries, which are as long as their history, of what their
+    calls hold, of what is left of their own credits and of cards' payments on their way to a group; in one snapshot, so that
+    what is half done is seen nowhere. A wallet that is missing is 0.
 
     What calls hold whose leases are over counts until their wallets are looked at: both sides are taken back together.
     """
+    asked = unnest("asked", account_id=Text())
+    account_id = asked.c.account_id
     charged, entry = tables.charged.c, tables.entry.c
     off = charged.wallet_nano + charged.unbilled_nano
     off += func.coalesce(func.balance.sum_nano(charged.credit_nano), 0) + func.balance.sum_nano(charged.revenue_nano)
@@ -600,33 +610,31 @@ async def add_up(work: Work, account_ids: Iterable[str]) -> Sequence[Row[Any]]:
         select(
             _sum(charged.wallet_nano, "wallet"), _sum(charged.unbilled_nano, "unbilled"), _sum(off, "charges"),
         )
-        .where(charged.account_id == _wallet.account_id)
+        .where(charged.account_id == account_id)
         .lateral()
     )  # fmt: skip
     of_others = (
         select(*[_sum(case((_part == name, entry.nano), else_=0), name) for name in _OWN])
-        .where(entry.account_id == _wallet.account_id)
+        .where(entry.account_id == account_id)
         .lateral()
     )
     call, credit = tables.call.c, tables.credit.c
-    of_calls = (
-        select(_sum(call.held_nano, "held")).where(call.account_id == _wallet.account_id, call.held_nano > 0).lateral()
-    )
-    of_credits = select(_sum(credit.remaining_nano, "credit")).where(credit.account_id == _wallet.account_id).lateral()
+    of_calls = select(_sum(call.held_nano, "held")).where(call.account_id == account_id, call.held_nano > 0).lateral()
+    of_credits = select(_sum(credit.remaining_nano, "credit")).where(credit.account_id == account_id).lateral()
     paid = tables.group_payment.c
     of_cards = (
         select(_sum(_attempt.amount_nano, "nano"))
         .select_from(tables.attempt.outerjoin(tables.group_payment, paid.payment_id == _attempt.attempt_id))
         .where(
-            _attempt.account_id == _wallet.account_id, _attempt.kind == "group", _attempt.state == "settled",
+            _attempt.account_id == account_id, _attempt.kind == "group", _attempt.state == "settled",
             paid.payment_id.is_(None),
         )
         .lateral()
     )  # fmt: skip
     statement = (
         select(
-            _wallet.account_id, _wallet.wallet_nano, _wallet.unbilled_nano, _wallet.receivable_nano,
-            _wallet.held_nano, _wallet.credit_nano, _wallet.on_its_way_nano,
+            account_id,
+            *[func.coalesce(_wallet[f"{name}_nano"], 0).label(f"{name}_nano") for name in _IN_A_WALLET],
             (of_charges.c.wallet + of_others.c.wallet).label("wallet_sum"),
             (of_charges.c.unbilled + of_others.c.unbilled).label("unbilled_sum"),
             of_others.c.receivable.label("receivable_sum"),
@@ -635,15 +643,16 @@ async def add_up(work: Work, account_ids: Iterable[str]) -> Sequence[Row[Any]]:
             of_credits.c.credit.label("credit_sum"),
             of_cards.c.nano.label("on_its_way_sum"),
         )
-        .join_from(tables.wallet, of_charges, true())
+        .outerjoin_from(asked, tables.wallet, _wallet.account_id == account_id)
+        .join(of_charges, true())
         .join(of_others, true())
         .join(of_calls, true())
         .join(of_credits, true())
         .join(of_cards, true())
-        .where(_any_of(_wallet.account_id, "ids"))
-        .order_by(_wallet.account_id)
+        .order_by(account_id)
     )  # fmt: skip
-    rows: Sequence[Row[Any]] = (await work.execute(statement, {"ids": sorted(set(account_ids))})).all()
+    parameters = {"asked_account_id": sorted(set(account_ids))}
+    rows: Sequence[Row[Any]] = (await work.execute(statement, parameters)).all()
     return rows
 
 

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 from uuid import uuid4
 
+import asyncpg
 import pytest
 
 from services.balance import api, drift
@@ -126,6 +127,38 @@ async def test_the_sweep_finds_what_was_changed_without_anything_moving(
     covered(town)
     await town.settle()
     assert answers(town) == 0
+
+
+@pytest.mark.parametrize("moves", [False, True], ids=["nothing moves", "a charge makes another"])
+async def test_a_wallet_that_is_gone_is_a_drift_and_holds_the_close_back(town: Town, moves: bool) -> None:
+    await plant(town, "create table public.gone as table balance.wallet", "delete from balance.wallet")
+    if moves:
+        town.charge("east", "1")
+    await town.settle()
+    covered(town)
+    await town.settle()
+    east = (-1, 98) if moves else (0, 99)
+    sentences = [
+        "wallet of desk is 0, its entries sum to 99",
+        f"wallet of east is {east[0]}, its entries sum to {east[1]}",
+    ]
+    assert sorted(await api.drifts(engine_of(town))) == sentences
+    assert [
+        (each.account_id, each.kind, each.held_nano // 10**9, each.entries_nano // 10**9)
+        for each in await api.wallet_differences(engine_of(town))
+    ] == [("desk", "wallet", 0, 99), ("east", "wallet", *east)]
+    assert answers(town) == 0
+    if not moves:
+        await plant(town, "insert into balance.wallet select * from public.gone")
+        await town.settle()
+        assert (await api.drifts(engine_of(town)), answers(town)) == ([], 1)
+
+
+async def test_the_room_itself_cannot_delete_a_wallet(town: Town) -> None:
+    async with town.database.connected("balance") as connection:
+        for statement in ("delete from balance.wallet", "truncate balance.wallet"):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await connection.execute(statement)
 
 
 async def test_a_transaction_that_is_off_zero_is_told_to_an_account_that_it_touches_and_holds_the_close_back(
