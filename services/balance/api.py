@@ -10,7 +10,7 @@ from typing import Any, get_args
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Row, case, func, literal, or_, select, union_all
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.sql import Select
 
 from contracts.balance import SUSPENSION_REASONS
@@ -25,6 +25,7 @@ from services.balance.spending import Allowed, CallAsked, Refused
 from services.balance.statement import Line, Moved, Position, statement_of
 from services.kernel.errors import InvalidInput, NotFound
 from services.kernel.money import format_nano
+from services.kernel.period import instant_text
 from services.runtime import parking
 from services.runtime.database import transaction
 from services.runtime.lanes import CLOCK_NOW
@@ -338,9 +339,7 @@ async def ledger_entries(
     for an account without a wallet and for a ledger account on which nothing was ever posted.
     """
     async with transaction(engine.execution_options(isolation_level="REPEATABLE READ")) as connection:
-        end = until or (await connection.execute(select(CLOCK_NOW))).scalar_one()
-        if end < since:
-            raise InvalidInput("must not be before the start", field="to")
+        end = await _end(connection, since, until)
         wanted = [_ledger.at >= since, _ledger.at < end]
         if account_id is not None:
             known = await connection.execute(select(_wallet.account_id).where(_wallet.account_id == account_id))
@@ -375,6 +374,16 @@ async def ledger_entries(
                 )
 
 
+async def _end(connection: AsyncConnection, since: datetime, until: datetime | None) -> datetime:
+    """The end of a time that begins at ``since``: ``until``, else now. `InvalidInput` when it is before the start."""
+    end: datetime = until or (await connection.execute(select(CLOCK_NOW))).scalar_one()
+    if end < since:
+        if until is None:
+            raise InvalidInput(f"lies in the future; now is {instant_text(end)}", field="from")
+        raise InvalidInput("must not be before the start", field="to")
+    return end
+
+
 def _is_on(ledger_account: str) -> ColumnElement[bool]:
     """Whether an entry is on this ledger account, or on one of this kind."""
     return or_(_ledger.ledger == ledger_account, _ledger.ledger.startswith(f"{ledger_account}:", autoescape=True))
@@ -388,9 +397,7 @@ async def statement(
     `NotFound` for an account without a wallet; `InvalidInput` when the end is before the start.
     """
     async with transaction(engine) as connection:
-        end = until or (await connection.execute(select(CLOCK_NOW))).scalar_one()
-        if end < since:
-            raise InvalidInput("must not be before the start", field="to")
+        end = await _end(connection, since, until)
         found = await store.movements(connection, account_id, since, end)
         currency = (await connection.execute(select(_wallet.currency).where(_wallet.account_id == account_id))).scalar()
         if found is None or currency is None:

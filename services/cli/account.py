@@ -59,7 +59,10 @@ def instant_of(value: str | None, field: str) -> datetime | None:
         moment = datetime.fromisoformat(value)
     except ValueError:
         raise InvalidInput('must be an instant such as "2026-10-01" or "2026-10-01T00:00:00Z"', field=field) from None
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    try:
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except OverflowError:
+        raise InvalidInput("must lie in the years 0001 to 9999, in UTC too", field=field) from None
 
 
 # ---- the registry --------------------------------------------------------------------------------------------------

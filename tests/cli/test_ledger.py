@@ -145,6 +145,9 @@ async def test_entries_of_an_account_a_ledger_account_a_kind_and_a_time(tollbook
         (("--ledger", "clear%"), "ledger: nothing was ever posted on clear%"),
         (("--from", "soon"), "from: must be an instant"),
         (("--from", "2026-10-02", "--to", "2026-10-01"), "to: must not be before the start"),
+        (("--from", "2099-01-01"), "from: lies in the future; now is 20"),
+        (("--from", "0001-01-01T00:00:00+05:00"), "from: must lie in the years 0001 to 9999, in UTC too"),
+        (("--from", "2020-01-01", "--to", "9999-12-31T23:00:00-05:00"), "to: must lie in the years 0001 to 9999"),
     ],
 )  # fmt: skip
 async def test_what_is_asked_wrongly_names_the_field_and_the_fix(

@@ -33,6 +33,8 @@ PROFILE = str(DEMO / "switch_profile.json")
         (["account", "transfer", "a", "100", "--reference", ""], "reference: must not be empty"),
         (["account", "create", "a", "--organization", "x", "--plan", "payg", "--opened-at", "soon"],
          'opened_at: must be an instant such as "2026-10-01" or "2026-10-01T00:00:00Z"'),
+        (["account", "create", "a", "--organization", "x", "--plan", "payg", "--opened-at", "0001-01-01T00:00:00+05:00"],
+         "opened_at: must lie in the years 0001 to 9999, in UTC too"),
         (["group", "create", "g", "--organization", "x", "--company", "X", "--tax-rate", "20"],
          'tax_rate: must be a rate from 0 to 1 such as "0.20"'),
         (["import", "missing.csv", "--profile", PROFILE, "--dry-run"], "FILE: missing.csv cannot be read: No such file or directory"),

@@ -63,6 +63,10 @@ async def test_a_past_balance_and_what_is_asked_wrongly(tollbook: Tollbook, town
     wrong = await tollbook("account", "statement", "desk", "--from", "yesterday")
     assert wrong.code != 0
     assert "from: must be an instant" in wrong.err + wrong.out
+    future = await tollbook("account", "statement", "desk", "--from", "2099-01-01")
+    assert (future.code, future.err.startswith("from: lies in the future; now is 20")) == (2, True), future.err
+    whole = await tollbook("account", "statement", "desk", "--from", "0001-01-01", "--output", "json")
+    assert whole.json["opening"]["balance"] == "0"
     unknown = await tollbook("account", "statement", "nobody")
     assert unknown.code != 0
     assert "no wallet of an account nobody" in unknown.err + unknown.out
