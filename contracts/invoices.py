@@ -72,6 +72,10 @@ class InvoiceMoved(Message):
     paid: SignedTotal
     written_off: SignedTotal
     open: SignedTotal
+    owed_by: Annotated[
+        tuple[Id, ...] | None,
+        Field(description="Accounts with a share of what is open; an older record does not say it"),
+    ] = None
 
 
 InvoiceEvent = Annotated[InvoiceClosed | InvoiceMoved, Field(discriminator="kind")]

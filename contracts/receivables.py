@@ -108,6 +108,10 @@ class InvoiceStanding(Message):
     written_off: SignedTotal
     open: SignedTotal
     overdue_since: Instant | None = None
+    owed_by: Annotated[
+        tuple[Id, ...] | None,
+        Field(description="Accounts with a share of what is open; an older record does not say it"),
+    ] = None
 
 
 class GroupEvent(Message):

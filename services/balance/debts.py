@@ -94,6 +94,7 @@ class Receivable:
             written_off=format_nano(self.written_off_nano),
             open=format_nano(self.open_nano),
             overdue_since=self.overdue_since,
+            owed_by=tuple(sorted(self.shares)),
         )
 
 

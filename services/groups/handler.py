@@ -106,15 +106,15 @@ async def cover_cutoffs(work: Work, records: list[Record]) -> None:
 
 
 async def keep_owed(work: Work, records: list[Record]) -> None:
-    """Keep what is open of closed invoices: who owes something stays invoiced."""
+    """Keep what is open of closed invoices, and whose shares of it: who owes something stays invoiced."""
     told: list[InvoiceEvent] = [record.message["data"] for record in records]
     closed: dict[UUID, tuple[UUID, str, list[str], Decimal]] = {}
-    moved: dict[UUID, tuple[UUID, int, Decimal]] = {}
+    moved: dict[UUID, tuple[UUID, int, Decimal, Sequence[str] | None]] = {}
     for each in told:
         if each.kind != "closed":
             if each.invoice_id not in moved or moved[each.invoice_id][1] < each.version:
                 nano = Decimal(parse_amount(each.open, signed=True))
-                moved[each.invoice_id] = (each.invoice_id, each.version, nano)
+                moved[each.invoice_id] = (each.invoice_id, each.version, nano, each.owed_by)
         elif (due := parse_amount(each.due, signed=True)) > 0:
             accounts = [one.account_id for one in each.postings if parse_amount(one.receivable, signed=True)]
             closed[each.invoice_id] = (each.invoice_id, each.number, accounts, Decimal(due))

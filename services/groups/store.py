@@ -14,7 +14,6 @@ from sqlalchemy import (
     ARRAY,
     BigInteger,
     Column,
-    Integer,
     Label,
     Table,
     Text,
@@ -218,19 +217,24 @@ async def save_closed(work: Work, rows: Sequence[tuple[UUID, str, Sequence[str],
     await work.execute(insert(tables.owed).on_conflict_do_nothing(), values)
 
 
-async def save_open(work: Work, rows: Sequence[tuple[UUID, int, Decimal]]) -> None:
-    """(invoice, version, what is open) of invoices that moved, one row each; a lower version than is known changes nothing."""
+async def save_open(work: Work, rows: Iterable[tuple[UUID, int, Decimal, Sequence[str] | None]]) -> None:
+    """(invoice, version, what is open, who owes it) of invoices that moved, one row each; a lower version than is known
+    changes nothing. None: an older record does not say who; it is whoever was known."""
     columns = tables.owed.c
-    new = unnest("new", invoice_id=Uuid(), version=Integer(), open_nano=columns.open_nano.type)
     statement = (
         update(tables.owed)
-        .where(columns.invoice_id == new.c.invoice_id, columns.version < new.c.version)
-        .values(version=new.c.version, open_nano=new.c.open_nano)
+        .where(columns.invoice_id == bindparam("id"), columns.version < bindparam("newer"))
+        .values(
+            version=bindparam("newer"),
+            open_nano=bindparam("open"),
+            accounts=func.coalesce(bindparam("owed_by", type_=ARRAY(Text)), columns.accounts),
+        )
     )
-    ids, versions, amounts = zip(*rows, strict=True)
-    await work.execute(
-        statement, {"new_invoice_id": list(ids), "new_version": list(versions), "new_open_nano": list(amounts)}
-    )
+    values = [
+        {"id": invoice_id, "newer": version, "open": nano, "owed_by": None if owed_by is None else list(owed_by)}
+        for invoice_id, version, nano, owed_by in sorted(rows, key=lambda row: row[0])
+    ]
+    await work.execute(statement, values)
 
 
 async def take_numbers(work: Work, count: int) -> Iterator[int]:

@@ -173,6 +173,7 @@ async def settlements(work: Work, records: list[Record]) -> None:
             paid=standing.paid,
             written_off=standing.written_off,
             open=standing.open,
+            owed_by=standing.owed_by,
         )
         name = f"{standing.invoice_id}:{standing.version}"
         work.publish(INVOICES_EVENTS, each.group_id, name, event.data())

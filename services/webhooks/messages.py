@@ -22,8 +22,8 @@ SECRET_BYTES = 32
 PREFIXES: Mapping[Topic, str] = {BALANCE_EVENTS: "balance", BALANCE_GROUP_EVENTS: "group", INVOICES_EVENTS: "invoice"}
 """The first word of a type, by the topic that its events come from."""
 
-LEDGER_FIELDS = frozenset({"postings", "posting_rounding", "posting_tax"})
-"""Of a closed invoice: what our own ledger posts, tens of thousands of entries. No receiver needs it."""
+LEDGER_FIELDS = frozenset({"postings", "posting_rounding", "posting_tax", "owed_by"})
+"""Of an invoice: what our own ledger posts, and whose shares are open, of tens of thousands of accounts. No receiver needs it."""
 
 OURS = frozenset({"contradiction", "drift_found", "drift_gone", "finance_alarm"})
 """Kinds that tell who runs the installation of its own books and processors. They stay on Kafka."""
@@ -49,6 +49,8 @@ def event_of(topic: str, envelope: Mapping[str, Any]) -> Event:
     Its id follows from the record's: the same record always makes the same event.
     """
     data = envelope["data"].data()
+    if standing := data.get("invoice"):
+        data["invoice"] = {name: value for name, value in standing.items() if name not in LEDGER_FIELDS}
     public = {name: value for name, value in data.items() if value is not None and name not in LEDGER_FIELDS}
     return event(
         str(derived_id(topic, envelope["id"])),

@@ -881,6 +881,21 @@ async def test_an_invoiced_account_changes_its_plan_when_nothing_is_owed(desk):
     assert await desk.refused("change_plan", account_id="prepaid", plan="payg") == ("nothing_to_change", "account_id")
 
 
+async def test_who_has_paid_a_share_changes_its_plan_while_another_account_owes_the_rest(desk):
+    for account_id in ("desk", "other"):
+        await desk.account(account_id, "invoiced", credit_limit="100")
+    shares = [{"account_id": "desk", "receivable": "-60"}, {"account_id": "other", "receivable": "-36"}]
+    tell_invoice(desk, 1, **CLOSED | {"postings": shares})
+    half = MOVED | {"kind": "partly_paid", "state": "partly_paid", "paid": "60.00", "open": "36"}
+    tell_invoice(desk, 2, **half, version=1)  # an older record does not say whose share is open
+    await desk.rooms.pump()
+    assert await desk.refused("change_plan", account_id="desk", plan="payg") == ("open_receivable", "account_id")
+    tell_invoice(desk, 3, **half, version=2, owed_by=["other"])
+    await desk.rooms.pump()
+    await desk.done("change_plan", account_id="desk", plan="payg")
+    assert await desk.refused("change_plan", account_id="other", plan="payg") == ("open_receivable", "account_id")
+
+
 async def test_an_operator_lets_an_account_be_invoiced_with_a_credit_limit_from_now_on(desk):
     await desk.account("desk")
     ask = {"account_id": "desk", "plan": "invoiced"}

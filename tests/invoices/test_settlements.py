@@ -32,7 +32,7 @@ def closed(around: Neighbours) -> dict[str, Any]:
 def told(around: Neighbours, kind: str, version: int, state: str, paid: str, *, times: int = 1, **more: Any) -> None:
     """Balance says how the invoice of northwind stands; its due is 0.72."""
     event = closed(around)
-    written_off = more.pop("written_off", "0")
+    written_off, owed_by = more.pop("written_off", "0"), more.pop("owed_by", None)
     cents = 72 - round(float(paid) * 100) - round(float(written_off) * 100)
     data = {
         "group_id": "northwind",
@@ -54,6 +54,7 @@ def told(around: Neighbours, kind: str, version: int, state: str, paid: str, *, 
             "written_off": written_off,
             "open": f"{cents / 100:.2f}",
             "overdue_since": None,
+            "owed_by": owed_by,
         },
     } | more
     for _ in range(times):
@@ -78,19 +79,23 @@ async def test_a_closed_invoice_says_its_zone_and_until_it_is_paid_it_is_unpaid(
 
 
 async def test_each_step_is_shown_and_told_downstream_once(around):
-    told(around, "invoice_paid", 1, "partly_paid", "0.30", amount="0.30", source="transfer", reference="R1", times=2)
+    told(
+        around, "invoice_paid", 1, "partly_paid", "0.30", amount="0.30", source="transfer", reference="R1", times=2,
+        owed_by=["west"],
+    )  # fmt: skip
     told(around, "write_off_proposed", 1, "partly_paid", "0.30", amount="0.42")
-    told(around, "invoice_overdue", 2, "overdue", "0.30", amount="0.42", days=0)
+    told(around, "invoice_overdue", 2, "overdue", "0.30", amount="0.42", days=0, owed_by=["west"])
     told(around, "overdue_notice", 2, "overdue", "0.30", amount="0.42", days=7)
     await around.settle()
     assert await listed(around, standings=api.OVERDUE) == [("northwind", "overdue", 42)]
-    told(around, "invoice_paid", 3, "paid", "0.72", amount="0.42", source="overpayment")
+    told(around, "invoice_paid", 3, "paid", "0.72", amount="0.42", source="overpayment", owed_by=[])
     await around.settle()
     assert moves(around) == [
         (1, "partly_paid", "0.30", "0.42"),
         (2, "overdue", "0.30", "0.42"),
         (3, "paid", "0.72", "0.00"),
     ]
+    assert [each.get("owed_by") for each in around.log.data("invoices.events")][-3:] == [["west"], ["west"], []]
     assert await listed(around, standings=api.UNPAID) == []
     shown = await api.show(engine(around), closed(around)["number"])
     assert (shown.standing, shown.open_nano) == ("paid", 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from typing import Any
 
@@ -97,6 +98,24 @@ async def test_what_a_group_owes_is_told_to_its_organization_alone(post: Post, r
     assert await queued(post, made) == [("group.overdue_notice", None)]
     assert await queued(post, other) == []
     assert receiver.requests[0].json["data"]["days"] == 7
+
+
+async def test_how_an_invoice_stands_is_told_without_whose_shares_are_open(post: Post, receiver: Receiver) -> None:
+    await endpoint(post, receiver)
+    standing = {
+        "invoice_id": "6f0a3c52-7f0e-8d0b-9a55-2b6c3a1f4e77", "number": "2026-1", "period": "2026-10", "version": 1,
+        "state": "partly_paid", "due_on": "2026-11-17T00:00:00Z", "due": "12.00", "paid": "2.00", "written_off": "0",
+        "open": "10.00", "owed_by": ["sales"],
+    }  # fmt: skip
+    about = {
+        "group_id": "g", "organization_id": "lakeside", "version": 1, "at": "2026-11-10T00:00:00Z", "currency": "USD",
+    }  # fmt: skip
+    paid = {"kind": "invoice_paid", "unapplied": "0", "amount": "2.00", "invoice": standing}
+    post.town.send("balance.group_events", "g", about | paid)
+    post.town.send("invoices.events", "g", about | standing | {"kind": "partly_paid"})
+    await post.deliver()
+    assert [each.json["data"].get("invoice", each.json["data"])["open"] for each in receiver.requests] == ["10.00"] * 2
+    assert not [each for each in receiver.requests if "owed_by" in json.dumps(each.json)]
 
 
 async def test_an_invoice_is_told_without_the_entries_of_our_ledger(post: Post, receiver: Receiver) -> None:
