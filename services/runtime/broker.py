@@ -22,6 +22,7 @@ from aiokafka.errors import (
     KafkaConnectionError,
     KafkaError,
     NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
     ProducerClosed,
     TopicAlreadyExistsError,
     TopicAuthorizationFailedError,
@@ -77,6 +78,11 @@ class HandedConsumer(AIOKafkaConsumer):  # type: ignore[misc]
                 await self._linger(records, max_records)
         except NoOffsetForPartitionError:
             records = {}  # the client looked for a committed offset before the listener had sought the lane's position
+        except OffsetOutOfRangeError as error:
+            # The log has left the position: the lane is compared with it as at an assignment, and stops. The records of
+            # others are read at the next poll; here nothing is in hand, for an error while we linger is met again.
+            records = {}
+            await self._subscription.listener.on_partitions_assigned(set(error.args[0]))
         self.handed = bool(records)
         self.polled_at = time.monotonic()
         return records

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.consumer.subscription_state import SubscriptionState
 from aiokafka.errors import NoOffsetForPartitionError, TopicAuthorizationFailedError
 from sqlalchemy import select
@@ -20,6 +21,7 @@ from services.runtime.room import Input, Room
 from services.runtime.settings import load
 from services.runtime.worker import Worker
 from tests.support import copier
+from tests.support.processes import until
 
 PARTITION = TopicPartition("test.source", 0)
 LANE = "source/test.source/0"
@@ -159,3 +161,91 @@ async def test_an_error_of_another_partition_never_takes_records_in_hand_along(m
     consumer._subscription = SubscriptionState()
     assert await consumer.getmany(max_records=20_000) == {PARTITION: ["record"] * LINGER_FROM}
     assert consumer.handed
+
+
+@pytest.fixture
+async def reading(database, kafka, topic_prefix, monkeypatch):
+    """A worker that has read the records 0 to 4 of partition 0, with what writes to its topic and what deletes from it."""
+    for name, value in database.environment(TOLLBOOK_KAFKA=kafka, TOLLBOOK_TOPIC_PREFIX=topic_prefix).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("services.runtime.worker.TOPICS", (copier.SOURCE, copier.COPIES))
+    read = []
+
+    async def handle(work, records):
+        values = [(record.partition, record.value) for record in records]
+        work.after_commit.append(lambda: read.extend(values))
+
+    worker = Worker(Room("payments", (Input("source", (copier.SOURCE,), handle),)), load())
+    producer, admin = AIOKafkaProducer(bootstrap_servers=kafka), AIOKafkaAdminClient(bootstrap_servers=kafka)
+    await worker.start()
+    await producer.start()
+    await admin.start()
+    try:
+        made = Reading(worker, producer, admin, read)
+        await made.write(0, 0, 5)
+        await made.has_read(0, 5)
+        yield made
+    finally:
+        await admin.close()
+        await producer.stop()
+        await worker.stop()
+
+
+class Reading:
+    """A worker, and the world around its one input."""
+
+    def __init__(self, worker, producer, admin, read):
+        self.worker, self.producer, self.admin, self.read = worker, producer, admin, read
+        self.partition = TopicPartition(worker.settings.topic_prefix + copier.SOURCE.name, 0)
+
+    async def write(self, partition, first, end):
+        for number in range(first, end):
+            await self.producer.send_and_wait(self.partition.topic, b"%d" % number, partition=partition)
+
+    async def has_read(self, partition, count):
+        async def all_of_them():
+            return sum(of == partition for of, _ in self.read) == count
+
+        await until(all_of_them, f"{count} records of partition {partition} are read", 20)
+
+    async def has_stopped(self, why):
+        """The lane says why; the others go on at once, and nothing more of this one is read."""
+        runner, engine = self.worker.runners[0], self.worker.engine
+
+        async def stopped():
+            async with transaction(engine) as connection:
+                lanes = await lanes_of(connection, self.worker.processor.tables, "source")
+            return [lane.stopped for lane in lanes if lane.stopped] == [why] and runner.health()["stopped"] == {
+                LANE: why
+            }
+
+        await until(stopped, f"the lane stops: {why}", 20)
+        assert not self.worker.health()["ready"]
+        before = [value for of, value in self.read if of == 0]
+        await self.write(0, 100, 110)
+        await self.write(1, 0, 3)
+        await self.has_read(1, 3)
+        await asyncio.sleep(1)
+        assert [value for of, value in self.read if of == 0] == before
+
+
+async def test_records_that_go_from_the_log_before_a_running_worker_read_them_stop_their_lane(reading):
+    async with transaction(reading.worker.engine) as other_copy:
+        await lock_lanes(other_copy, reading.worker.processor.tables, [LANE])
+        await reading.write(0, 5, 6)  # its batch waits for the lane
+        await asyncio.sleep(1)
+        await reading.write(0, 6, 7)  # fetched already
+        await asyncio.sleep(1)
+        await reading.write(0, 7, 20)
+        await reading.admin.delete_records({reading.partition: RecordsToDelete(before_offset=15)})
+    await reading.has_stopped("records 7 to 15 are gone from the log: lost range")
+    assert [value for _, value in reading.read[:7]] == [b"%d" % number for number in range(7)]
+
+
+async def test_a_log_that_is_cut_below_the_position_of_a_running_worker_stops_its_lane(reading):
+    runner = reading.worker.runners[0]
+    async with transaction(reading.worker.engine) as connection:  # as if 5 to 7 had been read, and lost by the broker
+        await advance_lanes(connection, reading.worker.processor.tables, {LANE: 8})
+    runner._next[reading.partition] = 8
+    runner.subscriber.consumer.seek(reading.partition, 8)
+    await reading.has_stopped("the log ends at 5, below position 8: topic truncated or made anew")
