@@ -263,12 +263,13 @@ class Worker:
         """Partitions of a topic as they were read once: in a process a key keeps its partition."""
         return self._partitions[topic]
 
-    async def make(self, topic: str) -> None:
+    async def make(self, topic: str, *, again: bool = False) -> None:
         """Create a topic of a family that is not there, and ask how many partitions it has; the first time only.
 
-        Whoever was first, a publisher or an operator, may have given it any number.
+        Whoever was first, a publisher or an operator, may have given it any number. ``again`` though it was there: somebody
+        may have deleted it since; its partitions stay those that were asked for first.
         """
-        if topic in self._partitions:
+        if topic in self._partitions and not (again and topic_of(topic).is_family):
             return
         try:
             async with asyncio.timeout(OFFSETS_S_MAX):

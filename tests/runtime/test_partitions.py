@@ -12,6 +12,7 @@ from contracts.topics import USAGE_REJECTIONS
 from services.runtime.room import Room, Tick
 from services.runtime.settings import load
 from services.runtime.worker import Worker
+from tests.support.processes import until
 
 KEYS = [f"k{number}" for number in range(60)]
 TOPIC = USAGE_REJECTIONS.of("lakeside")
@@ -45,17 +46,43 @@ async def test_a_topic_that_appears_later_is_used_as_it_is(worker, kafka, topic_
         await admin.create_topics([NewTopic(name, partitions, 1)])
         await admin.close()
     await worker.processor.tick(TELL)
+    found = await everything(kafka, name, partitions or USAGE_REJECTIONS.partitions)
+    assert set(found.values()) == set(range(partitions or USAGE_REJECTIONS.partitions))
+
+
+async def test_a_topic_that_was_deleted_is_made_again_for_what_is_to_be_sent(worker, kafka, topic_prefix):
+    name = topic_prefix + TOPIC
+    await worker.processor.tick(TELL)
+    await everything(kafka, name, USAGE_REJECTIONS.partitions)
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+    await admin.start()
+
+    async def is_there():
+        return name in await admin.list_topics()
+
+    async def is_gone():
+        return not await is_there()
+
+    await admin.delete_topics([name])
+    await until(is_gone, "the topic is deleted")
+    await worker.processor.tick(TELL)
+    await until(is_there, "the topic is made again")
+    await admin.close()
+    await everything(kafka, name, USAGE_REJECTIONS.partitions)
+
+
+async def everything(kafka, name, partitions):
+    """The partition of each key, when all are there."""
     consumer = AIOKafkaConsumer(bootstrap_servers=kafka, auto_offset_reset="earliest")
     await consumer.start()
     try:
-        places = [TopicPartition(name, number) for number in range(partitions or USAGE_REJECTIONS.partitions)]
-        consumer.assign(places)
+        consumer.assign([TopicPartition(name, number) for number in range(partitions)])
         found = {}
         async with asyncio.timeout(20):
             while len(found) < len(KEYS):
                 for place, records in (await consumer.getmany(timeout_ms=200)).items():
                     found |= {record.key.decode(): place.partition for record in records}
         assert set(found) == set(KEYS)
-        assert set(found.values()) == {place.partition for place in places}
+        return found
     finally:
         await consumer.stop()

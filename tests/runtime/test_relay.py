@@ -7,6 +7,7 @@ import json
 import random
 import re
 import time
+from collections import Counter
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from functools import partial
@@ -15,6 +16,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from sqlalchemy import func, select
 
 from contracts.topics import AROUND_BYTES_MAX
 from services.runtime.broker import ensure_topics, open_producer
@@ -52,6 +54,16 @@ class Publisher:
             for key, value in values:
                 outbox.add(self.topic, key, key, value)
             await outbox.flush(connection, self.tables, "test", now, epoch)
+
+    def stand(self, count):
+        """Whether so many batches are not acknowledged."""
+
+        async def so_many():
+            async with transaction(self.engine) as connection:
+                rows = await connection.execute(select(func.count()).select_from(self.tables.outbox))
+                return rows.scalar_one() == count
+
+        return so_many
 
     @asynccontextmanager
     async def relaying(self):
@@ -119,11 +131,12 @@ async def test_records_leave_however_far_the_one_clock_was_moved(publisher, data
     assert abs(record.timestamp / 1000 - time.time()) < 600  # the broker's: it would refuse one of the future
 
 
-async def starts_over(caplog, times):
+async def refused(caplog, times):
     async def often_enough():
-        return sum("starts over" in record.message for record in caplog.records) >= times
+        said = [record.message for record in caplog.records]
+        return sum(" apart: " in each or "cannot send" in each for each in said) >= times
 
-    await until(often_enough, f"the relay has started over {times} times")
+    await until(often_enough, f"the relay was refused {times} times")
 
 
 async def test_after_a_batch_was_refused_the_relay_goes_on_by_itself(publisher, caplog):
@@ -132,7 +145,7 @@ async def test_after_a_batch_was_refused_the_relay_goes_on_by_itself(publisher, 
         await publisher.received(1)
         await publisher.limit(1_000)
         await publisher.publish([("k", NOISE.randbytes(2_000))])
-        await starts_over(caplog, 2)
+        await refused(caplog, 2)
         await publisher.limit(publisher.topic.record_bytes_max)
         records = await publisher.received(2)
     assert [seq_of(record) for record in records] == [1, 2]
@@ -142,7 +155,7 @@ async def test_no_batch_overtakes_one_that_was_refused(publisher, caplog):
     await publisher.limit(200_000)
     await publisher.publish([("k", NOISE.randbytes(850_000)), ("k", NOISE.randbytes(100_000))])  # two batches
     async with publisher.relaying():
-        await starts_over(caplog, 2)
+        await refused(caplog, 2)
         await publisher.limit(publisher.topic.record_bytes_max)
         records = await publisher.received(2)
     assert [seq_of(record) for record in records] == [1, 2]
@@ -159,3 +172,27 @@ async def test_a_relay_that_is_woken_just_when_it_is_to_end_ends(publisher, turn
             await asyncio.sleep(0)
         publisher.running.cancel()
         assert await asyncio.wait([publisher.running], timeout=5) == ({publisher.running}, set())
+
+
+async def test_a_partition_that_cannot_be_sent_to_holds_up_no_other_and_is_sent_in_order_when_it_can(
+    publisher, caplog, monkeypatch
+):
+    """However many of its batches stand before theirs."""
+    monkeypatch.setattr("services.runtime.relay.CHUNKS_PER_ROUND", 4)
+    await publisher.publish([("k", 0)])
+    async with publisher.relaying():
+        await publisher.received(1)
+        await publisher.limit(1_000)
+        for number in range(6):
+            await publisher.publish([("k", [number, NOISE.randbytes(2_000).hex()])])
+        for number in range(20):
+            await publisher.publish([("a", number)])
+        records = await publisher.received(21, within_s=15)
+        assert Counter(record.key for record in records) == {b"k": 1, b"a": 20}
+        await until(publisher.stand(6), "only what was refused stands")
+        await refused(caplog, 3)
+        await publisher.limit(publisher.topic.record_bytes_max)
+        await publisher.publish([("k", 7), ("a", 20)])
+        records = await publisher.received(29)
+    assert [seq_of(record) for record in records if record.key == b"k"] == list(range(1, 9))
+    assert [seq_of(record) for record in records if record.key == b"a"] == list(range(1, 22))
