@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from msgspec import Struct
+
+# What Python and PostgreSQL both hold, with room for every zone; asyncpg takes the very first and last for infinite.
+FIRST = datetime(1, 1, 3, tzinfo=UTC)
+LAST = datetime(9999, 12, 29, tzinfo=UTC)
+_MS = timedelta(milliseconds=1)
+_FIRST_MS, _SPAN_MS = (FIRST - datetime(1970, 1, 1, tzinfo=UTC)) // _MS, (LAST - FIRST) // _MS
 
 
 def lane_name(input_name: str, topic: str, partition: int) -> str:
@@ -35,8 +41,12 @@ class Record(Struct, eq=False, gc=False):
 
     @property
     def timestamp(self) -> datetime:
-        """The broker's clock for `usage.events.*`, UTC."""
-        return datetime.fromtimestamp(self.timestamp_ms / 1000, UTC)
+        """The broker's clock for `usage.events.*`, UTC; of a topic with its producers' clock whatever they say, at most `LAST`.
+
+        >>> Record("t", 0, 0, -(10**14), None, None, "t").timestamp.isoformat()
+        '0001-01-03T00:00:00+00:00'
+        """
+        return FIRST + timedelta(milliseconds=min(max(self.timestamp_ms - _FIRST_MS, 0), _SPAN_MS))
 
     @property
     def where(self) -> str:

@@ -132,6 +132,22 @@ async def test_what_would_publish_more_than_a_record_holds_is_quarantined_and_it
     assert str(copier.COPIES.record_bytes_max - AROUND_BYTES_MAX) in row.message
 
 
+@pytest.mark.parametrize("timestamp_ms", [-(10**14), -(2**63), 2**63 - 1, -1])
+async def test_a_bad_record_with_an_impossible_timestamp_is_kept_with_its_place_and_its_bytes(rooms, timestamp_ms):
+    rooms.log.write(SOURCE, value=None, key="k", partition=0)
+    rooms.log.records[SOURCE, 0][0].timestamp_ms = timestamp_ms
+    rooms.log.write(SOURCE, value=b"good", partition=1)
+    async with asyncio.timeout(10):
+        await rooms.pump()
+    processor = rooms.processors["payments"]
+    assert set(await values(rooms)) == {"good"}
+    async with transaction(processor.engine) as connection:
+        [row] = await parking.listing(connection, processor.tables)
+        assert (row.reason, row.partition, row.offset) == ("tombstone", 0, 0)
+        await parking.ask(connection, processor.tables, "replaying", "ann", ids=[row.id])
+    await rooms.pump()  # and read again
+
+
 async def test_a_database_that_is_not_migrated_yet_is_waited_for_and_no_record_is_blamed(database, rooms):
     engine = create_async_engine(database.owner)
     async with engine.begin() as connection:
