@@ -39,9 +39,9 @@ class LinkMark:
 
 
 class LinkLost(Corrupt):
-    """A gap between two records of a link: something that was published is not there any more.
+    """A gap between two records of a link: something that was published is not there any more, or cannot be applied.
 
-    ``offset`` is that of the record after the gap; what came before it can be applied.
+    ``offset`` is that of the record after the gap, or of the one that cannot; what came before it can be applied.
     """
 
     code = "link_lost"
@@ -56,6 +56,11 @@ def unreadable(record: Record, error: ValidationError | DecodeError) -> LinkLost
     """A record between rooms that is not of its contract: its lane stops before it."""
     what = error.errors()[0]["loc"] if isinstance(error, ValidationError) else str(error)
     return LinkLost(record.lane, record.offset, f"unreadable record at {record.where}: {what}")
+
+
+def inapplicable(record: Record, why: str) -> LinkLost:
+    """A record between rooms that the room or its database refuses: its lane stops before it."""
+    return LinkLost(record.lane, record.offset, f"record at {record.where} cannot be applied: {why}")
 
 
 def judge(reading: Reading, record: Record) -> None:

@@ -36,6 +36,7 @@ from services.runtime.links import (
     Link,
     LinkLost,
     accept,
+    inapplicable,
     links_of,
     load_received,
     save_received,
@@ -126,13 +127,16 @@ class Processor:
                 wait = min(RETRY_S_MAX, wait * 2)
 
     async def _isolate(self, source: Input, records: list[Record], ranges: Ranges) -> None:
-        """Commit the batch; what only the database (or a bug) refuses is halved until the one record is found."""
+        """Commit the batch; what only the database (or a bug) refuses is halved until the one record is found.
+
+        That is quarantined if it is from outside; between rooms nothing may be left out, so its lane stops before it.
+        """
         try:
             await self._commit(source, records, ranges)
-        except (Behind, LinkLost, Corrupt, asyncio.CancelledError):
+        except (Behind, LinkLost, LaneStopped, asyncio.CancelledError):
             raise
         except Exception as error:
-            if is_retryable(error) or is_of_statement(error) or not source.bare or not records:
+            if _is_of_no_record(error, source) or not records:
                 raise
             if len(records) > 1:
                 left, right = halve(records, ranges)
@@ -140,6 +144,8 @@ class Processor:
                 await self._isolate(source, *right)
                 return
             log.error("%s.%s cannot apply %s", self.room.name, source.name, records[0].where, exc_info=error)
+            if not source.bare:
+                raise inapplicable(records[0], _describe(error)) from error
             await self._commit(source, records, ranges, _refusal(error))
 
     async def _commit(
@@ -476,6 +482,12 @@ def _decode(source: Input, records: list[Record]) -> None:
                 raise unreadable(record, error) from None
 
 
+def _is_of_no_record(error: BaseException, source: Input) -> bool:
+    """Whether it can be no record's fault: a server is away, the database is not migrated, or an invariant of ours does not
+    hold, which no record from outside can break."""
+    return is_retryable(error) or is_of_statement(error) or (source.bare and isinstance(error, Corrupt))
+
+
 def _refusal(error: BaseException) -> Refusal:
     if isinstance(error, RecordTooLarge):
         return Refusal(error.code, error.message)
@@ -487,5 +499,5 @@ def _refusal(error: BaseException) -> Refusal:
 
 
 def _describe(error: BaseException) -> str:
-    code = sqlstate(error)
+    code = error.code if isinstance(error, Corrupt) else sqlstate(error)
     return f"{type(error).__name__} {code}" if code else type(error).__name__

@@ -13,6 +13,7 @@ from sqlalchemy import insert, select, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from contracts.topics import AROUND_BYTES_MAX
+from services.kernel.errors import Corrupt
 from services.runtime import parking
 from services.runtime.database import transaction
 from services.runtime.lanes import lanes_of, stop_lane
@@ -183,6 +184,54 @@ async def test_what_came_before_a_gap_is_applied_and_the_lane_stands_at_it(rooms
     assert lanes[0].stopped is not None
     assert lanes[0].stopped.endswith("jumps from 3 to 5 at offset 3")
     assert lanes[1].stopped is None
+
+
+@pytest.mark.parametrize(
+    ("refuse", "why"),
+    [
+        (lambda work: work.execute(text("select 1 / 0")), "DBAPIError 22012"),
+        (lambda work: _raise(Corrupt("it does not add up", code="sums_differ")), "Corrupt sums_differ"),
+        (lambda work: _raise(KeyError("a bug")), "KeyError"),
+    ],
+)
+async def test_a_record_between_rooms_that_cannot_be_applied_stops_its_lane_and_no_other(database, tables, refuse, why):
+    broken = True
+
+    async def receive(work, records):
+        for record in records:
+            copied = record.message["data"].data()
+            if broken and copied["value"] == "bad":
+                await refuse(work)
+            await work.execute(insert(copier.RECEIVED), [copied])
+
+    sink = Room("invoices", (Input("copies", (copier.COPIES,), receive),))
+    async with Rooms(Log(), database, [copier.copier(), sink]) as rooms:
+        for number in range(12):
+            rooms.log.write(SOURCE, value=b"bad" if number == 5 else b"%d" % number, partition=0)
+        await rooms.pump(only=["payments"])
+        partitions = [rooms.log.records[copier.COPIES.name, number] for number in (0, 1)]
+        copies = [[each.json["data"]["value"] for each in records] for records in partitions]
+        [bad] = [number for number, each in enumerate(copies) if "bad" in each]
+        offset = copies[bad].index("bad")
+        async with asyncio.timeout(10):
+            await rooms.feed(rooms.processors["invoices"], sink.inputs[0])
+        before = copies[bad][:offset]
+        assert set(await values(rooms, copier.RECEIVED, "invoices")) == {*before, *copies[1 - bad]}
+        async with transaction(rooms.processors["invoices"].engine) as connection:
+            lanes = {lane.partition: lane for lane in await lanes_of(connection, runtime_tables("invoices"), "copies")}
+        assert lanes[bad].position == offset
+        assert lanes[bad].stopped == f"record at test.copies/{bad} offset {offset} cannot be applied: {why}"
+        assert lanes[1 - bad].stopped is None
+
+        broken = False  # the fix is there, and a person says so
+        async with database.connected() as owner:
+            await owner.execute("update invoices.lane set stopped = null")
+        await rooms.pump()
+        assert await values(rooms, copier.RECEIVED, "invoices") == Counter(copies[0] + copies[1])
+
+
+async def _raise(error):
+    raise error
 
 
 async def test_a_bug_in_a_handler_parks_the_record_and_a_replay_after_the_fix_applies_it(database, tables):
