@@ -12,6 +12,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
+from typing import TypeVar
 
 from msgspec import DecodeError
 from pydantic import ValidationError
@@ -59,6 +61,7 @@ DUE_LANE = "due"
 ERRAND_LANE = "errand"
 
 Ranges = dict[str, tuple[int, int]]
+T = TypeVar("T")
 
 
 class Behind(Exception):
@@ -136,7 +139,7 @@ class Processor:
         except (Behind, LinkLost, LaneStopped, asyncio.CancelledError):
             raise
         except Exception as error:
-            if _is_of_no_record(error, source) or not records:
+            if _is_of_no_record(error, bare=source.bare) or not records:
                 raise
             if len(records) > 1:
                 left, right = halve(records, ranges)
@@ -222,7 +225,7 @@ class Processor:
         try:
             return await self._replay()
         except Exception as error:
-            if is_retryable(error):
+            if _is_of_no_record(error):
                 raise
             log.error("%s replays one by one: %s", self.room.name, _describe(error), exc_info=error)
             return await self._replay(one_by_one=True)
@@ -238,34 +241,46 @@ class Processor:
             work = self._work(connection, parking.REPLAY_LANE, now, epoch)
             faults.step(f"{self.room.name}.replay.taken")
             for source in self.room.inputs:
-                replays = [record for record, asked, _, name in taken if name == source.name and asked == "replaying"]
-                discards = [row for _, asked, row, name in taken if name == source.name and asked == "discarding"]
-                if discards:
-                    if source.discarded is not None:
-                        await source.discarded(work, discards)
-                    await parking.settle(connection, self.tables, [row.id for row in discards], "discarded", now)
-                for group in [[record] for record in replays] if one_by_one else [replays] if replays else []:
-                    await self._rerun(work, source, group, nested=one_by_one)
+                mine = [(record, asked, row) for record, asked, row, name in taken if name == source.name]
+                discards = [(record, row) for record, asked, row in mine if asked == "discarding"]
+                replays = [record for record, asked, _ in mine if asked == "replaying"]
+                for some in _split(discards, one_by_one):
+                    records, rows = [record for record, _ in some], [row for _, row in some]
+                    told = partial(source.discarded, work, rows) if source.discarded is not None else _nobody
+                    await self._retake(work, source, records, "discarded", told, alone=one_by_one)
+                for records in _split(replays, one_by_one):
+                    run = partial(source.handle, work, records)
+                    await self._retake(work, source, records, "replayed", run, alone=one_by_one)
             await work.finish()
             faults.step(f"{self.room.name}.replay.outbox")
         faults.step(f"{self.room.name}.replay.committed")
         self._told(work)
         return len(taken)
 
-    async def _rerun(self, work: Work, source: Input, records: list[Record], *, nested: bool) -> None:
+    async def _retake(
+        self,
+        work: Work,
+        source: Input,
+        records: list[Record],
+        state: str,
+        run: Callable[[], Awaitable[None]],
+        *,
+        alone: bool,
+    ) -> None:
+        """Run parked records again, or tell that they are given up; one that fails alone is parked again."""
         before = len(work.parked)
-        if nested:
-            try:
+        try:
+            if alone:
                 async with work.attempt():
-                    await source.handle(work, records)
-            except Exception as error:
-                if is_retryable(error):
-                    raise
-                refusal = _refusal(error)
-                for record in records:
-                    work.quarantine(record, refusal.reason, refusal.message)
-        else:
-            await source.handle(work, records)
+                    await run()
+            else:
+                await run()
+        except Exception as error:
+            if not alone or _is_of_no_record(error):
+                raise
+            refusal = _refusal(error)
+            for record in records:
+                work.quarantine(record, refusal.reason, refusal.message)
         again = work.parked[before:]
         for item in again:
             item.record.lane = f"{source.name}/{item.record.topic}/{item.record.partition}"
@@ -276,7 +291,7 @@ class Processor:
             record.parked_id for record in records if id(record) not in parked_again and record.parked_id is not None
         ]
         if done:
-            await parking.settle(work.connection, self.tables, done, "replayed", work.now)
+            await parking.settle(work.connection, self.tables, done, state, work.now)
 
     # ---- ticks and timers ------------------------------------------------------------------------------------------
 
@@ -482,10 +497,18 @@ def _decode(source: Input, records: list[Record]) -> None:
                 raise unreadable(record, error) from None
 
 
-def _is_of_no_record(error: BaseException, source: Input) -> bool:
+def _split(items: list[T], one_by_one: bool) -> list[list[T]]:
+    return [[item] for item in items] if one_by_one else [items] if items else []
+
+
+async def _nobody() -> None:
+    """No room wants to be told."""
+
+
+def _is_of_no_record(error: BaseException, *, bare: bool = True) -> bool:
     """Whether it can be no record's fault: a server is away, the database is not migrated, or an invariant of ours does not
     hold, which no record from outside can break."""
-    return is_retryable(error) or is_of_statement(error) or (source.bare and isinstance(error, Corrupt))
+    return is_retryable(error) or is_of_statement(error) or (bare and isinstance(error, Corrupt))
 
 
 def _refusal(error: BaseException) -> Refusal:

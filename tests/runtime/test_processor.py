@@ -10,6 +10,7 @@ from datetime import timedelta
 
 import pytest
 from sqlalchemy import insert, select, text
+from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from contracts.topics import AROUND_BYTES_MAX
@@ -298,6 +299,66 @@ async def test_a_discarded_record_is_told_and_never_applied(database, tables):
             assert [r.state for r in await parking.listing(connection, processor.tables, states=["discarded"])] == [
                 "discarded"
             ]
+
+
+async def test_a_discard_that_cannot_be_told_is_kept_and_its_neighbours_are_discarded(database, tables):
+    async def handle(work, records):
+        for record in records:
+            work.quarantine(record, "unwanted", "nobody wants it")
+
+    async def discarded(work, rows):
+        if any(row.value == b"odd" for row in rows):
+            await work.execute(text("select 1 / 0"))
+
+    room = Room("payments", (Input("source", (copier.SOURCE,), handle, discarded=discarded),))
+    async with Rooms(Log(), database, [room]) as rooms:
+        for value in (b"a", b"odd", b"b"):
+            rooms.log.write(SOURCE, value=value, partition=0)
+        await rooms.pump()
+        processor = rooms.processors["payments"]
+        async with transaction(processor.engine) as connection:
+            await parking.ask(connection, processor.tables, "discarding", "ann", reason="unwanted")
+        await rooms.pump()
+        async with transaction(processor.engine) as connection:
+            rows = await parking.listing(connection, processor.tables, states=["discarded", "quarantined"])
+        assert [(row.value, row.state, row.reason) for row in rows] == [
+            (b"a", "discarded", "unwanted"),
+            (b"odd", "quarantined", "refused_by_store"),
+            (b"b", "discarded", "unwanted"),
+        ]
+
+
+@pytest.mark.parametrize("error", ["not migrated", "corrupt"])
+async def test_a_replay_blames_no_record_for_what_is_none_of_its_fault(database, tables, error):
+    handled = "waits"
+
+    async def handle(work, records):
+        for record in records:
+            if handled == "waits":
+                work.wait(record, "waits")
+            elif handled == "corrupt":
+                raise Corrupt("what we wrote does not add up")
+            else:
+                table = "copied" if handled == "well" else "not_there_yet"
+                await work.execute(text(f"insert into payments.{table} values ('t', 0, 0, :value)"), {"value": "x"})
+
+    room = Room("payments", (Input("source", (copier.SOURCE,), handle),))
+    async with Rooms(Log(), database, [room]) as rooms:
+        for value in (b"a", b"b"):
+            rooms.log.write(SOURCE, value=value, partition=0)
+        await rooms.pump()
+        processor = rooms.processors["payments"]
+        async with transaction(processor.engine) as connection:
+            await parking.ask(connection, processor.tables, "replaying", "cut", reason="waiting", states=["waiting"])
+        handled = error
+        with pytest.raises((Corrupt, ProgrammingError)):
+            await processor.replay()
+        async with transaction(processor.engine) as connection:
+            rows = await parking.listing(connection, processor.tables, states=["replaying"])
+        assert [row.reason for row in rows] == ["waiting", "waiting"]
+        handled = "well"
+        await rooms.pump()
+        assert await values(rooms) == {"x": 2}
 
 
 async def test_timers_fire_in_order_once_by_the_one_clock(database, tables):
