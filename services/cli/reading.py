@@ -19,7 +19,12 @@ POOL_SIZE = 2  # a command asks one thing after the other
 async def room(name: str, settings: Settings | None = None) -> AsyncIterator[AsyncEngine]:
     """An engine with the role of this room. A server that does not answer is `Unavailable`, a value that it cannot keep
     `InvalidInput`, in a sentence."""
-    engine = open_engine((settings or load()).room_database_url(name), application="tollbook.cli", pool_size=POOL_SIZE)
+    engine = open_engine(
+        (settings or load()).room_database_url(name),
+        application="tollbook.cli",
+        pool_size=POOL_SIZE,
+        idle_ms_max=0,  # a person may read in a pager what is still being read from the database
+    )
     try:
         yield engine
     except BrokenPipeError:

@@ -21,18 +21,36 @@ POOL_SIZE = 8  # batches, timers, ticks, relay and heartbeat of one process, wit
 RETRYABLE_CLASSES = frozenset(
     {"08", "40", "53", "55", "57", "58"}
 )  # connection, rollback, resources, locks, operator, system
+IDLE_STATE = "25P03"  # the server ended a transaction in which nothing was asked for too long
 STATEMENT_CLASS = "42"  # no such table or column, no right to it: the statement's fault, whatever the record
 DATA_CLASSES = frozenset({"22", "23"})  # data exception, constraint violation: the record's fault
 
+# Of a process whose host vanished, or that is frozen, the server lets go within half a minute or a minute: it would keep the
+# locks of its lanes, its wallets and the relay for hours, and everybody waiting. In seconds, the last in milliseconds.
+_VANISHED = {
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "25000",
+}
+IDLE_MS_MAX = 60_000  # the longest of ours that waits inside a transaction, the cut, lets go after ten seconds
+
 
 def open_engine(
-    url: str, *, application: str, pool_size: int = POOL_SIZE, lock_timeout_ms: int | None = None
+    url: str,
+    *,
+    application: str,
+    pool_size: int = POOL_SIZE,
+    lock_timeout_ms: int | None = None,
+    idle_ms_max: int = IDLE_MS_MAX,
 ) -> AsyncEngine:
     """The engine of a room. Parameters never reach a log: they may hold personal data.
 
-    ``lock_timeout_ms``: a statement gives up that waits for a lock this long; without it, it waits.
+    ``lock_timeout_ms``: a statement gives up that waits for a lock this long; without it, it waits. ``idle_ms_max``: a
+    transaction in which nothing is asked for this long is ended by the server, as if the connection were cut; 0: never.
     """
-    own = {"application_name": application, "jit": "off", "timezone": "UTC"}
+    own = {"application_name": application, "jit": "off", "timezone": "UTC", **_VANISHED}
+    own["idle_in_transaction_session_timeout"] = str(idle_ms_max)
     if lock_timeout_ms is not None:
         own["lock_timeout"] = str(lock_timeout_ms)
     return create_async_engine(
@@ -99,7 +117,7 @@ def is_retryable(error: BaseException) -> bool:
         return True
     code = sqlstate(error)
     if code is not None:
-        return code[:2] in RETRYABLE_CLASSES
+        return code[:2] in RETRYABLE_CLASSES or code == IDLE_STATE
     if isinstance(error, OperationalError | InterfaceError):
         return True
     if isinstance(error, DBAPIError):

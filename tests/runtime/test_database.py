@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
+import asyncpg
 import pytest
 from sqlalchemy import Text, bindparam, func, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -73,3 +75,31 @@ async def test_a_transaction_whose_connection_is_cut_can_be_tried_again_at_once(
             async with transaction(engine) as connection:
                 await connection.execute(text("select 1"))
                 assert (await BACKEND.rows(connection, {}))[0]["pid"] != pid
+
+
+async def test_the_server_lets_go_of_a_process_that_vanished_or_is_frozen(database: Database) -> None:
+    """No more than it is told can be tested here: that it heeds the keepalives is the kernel's."""
+    engine = open_engine(database.room("balance"), application="test.frozen", pool_size=2, idle_ms_max=200)
+    lock = select(func.pg_advisory_xact_lock(7))
+    settings = "tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count", "tcp_user_timeout"
+    try:
+        async with transaction(engine) as connection:
+            told = [(await connection.execute(text(f"show {name}"))).scalar() for name in settings]
+        assert told == ["10", "5", "3", "25000"]
+
+        async def frozen() -> None:
+            async with transaction(engine) as holder:
+                await holder.execute(lock)
+                async with asyncio.timeout(5), transaction(engine) as other:
+                    await other.execute(lock)
+                await holder.execute(lock)
+
+        with pytest.raises(Exception) as caught:  # which one: as far as the news has come
+            await frozen()
+        assert is_retryable(caught.value), repr(caught.value)
+    finally:
+        await engine.dispose()
+
+
+async def test_what_the_server_says_of_a_transaction_that_was_idle_for_too_long_can_be_tried_again() -> None:
+    assert is_retryable(asyncpg.IdleInTransactionSessionTimeoutError("terminating connection"))
