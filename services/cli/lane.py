@@ -59,7 +59,7 @@ async def resume(
 ) -> None:
     """Let a stopped lane go on. What it would never read is named first, and given up only with --give-up.
 
-    Running workers go on by themselves. Who, why, and which offsets and seqs were given up is kept for good.
+    One whose topic was deleted is retired instead, so that invoices close without it. Running workers go on by themselves. Who, why, and which offsets and seqs were given up is kept for good.
     """
     tables = runtime_tables(_known(room_name, "ROOM"))
     if not reason.strip():
@@ -85,4 +85,5 @@ async def resume(
             }
         )
     else:
-        console.print(f"{lane} goes on at {plan.to_offset}; given up: {plan.gives_up or 'nothing'}", markup=False)
+        goes_on = "is retired" if plan.retires else "goes on"
+        console.print(f"{lane} {goes_on} at {plan.to_offset}; given up: {plan.gives_up or 'nothing'}", markup=False)

@@ -43,6 +43,9 @@ class Locked:
     positions: dict[str, int]
 
 
+RETIRED = "retired: "
+
+
 @dataclass(frozen=True)
 class Lane:
     name: str
@@ -51,6 +54,11 @@ class Lane:
     first: int
     position: int
     stopped: str | None
+
+    @property
+    def is_retired(self) -> bool:
+        """Stopped for good: a person gave it up, for Kafka does not have its topic any more."""
+        return self.stopped is not None and self.stopped.startswith(RETIRED)
 
 
 async def give_birth(

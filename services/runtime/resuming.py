@@ -19,7 +19,7 @@ from contracts.topics import topic_of
 from services.kernel.errors import InvalidInput, NotFound, Refused
 from services.runtime.broker import Offsets, read_log
 from services.runtime.database import transaction
-from services.runtime.lanes import CLOCK_NOW, Lane, lane_named
+from services.runtime.lanes import CLOCK_NOW, RETIRED, Lane, lane_named
 from services.runtime.links import load_received, save_received
 from services.runtime.settings import Settings
 from services.runtime.tables import RuntimeTables
@@ -41,16 +41,20 @@ class Plan:
     lane: Lane
     to_offset: int
     links: tuple[LostSeqs, ...] = ()
+    retires: bool = False
 
     @property
     def gives_up(self) -> str | None:
         """What is given up, in words; None for nothing."""
+        if self.retires:
+            return f"all of {self.lane.topic}/{self.lane.partition} that was not read: Kafka does not have it any more"
         return _in_words(self.lane.position, self.to_offset, self.links) or None
 
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """A lane that went on: offsets [from, to) and seqs of links were given up, unless it went back in a topic made anew."""
+    """A lane that went on, or was retired: offsets [from, to) and seqs of links were given up, unless it went back in a topic
+    made anew."""
 
     lane: str
     topic: str
@@ -81,10 +85,11 @@ async def plan(
     """What it takes to go on at an offset, at the start of the log, or (neither) where the lane stands. Changes nothing.
 
     `Refused` for a lane that is not stopped, and for an offset below what is applied, which would be applied twice. Between
-    rooms the seqs prevent that, so there a lane may go back in a topic that was made anew.
+    rooms the seqs prevent that, so there a lane may go back in a topic that was made anew. A lane of a topic of a publisher
+    that was deleted is retired, stopped or not; the offset is then the end that the topic had, where a cut may stand.
     """
     async with transaction(engine) as connection:
-        lane = await _stopped(connection, tables, name)
+        lane = await _named(connection, tables, name)
         epoch = (await connection.execute(select(tables.lanes.c.epoch))).scalar_one()
     topic = topic_of(lane.topic)
     offsets = Offsets(settings)
@@ -95,7 +100,8 @@ async def plan(
     finally:
         await offsets.stop()
     if start is None or end is None:
-        raise NotFound(f"Kafka has no partition {lane.partition} of {lane.topic}; make it first", field="LANE")
+        return _retiring(lane, offset, earliest=earliest)
+    _expect_stopped(lane)
     target = start if earliest else lane.position if offset is None else offset
     if lane.position > end and topic.bare:
         raise Refused(
@@ -111,6 +117,19 @@ async def plan(
         )
     links = () if topic.bare else await _gaps(engine, tables, settings, lane, epoch, target, end)
     return Plan(lane, target, links)
+
+
+def _retiring(lane: Lane, offset: int | None, *, earliest: bool) -> Plan:
+    if not topic_of(lane.topic).is_family:
+        raise NotFound(f"Kafka has no partition {lane.partition} of {lane.topic}; make it first", field="LANE")
+    if lane.is_retired:
+        raise Refused(f"lane {lane.name} is retired", field="LANE", code="retired")
+    target = lane.position if offset is None else offset
+    if earliest or target < lane.position:
+        raise InvalidInput(
+            f"{lane.topic} was deleted; name the end that it had, {lane.position} or above", field="from"
+        )
+    return Plan(lane, target, retires=True)
 
 
 async def _gaps(
@@ -133,10 +152,13 @@ async def _gaps(
 
 
 async def resume(engine: AsyncEngine, tables: RuntimeTables, decided: Plan, *, by: str, reason: str) -> None:
-    """Let the lane go on as planned. `Refused` when it is not as it was then."""
+    """Let the lane go on as planned, or retire it. `Refused` when it is not as it was then."""
     lane = decided.lane
+    stopped = f"{RETIRED}{lane.topic} was deleted" if decided.retires else None
     async with transaction(engine) as connection:
-        now = await _stopped(connection, tables, lane.name, lock=True)
+        now = await _named(connection, tables, lane.name, lock=True)
+        if not decided.retires:
+            _expect_stopped(now)
         if now != lane:
             raise Refused(f"lane {lane.name} is at {now.position} by now; look again", code="lane_moved")
         if decided.links:
@@ -147,7 +169,7 @@ async def resume(engine: AsyncEngine, tables: RuntimeTables, decided: Plan, *, b
                 lane=lane.name,
                 topic=lane.topic,
                 partition=lane.partition,
-                stopped=lane.stopped,
+                stopped=lane.stopped or stopped,
                 from_offset=lane.position,
                 to_offset=decided.to_offset,
                 links=[asdict(each) for each in decided.links],
@@ -159,7 +181,7 @@ async def resume(engine: AsyncEngine, tables: RuntimeTables, decided: Plan, *, b
         await connection.execute(
             update(tables.lane)
             .where(tables.lane.c.name == lane.name)
-            .values(position=decided.to_offset, stopped=None, updated_at=CLOCK_NOW)
+            .values(position=decided.to_offset, stopped=stopped, updated_at=CLOCK_NOW)
         )
 
 
@@ -184,10 +206,13 @@ async def resumed(connection: AsyncConnection, tables: RuntimeTables) -> list[Re
     ]
 
 
-async def _stopped(connection: AsyncConnection, tables: RuntimeTables, name: str, *, lock: bool = False) -> Lane:
+async def _named(connection: AsyncConnection, tables: RuntimeTables, name: str, *, lock: bool = False) -> Lane:
     lane = await lane_named(connection, tables, name, lock=lock)
     if lane is None:
         raise NotFound(f"there is no lane {name!r}; `tollbook lane list` shows them", field="LANE")
-    if lane.stopped is None:
-        raise Refused(f"lane {name} is not stopped", field="LANE", code="not_stopped")
     return lane
+
+
+def _expect_stopped(lane: Lane) -> None:
+    if lane.stopped is None:
+        raise Refused(f"lane {lane.name} is not stopped", field="LANE", code="not_stopped")

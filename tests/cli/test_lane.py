@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
 
 from contracts.topics import USAGE_EVENTS
 from services.cli import verify
@@ -96,6 +97,34 @@ async def test_what_cannot_be_is_said_in_a_sentence(
 ) -> None:
     ran = await stopped("lane", "resume", *arguments, "--reason", "a test")
     assert (ran.code, ran.err) == (code, f"{sentence}\n")
+
+
+async def test_a_lane_whose_topic_was_deleted_is_retired_and_kept(
+    stopped: Tollbook, kafka: str, topic_prefix: str
+) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+    await admin.start()
+    await admin.delete_topics([topic_prefix + TOPIC])
+    await admin.close()
+    resume = ("lane", "resume", "usage", f"events/{TOPIC}/1", "--reason", "lakeside has left", "--actor", "ann")
+    rest = f"all of {TOPIC}/1 that was not read: Kafka does not have it any more"
+    ran = await stopped(*resume)
+    assert (ran.code, ran.err) == (
+        1, f"events/{TOPIC}/1 at 0 would give up {rest}, for good; bring them back, or say --give-up\n",
+    )  # fmt: skip
+    ran = await stopped(*resume, "--earliest", "--give-up")
+    assert (ran.code, ran.err) == (2, f"from: {TOPIC} was deleted; name the end that it had, 0 or above\n")
+
+    ran = await stopped(*resume, "--from", "4", "--give-up")
+    assert (ran.code, ran.out) == (0, f"events/{TOPIC}/1 is retired at 4; given up: {rest}\n")
+    listed = (await stopped("lane", "list", "--stopped", "-o", "json")).json
+    assert [(row["position"], row["stopped"]) for row in listed] == [(3, STOPPED), (4, f"retired: {TOPIC} was deleted")]
+    assert (
+        "given up offsets 0 to 3, by ann: lakeside has left"
+        in ((await verify.run(load())).facts["lanes that a person let go on"])
+    )
+    again = await stopped(*resume, "--give-up")
+    assert (again.code, again.err) == (1, f"LANE: lane events/{TOPIC}/1 is retired\n")
 
 
 async def test_a_reason_is_needed(stopped: Tollbook) -> None:

@@ -12,11 +12,14 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from contracts.topics import Topic
+from services.kernel.errors import Corrupt
 from services.kernel.ids import cutoff_id
 from services.kernel.period import Period, next_period, period_named, period_of
 from services.runtime.database import transaction
+from services.runtime.lanes import Lane, lane_named
 from services.runtime.parking import ParkedRow
 from services.runtime.records import Record
+from services.runtime.resuming import Plan, resume
 from services.runtime.room import Tick
 from services.usage import api, store
 from services.usage.closing import months_around
@@ -137,6 +140,36 @@ async def test_a_cut_passes_when_its_lanes_and_the_registry_are_there(closing: C
     assert (lane["from_offset"], lane["to_offset"], lane["counts"]) == (0, 3, told["counts"])
     assert sum(mark["last_seq"] for mark in told["marks"]) == 1
     assert told["held"] == ["g-sales"]
+
+
+async def test_a_topic_that_was_deleted_stops_the_cuts_until_a_person_retires_its_lanes(closing: Closing) -> None:
+    closing.event("e1")
+    closing.log.write("usage.events.gone", value=b"x", partition=0)
+    await closing.run()
+    for partition in (0, 1):
+        closing.log.records.pop(("usage.events.gone", partition), None)
+    closing.send.cutoff(BOUNDARY)
+    await closing.run(ticks=False)
+
+    async def lane(partition: int) -> Lane:
+        async with transaction(closing.engine) as connection:
+            found = await lane_named(connection, closing.processor.tables, f"events/usage.events.gone/{partition}")
+        assert found is not None
+        return found
+
+    for partition in (0, 1):
+        with pytest.raises(Corrupt, match=rf"usage\.events\.gone/{partition} ends below position"):
+            await closing.tick("cut")
+        gone = await lane(partition)
+        plan = Plan(gone, gone.position, retires=True)
+        await resume(closing.engine, closing.processor.tables, plan, by="ann", reason="gone has left")
+    await closing.close()
+    (told,) = closing.covered()
+    assert {each["topic"] for each in told["lanes"]} == {TOPIC}
+
+    closing.log.write("usage.events.gone", value=b"y", partition=0)
+    await closing.run()  # made again, and not read: its offsets mean other records now
+    assert [((await lane(each)).position, (await lane(each)).is_retired) for each in (0, 1)] == [(1, True), (0, True)]
 
 
 async def test_a_cut_does_not_pass_before_its_records_are_handled(closing: Closing) -> None:
