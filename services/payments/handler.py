@@ -31,7 +31,7 @@ ANSWER, OPERATION = "answer", "operation"  # the kinds of timers
 CALL_S_MAX = 30.0  # a processor that does not answer by then is asked again
 LEASE = timedelta(seconds=60)  # of a call: longer than a call and its end can take
 WAIT_S_MAX = 60  # between two tries
-CHARGED_FOR = timedelta(minutes=15)  # then its account counts an attempt as unknown: only inquiries go on
+CHARGED_FOR = timedelta(minutes=15)  # since it was requested: then its account counts it as unknown, and only asks
 ASKED_FOR = timedelta(hours=24)  # then the attempt is abandoned: nobody waits for an inquiry or a cancel
 UNDER_WAY = timedelta(hours=1)  # between two looks at a refund that was taken and has not ended
 FINAL = frozenset({"cancelled", "never_seen"})  # answers that promise that nothing is charged any more
@@ -101,6 +101,8 @@ class Desk:
         attempt = await store.lock_attempt(work, operation.attempt_id)
         if operation.done_at is None and (why := _given_up(work, operation, attempt)) is not None:
             await store.end_operation(work, operation_id, why)
+            if operation.kind == "charge" and why == "too_late" and operation.tries == 0:
+                await self._say(work, operation, (_never_sent(operation.attempt_id),))
         elif operation.done_at is None:
             if attempt is not None and (wait_until := await self._busy_until(work, operation, attempt)) is not None:
                 await work.set_timers(OPERATION, {operation_id: wait_until})
@@ -169,13 +171,16 @@ class Desk:
                 _publish(work, operation.processor, attempt_id, answer, operation.amount, operation.currency)
             return
         await self._free(work, operation, reference=heard.reference or attempt.reference)
-        if any(answer.kind in FINAL for answer in heard.answers):
+        await self._say(work, operation, heard.answers)
+
+    async def _say(self, work: Work, operation: Any, answers: Sequence[Answer]) -> None:
+        """Keep answers about an attempt that is locked, and tell those that are due."""
+        attempt_id = operation.attempt_id
+        if any(answer.kind in FINAL for answer in answers):
             await self._close(work, attempt_id)
-        if heard.answers:
+        if answers:
             before = await store.last_answer(work, attempt_id)
-            rows = [
-                _answer_row(work, operation, number, answer) for number, answer in enumerate(heard.answers, before + 1)
-            ]
+            rows = [_answer_row(work, operation, number, answer) for number, answer in enumerate(answers, before + 1)]
             await store.append_answers(work, rows)
             await _give(work, [attempt_id])
 
@@ -188,14 +193,21 @@ class Desk:
 
 
 def _given_up(work: Work, operation: Any, attempt: Any | None) -> str | None:
-    """Why an operation is not carried out any more, if so. What is to be given back is owed until somebody answers."""
-    if operation.kind == "refund":
+    """Why an operation is not carried out any more, if so. What is to be given back is owed until somebody answers.
+
+    A charge is too late by when its account asked for it, however long the request lay: another may have followed it since.
+    """
+    if operation.kind == "refund" or attempt is None:
         return None
-    if operation.kind == "charge" and attempt is not None and attempt.closed_at is not None:
+    if attempt.closed_at is not None:
         return "closed"
-    if work.now >= operation.asked_at + (CHARGED_FOR if operation.kind == "charge" else ASKED_FOR):
-        return "too_late"
-    return None
+    ends = attempt.requested_at + CHARGED_FOR if operation.kind == "charge" else operation.asked_at + ASKED_FOR
+    return "too_late" if work.now >= ends else None
+
+
+def _never_sent(attempt_id: UUID) -> Answer:
+    """What the room itself promises of a charge that it put to no processor, and does not put to one any more."""
+    return Answer("cancelled", f"{attempt_id}:cancelled", reason="it was too late to charge it")
 
 
 def _refusal(operation: Any, order: Order, processors: Mapping[str, Processor]) -> Answer | None:

@@ -296,6 +296,21 @@ async def test_an_inquiry_ends_an_unknown_attempt(town: Town, name: str, token: 
     assert await town.balance(name) == balance
 
 
+async def test_an_outage_of_payments_for_days_charges_one_need_once(town: Town, name: str) -> None:
+    """Each day an attempt is abandoned and another one made; when payments comes back it finds them all."""
+    await opened(town, name, "120")
+    town.charge(name, "30")
+    for after in (minutes(0), minutes(16), 24 * HOUR, minutes(16), 24 * HOUR, minutes(16)):
+        await town.move(after)
+        await town.rooms.pump(ticks=True, only=["balance"])
+    assert await states(town, name) == ["abandoned", "abandoned", "unknown"]
+    await town.settle()
+    assert await states(town, name) == ["cancelled"] * 3
+    await town.settle(after=minutes(15))
+    assert await states(town, name) == ["cancelled"] * 3 + ["settled"]
+    assert await town.balance(name) == "150"
+
+
 async def test_a_bank_debit_is_not_given_up_before_its_bank_can_answer(town: Town, name: str) -> None:
     await town.account(name, level_2=True)
     town.open(name, "20")

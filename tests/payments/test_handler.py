@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 
 from services.kernel.errors import Unavailable
+from services.kernel.period import instant_text
 from services.payments import consumer
 from services.payments.port import Answer, Hear, Heard, Order, Refund
 from tests.support.balance_factory import Town
@@ -27,6 +28,7 @@ async def town(database: Database) -> AsyncIterator[Town]:
 def request(
     token: str, *, attempt_id: str | None = None, processor: str = "sandbox", kind: str = "card"
 ) -> dict[str, Any]:
+    """As asked for in this moment."""
     return {
         "kind": "charge",
         "attempt_id": attempt_id or str(uuid4()),
@@ -36,7 +38,7 @@ def request(
         "token": token,
         "amount": "50.01",
         "currency": "USD",
-        "requested_at": "2026-10-31T23:50:00Z",
+        "requested_at": instant_text(datetime.now(UTC)),
     }
 
 
@@ -331,6 +333,26 @@ async def test_a_processor_that_stays_away_is_not_charged_after_a_quarter_of_an_
     assert 10 < tried <= 20
     await far.settle(after=timedelta(hours=2))
     assert len(remote.asked) == tried
+
+
+async def test_a_charge_that_lay_too_long_is_put_to_no_processor_and_promised_not_to_be(
+    far: Town, remote: Remote
+) -> None:
+    """The room was away; what it finds then was asked for long ago, and may have been followed by another charge."""
+    asked = request("tok_ok")
+    far.send("payments.requests", "frontdesk", asked)
+    far.send("payments.requests", "frontdesk", about(asked, "inquire", number=1))
+    await far.settle(after=timedelta(minutes=15))
+    await far.settle(after=timedelta(minutes=2))
+    assert (said(far), remote.asked) == ([("cancelled", None)], [])
+
+
+async def test_a_charge_that_was_tried_is_not_promised_to_have_been_nothing(far: Town, remote: Remote) -> None:
+    remote.failures.append(TimeoutError())
+    far.send("payments.requests", "frontdesk", request("tok_ok"))
+    await far.settle()
+    await far.settle(after=timedelta(minutes=15))
+    assert (said(far), len(remote.asked)) == ([], 1)
 
 
 async def test_what_a_processor_says_by_itself_is_published_when_hear_returns(far: Town, remote: Remote) -> None:
