@@ -18,6 +18,7 @@ from services.kernel.errors import InvalidInput, Refused
 from services.kernel.money import PAYMENT_NANO_MAX, floor_minor, format_nano
 
 ABANDONED_AFTER = timedelta(hours=24)
+HEARD_WITHIN = timedelta(hours=1)  # of becoming unknown: what lies unread is read, five inquiries are answered
 LAST_DAY = 31  # of a month, whichever it is
 INQUIRY_WAIT_MAX = timedelta(minutes=60)
 

@@ -1,17 +1,18 @@
-"""Attempts that had no result: unknown after 15 minutes, inquired about with the same key, abandoned after a day.
+"""Attempts that had no result: unknown after 15 minutes, inquired about with the same key, abandoned after a day, and never
+before there was time to hear an answer.
 
 Each timer looks at the attempt anew, so one that comes late or twice changes nothing. Source: designs/recharge, section 1.
 """
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from services.balance import orders, recharge, store
 from services.balance.evaluation import Tell, evaluate, load_for_attempts
-from services.balance.paying import CAPABILITIES, inquiry_wait
+from services.balance.paying import CAPABILITIES, HEARD_WITHIN, inquiry_wait
 from services.runtime.work import Work
 
 INQUIRY, ABANDON = "inquiry", "abandon"
@@ -26,7 +27,9 @@ async def unknown(work: Work, keys: list[str], *, tell: Tell) -> None:
     if silent:
         await store.save_attempts(work, {row.attempt_id: ("unknown", None) for row in silent})
         await work.set_timers(INQUIRY, {str(row.attempt_id): work.now + inquiry_wait(0) for row in silent})
-        await work.set_timers(ABANDON, {str(row.attempt_id): row.requested_at + _given_up_after(row) for row in silent})
+        # After an outage of ours the day may be over already, and the result be written and not read yet.
+        heard_by = work.now + HEARD_WITHIN
+        await work.set_timers(ABANDON, {str(row.attempt_id): max(_given_up_at(row), heard_by) for row in silent})
     for row in sorted(silent, key=lambda row: str(row.attempt_id)):
         wallets[row.account_id].tell_attempt(work, row, "unknown", reason="no_result")
     await evaluate(work, wallets, tell=tell)
@@ -52,7 +55,7 @@ async def abandon(work: Work, keys: list[str], *, tell: Tell) -> None:
     ids = [UUID(key) for key in keys]
     wallets = await load_for_attempts(work, ids)
     rows = [row for row in await store.load_attempts(work, ids) if row.state == "unknown"]
-    rows = [row for row in rows if work.now >= row.requested_at + _given_up_after(row)]
+    rows = [row for row in rows if work.now >= _given_up_at(row)]
     if rows:
         await store.save_attempts(work, {row.attempt_id: ("abandoned", work.now) for row in rows})
     for row in sorted(rows, key=lambda row: str(row.attempt_id)):
@@ -62,5 +65,6 @@ async def abandon(work: Work, keys: list[str], *, tell: Tell) -> None:
     await evaluate(work, wallets, tell=tell)
 
 
-def _given_up_after(row: Any) -> timedelta:
-    return CAPABILITIES[row.method_kind].abandoned_after
+def _given_up_at(row: Any) -> datetime:
+    at: datetime = row.requested_at + CAPABILITIES[row.method_kind].abandoned_after
+    return at

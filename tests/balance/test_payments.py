@@ -311,6 +311,35 @@ async def test_an_outage_of_payments_for_days_charges_one_need_once(town: Town, 
     assert await town.balance(name) == "150"
 
 
+async def test_an_outage_of_balance_for_a_day_hears_the_result_before_it_asks_again(town: Town, name: str) -> None:
+    """It asked, and slept; its timers are due at once when it comes back, before it has read what was answered."""
+    await opened(town, name, "120")
+    town.charge(name, "30")
+    balance = town.rooms.processors["balance"]
+    for source in balance.room.inputs:
+        await town.rooms.feed(balance, source)
+    await town.rooms.drain("balance")
+    await town.rooms.pump(ticks=True, only=["payments"])
+    await town.move(25 * HOUR)
+    while await balance.fire_timers():
+        pass
+    assert await states(town, name) == ["unknown"]
+    await town.settle()
+    assert await states(town, name) == ["settled"]
+    assert await town.balance(name) == "150"
+
+
+async def test_what_stays_unknown_after_such_an_outage_is_abandoned_an_hour_later(town: Town, name: str) -> None:
+    await opened(town, name, "20", "tok_silent")
+    await town.settle(after=25 * HOUR)
+    await town.settle(after=minutes(59))
+    assert await states(town, name) == ["unknown"]
+    await town.settle(after=minutes(1))
+    assert (await states(town, name))[0] == "abandoned"
+    town.command("set_preferences", name, enabled=False)
+    await town.settle()
+
+
 async def test_a_bank_debit_is_not_given_up_before_its_bank_can_answer(town: Town, name: str) -> None:
     await town.account(name, level_2=True)
     town.open(name, "20")

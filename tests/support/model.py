@@ -1822,7 +1822,8 @@ def next_midnight(now: datetime) -> datetime:
 
 @dataclass
 class Attempt:
-    """One payment attempt. ``kind`` is auto or manual; ``ended_at`` is when it left flight."""
+    """One payment attempt. ``kind`` is auto or manual; ``ended_at`` is when it left flight, ``given_up_at`` when an unknown
+    one is abandoned: after 24 hours, and not within an hour of becoming unknown."""
 
     attempt_id: str
     account_id: str
@@ -1831,6 +1832,7 @@ class Attempt:
     state: str = "requested"
     kind: str = "auto"
     ended_at: datetime | None = None
+    given_up_at: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -1972,7 +1974,9 @@ class RechargeModel:
             for attempt in self.attempts:
                 if attempt.state == "requested" and self.now >= attempt.requested_at + timedelta(minutes=15):
                     attempt.state = "unknown"
-                if attempt.state == "unknown" and self.now >= attempt.requested_at + timedelta(hours=24):
+                    a_day_later = attempt.requested_at + timedelta(hours=24)
+                    attempt.given_up_at = max(a_day_later, self.now + timedelta(hours=1))
+                if attempt.given_up_at is not None and attempt.state == "unknown" and self.now >= attempt.given_up_at:
                     self._end(attempt, "abandoned")
             self._evaluate()
         self.now = max(self.now, to)
@@ -2044,7 +2048,7 @@ class RechargeModel:
 
     def _next_due(self) -> datetime | None:
         due = [a.requested_at + timedelta(minutes=15) for a in self.attempts if a.state == "requested"]
-        due += [a.requested_at + timedelta(hours=24) for a in self.attempts if a.state == "unknown"]
+        due += [a.given_up_at for a in self.attempts if a.state == "unknown" and a.given_up_at is not None]
         due += [self.look_again] if self.look_again else []
         return min(due, default=None)
 
