@@ -129,20 +129,21 @@ class Stripe:
     # ---- webhooks --------------------------------------------------------------------------------------------------
 
     async def _hear_event(self, event: Mapping[str, Any], hear: Hear) -> None:
-        """Tell what an event says of an attempt of ours; all else is acknowledged and overlooked."""
+        """Tell what an event says of an attempt of ours. All else is acknowledged and overlooked, before it is read: what others
+        take through the same account may be in any currency and carry any metadata."""
         said = event["data"]["object"]
         kind = str(event["type"])
-        answer: Answer | None = None
+        answer_of: Callable[[Mapping[str, Any]], Answer | None]
         if kind.startswith("payment_intent."):
-            intent = said
-            answer = of_intent(intent)
-        elif kind.startswith(("refund.", "charge.dispute.")):
-            answer = of_refund(said) if kind.startswith("refund.") else of_dispute(said)
-            intent = await self._retrieve(said["payment_intent"]) if answer and said.get("payment_intent") else None
+            intent, answer_of = said, of_intent
+        elif kind.startswith("refund."):
+            intent, answer_of = await self._intent_of(said), of_refund
+        elif kind.startswith("charge.dispute."):
+            intent, answer_of = await self._intent_of(said), of_dispute
         else:
             return
         attempt_id = attempt_of(intent)
-        if answer is not None and attempt_id is not None:
+        if attempt_id is not None and (answer := answer_of(said)) is not None:
             await hear([(attempt_id, answer)])
 
     # ---- asking ----------------------------------------------------------------------------------------------------
@@ -160,6 +161,10 @@ class Stripe:
 
     async def _retrieve(self, intent_id: str) -> Any:
         return await self._ask(self._client.v1.payment_intents.retrieve, {}, None, intent_id)
+
+    async def _intent_of(self, part: Mapping[str, Any]) -> Any | None:
+        """The intent that a refund or a dispute is a part of; None for a charge that was made without one."""
+        return await self._retrieve(part["payment_intent"]) if part.get("payment_intent") else None
 
     async def _find(self, order: Order) -> Any | None:
         """The intent of an attempt, by its reference or by its metadata. Search lags behind by some seconds."""
@@ -222,11 +227,7 @@ def major_units(units: int, code: str) -> str:
 
 def attempt_of(intent: Mapping[str, Any] | None) -> UUID | None:
     """The attempt that an intent was made for; None for what others take through the same account."""
-    text = (intent or {}).get("metadata", {}).get("attempt_id")
-    try:
-        return UUID(text) if text else None
-    except ValueError:
-        return None
+    return None if intent is None else _id_in(intent, "attempt_id")
 
 
 def of_intent(intent: Mapping[str, Any]) -> Answer | None:
@@ -253,7 +254,8 @@ def of_intent(intent: Mapping[str, Any]) -> Answer | None:
 
 
 def of_refund(refund: Mapping[str, Any]) -> Answer | None:
-    """What a refund became; None while it is pending. One that was made in Stripe's own pages gets an id from its name there.
+    """What a refund became; None while it is pending. One that carries no id of ours, since it was made in Stripe's own pages or
+    by other software, gets one from its name there.
 
     >>> of_refund({"id": "re_1", "status": "succeeded", "amount": 2000, "currency": "usd", "metadata": {}}).amount
     '20.00'
@@ -262,14 +264,13 @@ def of_refund(refund: Mapping[str, Any]) -> Answer | None:
     kind = kinds.get(str(refund["status"]))
     if kind is None:
         return None
-    text = (refund.get("metadata") or {}).get("refund_id")
     return Answer(
         kind,
         f"{refund['id']}:{kind}",
         reason=refund.get("failure_reason") or None,
         amount=major_units(refund["amount"], refund["currency"]),
         currency=refund["currency"].upper(),
-        refund_id=UUID(text) if text else derived_id("stripe refund", refund["id"]),
+        refund_id=_id_in(refund, "refund_id") or derived_id("stripe refund", refund["id"]),
     )
 
 
@@ -322,6 +323,14 @@ def _refund_failed(refund: Refund, reason: str) -> Answer:
 def _why(error: Mapping[str, Any]) -> str:
     """Stripe's code of a decline: its sentences may name what was sent."""
     return str(error.get("decline_code") or error.get("code") or "declined")
+
+
+def _id_in(said: Mapping[str, Any], name: str) -> UUID | None:
+    """An id of ours in the metadata of an object; None where there is none, or what others write there."""
+    try:
+        return UUID((said.get("metadata") or {}).get(name, ""))
+    except ValueError:
+        return None
 
 
 def _metadata(order: Order) -> dict[str, str]:

@@ -237,11 +237,32 @@ async def test_what_happens_in_stripes_own_pages_is_heard(far: Far) -> None:
 
 
 async def test_payments_of_others_through_the_same_account_are_acknowledged_and_overlooked(far: Far) -> None:
-    other = {"id": "pi_other", "amount": 100, "currency": "usd", "metadata": {"order": "7"}, "status": "succeeded"}
+    """In currencies that are unknown here too, and with metadata of their own."""
+    other = {"id": "pi_other", "amount": 100, "currency": "eur", "metadata": {"order": "7"}, "status": "succeeded"}
+    part = {
+        "id": "x_other",
+        "amount": 100,
+        "currency": "gbp",
+        "metadata": {"refund_id": "R-17"},
+        "payment_intent": "pi_other",
+    }
+    far.double.intents["pi_other"] = other
     far.double.tell("payment_intent.succeeded", other)
+    far.double.tell("payment_intent.succeeded", other | {"metadata": {"attempt_id": "7"}})
+    far.double.tell("refund.created", part | {"status": "succeeded"})
+    far.double.tell("charge.dispute.created", part | {"status": "needs_response"})
+    far.double.tell("charge.dispute.created", part | {"status": "needs_response", "payment_intent": None})
     far.double.tell("customer.created", {"id": "cus_9"})
     await far.told()
     assert far.said() == []
+
+
+async def test_a_refund_of_ours_that_other_software_made_is_heard_whatever_it_wrote_on_it(far: Far) -> None:
+    asked = await far.charge()
+    far.double.refund_by_hand(far.double.intent_of(asked["attempt_id"]), 1000)
+    far.double.events[-1]["data"]["object"]["metadata"] = {"refund_id": "R-17"}
+    await far.told()
+    assert far.kinds() == ["settled", "refunded"]
 
 
 # ---- the door ------------------------------------------------------------------------------------------------------
