@@ -5,6 +5,7 @@ Source: domain, section 4.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 
@@ -16,7 +17,8 @@ DIGITS_MAX = 19
 _GROUP = re.compile(r"\d+")
 # Groups of digits with what people write between those of a card number.
 _RUN = re.compile(r"\d+(?:[\s._\-\u2010-\u2015]{1,3}\d+)*")
-_ESCAPED_DIGIT = re.compile(r"\\u003([0-9])")  # a digit as JSON may also write it
+# One character as it is written: itself, or an escape of JSON, escaped again where that stands in a text within JSON.
+_WRITTEN = re.compile(r"\\{1,4}(?:u[0-9a-fA-F]{4}|[tnrf])|.", re.DOTALL)
 
 
 def looks_like_card_number(text: str) -> bool:
@@ -48,18 +50,17 @@ def refuse_card_number(text: str, *, field: str) -> None:
 def without_card_numbers(text: str) -> str:
     """The same text with a star for each digit of what looks like a card number; for texts that are kept or logged.
 
+    Escapes of JSON are read as the characters that they stand for.
+
     >>> without_card_numbers("paid with 4242-4242-4242-4242")
     'paid with ****-****-****-****'
     """
-    plain = _ESCAPED_DIGIT.sub(r"\1", text)
-    spans = list(_spans(plain))
-    if not spans:
-        return text
+    written = _WRITTEN.findall(text) if "\\" in text else list(text)
+    plain = "".join(each if len(each) == 1 else _unescaped(each) for each in written)
     # Numbers may overlap, so the digits are replaced in place, one star each: no position moves.
-    characters = list(plain)
-    for start, end in spans:
-        characters[start:end] = ["*" if each.isdecimal() else each for each in plain[start:end]]
-    return "".join(characters)
+    for start, end in _spans(plain):
+        written[start:end] = ["*" if plain[place].isdecimal() else written[place] for place in range(start, end)]
+    return "".join(written)
 
 
 def redacted(raw: bytes | None) -> bytes | None:
@@ -71,6 +72,12 @@ def redacted(raw: bytes | None) -> bytes | None:
     if raw is None:
         return None
     return without_card_numbers(raw.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
+
+
+def _unescaped(written: str) -> str:
+    """The one character of an escape, however often it was escaped."""
+    character: str = json.loads('"' + re.sub(r"\\+", r"\\", written) + '"')
+    return character
 
 
 def _spans(text: str) -> Iterator[tuple[int, int]]:

@@ -1,5 +1,7 @@
 """What looks like a card number is refused, and the refusal never holds it."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -61,9 +63,25 @@ def test_text_without_a_card_number_is_kept_as_it_is(text):
         assert len(without_card_numbers(text)) <= len(text)
 
 
+@pytest.mark.parametrize("separator", ["", "\u00a0", "\u2011", "\t", "\n", "\r\n", "\u2003 "])
+@pytest.mark.parametrize("zero", ["0", "\uff10", "\u0660"])  # of our digits, of full-width ones, of Arabic ones
+def test_a_card_number_is_removed_however_json_escapes_it(separator, zero):
+    card = separator.join(["".join(chr(ord(zero) + int(digit)) for digit in "4242")] * 4)
+    starred = separator.join(["****"] * 4)
+    inner, kept = json.dumps({"token": card}), {"token": starred}
+    assert json.loads(redacted(inner.encode())) == kept
+    assert json.loads(json.loads(redacted(json.dumps({"body": inner}).encode()))["body"]) == kept
+
+
 def test_digits_that_json_escapes_are_removed_too():
     raw = b'{"token": "' + b"".join(b"\\u003%d" % int(digit) for digit in "4242424242424242") + b'"}'
     assert redacted(raw) == b'{"token": "****************"}'
+
+
+@pytest.mark.timeout(10)
+def test_a_record_of_backslashes_holds_nobody_up():
+    raw = b"\\" * 1_000_000
+    assert redacted(raw) == raw
 
 
 def test_bytes_that_are_not_utf8_stay_as_they_are():
