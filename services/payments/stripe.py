@@ -87,21 +87,17 @@ class Stripe:
         return _heard(intent)
 
     async def inquire(self, order: Order, number: int) -> Heard:
-        """What the intent became; `never_seen` once its key is used up."""
+        """What the intent became; `never_seen` once its key is used up. The time of its charge is over, so one that is still open
+        is never confirmed any more, and cancelled: it was made, and Stripe or this process fell over."""
         intent = await self._find(order)
-        return await self._bury(order, "never_seen") if intent is None else _heard(intent)
+        if intent is None:
+            return await self._bury(order, "never_seen")
+        return _heard(intent if of_intent(intent) else await self._closed(intent))
 
     async def cancel(self, order: Order) -> Heard:
         """Cancel the intent while it is open; where there is none, use up its key."""
         intent = await self._find(order)
-        if intent is None:
-            return await self._bury(order, "cancelled")
-        if intent["status"] in OPEN:
-            try:
-                intent = await self._ask(self._client.v1.payment_intents.cancel, {}, None, intent["id"])
-            except stripe.InvalidRequestError:  # it has just moved on
-                intent = await self._retrieve(intent["id"])
-        return _heard(intent)
+        return await self._bury(order, "cancelled") if intent is None else _heard(await self._closed(intent))
 
     async def refund(self, order: Order, refund: Refund) -> Heard:
         """Give back, once however late it is asked again: Stripe forgets keys after a day, not refunds. What it has only begun
@@ -167,12 +163,12 @@ class Stripe:
         return await self._retrieve(part["payment_intent"]) if part.get("payment_intent") else None
 
     async def _find(self, order: Order) -> Any | None:
-        """The intent of an attempt, by its reference or by its metadata. Search lags behind by some seconds."""
+        """The intent of an attempt as it is now, by its reference or by its metadata. Search lags behind by some seconds."""
         if order.reference is not None:
             return await self._retrieve(order.reference)
         query = f"metadata['attempt_id']:'{order.attempt_id}'"
         found = await self._ask(self._client.v1.payment_intents.search, {"query": query, "limit": 1}, None)
-        return found["data"][0] if found["data"] else None
+        return await self._retrieve(found["data"][0]["id"]) if found["data"] else None
 
     async def _given(self, intent_id: str, refund: Refund) -> Any | None:
         """This refund, if Stripe has it already; of the newest hundred of its payment."""
@@ -191,9 +187,16 @@ class Stripe:
             intent = await self._ask(self._client.v1.payment_intents.create, asked, _key(order.attempt_id))
         except stripe.IdempotencyError:
             return Heard()  # Stripe has seen the charge; its search does not show it yet
-        if intent["status"] != "canceled":
-            intent = await self._ask(self._client.v1.payment_intents.cancel, {}, None, intent["id"])
-        return _heard(intent)
+        return _heard(await self._closed(intent))
+
+    async def _closed(self, intent: Any) -> Any:
+        """The intent, cancelled where it was open. What a bank has in its hands, `processing`, is left to it."""
+        if intent["status"] not in OPEN:
+            return intent
+        try:
+            return await self._ask(self._client.v1.payment_intents.cancel, {}, None, intent["id"])
+        except stripe.InvalidRequestError:  # it has just moved on
+            return await self._retrieve(intent["id"])
 
 
 # ---- what Stripe's objects say. Pure -------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from contracts.topics import PAYMENTS_RESULTS
 from services.balance import consumer as balance_room
-from services.kernel.errors import InvalidInput
+from services.kernel.errors import InvalidInput, Unavailable
 from services.payments import consumer
 from services.payments.port import Order
 from services.payments.processors import processors
@@ -171,6 +171,51 @@ async def test_what_stripe_never_saw_can_not_be_charged_any_more(far: Far, ask: 
     late = await far.adapter.charge(order)  # it was on its way all the time
     assert late.answers == ()
     assert far.double.charged() == {}
+
+
+@pytest.mark.parametrize(
+    ("status", "kinds"),
+    [
+        ("requires_confirmation", ["cancelled"]),
+        ("requires_payment_method", ["cancelled"]),
+        ("processing", []),
+        ("succeeded", ["settled"]),
+    ],
+)
+async def test_an_inquiry_gives_up_what_was_left_open_and_nothing_that_a_bank_has(
+    far: Far, status: str, kinds: list[str]
+) -> None:
+    """Stripe fell over when it had made the intent and not confirmed it."""
+    order = Order(uuid4(), "frontdesk", "50.01", "USD", datetime.now(UTC), "pm_ok", "card")
+    await far.adapter.charge(order)
+    intent = far.double.intent_of(str(order.attempt_id))
+    intent["status"] = status
+    heard = await far.adapter.inquire(order, 1)
+    assert [answer.kind for answer in heard.answers] == kinds
+    assert intent["status"] == ("canceled" if kinds == ["cancelled"] else status)
+
+
+async def test_what_succeeds_while_an_inquiry_gives_it_up_is_settled(far: Far) -> None:
+    order = Order(uuid4(), "frontdesk", "50.01", "USD", datetime.now(UTC), "pm_ok", "card")
+    await far.adapter.charge(order)
+    far.double.intent_of(str(order.attempt_id))["status"] = "requires_confirmation"
+    far.double.faults = ["", "", "overtaken"]  # it is found and read, then given up
+    heard = await far.adapter.inquire(order, 1)
+    assert [answer.kind for answer in heard.answers] == ["settled"]
+
+
+@pytest.mark.parametrize("search_lags", [True, False])
+async def test_an_intent_that_was_to_be_cancelled_when_a_process_died_is_cancelled_by_the_next_one(
+    far: Far, search_lags: bool
+) -> None:
+    order = Order(uuid4(), "frontdesk", "50.01", "USD", datetime.now(UTC), "pm_ok", "card")
+    far.double.faults = ["", "", "broken"]  # it is looked for, its key is used up, and then
+    with pytest.raises(Unavailable):
+        await far.adapter.inquire(order, 1)
+    far.double.search_lags = search_lags
+    for number in (2, 3):
+        heard = await far.adapter.inquire(order, number)
+        assert [answer.kind for answer in heard.answers] == ["never_seen"]
 
 
 async def test_a_cancel_gives_up_what_is_open_and_tells_what_is_done(far: Far) -> None:
