@@ -28,6 +28,7 @@ from services.payments.stripe_door import Door
 NAME = "stripe"
 CALL_S_MAX = 20.0  # of one request; below the limit that the room sets to a whole operation
 METHODS: Mapping[MethodKind, str] = {"card": "card", "bank_debit": "us_bank_account", "paypal": "paypal"}
+OF_THE_PAYER = ("payment_method", "customer")  # parameters of a charge
 OPEN = ("requires_payment_method", "requires_confirmation", "requires_action", "requires_capture")
 
 
@@ -82,8 +83,7 @@ class Stripe:
         except stripe.CardError as error:
             return _declined(error, order)
         except stripe.InvalidRequestError as error:
-            why = f"Stripe refuses the request: {error.code or 'invalid'}"
-            return Heard((_failed(str(order.attempt_id), "error", why),))
+            return _refused(error, order)
         return _heard(intent)
 
     async def inquire(self, order: Order, number: int) -> Heard:
@@ -311,6 +311,14 @@ def _declined(error: stripe.CardError, order: Order) -> Heard:
     intent_id = (body.get("payment_intent") or {}).get("id")
     about = {"amount": order.amount, "currency": order.currency}
     return Heard((_failed(intent_id or str(order.attempt_id), "declined", _why(body), **about),), intent_id)
+
+
+def _refused(error: stripe.InvalidRequestError, order: Order) -> Heard:
+    """The request cannot be carried out: a decline where its method or customer is the reason, which no later try will mend."""
+    code = error.code or "invalid"
+    if error.param in OF_THE_PAYER or code == "resource_missing" or code.startswith("payment_method_"):
+        return Heard((_failed(str(order.attempt_id), "declined", code),))
+    return Heard((_failed(str(order.attempt_id), "error", f"Stripe refuses the request: {code}"),))
 
 
 def _failed(whose: str, failure: Any, reason: str, **about: Any) -> Answer:

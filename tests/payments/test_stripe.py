@@ -108,12 +108,27 @@ async def test_a_decline_says_why_and_its_webhook_says_the_same(far: Far, token:
     assert (result["kind"], result["failure"], result["reason"]) == ("failed", "declined", reason)
 
 
-async def test_a_request_that_stripe_refuses_is_an_error_and_names_no_token(far: Far) -> None:
-    await far.charge("pm_unknown")
+@pytest.mark.parametrize(
+    ("token", "code"),
+    [
+        ("pm_unknown", "resource_missing"),
+        ("pm_detached", "payment_method_unexpected_state"),
+        ("cus_1:pm_of_another", "parameter_invalid"),
+    ],
+)
+async def test_a_method_that_stripe_does_not_know_any_more_is_declined(far: Far, token: str, code: str) -> None:
+    """It will not be known later either: an `error` would be tried again each quarter of an hour, a decline pauses."""
+    await far.charge(token)
+    (result,) = far.said()
+    assert (result["kind"], result["failure"], result["reason"]) == ("failed", "declined", code)
+
+
+async def test_another_request_that_stripe_refuses_is_an_error_and_names_no_token(far: Far) -> None:
+    await far.charge("pm_switched_off")
     (result,) = far.said()
     assert (result["kind"], result["failure"]) == ("failed", "error")
-    assert "resource_missing" in result["reason"]
-    assert "pm_unknown" not in result["reason"]
+    assert "parameter_invalid" in result["reason"]
+    assert "pm_switched_off" not in result["reason"]
 
 
 @pytest.mark.parametrize("fault", ["lost", "busy", "broken", "limited"])

@@ -30,6 +30,12 @@ from services.runtime.http_server import HttpServer
 
 SECRET = "whsec_of_the_double"
 DECLINES = {"pm_declined": "insufficient_funds", "pm_authentication": "authentication_required"}
+REFUSALS: dict[str | None, tuple[str, str | None]] = {  # code, parameter
+    "pm_unknown": ("resource_missing", "payment_method"),
+    "pm_detached": ("payment_method_unexpected_state", None),
+    "pm_of_another": ("parameter_invalid", "customer"),
+    "pm_switched_off": ("parameter_invalid", "payment_method_types"),
+}
 
 
 class StripeDouble:
@@ -182,8 +188,8 @@ class StripeDouble:
 
     def _create(self, asked: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         method = asked.get("payment_method")
-        if method == "pm_unknown":
-            return _said(400, "invalid_request_error", "resource_missing")
+        if method in REFUSALS:
+            return _said(400, "invalid_request_error", *REFUSALS[method])
         intent = {
             "id": f"pi_{uuid4().hex[:16]}", "object": "payment_intent", "amount": int(asked["amount"]),
             "currency": asked["currency"], "metadata": asked.get("metadata", {}), "status": "requires_payment_method",
@@ -234,8 +240,8 @@ async def post(port: int, body: bytes, signature: str) -> int:
     return answered.status
 
 
-def _said(status: int, kind: str, code: str | None) -> tuple[int, dict[str, Any]]:
-    return status, {"error": {"type": kind, "code": code, "message": f"the double says {code}"}}
+def _said(status: int, kind: str, code: str | None, param: str | None = None) -> tuple[int, dict[str, Any]]:
+    return status, {"error": {"type": kind, "code": code, "param": param, "message": f"the double says {code}"}}
 
 
 def _error(status: int, kind: str, code: str | None) -> JSONResponse:
