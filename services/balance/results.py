@@ -18,7 +18,7 @@ from services.balance.book import Book
 from services.balance.decoding import decode
 from services.balance.effects import SETTLED, Said
 from services.balance.evaluation import Tell, evaluate, load_for_attempts
-from services.balance.wallets import Wallet
+from services.balance.wallets import PauseReason, Wallet
 from services.kernel.cards import without_card_numbers
 from services.kernel.errors import InvalidInput, NotFound, NotPermitted, TollbookError
 from services.kernel.money import parse_amount
@@ -32,7 +32,12 @@ GROUP_PAID = "group_paid"
 transaction of its own: groups are locked before wallets."""
 TAKES_BACK = frozenset({"refunded", "disputed", "dispute_lost"})
 TAKEN_BACK = "it paid invoices of a payer group: they stay paid, and the wallet bears what is taken back"
-PAUSES = {"refunded": "refund", "disputed": "dispute", "dispute_won": "dispute", "dispute_lost": "dispute"}
+PAUSES: dict[str, PauseReason] = {
+    "refunded": "refund",
+    "disputed": "dispute",
+    "dispute_won": "dispute",
+    "dispute_lost": "dispute",
+}
 
 
 async def results(work: Work, records: list[Record], *, tell: Tell) -> None:
@@ -124,7 +129,7 @@ class Payments:
             message = "the processor contradicts itself; the money stands as if it was taken, the dispute lost, the refund failed"
             payment.wallet.alarm(self._work, "contradiction", message, payment.attempt)
         if result.kind in PAUSES or result.kind == "refund_failed":
-            self._tell_part(payment, result)
+            self._tell_part(payment, result, before)
 
     def _post(self, payment: Payment, before: frozenset[Said]) -> None:
         """Post what the larger set moves and the smaller one did not."""
@@ -174,8 +179,9 @@ class Payments:
         if paused:
             wallet.pause(work, "declines", attempt)
 
-    def _tell_part(self, payment: Payment, result: PaymentResult) -> None:
-        """A refund or a dispute: told once each, and it pauses auto-recharge unless it failed."""
+    def _tell_part(self, payment: Payment, result: PaymentResult, before: frozenset[Said]) -> None:
+        """A refund or a dispute: told once each. The first that is said of one pauses auto-recharge, unless it failed: how it ends
+        may come weeks after a person has switched it on again."""
         wallet, attempt = payment.wallet, payment.attempt
         if result.refund_id is not None:
             has_failed = str(result.refund_id) in effects.parts_of(payment.said, "refund_failed")
@@ -189,11 +195,9 @@ class Payments:
             reason=result.reason and without_card_numbers(result.reason),
             message=TAKEN_BACK if attempt.kind == "group" and result.kind in TAKES_BACK else None,
         )
-        match PAUSES.get(result.kind):
-            case "refund":
-                wallet.pause(self._work, "refund", attempt)
-            case "dispute":
-                wallet.pause(self._work, "dispute", attempt)
+        part = said_of(result).part
+        if (reason := PAUSES.get(result.kind)) is not None and all(each.part != part for each in before):
+            wallet.pause(self._work, reason, attempt)
 
     async def write(self) -> None:
         """Save what changed."""

@@ -222,6 +222,24 @@ async def test_example_39_a_dispute_debits_until_it_is_won_and_pauses(
     assert len(await town.attempts(name)) == 1
 
 
+@pytest.mark.parametrize("end", ["dispute_won", "dispute_lost"])
+async def test_how_a_dispute_ends_does_not_pause_again_what_a_person_switched_on(
+    town: Town, name: str, end: str
+) -> None:
+    await opened(town, name, "20")
+    (attempt,) = await town.attempts(name)
+    town.result(attempt, "disputed", dispute_id=f"{name}d")
+    await town.settle()
+    assert (await town.wallet(name)).paused_by == "dispute"
+    town.prefer(name, "100", "50")
+    town.result(attempt, end, dispute_id=f"{name}d")
+    await town.settle()
+    assert (await town.wallet(name)).paused_by is None
+    town.result(attempt, "dispute_won", dispute_id=f"{name}another")
+    await town.settle()
+    assert pauses(town, name) == [("dispute", None)] * 2
+
+
 async def test_example_40_another_amount_is_quarantined(town: Town, name: str) -> None:
     await opened(town, name, "20", "tok_late_40m")
     (attempt,) = await town.attempts(name)

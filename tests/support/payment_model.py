@@ -71,12 +71,13 @@ class PaymentModel(RechargeModel):
         if result.kind == "refunded" and given_back + result.amount_nano > attempt.amount_nano:
             return False
         before = payment_effect(said)[0]
+        is_first_of_its_part = all(each.part != result.part for each in said)
         said.add(result)
         moved = payment_effect(said)[0] - before
         self.balance_nano += moved
         self.available_nano += moved
         self._to_state(attempt, result)
-        if result.kind == "refunded" or result.kind.startswith("dispute"):
+        if is_first_of_its_part and (result.kind == "refunded" or result.kind.startswith("dispute")):
             self._pause("refund" if result.kind == "refunded" else "dispute")
         self._evaluate()
         return True
