@@ -119,7 +119,7 @@ def retry_after(header: str, now: datetime) -> timedelta | None:
         return min(timedelta(seconds=int(text[:9])), RETRY_AFTER_MAX)
     try:
         at = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):  # the latter of a year or a zone that no number of the machine holds
         return None
     asked = (at if at.tzinfo is not None else at.replace(tzinfo=UTC)) - now
     return max(timedelta(0), min(asked, RETRY_AFTER_MAX))

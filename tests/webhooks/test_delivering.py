@@ -104,6 +104,8 @@ def test_any_retry_after_header_is_read_or_passed_over(text: str) -> None:
         ("Sun, 01 Nov 2026 12:00:30 GMT", 30),
         ("Sun, 01 Nov 2020 12:00:30 GMT", 0),
         ("Fri, 01 Jan 2100 00:00:00 GMT", 86_400),
+        ("Fri, 01 Jan 99999999999999999999 00:00:00 GMT", None),
+        ("Sun, 01 Nov 2026 12:00:30 +99999999999999999999", None),
         ("soon", None),
         ("-5", None),
         ("", None),
