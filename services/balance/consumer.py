@@ -100,6 +100,7 @@ def room(refuse_fast: RefuseFast) -> Room:
             evaluation.LIMIT_DAY: partial(evaluation.look_again, tell=tell),
             payments.SCHEDULE: partial(payments.scheduled, tell=tell),
             results.GROUP_PAID: partial(receivables.card_settled, tell=tell),
+            results.REFUND_FITS: results.refunds_that_may_fit,
             debts.WALLET_PAYS: partial(receivables.wallets_pay, tell=tell),
             debts.OVERDUE: partial(receivables.look_at_overdue, tell=tell),
             registry.GROUP_CHANGE: partial(registry.change_groups, tell=tell),

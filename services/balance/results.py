@@ -22,6 +22,7 @@ from services.balance.wallets import PauseReason, Wallet
 from services.kernel.cards import without_card_numbers
 from services.kernel.errors import InvalidInput, NotFound, NotPermitted, TollbookError
 from services.kernel.money import parse_amount
+from services.runtime import parking
 from services.runtime.records import Record
 from services.runtime.work import Work
 
@@ -30,6 +31,9 @@ OF_REFUNDS = frozenset({"refunded", "refund_failed"})
 GROUP_PAID = "group_paid"
 """The timer of a payment for a group that settled: its money goes on from the wallet to the group's invoices, at once, in a
 transaction of its own: groups are locked before wallets."""
+REFUND_FITS = "refund_fits"
+"""The timer of an attempt of which a refund failed: one that was too large beside it may fit now, and is replayed. In a
+transaction of its own, since both may have come in one batch."""
 TAKES_BACK = frozenset({"refunded", "disputed", "dispute_lost"})
 TAKEN_BACK = "it paid invoices of a payer group: they stay paid, and the wallet bears what is taken back"
 PAUSES: dict[str, PauseReason] = {
@@ -70,6 +74,13 @@ async def results(work: Work, records: list[Record], *, tell: Tell) -> None:
     await evaluate(work, wallets, tell=tell)
 
 
+async def refunds_that_may_fit(work: Work, keys: list[str]) -> None:
+    """Timer: replay what was too large beside a refund that failed; what still is goes back to quarantine without a word."""
+    ids = await store.refused_refunds(work, keys)
+    if ids:
+        await parking.ask(work.connection, work.tables, "replaying", "balance", ids=ids)
+
+
 class Payment:
     """An attempt with what was said of it so far; its wallet is locked."""
 
@@ -92,6 +103,7 @@ class Payments:
         self._states: dict[UUID, tuple[str, datetime | None]] = {}
         self._refunds: dict[UUID, str] = {}
         self._of_groups: dict[str, datetime] = {}
+        self._failed_refunds: dict[str, datetime] = {}
         self._stored: dict[Key, tuple[Any, ...]] = {}
         self.by_id = {row.attempt_id: Payment(row, wallets[row.account_id]) for row in attempts}
         for row in stored:
@@ -128,6 +140,8 @@ class Payments:
             )
             message = "the processor contradicts itself; the money stands as if it was taken, the dispute lost, the refund failed"
             payment.wallet.alarm(self._work, "contradiction", message, payment.attempt)
+        if result.kind == "refund_failed":
+            self._failed_refunds[str(result.attempt_id)] = self._work.now
         if result.kind in PAUSES or result.kind == "refund_failed":
             self._tell_part(payment, result, before)
 
@@ -208,6 +222,7 @@ class Payments:
         if self._refunds:
             await store.end_refunds(self._work, self._refunds)
         await self._work.set_timers(GROUP_PAID, self._of_groups)
+        await self._work.set_timers(REFUND_FITS, self._failed_refunds)
         await self._book.write(self._work)
 
 

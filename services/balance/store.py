@@ -1224,6 +1224,17 @@ async def load_refunds(work: Work, attempt_ids: Iterable[UUID]) -> Sequence[Row[
     return (await work.execute(statement, {"ids": sorted(set(attempt_ids))})).all()
 
 
+async def refused_refunds(work: Work, attempt_ids: Iterable[str]) -> list[int]:
+    """The parked results of these attempts that gave back more than was left."""
+    parked = work.tables.parked.c
+    statement = select(parked.id).where(
+        parked.state == "quarantined",
+        parked.reason == "refund_too_large",
+        parked.about["attempt_id"].astext == func.any(bindparam("ids", type_=_NAMES)),
+    )
+    return list((await work.execute(statement, {"ids": sorted(attempt_ids)})).scalars())
+
+
 async def append_refunds(work: Work, rows: Sequence[Mapping[str, Any]]) -> None:
     """Refunds that are asked for."""
     await work.execute(insert(tables.refund), list(rows))

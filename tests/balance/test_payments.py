@@ -647,6 +647,24 @@ async def test_only_finance_gives_back_and_only_payments_of_the_account(town: To
     assert await town.balance(name) == "100"
 
 
+@pytest.mark.parametrize("in_one_batch", [True, False])
+async def test_a_refund_that_was_too_large_is_taken_when_one_before_it_has_failed(
+    town: Town, name: str, in_one_batch: bool
+) -> None:
+    """The processor said it in another order: given, failed, given again."""
+    attempt = await paid(town, name)
+    first, second = str(uuid4()), str(uuid4())
+    for kind, refund_id in (("refunded", first), ("refunded", second), ("refund_failed", first)):
+        town.result(attempt, kind, refund_id=refund_id)
+        if not in_one_batch:
+            await town.settle()
+    await town.settle()
+    assert await town.balance(name) == "0"
+    parked = town.rooms.processors["balance"].tables.parked
+    rows = await town.rooms.query("balance", select(parked).where(parked.c.about["account_id"].astext == name))
+    assert [(row.reason, row.state) for row in rows] == [("refund_too_large", "replayed")]
+
+
 async def test_the_same_refund_said_by_two_results_is_one(town: Town, name: str) -> None:
     attempt = await paid(town, name)
     refund_id = str(uuid4())
