@@ -91,7 +91,7 @@ async def commands(work: Work, records: list[Record], *, tell: Tell) -> None:
     till = await _till(work, [command for _, command in asked])
     transfers = await _transfers(work, [command for _, command in asked], wallets, done)
     book = Book()
-    promotions = await Promotions.of(work, [command for _, command in asked])
+    promotions = await Promotions.of(work, [command for _, command in asked], wallets)
     limits: dict[tuple[str, str], store.SpendLimit] = {}
     chosen: dict[str, list[int]] = {}
     not_counted = {account_id for account_id, wallet in wallets.items() if not wallet.spend_counted}

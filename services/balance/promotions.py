@@ -34,6 +34,7 @@ PromotionCommand = GrantCredit | ApproveCredit | RedeemCode
 class Promotions:
     """What the commands of one batch may need, locked, and what they come to. Without such a command nothing is read."""
 
+    wallets: Mapping[str, Wallet] = field(default_factory=dict)
     groups: Mapping[str, credit_store.Group] = field(default_factory=dict)
     vouchers: Mapping[bytes, Any] = field(default_factory=dict)
     proposed: dict[UUID, Any] = field(default_factory=dict)
@@ -46,12 +47,12 @@ class Promotions:
     shared: set[str] = field(default_factory=set)
 
     @classmethod
-    async def of(cls, work: Work, commands: Iterable[Any]) -> Promotions:
-        """Read and lock what these commands need; the wallets are locked."""
+    async def of(cls, work: Work, commands: Iterable[Any], wallets: Mapping[str, Wallet]) -> Promotions:
+        """Read and lock what these commands need; ``wallets`` are all that the batch has in hand, locked."""
         mine = [command for command in commands if isinstance(command, PromotionCommand)]
         if not mine:
             return cls()
-        self = cls(groups=await credit_store.groups_now(work, {command.account_id for command in mine}))
+        self = cls(wallets, await credit_store.groups_now(work, wallets))
         digests = {digest_of_code(command.code) for command in mine if isinstance(command, RedeemCode)}
         if digests:
             self.vouchers = {row.digest: row for row in await credit_store.lock_vouchers(work, digests)}
@@ -182,13 +183,19 @@ class Promotions:
         self._begin(work, wallet, _Proposed(**row), command.command_id, command.actor, book)
 
     def _begin(self, work: Work, wallet: Wallet, credit: _Proposed, command_id: str, actor: str, book: Book) -> None:
-        """From now on it pays: posted, told, its end set; a shared one lets all accounts of its group be looked at."""
+        """From now on it pays: posted, told, its end set; a shared one lets all accounts of its group be looked at.
+
+        Those in hand have it at once, since each is judged at the end of this batch. A proposal of another group's day is that
+        group's, not the one's to which the account that asked has moved.
+        """
         entries = ledger.credit_granted(str(credit.credit_id), credit.granted_nano, credit.account_id)
         book.post(
             work, "credit_granted", str(credit.credit_id), credit.currency, entries, actor=actor, note=credit.note
         )
         if credit.account_id is None and credit.group_id is not None:
-            wallet.shared_credit_nano += credit.granted_nano
+            for account_id, group in self.groups.items():
+                if group.group_id == credit.group_id:
+                    self.wallets[account_id].shared_credit_nano += credit.granted_nano
             self.shared.add(credit.group_id)
         else:
             wallet.credit_nano += credit.granted_nano

@@ -135,6 +135,34 @@ async def test_a_shared_credit_restores_every_account_of_its_group(town: Town) -
     assert await api.suspended_accounts(processor_of(town).engine) == ["desk", "sales"]
 
 
+async def test_no_account_is_recharged_by_the_batch_in_which_its_group_was_granted_a_shared_credit(town: Town) -> None:
+    for name in ("desk", "sales"):
+        await town.account(name, level_2=True, group="g")
+    town.open("sales", "5")
+    town.method("sales", "tok_ok")
+    await town.settle()
+    town.grant("desk", "500", shared=True)
+    town.prefer("sales", "100", "50")
+    await town.settle()
+    assert await town.attempts("sales") == []
+    assert town.events("sales", "preferences_set")[0]["available"] == "505"
+
+
+async def test_a_shared_credit_that_is_approved_is_nothing_to_who_has_left_its_group(town: Town) -> None:
+    for name in ("desk", "sales"):
+        await town.account(name, group="g")
+        town.open(name, "-1")
+    town.grant("desk", "2000", shared=True)
+    await town.settle()
+    [proposed] = town.events("desk", "credit_proposed")
+    await town.account("desk", group="h")
+    await town.settle()
+    town.command("approve_credit", "desk", credit_id=proposed["credit_id"], actor="bea")
+    await town.settle()
+    assert town.events("desk", "credit_granted")[0]["available"] == "-1"
+    assert await api.suspended_accounts(processor_of(town).engine) == ["desk"]
+
+
 async def test_who_joins_a_group_shares_its_credit_and_who_has_left_does_not(town: Town) -> None:
     await town.account("desk", group="g")
     await town.account("sales", group="h")
