@@ -36,6 +36,7 @@ _voucher = tables.voucher.c
 _redemption = tables.redemption.c
 _member = tables.membership.c
 _funding = tables.funding.c
+_wallet = tables.wallet.c
 _IN_HAND = [_credit[name] for name in Credit.__slots__]
 _NOW = bindparam("now", type_=DateTime(timezone=True))
 
@@ -161,7 +162,7 @@ SHARED_NANO = (
     select(func.coalesce(func.sum(_credit.remaining_nano), 0).cast(BigInteger))
     .select_from(tables.membership.join(tables.credit, _credit.group_id == _member.group_id))
     .where(
-        _member.account_id == tables.wallet.c.account_id,
+        _member.account_id == _wallet.account_id,
         _at(CLOCK_NOW),
         _credit.account_id.is_(None),
         _credit.remaining_nano > 0,
@@ -172,13 +173,66 @@ SHARED_NANO = (
 )
 """What is left of the credits that the present group of a wallet's account shares."""
 
-_SHARED_WITH = select(tables.wallet.c.account_id, SHARED_NANO).where(_any_of(tables.wallet.c.account_id, "ids"))
+_SHARED_WITH = select(_wallet.account_id, SHARED_NANO).where(_any_of(_wallet.account_id, "ids"))
 
 
 async def shared_with(work: Work, account_ids: Iterable[str]) -> dict[str, int]:
     """What is left of the credits that the present groups of these accounts share."""
     rows = await work.execute(_SHARED_WITH, {"ids": sorted(set(account_ids))})
     return {row.account_id: row.shared_credit_nano for row in rows}
+
+
+_HAD_A_SHARE = (
+    select(_member.account_id)
+    .distinct()
+    .join_from(tables.membership, tables.credit, _credit.group_id == _member.group_id)
+    .where(
+        _any_of(_member.account_id, "ids"),
+        _member.end_at <= CLOCK_NOW,
+        _credit.account_id.is_(None),
+        _credit.remaining_nano > 0,
+        _credit.valid_from < _member.end_at,
+    )
+)
+
+
+async def had_a_share(work: Work, account_ids: Iterable[str]) -> set[str]:
+    """Which of these accounts shared a credit, of which something is left, in a group that they have left since."""
+    return set((await work.execute(_HAD_A_SHARE, {"ids": sorted(set(account_ids))})).scalars())
+
+
+_shared = (
+    select(_credit.group_id, func.sum(_credit.remaining_nano).label("nano"))
+    .where(_any_of(_credit.group_id, "groups"), _credit.account_id.is_(None))
+    .group_by(_credit.group_id)
+    .subquery("shared")
+)
+_FUNDS = _shared.c.nano + sum(
+    (_wallet[name] for name in ("credit_nano", "credit_limit_nano", "unbilled_nano", "receivable_nano")),
+    start=_wallet.wallet_nano - _wallet.on_its_way_nano,
+)
+_AVAILABLE = _FUNDS - _wallet.held_nano
+_CONCERNED = (
+    select(_shared.c.group_id)
+    .distinct()
+    .join_from(_shared, tables.membership, and_(_member.group_id == _shared.c.group_id, _at(CLOCK_NOW)))
+    .join(tables.wallet, _wallet.account_id == _member.account_id)
+    .where(
+        or_(
+            (_FUNDS <= 0) != _wallet.suspended_funds,
+            _wallet.level_next_nano >= _AVAILABLE,
+            _wallet.level_told_nano < _AVAILABLE,
+        )
+    )
+)
+
+
+async def concerned(work: Work, group_ids: Iterable[str]) -> set[str]:
+    """Which of these groups have an account that what is left of their shared credits suspends, restores or warns.
+
+    Read without the wallets' locks: who moves one looks at it itself.
+    """
+    return set((await work.execute(_CONCERNED, {"groups": sorted(group_ids)})).scalars())
 
 
 _GROUPS = select(tables.membership).where(_any_of(_member.account_id, "ids"), _at(_NOW))

@@ -7,7 +7,7 @@ designs/ledger: credit -2, wallet -3, revenue +5. Wallets are locked before, cre
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 from uuid import UUID
 
@@ -20,7 +20,8 @@ from services.runtime.records import Record
 from services.runtime.work import Work
 
 GROUP_CREDIT = "group_credit"
-"""The timer of a group: a shared credit came or went, so its accounts are to be looked at."""
+"""The timer of a group: a shared credit came or went, or is left to less or more than an account of it can do with, so its
+accounts are to be looked at."""
 
 ACCOUNTS_AT_ONCE = 200  # of a group are looked at in one transaction: their wallets are locked for it
 
@@ -45,7 +46,7 @@ async def pay(
         {use.group_id for use in uses if use.group_id is not None},
         {part.credit_id for parts in paid_before.values() for part in parts},
     )
-    had_shared = _groups_with_something_left(credits)
+    had_shared = _sharing(credit for credit in credits if credit.remaining_nano > 0)
     funding = fund(uses, credits, paid_before)
     if not funding.parts:
         return {}
@@ -70,8 +71,11 @@ async def pay(
         )
     await book.write(work)
     after = await store.add_to_wallets(work, additions)
-    changed = had_shared ^ _groups_with_something_left(credits)
-    await work.set_timers(GROUP_CREDIT, dict.fromkeys(changed, work.now))
+    looked_at = had_shared ^ _sharing(credit for credit in credits if credit.remaining_nano > 0)
+    moved = _sharing(credit for credit in credits if credit.credit_id in touched) - looked_at
+    if moved:
+        looked_at |= await credit_store.concerned(work, moved)
+    await work.set_timers(GROUP_CREDIT, dict.fromkeys(looked_at, work.now))
     return {standing.account_id: (funding.accounts[standing.account_id], standing) for standing in after}
 
 
@@ -104,9 +108,6 @@ def _entries(account_id: str, funded: Funded, by_id: Mapping[UUID, Credit]) -> t
     )
 
 
-def _groups_with_something_left(credits: Sequence[Credit]) -> set[str]:
-    return {
-        credit.group_id
-        for credit in credits
-        if credit.account_id is None and credit.group_id is not None and credit.remaining_nano > 0
-    }
+def _sharing(credits: Iterable[Credit]) -> set[str]:
+    """The groups whose accounts share one of these."""
+    return {credit.group_id for credit in credits if credit.account_id is None and credit.group_id is not None}

@@ -31,18 +31,21 @@ async def accounts(work: Work, records: list[Record], *, tell: Tell) -> None:
     fresh = [each for each in newest.values() if wallets[each.account_id].registry_version < each.version]
     for timeline in fresh:
         take_over(wallets[timeline.account_id], timeline, work.now)
+    shared_before = {account_id: wallet.shared_credit_nano for account_id, wallet in wallets.items()}
     if fresh:
         await _take_over_groups(work, wallets, fresh)
-    await evaluate(work, wallets, funds_of=_moneyed(wallets), tell=tell)
+    moved = {each for each, nano in shared_before.items() if nano != wallets[each].shared_credit_nano}
+    await evaluate(work, wallets, funds_of=moved | _moneyed(wallets), tell=tell)
 
 
-def _moneyed(wallets: Mapping[str, Wallet]) -> list[str]:
-    """An account that never had money is not suspended for having none; one that is suspended may be restored."""
-    return [
+def _moneyed(wallets: Mapping[str, Wallet]) -> set[str]:
+    """An account that never had money, of its own or its group's, is not suspended for having none; one that is suspended may
+    be restored."""
+    return {
         each.account_id
         for each in wallets.values()
         if each.wallet_nano or each.unbilled_nano or each.receivable_nano or each.credit_nano or each.suspended_funds
-    ]
+    }
 
 
 def take_over(wallet: Wallet, timeline: AccountTimeline, now: datetime) -> None:
@@ -106,7 +109,8 @@ async def change_groups(work: Work, keys: list[str], *, tell: Tell) -> None:
     wallets = await load(work, keys)
     await _judge_overdue(work, wallets, wallets)
     await work.set_timers(GROUP_CHANGE, await receivables_store.next_moves(work, wallets, work.now))
-    await evaluate(work, wallets, tell=tell, funds_of=_moneyed(wallets))
+    moneyed = _moneyed(wallets) | await credit_store.had_a_share(work, wallets)
+    await evaluate(work, wallets, tell=tell, funds_of=moneyed)
 
 
 async def _judge_overdue(work: Work, wallets: Mapping[str, Wallet], account_ids: Collection[str]) -> None:

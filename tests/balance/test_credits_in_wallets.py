@@ -23,6 +23,7 @@ from services.runtime.processor import Processor
 from tests.balance.test_daily_spend import statements
 from tests.balance.test_handler_commands import everything_stored
 from tests.support.balance_factory import NO_VALKEY, Town
+from tests.support.receivables_factory import Debtors
 from tests.support.servers import Database
 
 
@@ -161,6 +162,47 @@ async def test_a_shared_credit_that_is_approved_is_nothing_to_who_has_left_its_g
     await town.settle()
     assert town.events("desk", "credit_granted")[0]["available"] == "-1"
     assert await api.suspended_accounts(processor_of(town).engine) == ["desk"]
+
+
+async def test_what_others_spend_of_a_shared_credit_and_get_back_suspends_warns_and_restores(town: Town) -> None:
+    for name in ("desk", "sales", "kiosk"):
+        await town.account(name, group="g")
+    town.grant("desk", "100", shared=True)
+    town.open("desk", "-20")
+    town.command("set_levels", "kiosk", currency="USD", levels=["50"])
+    await town.settle()
+    taken = await spend(town, "sales", "90")
+    await town.settle()
+    assert await api.suspended_accounts(processor_of(town).engine) == ["desk"]
+    assert [each["level"] for each in town.events("kiosk", "low_balance")] == ["50"]
+    await spend(town, "sales", "-90", reverses=taken)
+    await town.settle()
+    assert await api.suspended_accounts(processor_of(town).engine) == []
+    await spend(town, "sales", "60")
+    await town.settle()
+    assert await api.suspended_accounts(processor_of(town).engine) == []
+    assert len(town.events("kiosk", "low_balance")) == 2
+
+
+async def test_who_lived_on_a_shared_credit_alone_is_suspended_when_it_leaves_the_group(database: Database) -> None:
+    async with Debtors(database) as town:
+        soon = await town.now() + timedelta(days=1)
+        for name in ("desk", "poor"):
+            await town.member(name, "northwind", plan="payg")
+        await town.member("later", "northwind", plan="payg", moves=[(soon, "southwind")])
+        await town.member("never", "southwind", plan="payg", moves=[(soon, "eastwind")])
+        town.grant("poor", "100", shared=True)
+        await town.settle()
+        await spend(town, "desk", "30", group_id="northwind")
+        await town.settle()
+        await town.member("desk", "southwind", plan="payg")
+        await town.settle()
+        assert await api.suspended_accounts(processor_of(town).engine) == ["desk"]
+        await town.settle(after=timedelta(days=1))
+        assert await api.suspended_accounts(processor_of(town).engine) == ["desk", "later"]
+        await town.member("desk", "northwind", plan="payg")
+        await town.settle()
+        assert await api.suspended_accounts(processor_of(town).engine) == ["later"]
 
 
 async def test_who_joins_a_group_shares_its_credit_and_who_has_left_does_not(town: Town) -> None:
