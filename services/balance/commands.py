@@ -362,7 +362,8 @@ def _set_preferences(work: Work, wallet: Wallet, command: SetPreferences, book: 
         recharge.check_preferences(mode=command.mode, threshold_nano=threshold, recharge_nano=recharge_nano, row=row)
     wallet.recharge_enabled, wallet.recharge_mode = command.enabled, command.mode
     if command.enabled and wallet.paused_by in ("refund", "dispute"):
-        wallet.paused_by = None  # a person has looked, and wants it
+        # A person has looked at it, and wants it; a method that was declined so often is declined all the same.
+        wallet.paused_by = "declines" if wallet.decline_streak >= recharge.DECLINES_MAX else None
     wallet.threshold_nano, wallet.recharge_nano = threshold, recharge_nano
     wallet.tell(work, "preferences_set", command_id=command.command_id)
 

@@ -437,6 +437,31 @@ async def test_a_late_result_never_brings_a_deleted_method_back(town: Town, name
     assert (await town.wallet(name)).method_token == "tok_ok"
 
 
+async def test_preferences_end_a_pause_for_a_refund_and_leave_that_for_declines(town: Town, name: str) -> None:
+    await opened(town, name, "200", token=None)
+    town.pay(name, "10", "tok_ok")
+    town.command("delete_method", name)
+    town.method(name, "tok_declined")
+    await town.settle()
+    town.charge(name, "150")
+    await town.settle()
+    for hours in (1, 2):
+        await town.settle(after=hours * HOUR)
+    by_hand, *declined = await town.attempts(name)
+    assert ((await town.wallet(name)).paused_by, len(declined)) == ("declines", 3)
+    town.result(by_hand, "refunded", amount="5")
+    await town.settle()
+    assert (await town.wallet(name)).paused_by == "refund"
+    town.prefer(name, "100", "50")
+    await town.settle(after=HOUR)
+    assert (await town.wallet(name)).paused_by == "declines"
+    assert len(await town.attempts(name)) == 4
+    town.command("delete_method", name)
+    town.method(name, "tok_ok")
+    await town.settle()
+    assert (await states(town, name))[4:] == ["settled"]
+
+
 async def test_a_payment_by_hand_ends_a_pause_for_declines_and_not_one_for_a_dispute(town: Town, name: str) -> None:
     await opened(town, name, "20", "tok_declined")
     for hours in (1, 2):

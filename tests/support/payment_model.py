@@ -110,10 +110,12 @@ class PaymentModel(RechargeModel):
                 self.retry_at = self.now + RETRY
 
     def wish(self, at: datetime, preferences: dict[str, object]) -> None:
-        """Preferences that switch it on: a person has looked, so a pause for a refund or dispute is over."""
+        """Preferences that switch it on: a person has looked, so a pause for a refund or dispute is over. One for three
+        declines in a row, which lay under it, comes to light again."""
         self.advance(at)
         if preferences["enabled"] and self.paused_by in ("refund", "dispute"):
-            self.paused_by, self.paused = None, False
+            self.paused = self.streak > 2
+            self.paused_by = "declines" if self.paused else None
         self.preferences = preferences
         self._evaluate()
 
