@@ -54,7 +54,7 @@ def demands_attention(standing: store.Standing) -> bool:
     if (funds <= 0) != standing.suspended_funds:
         return True
     available = funds - standing.held_nano
-    if standing.recharge_enabled and available <= standing.threshold_nano:
+    if standing.recharge_enabled and (available <= standing.threshold_nano or standing.notice is not None):
         return True
     return levels.moves(levels.Marks(standing.level_next_nano, standing.level_told_nano), available)
 

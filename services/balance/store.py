@@ -83,6 +83,7 @@ class Standing(NamedTuple):
     credit_limit_nano: int
     recharge_enabled: bool
     threshold_nano: int
+    notice: str | None
     suspended_funds: bool
     spend_counted: bool
     level_next_nano: int | None

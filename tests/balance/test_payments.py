@@ -437,6 +437,22 @@ async def test_a_late_result_never_brings_a_deleted_method_back(town: Town, name
     assert (await town.wallet(name)).method_token == "tok_ok"
 
 
+async def test_a_refusal_is_told_again_after_a_reversal_lifted_the_account_above_its_threshold(
+    town: Town, name: str
+) -> None:
+    await opened(town, name, "120", token=None)
+    charge_id = town.charge(name, "30")
+    await town.settle()
+    town.charge(name, "1")
+    await town.settle()
+    assert [each["reason"] for each in town.events(name, "recharge_refused")] == ["no_method"]
+    town.charge(name, "-30", reverses=charge_id)
+    await town.settle()
+    town.charge(name, "30")
+    await town.settle()
+    assert [each["reason"] for each in town.events(name, "recharge_refused")] == ["no_method"] * 2
+
+
 async def test_preferences_end_a_pause_for_a_refund_and_leave_that_for_declines(town: Town, name: str) -> None:
     await opened(town, name, "200", token=None)
     town.pay(name, "10", "tok_ok")
