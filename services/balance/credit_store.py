@@ -137,22 +137,34 @@ async def expire_credits(work: Work, credit_ids: Iterable[UUID]) -> None:
 
 # ---- what they paid ------------------------------------------------------------------------------------------------
 
-_PARTS = select(tables.funding).where(_any_of(_funding.charge_id, "ids")).order_by(_funding.charge_id, _funding.place)
+_PARTS = (
+    select(tables.funding)
+    .where(or_(_any_of(_funding.charge_id, "paid"), _any_of(_funding.reverses, "reversed")))
+    .order_by(_funding.charge_id, _funding.place)
+)
 
 
-async def parts_of(work: Work, charge_ids: Iterable[str]) -> dict[str, list[Part]]:
-    """What credits paid of these charges. The wallets of their accounts are locked."""
+async def parts_of(work: Work, paid: Iterable[str], reversed: Iterable[str]) -> dict[str, list[Part]]:
+    """What credits paid of some charges, and got back by the reversals of some. The wallets of their accounts are locked."""
+    parameters = {"paid": [UUID(each) for each in paid], "reversed": [UUID(each) for each in reversed]}
     found: dict[str, list[Part]] = {}
-    for row in await work.execute(_PARTS, {"ids": sorted(UUID(each) for each in charge_ids)}):
+    for row in await work.execute(_PARTS, parameters):
+        reverses = None if row.reverses is None else str(row.reverses)
         found.setdefault(str(row.charge_id), []).append(
-            Part(str(row.charge_id), row.place, row.credit_id, row.nano, row.charge_nano)
+            Part(str(row.charge_id), row.place, row.credit_id, row.nano, row.charge_nano, reverses)
         )
     return found
 
 
 async def append_parts(work: Work, parts: Iterable[Part]) -> None:
     """What credits paid of the charges of this transaction."""
-    rows = [(UUID(part.charge_id), part.place, part.credit_id, part.nano, part.charge_nano) for part in parts]
+    rows = [
+        (
+            UUID(part.charge_id), part.place, part.credit_id, part.nano, part.charge_nano,
+            None if part.reverses is None else UUID(part.reverses),
+        )
+        for part in parts
+    ]  # fmt: skip
     await copy_rows(work.connection, tables.funding, Part._fields, rows)
 
 
@@ -343,11 +355,12 @@ _owners = (
     .subquery("credited")
 )
 CREDITED = select(func.array_agg(_owners.c.account_id)).scalar_subquery().label("credited")
-"""The accounts of a batch that credits may pay for, or that one has paid for where a charge is taken back: null for none."""
+"""The accounts of a batch that credits may pay for, or that one has paid for where a charge is taken back or replaced: null
+for none."""
 
 
 def credited_parameters(pairs: Mapping[tuple[str, str | None], bool]) -> dict[str, list[Any]]:
-    """The parameters of `CREDITED`: (account, group) of charges, and whether one of them is taken back."""
+    """The parameters of `CREDITED`: (account, group) of charges, and whether one of them is taken back or replaced."""
     keys = list(pairs)
     return {
         "paid_account_id": [account_id for account_id, _ in keys],

@@ -55,7 +55,8 @@ class Credit:
 
 
 class Use(NamedTuple):
-    """A charge as far as credits are concerned; below zero it takes ``reverses`` back, if that is known."""
+    """A charge as far as credits are concerned; below zero it takes ``reverses`` back, if that is known. After a re-rate it
+    stands in the place of ``replaces``."""
 
     charge_id: str
     account_id: str
@@ -65,12 +66,13 @@ class Use(NamedTuple):
     at: datetime
     nano: int
     reverses: str | None
+    replaces: str | None = None
 
 
 class Part(NamedTuple):
     """What a credit pays of a charge (above zero), or gets back by its reversal (below zero), in order of ``place``.
 
-    ``charge_nano`` is the whole amount of the charge or reversal.
+    ``charge_nano`` is the whole amount of the charge or reversal, which takes ``reverses`` back.
     """
 
     charge_id: str
@@ -78,6 +80,7 @@ class Part(NamedTuple):
     credit_id: UUID
     nano: int
     charge_nano: int
+    reverses: str | None = None
 
 
 @dataclass(slots=True)
@@ -105,8 +108,8 @@ def fund(
 ) -> Funding:
     """Let credits pay for charges one by one, in the order they came; changes what the credits have left.
 
-    ``paid_before`` are the parts of charges of earlier batches that are reversed here. Any split into batches gives the same,
-    since each charge is decided by what those before it left.
+    ``paid_before`` are the parts of charges of earlier batches that are reversed here, and of reversals of what is replaced
+    here. Any split into batches gives the same, since each charge is decided by what those before it left.
 
     >>> day = datetime(2026, 3, 1, tzinfo=UTC)
     >>> summer = Credit(UUID(int=1), "desk", None, "USD", 2, 0, day, None, None, day)
@@ -120,12 +123,17 @@ def fund(
     turns = sorted(credits, key=lambda credit: credit.turn)
     by_id = {credit.credit_id: credit for credit in credits}
     paid: dict[str, Sequence[Part]] = dict(paid_before or {})
+    given_back = {parts[0].reverses: parts for parts in paid.values()}
     funding = Funding()
     for use in uses:
-        parts = _spend(use, turns) if use.nano > 0 else _give_back(use, paid.get(use.reverses or "", ()), by_id)
+        if use.nano > 0:
+            parts = _spend_again(use, given_back.get(use.replaces, ()), by_id) if use.replaces is not None else []
+            parts += _spend(use, turns, parts)
+        else:
+            parts = _give_back(use, paid.get(use.reverses or "", ()), by_id)
         if not parts:
             continue
-        paid[use.charge_id] = parts
+        paid[use.charge_id] = given_back[use.reverses] = parts
         funding.parts += parts
         funded = funding.accounts.setdefault(use.account_id, Funded())
         nano = sum(part.nano for part in parts)
@@ -139,15 +147,31 @@ def fund(
     return funding
 
 
-def _spend(use: Use, turns: Sequence[Credit]) -> list[Part]:
+def _spend(use: Use, turns: Sequence[Credit], before: Sequence[Part]) -> list[Part]:
+    """What is left to pay after the parts ``before``, by each credit in its turn."""
     parts: list[Part] = []
-    left = use.nano
+    left = use.nano - sum(part.nano for part in before)
     for credit in turns:
         if left == 0:
             break
         if credit.pays_for(use):
             nano = min(left, credit.remaining_nano)
             credit.remaining_nano -= nano
+            left -= nano
+            parts.append(Part(use.charge_id, len(before) + len(parts), credit.credit_id, nano, use.nano))
+    return parts
+
+
+def _spend_again(use: Use, given_back: Sequence[Part], by_id: Mapping[UUID, Credit]) -> list[Part]:
+    """What the reversal of the charge that this one replaces gave back to credits that have expired: only what is not used
+    again stays breakage, or a correction of a price after the end of a credit would cost cash."""
+    parts: list[Part] = []
+    left = use.nano
+    for part in reversed(given_back):
+        credit = by_id[part.credit_id]
+        nano = min(left, -part.nano)
+        if credit.expired_at is not None and nano > 0:
+            credit.breakage_nano -= nano
             left -= nano
             parts.append(Part(use.charge_id, len(parts), credit.credit_id, nano, use.nano))
     return parts
@@ -173,7 +197,7 @@ def _give_back(use: Use, paid: Sequence[Part], by_id: Mapping[UUID, Credit]) -> 
             credit.remaining_nano += nano
         else:
             credit.breakage_nano += nano
-        parts.append(Part(use.charge_id, len(parts), credit.credit_id, -nano, use.nano))
+        parts.append(Part(use.charge_id, len(parts), credit.credit_id, -nano, use.nano, use.reverses))
     return parts
 
 

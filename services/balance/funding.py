@@ -26,7 +26,7 @@ accounts are to be looked at."""
 ACCOUNTS_AT_ONCE = 200  # of a group are looked at in one transaction: their wallets are locked for it
 
 # The charge path reads only what it needs of every charge; these fields are read for accounts with credits alone.
-_read = USAGE_CHARGES.reading("charge_id", "event_time", "reverses").judge
+_read = USAGE_CHARGES.reading("charge_id", "event_time", "reverses", "replaces").judge
 
 
 async def pay(
@@ -39,7 +39,8 @@ async def pay(
     """Let credits pay for the charges of these accounts, whose wallets are locked; what was paid, and the wallets after it."""
     uses = [use for record in records if (use := _use(record, account_ids)) is not None]
     reversed_ids = {use.reverses for use in uses if use.reverses is not None}
-    paid_before = await credit_store.parts_of(work, reversed_ids) if reversed_ids else {}
+    replaced_ids = {use.replaces for use in uses if use.replaces is not None}
+    paid_before = await credit_store.parts_of(work, reversed_ids, replaced_ids) if reversed_ids or replaced_ids else {}
     credits = await credit_store.lock_credits(
         work,
         account_ids,
@@ -94,6 +95,7 @@ def _use(record: Record, account_ids: Collection[str]) -> Use | None:
         datetime.fromisoformat(more["event_time"]),
         parse_amount(charge.amount, signed=True),
         more["reverses"],
+        more.get("replaces"),
     )
 
 

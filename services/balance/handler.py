@@ -11,6 +11,7 @@ from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
+from msgspec import UNSET
 from pydantic_core import to_json
 
 from contracts.topics import BALANCE_POSTINGS, USAGE_CHARGES
@@ -51,7 +52,7 @@ class Folded:
 _ALIKE = ("account_id", "organization_id", "currency", "product", "group_id", "bill_to", "plan")
 _alike = attrgetter(*_ALIKE)
 
-READING = USAGE_CHARGES.reading(*_ALIKE, "amount")
+READING = USAGE_CHARGES.reading(*_ALIKE, "amount", "replaces")
 """How a charge is read here."""
 
 
@@ -69,7 +70,7 @@ def fold(records: Iterable[Record]) -> dict[str, Folded]:
         except AmountError:
             judge(READING, record)
             raise
-        if nano < 0:
+        if nano < 0 or charge.replaces is not UNSET:
             takers.add(charge.account_id)
         sums = alike.get(key := _alike(charge))
         if sums is None:
@@ -149,7 +150,7 @@ _BY_NO_CREDIT = Funded()
 
 
 def _owners(accounts: Mapping[str, Folded]) -> dict[tuple[str, str | None], bool]:
-    """Whose credits may pay: the (account, group) of charges, and whether one of them is taken back."""
+    """Whose credits may pay: the (account, group) of charges, and whether one of them is taken back or replaced."""
     owners: dict[tuple[str, str | None], bool] = {}
     for account_id, folded in accounts.items():
         for group_id, _, _ in folded.posted:

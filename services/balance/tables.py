@@ -115,6 +115,7 @@ funding = Table(
     Column("credit_id", Uuid, nullable=False),
     Column("nano", BigInteger, nullable=False),
     Column("charge_nano", BigInteger, nullable=False),
+    Column("reverses", Uuid),  # of what a reversal gives back: the charge that it takes back
 )
 
 voucher = Table(

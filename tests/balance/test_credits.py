@@ -82,6 +82,23 @@ def test_what_goes_back_to_an_expired_credit_is_breakage() -> None:
     assert funding.accounts["desk"].wallet_nano == -30
 
 
+def test_what_stands_in_the_place_of_a_charge_is_paid_by_what_its_reversal_gave_back_to_an_expired_credit() -> None:
+    expired = replace(DESK, remaining_nano=0, breakage_nano=7, expired_at=MAY + 2 * DAY)
+    uses = [
+        CALL._replace(charge_id="r", nano=-30, reverses="c"),
+        CALL._replace(charge_id="n", nano=24, replaces="c"),
+    ]
+    before = {"c": [Part("c", 0, DESK.credit_id, 20, 30)]}  # 10 were the wallet's own
+    at_once = fund(uses, [credit := replace(expired)], before)
+    assert [part.nano for part in at_once.parts] == [-20, 20]
+    assert (credit.remaining_nano, credit.breakage_nano, at_once.accounts["desk"].wallet_nano) == (0, 7, 0)
+    cheaper = fund([uses[0], uses[1]._replace(nano=3)], [credit := replace(expired)], before)
+    assert [part.nano for part in cheaper.parts] == [-20, 3]
+    assert (credit.breakage_nano, cheaper.accounts["desk"].wallet_nano) == (24, -17)
+    other = fund([uses[0], uses[1]._replace(replaces="d")], [replace(expired)], before)
+    assert [part.nano for part in other.parts] == [-20]
+
+
 def test_a_reversal_of_what_no_credit_paid_is_the_wallets() -> None:
     assert paid([CALL._replace(charge_id="r", nano=-30, reverses="c")], [DESK]) == []
     assert paid([CALL._replace(charge_id="t", nano=-30)], [DESK]) == []
@@ -124,6 +141,8 @@ def uses_of(made: list[tuple[str, str | None, int, int, bool]]) -> list[Use]:
             if earlier.nano > 0 and not any(each.reverses == earlier.charge_id for each in uses):
                 given_back = -earlier.nano if day % 3 else -(earlier.nano // 2)
                 uses.append(earlier._replace(charge_id=f"r{number}", nano=given_back, reverses=earlier.charge_id))
+                if day % 4:
+                    uses.append(earlier._replace(charge_id=f"n{number}", nano=nano, replaces=earlier.charge_id))
     return uses
 
 

@@ -244,6 +244,27 @@ async def test_a_reversal_gives_a_credit_back_and_breakage_once_it_has_expired(t
     await conserved(town)
 
 
+@pytest.mark.parametrize("split", [False, True])
+async def test_a_price_that_falls_after_the_end_of_the_credit_that_paid_it_costs_no_cash(
+    town: Town, split: bool
+) -> None:
+    await town.account("desk", group="g")
+    town.open("desk", "10")
+    town.grant("desk", "6", expires_at=instant_text(await town.now() + timedelta(days=2)))
+    await town.settle()
+    at = instant_text(await town.now())
+    charged = town.charge("desk", "5", event_time=at)
+    await town.settle()
+    await town.settle(after=timedelta(days=3))
+    town.charge("desk", "-5", event_time=at, reverses=charged)
+    if split:
+        await town.settle()
+    town.charge("desk", "4", event_time=at, replaces=charged)
+    await town.settle()
+    assert (await town.balance("desk"), (await town.credits())[0].breakage_nano) == ("10", 2 * NANO)
+    await conserved(town)
+
+
 async def test_a_charge_and_its_reversal_in_one_batch_leave_everything_as_it_was(town: Town) -> None:
     await town.account("desk", group="g")
     town.open("desk", "10")
