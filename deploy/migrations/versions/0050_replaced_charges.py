@@ -2,8 +2,8 @@
 
 from alembic import op
 
-revision = "0052_replaced_charges"
-down_revision = "0048_drift_of_holds"
+revision = "0050_replaced_charges"
+down_revision = "0049_wallets_stay"
 branch_labels = None
 depends_on = None
 
