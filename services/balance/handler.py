@@ -70,7 +70,10 @@ def fold(records: Iterable[Record]) -> dict[str, Folded]:
         except AmountError:
             judge(READING, record)
             raise
-        if nano < 0 or charge.replaces is not UNSET:
+        if charge.replaces is not UNSET:
+            judge(READING, record)  # in others that are alike it is another one
+            takers.add(charge.account_id)
+        elif nano < 0:
             takers.add(charge.account_id)
         sums = alike.get(key := _alike(charge))
         if sums is None:

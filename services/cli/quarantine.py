@@ -96,7 +96,9 @@ async def replay(
 @app.command()
 @asynchronous
 async def discard(
-    ids: Annotated[list[int], typer.Argument(metavar="ID...", help="records by id: each that is given up is named")],
+    ids: Annotated[
+        list[int], typer.Argument(metavar="ID...", max=ID_MAX, help="records by id: each that is given up is named")
+    ],
     room_name: RoomName = "usage",
     actor: Actor = "",
     output: Output = Format.table,

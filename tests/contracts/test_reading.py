@@ -20,7 +20,9 @@ from tests.invoices.neighbours import charge, message, records_of
 READINGS = {"balance": READ_BY_BALANCE, "invoices": READ_BY_INVOICES}
 FOLDS = {"balance": fold, "invoices": fold_charges}
 READS = {
-    "balance": ("account_id", "organization_id", "currency", "product", "group_id", "bill_to", "plan", "amount"),
+    "balance": (
+        "account_id", "organization_id", "currency", "product", "group_id", "bill_to", "plan", "amount", "replaces",
+    ),
     "invoices": (
         "charge_id", "account_id", "plan", "group_id", "bill_to", "period", "cost_center_id", "product", "quantity", "amount",
         "currency", "unit_price", "tier",
