@@ -50,7 +50,9 @@ STORMS = len(STORM_S)
 DAY = timedelta(days=1)  # by which the clock of the copies is wrong, and the one clock is moved
 RUN_MAX = timedelta(hours=1)  # from the first line of a log to the proof
 PAUSE_S = (0.1, 0.9)  # between two faults
-LATER = timedelta(minutes=61)  # leases of webhooks whose copy died are over, and what has been unknown since is abandoned
+LATER = timedelta(
+    minutes=61
+)  # leases of webhooks whose copy died are over, and what has been unknown since is abandoned
 TRANSFERS = 3  # times that they arrive, with every copy of balance killed
 WRITES_S_MAX = 10.0  # until some room is in the middle of a transaction
 DRILL_S_MAX = 240.0  # until a relay comes to where it dies: the machine may be busy
