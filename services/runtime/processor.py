@@ -476,14 +476,17 @@ def halve(records: list[Record], ranges: Ranges) -> tuple[tuple[list[Record], Ra
 
 
 def _before(lane: str, offset: int, records: list[Record], ranges: Ranges) -> tuple[list[Record], Ranges]:
-    """The batch without what stands at or above this offset of a lane.
+    """The batch without what stands at or above this offset of a lane. Of a lane of which nothing is left to do no record
+    stays either: what was read of it is below its position, and applied.
 
     >>> _before("a", 4, [], {"a": (1, 6), "b": (7, 9)}), _before("a", 0, [], {"a": (1, 6), "b": (7, 9)})
     (([], {'a': (1, 4), 'b': (7, 9)}), ([], {'b': (7, 9)}))
+    >>> _before("a", 4, [Record("t", 0, 3, 0, None, None, "a")], {"a": (4, 6)})
+    ([], {})
     """
-    records = [record for record in records if record.lane != lane or record.offset < offset]
     ends = {name: (first, min(end, offset) if name == lane else end) for name, (first, end) in ranges.items()}
-    return records, {name: (first, end) for name, (first, end) in ends.items() if first < end}
+    left = {name: (first, end) for name, (first, end) in ends.items() if first < end}
+    return [each for each in records if each.lane in left and (each.lane != lane or each.offset < offset)], left
 
 
 def _decode(source: Input, records: list[Record]) -> None:
