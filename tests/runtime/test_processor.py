@@ -187,6 +187,35 @@ async def test_what_came_before_a_gap_is_applied_and_the_lane_stands_at_it(rooms
     assert lanes[1].stopped is None
 
 
+async def test_a_record_that_is_read_again_before_a_gap_keeps_nobody_waiting(rooms, monkeypatch):
+    """A consumer may have fetched before it sought: what it has then is applied already, and the gap is where the lane stands."""
+    for number in range(12):
+        rooms.log.write(SOURCE, value=b"%d" % number, partition=number % 2)
+    await rooms.pump(only=["payments"])
+    copies = list(rooms.log.records[copier.COPIES.name, 0])
+    elsewhere = rooms.log.records[copier.COPIES.name, 1]
+    processor = rooms.processors["invoices"]
+    source = processor.room.inputs[0]
+    rooms.log.records[copier.COPIES.name, 0] = copies[:3]
+    await rooms.feed(processor, source, partition=0)
+    rooms.log.records[copier.COPIES.name, 0] = copies[:3] + copies[4:]
+    process = processor.process
+
+    async def with_an_old_one(source, records, ranges):
+        first = records[0]
+        old = Record(first.topic, 0, 2, first.timestamp_ms, b"k", copies[2].value, first.lane)
+        return await process(source, [old, *records], ranges)
+
+    monkeypatch.setattr(processor, "process", with_an_old_one)
+    async with asyncio.timeout(20):
+        await rooms.feed(processor, source)
+    async with transaction(processor.engine) as connection:
+        lanes = {lane.partition: lane for lane in await lanes_of(connection, runtime_tables("invoices"), "copies")}
+    assert (lanes[0].position, lanes[1].position) == (3, len(elsewhere))
+    assert lanes[0].stopped is not None
+    assert lanes[0].stopped.endswith("jumps from 3 to 5 at offset 3")
+
+
 @pytest.mark.parametrize(
     ("refuse", "why"),
     [
