@@ -9,9 +9,9 @@ import pytest
 
 from services.webhooks import api
 from tests.cli.conftest import Tollbook
-from tests.support.receiver import Receiver, status
+from tests.support.receiver import LOOPBACK, Receiver, status
 from tests.support.servers import Database
-from tests.webhooks.post import LOOPBACK, Post
+from tests.webhooks.post import Post
 
 
 @pytest.fixture

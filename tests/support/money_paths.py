@@ -39,12 +39,11 @@ from services.runtime.database import open_engine, transaction
 from services.runtime.known_topics import KnownTopics
 from services.runtime.tables import runtime_tables
 from services.webhooks import api as webhooks
-from services.webhooks.addresses import Allowed, networks
 from tests.support import model
 from tests.support.model import Charge, nano
 from tests.support.people import TOKENS, Person
 from tests.support.processes import until
-from tests.support.receiver import OK, Received, Receiver, status
+from tests.support.receiver import LOOPBACK, OK, Received, Receiver, status
 from tests.support.usage_factory import Expectation, UsageInput
 
 if TYPE_CHECKING:
@@ -69,9 +68,8 @@ EARLY = "early"
 PAYS_IN_PART, PAYS_TOO_MUCH = "northwind", "alone"  # payer groups that are invoiced
 TOO_MUCH = "100000.00"  # more than anybody uses
 TOPPED_UP = "poor"  # by transfers
-PAYS_BY_CARD, OWES_FOR_GOOD = "walker", "debtor"  # accounts and payer groups that are invoiced
+PAYS_BY_CARD, OWES_FOR_GOOD = DEBTORS = "walker", "debtor"  # accounts and payer groups that are invoiced
 LONG_CALL_S = 86_400  # in the month that is closed, so that something is due
-LOOPBACK = Allowed(networks("127.0.0.0/8"), http=True)
 WITH_WEBHOOKS = ("payer", "lucky", "ringer", "newcomer")  # of one organization
 LOST_WEBHOOKS = 5  # are not taken when they come for the first time; each holds up what comes after it for seconds
 
@@ -155,7 +153,7 @@ class MoneyPaths:
         await self._listen()
         await self.chain.publish(
             self._leg(each, self._name(), LONG_CALL_S, ended_at=self.chain.factory_boundary - timedelta(hours=1))
-            for each in (PAYS_BY_CARD, OWES_FOR_GOOD)
+            for each in DEBTORS
         )
         topics = await KnownTopics.asked(self.chain.settings, (PAYMENTS_REQUESTS, BALANCE_EVENTS))
         for _ in range(2):
@@ -362,7 +360,7 @@ class MoneyPaths:
             row["group_id"]: str(row["invoice_id"])
             for row in await self.chain.rows(
                 "select group_id, invoice_id from invoices.invoice where state = 'closed' and group_id = any($1)",
-                [PAYS_BY_CARD, OWES_FOR_GOOD],
+                list(DEBTORS),
             )
         }
         self.written_off.append(OWES_FOR_GOOD)
@@ -390,7 +388,7 @@ class MoneyPaths:
             "select 1 from invoices.invoice left join balance.receivable using (invoice_id)"
             " where invoice.state = 'closed' and invoice.group_id = any($1)"
             " and receivable.paid_nano + receivable.written_off_nano is distinct from invoice.due_nano",
-            [PAYS_BY_CARD, OWES_FOR_GOOD],
+            list(DEBTORS),
         )
 
     async def _listen(self) -> None:
@@ -544,7 +542,7 @@ class MoneyPaths:
             *self._check_schedules(events, await self.chain.rows("select * from balance.attempt"), now),
             *await self._check_calls(now),
             *await self._check_transfers(events),
-            *await self._check_webhooks(events),
+            *self._check_webhooks(events),
         ]
 
     async def _check_credits(
@@ -636,7 +634,7 @@ class MoneyPaths:
             if told[each] != must[each]
         ]
 
-    async def _check_webhooks(self, events: Sequence[Mapping[str, Any]]) -> list[str]:
+    def _check_webhooks(self, events: Sequence[Mapping[str, Any]]) -> list[str]:
         """From the first that came on, every event of an account came, in order, whatever came again; nobody else's came, and
         nothing that is for finance alone."""
         heard: dict[str, list[dict[str, Any]]] = defaultdict(list)

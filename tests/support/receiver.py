@@ -12,6 +12,11 @@ from typing import Any
 
 from standardwebhooks import Webhook
 
+from services.webhooks.addresses import Allowed, networks
+
+LOOPBACK = Allowed(networks("127.0.0.0/8"), http=True)
+"""What an installation must allow to call it."""
+
 Answer = bytes | float | asyncio.Event | None
 """What is sent back: bytes, 200 after a number of seconds or when an event is set, or None to close without a word."""
 

@@ -8,14 +8,13 @@ from typing import Any
 
 from contracts.topics import topic_of
 from services.webhooks import api, consumer
-from services.webhooks.addresses import Allowed, networks
 from services.webhooks.calling import Caller
 from services.webhooks.courier import Courier
 from tests.support.balance_factory import Town
+from tests.support.receiver import LOOPBACK
 from tests.support.servers import Database
 
 AT = "2026-10-31T23:50:00Z"
-LOOPBACK = Allowed(networks("127.0.0.0/8"), http=True)
 
 
 class Post:

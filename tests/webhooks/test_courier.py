@@ -13,8 +13,8 @@ from services.webhooks import api, courier
 from services.webhooks.addresses import Allowed, networks
 from services.webhooks.calling import Caller
 from services.webhooks.delivering import WAITS
-from tests.support.receiver import OK, Answer, Received, Receiver, status
-from tests.webhooks.post import LOOPBACK, Post
+from tests.support.receiver import LOOPBACK, OK, Answer, Received, Receiver, status
+from tests.webhooks.post import Post
 
 SECOND = timedelta(seconds=1)
 

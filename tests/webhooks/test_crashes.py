@@ -18,9 +18,9 @@ from services.runtime.settings import load
 from services.webhooks import api
 from services.webhooks.courier import LEASE_S
 from tests.support.processes import Processes, until
-from tests.support.receiver import OK, Received, Receiver, status
+from tests.support.receiver import LOOPBACK, OK, Received, Receiver, status
 from tests.support.servers import Database
-from tests.webhooks.post import LOOPBACK, balance_event, envelope, timeline
+from tests.webhooks.post import balance_event, envelope, timeline
 
 STEPS = (
     "webhooks.balance.effects:1",

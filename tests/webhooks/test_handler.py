@@ -10,8 +10,8 @@ from sqlalchemy import event as sql_event
 from sqlalchemy import text
 
 from services.webhooks import api, handler
-from tests.support.receiver import Receiver
-from tests.webhooks.post import LOOPBACK, Post
+from tests.support.receiver import LOOPBACK, Receiver
+from tests.webhooks.post import Post
 
 
 async def endpoint(post: Post, receiver: Receiver, path: str = "", organization: str = "lakeside", **more: Any) -> str:
