@@ -297,15 +297,20 @@ async def queue(executing: Executing, pairs: Sequence[tuple[str, int]], now: dat
 
 
 async def wake(executing: Executing, endpoint_ids: Iterable[str], now: datetime) -> None:
-    """Have endpoints looked at now that have nothing to wait for; who is waiting for a retry, or in work, stays so."""
-    idle = (
-        select(_endpoint.endpoint_id)
-        .where(_endpoint.endpoint_id.in_(sorted(set(endpoint_ids))), _endpoint.due_at.is_(None))
+    """Have endpoints looked at now that have nothing to wait for; who is waiting for a retry, or in work, stays so.
+
+    All are held until the commit, those in work too: who notes that nothing more waits at one either sees what was queued
+    here, or has said so before this looks whether it is idle.
+    """
+    held = (
+        select(_endpoint.endpoint_id, _endpoint.due_at)
+        .where(_endpoint.endpoint_id.in_(sorted(set(endpoint_ids))))
         .order_by(_endpoint.endpoint_id)
         .with_for_update(key_share=True)
-        .scalar_subquery()
+        .cte("held")
     )
-    statement = update(tables.endpoint).where(_endpoint.endpoint_id.in_(idle), _endpoint.due_at.is_(None))
+    idle = select(held.c.endpoint_id).where(held.c.due_at.is_(None))
+    statement = update(tables.endpoint).where(_endpoint.endpoint_id.in_(idle))
     await executing.execute(statement.values(due_at=now))
 
 

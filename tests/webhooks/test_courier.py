@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from services.kernel.errors import NotFound, Refused
+from services.runtime.database import transaction
 from services.webhooks import api, courier
 from services.webhooks.addresses import Allowed, networks
 from services.webhooks.calling import Caller
@@ -69,9 +70,9 @@ async def test_what_is_no_2xx_is_tried_again_with_the_same_id_and_bytes_and_note
     assert waiting.next_at is not None
     assert waiting.last_at is not None
     assert waiting.next_at - waiting.last_at == WAITS[0]
-    await post.deliver(after=WAITS[0] - SECOND)
-    assert len(receiver.requests) == 1
     await post.deliver(after=SECOND)
+    assert len(receiver.requests) == 1
+    await post.deliver(after=WAITS[0] - SECOND)
     first, second = receiver.requests
     assert (first.id, first.body) == (second.id, second.body)
     second.verified(made.secret)
@@ -297,6 +298,24 @@ async def test_what_is_noted_after_its_lease_changes_nothing(post: Post, receive
     assert await post.states(made.endpoint_id) == [("delivered", 1)]
     assert await post.courier._note(post.engine, parcel, answer, go_on=True) is None
     assert await post.states(made.endpoint_id) == [("delivered", 1)]
+
+
+async def test_what_arrives_while_it_is_noted_that_nothing_more_waits_is_not_forgotten(
+    post: Post, receiver: Receiver
+) -> None:
+    made = await endpoint(post, receiver)
+    post.happens()
+    await post.arrive()
+    (parcel,) = await courier._take(post.engine, 10)
+    answer = await post.courier._call(parcel)
+    async with transaction(post.engine) as connection:
+        await courier.note(connection, parcel, answer, 0.0)
+        post.happens()
+        arriving = asyncio.create_task(post.arrive())
+        await asyncio.wait({arriving}, timeout=0.5)
+    await arriving
+    await post.round()
+    assert await post.states(made.endpoint_id) == [("delivered", 1), ("delivered", 1)]
 
 
 @pytest.mark.parametrize("what", ["disable", "delete"])
