@@ -256,12 +256,19 @@ class ApproveSharing(_Command):
 
 
 class MoveAccounts(_Command):
-    """Moves take effect at the start of a coming period."""
+    """Accounts move with the start of a coming ``period``, or ``since`` an instant that has come: one of the two is named."""
 
     kind: Literal["move_accounts"] = "move_accounts"
     account_ids: Annotated[tuple[Id, ...], Field(min_length=1, max_length=1000)]
     group_id: Id
-    period: Month
+    period: Annotated[Month | None, Field(description="A coming period of both groups")] = None
+    since: Annotated[
+        Instant | None,
+        Field(
+            description="Not before the oldest period of both groups that is not cut. What was charged since then is taken"
+            " back in the group that the account leaves, and charged in the one that it joins"
+        ),
+    ] = None
 
 
 class CreateCostCenter(_Command):

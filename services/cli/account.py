@@ -175,16 +175,20 @@ async def move(
     account_ids: Annotated[list[str], typer.Argument(metavar="ACCOUNT...", help="one account or several at once")],
     organization: Organization,
     group: Annotated[str, typer.Option(help="the payer group they move to")],
-    period: Annotated[str, typer.Option(help="the coming period they move with, such as 2026-12")],
+    period: Annotated[str | None, typer.Option(help="the coming period they move with, such as 2026-12")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="or from when on they have moved, such as 2026-11-15; not in a month that is cut")
+    ] = None,
     role: Role = "owner",
     actor: Actor = "",
     command_id: CommandId = None,
     output: Output = Format.table,
 ) -> None:
-    """Move accounts to another payer group of their organization, at the start of a coming period: all or none."""
+    """Move accounts to another payer group of their organization, all or none: at the start of a coming period, or since an
+    instant of a month that is not cut. What was charged since then is taken back there and charged in the new group."""
     await ask(
         output, actor=actor, kind="move_accounts", organization_id=organization, account_ids=tuple(account_ids),
-        group_id=group, period=period, role=role, command_id=command_id,
+        group_id=group, period=period, since=instant_of(since, "since"), role=role, command_id=command_id,
     )  # fmt: skip
 
 

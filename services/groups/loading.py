@@ -12,6 +12,7 @@ from contracts.groups import (
     CreateCostCenter,
     CreateGroup,
     GroupsCommand,
+    MoveAccounts,
     Publisher,
 )
 from services.groups import store, tables
@@ -32,6 +33,7 @@ class _Named:
         self.resources: set[str] = set()
         self.numbers: set[str] = set()
         self.created = 0
+        self.dated_back = False
         self.plans = 0
         for command in commands:
             self._read(command)
@@ -53,6 +55,8 @@ class _Named:
         self.accounts.update(getattr(command, "account_ids", ()))
         if isinstance(command, CreateAccount | AssignResource):
             self.created += 1
+        if isinstance(command, CreateAccount | AssignResource | MoveAccounts):
+            self.dated_back = True
         self.plans += isinstance(command, ChangePlan)
         for kind, ids, what in (
             (CreateAccount, self.accounts, "account"),
@@ -84,7 +88,7 @@ async def load(work: Work, commands: Sequence[GroupsCommand]) -> Registry:
         resources=await store.resources(work, named.resources, named.numbers) if named.resources else {},
         publishers=await store.publishers(work, named.publishers) if named.publishers else {},
         owed=await store.owed_invoices(work, named.accounts) if named.plans else {},
-        cuts=await store.cut_boundaries(work) if named.created else (),
+        cuts=await store.cut_boundaries(work) if named.dated_back else (),
         numbers=await store.take_numbers(work, named.created) if named.created else iter(()),
     )
 

@@ -435,22 +435,22 @@ def move_accounts(registry: Registry, command: MoveAccounts, now: datetime) -> O
                 field="account_ids",
                 code="trial_has_no_group",
             )
-        asked = sharing.coming_start(command.period, now, group.zone)
-        left = registry.groups[value_before(account.groups, asked or now) or account.groups[-1].value or ""]
-        start = sharing.move_start(command.period, now, left.zone, group.zone)
+        start, left = _move_start(registry, command, account, group, now)
         timeline = from_then_on(account.groups, start, group.group_id)
         if timeline == account.groups:
             raise Refused(
-                f"account {account_id} is in group {group.group_id} from {command.period} on anyway",
+                f"account {account_id} is in group {group.group_id} from {command.period or instant_text(start)} on anyway",
                 field="account_ids",
                 code="nothing_to_change",
             )
         if left.group_id != group.group_id:
-            warnings.append(f"account {account_id} leaves group {left.group_id} with {command.period}")
+            warnings.append(f"account {account_id} leaves group {left.group_id} {_when(command)}")
         warnings += [
             f"account {account_id} was to move to group {span.value} later; that move is given up"
+            if span.start > now
+            else f"account {account_id} leaves group {span.value} too, in which it was since {instant_text(span.start)}"
             for span in account.groups
-            if span.start >= start and span.value != group.group_id
+            if span.start >= start and span.value != group.group_id and span.value != left.group_id
         ]
         moved.append(replace(account, version=account.version + 1, groups=timeline))
     movers = {account.account_id for account in moved}
@@ -461,10 +461,33 @@ def move_accounts(registry: Registry, command: MoveAccounts, now: datetime) -> O
     return Outcome(
         tuple(moved),
         {"group_id": group.group_id},
-        f"{len(moved)} {'account moves' if len(moved) == 1 else 'accounts move'} to group {group.group_id} "
-        f"with {command.period}",
+        f"{len(moved)} {'account moves' if len(moved) == 1 else 'accounts move'} to group {group.group_id} {_when(command)}",
         tuple(warnings),
     )
+
+
+def _move_start(
+    registry: Registry, command: MoveAccounts, account: Account, group: PayerGroup, now: datetime
+) -> tuple[datetime, PayerGroup]:
+    """When an account moves, and which group it leaves then."""
+    if command.since is not None and command.period is None:
+        passed = [span for span in account.groups if span.overlaps(command.since, now)] or account.groups[:1]
+        zones = [group.zone, *(registry.groups[span.value or ""].zone for span in passed)]
+        start = sharing.moved_since(command.since, now, account.groups[0].start, zones, registry.cuts)
+        return start, registry.groups[passed[0].value or ""]
+    if command.period is None or command.since is not None:
+        raise InvalidInput(
+            "name the coming period with which they move, or by since from when on they have moved: one of the two",
+            field="period",
+            code="move_without_date",
+        )
+    asked = sharing.coming_start(command.period, now, group.zone)
+    left = registry.groups[value_before(account.groups, asked or now) or account.groups[-1].value or ""]
+    return sharing.move_start(command.period, now, left.zone, group.zone), left
+
+
+def _when(command: MoveAccounts) -> str:
+    return f"since {instant_text(command.since)}" if command.since is not None else f"with {command.period}"
 
 
 # ---- cost centers and resources ------------------------------------------------------------------------------------

@@ -307,6 +307,32 @@ def owned_since(
     return max(start, opened_at, before)
 
 
+def moved_since(
+    asked: datetime, now: datetime, first: datetime, zones: Iterable[str], cuts: Sequence[datetime]
+) -> datetime:
+    """Since when an account is in another group: an instant that has come, at which it had one (``first``), and not before the
+    oldest period not yet cut of any group that it was in since then, or joins. Their zones are ``zones``.
+
+    >>> cuts = [datetime(2026, 10, 1, tzinfo=UTC), datetime(2026, 10, 31, 23, tzinfo=UTC)]
+    >>> def since(day, *zones): return moved_since(
+    ...     datetime(2026, 10, day, tzinfo=UTC), datetime(2026, 11, 5, tzinfo=UTC), OPENED_AT_MIN, zones, cuts)
+    >>> since(20, "UTC", "UTC").isoformat()
+    '2026-10-20T00:00:00+00:00'
+    >>> since(20, "UTC", "Europe/Paris")
+    Traceback (most recent call last):
+    services.kernel.errors.Refused: since: must not be before 2026-10-31T23:00:00Z, the start of the oldest period not yet cut (Europe/Paris)
+    """
+    if asked < first:
+        raise Refused(
+            f"must not be before {instant_text(first)}, when the account got its first payer group",
+            field="since",
+            code="since_too_early",
+        )
+    latest = max(zones, key=lambda zone: earliest_opening(zone, cuts))
+    _dated_back(asked, now, latest, cuts, field="since", code="since")
+    return asked
+
+
 def _dated_back(
     asked: datetime | None, now: datetime, zone: str, cuts: Sequence[datetime], *, field: str, code: str
 ) -> datetime:

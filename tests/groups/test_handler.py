@@ -517,6 +517,42 @@ async def test_any_other_move_is_refused_with_the_next_possible_period(desk):
     assert await desk.refused("move_accounts", period=coming, **move) == ("zones_differ", "period")
 
 
+async def test_accounts_move_since_an_instant_that_is_not_before_the_oldest_period_not_yet_cut(desk):
+    this = period_of(await desk.now())
+    last = period_of(this.start - timedelta(seconds=1))
+    for name in ("old", "new"):
+        await desk.group(name)
+        await desk.done("approve_sharing", group_id=name, **APPROVED)
+    await desk.account("a", "invoiced", group_id="old", opened_at=instant_text(last.start))
+    move = {"account_ids": ["a"], "group_id": "new"}
+    since = instant_text(last.start + timedelta(days=3))
+    said = await desk.done("move_accounts", since=since, **move)
+    assert said["message"] == f"1 account moves to group new since {since}"
+    assert said["warnings"] == [f"account a leaves group old since {since}"]
+    state = desk.state(ACCOUNTS, "a")
+    assert spans(state["groups"]) == [("old", state["opened_at"], since), ("new", since, None)]
+    assert await desk.refused("move_accounts", since=since, **move) == ("nothing_to_change", "account_ids")
+    move["group_id"] = "old"
+    early = instant_text(last.start - timedelta(seconds=1))
+    assert await desk.refused("move_accounts", since=early, **move) == ("since_too_early", "since")
+    late = instant_text(await desk.now() + timedelta(hours=1))
+    assert await desk.refused("move_accounts", since=late, **move) == ("since_in_future", "since")
+    await desk.cut(this.start)
+    said = await desk.ask("move_accounts", since=since, **move)
+    assert (said["accepted"], said["reason"], said["field"]) == (False, "since_too_early", "since")
+    assert instant_text(this.start) in said["message"]
+    await desk.done("move_accounts", since=instant_text(this.start), **move)
+    assert [span["group_id"] for span in desk.state(ACCOUNTS, "a")["groups"]] == ["old", "new", "old"]
+
+
+async def test_a_move_is_dated_in_one_way(desk):
+    await two_groups(desk)
+    move = {"account_ids": ["a"], "group_id": "new"}
+    assert await desk.refused("move_accounts", **move) == ("move_without_date", "period")
+    both = {"period": (await desk.coming()).name, "since": instant_text(await desk.now())}
+    assert await desk.refused("move_accounts", **both, **move) == ("move_without_date", "period")
+
+
 async def test_all_of_a_list_move_or_none(desk):
     await two_groups(desk)
     await desk.account("t", "trial")

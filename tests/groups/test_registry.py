@@ -17,7 +17,7 @@ from contracts import groups
 from contracts.groups import GroupsCommand, groups_command
 from services.groups.messages import account_timeline
 from services.groups.registry import CARRY_OUT, Registry, carry_out
-from services.groups.timeline import values_during
+from services.groups.timeline import value_at, values_during
 from services.kernel.currency import CURRENCIES
 from services.kernel.errors import TollbookError
 from services.kernel.period import instant_text, is_boundary
@@ -147,6 +147,26 @@ class RegistryMachine(RuleBasedStateMachine):
             assert [span.value for span in after.groups if span.start <= self.now] == begun
             for span in after.groups[-2:] if joined.start > self.now else ():
                 assert is_boundary(joined.start, self.registry.groups[str(span.value)].zone)
+
+    @rule(organization=EITHER, name=NAMES, group=GROUPS, hours=st.integers(-1, 24 * 60))
+    def move_since(self, organization: str, name: str, group: str, hours: int) -> None:
+        account_id, since = f"{organization}.{name}", self.now - timedelta(hours=hours)
+        before = self.registry.accounts.get(account_id)
+        moved = self.ask(
+            kind="move_accounts", organization_id=organization, account_ids=[account_id],
+            group_id=f"{organization}.{group}", since=instant_text(since),
+        )  # fmt: skip
+        if moved:
+            assert before is not None
+            assert before.groups[0].start <= since <= self.now
+            after = self.registry.accounts[account_id]
+            assert after.groups[-1].value == f"{organization}.{group}"
+            for span in before.groups:
+                instant = span.start
+                if instant < since:
+                    assert value_at(after.groups, instant) == span.value
+                else:
+                    assert value_at(after.groups, instant) == f"{organization}.{group}"
 
     @invariant()
     def accounts_have_one_plan_and_one_payer_group_at_each_instant(self) -> None:
