@@ -115,6 +115,7 @@ class Chain:
     limited: set[str] = field(default_factory=set)  # accounts with a daily spend limit, from before their first use on
     commands: list[Command] = field(default_factory=list)
     facts_before_prices: dict[str, Any] | None = None
+    facts_before_move: dict[str, Any] | None = None
     discards: set[model.Position] = field(default_factory=set)
     armed: set[str] = field(default_factory=set)
     clock_of_copies: Mapping[str, str] = field(default_factory=dict)  # variables of every copy but the first
@@ -211,18 +212,9 @@ class Chain:
             "create_billing_entity", "lakeside", billing_entity_id="tollbook", name="Tollbook Inc.", address="1 Main St",
             number_prefix="TB-",
         )  # fmt: skip
-        groups = [
-            {"group_id": "northwind", "zone": PARIS, "currency": "USD", "tax_rate": "0.20"},
-            {"group_id": "late-payers", "zone": "UTC", "currency": "USD", "tax_rate": "0.075"},
-        ]
-        for group, organization_id in zip(groups, ("northwind", "lakeside"), strict=True):
-            await self.command(
-                "create_group",
-                organization_id,
-                name=group["group_id"],
-                billing_information={"company": "Some"},
-                **group,
-            )
+        self.facts = {"billing_groups": []}
+        await self.make_group("northwind", "northwind", zone=PARIS, tax_rate="0.20")
+        await self.make_group("late-payers", "lakeside", tax_rate="0.075")
         await self.command(
             "approve_sharing", "northwind", group_id="northwind", yearly_spend="120000", threshold="100000",
             credit_check_passed=True,
@@ -237,7 +229,7 @@ class Chain:
                 {"publisher_id": "carrier", "organization_ids": ["northwind"], "sources": ["trunk/a"]},
             ],
             "accounts": [],
-            "billing_groups": groups,
+            **self.facts,
             "resources": [],
             "prices": [],
         }
@@ -259,6 +251,15 @@ class Chain:
             euro=True,
             refused_prefix=REFUSED_PREFIX,
         )
+
+    async def make_group(self, group_id: str, organization_id: str, *, tax_rate: str, zone: str = "UTC") -> None:
+        """A payer group of an organization."""
+        group = {"group_id": group_id, "zone": zone, "currency": "USD", "tax_rate": tax_rate}
+        billing_information = {"company": "Some"}
+        await self.command(
+            "create_group", organization_id, name=group_id, billing_information=billing_information, **group
+        )
+        self.facts["billing_groups"].append(group)
 
     async def join(self, person: Person, opened_at: str) -> None:
         """Create an account, its opening balance, method and preferences."""
@@ -297,6 +298,18 @@ class Chain:
         if person.limit:
             await self.wallet_command("set_limits", person.account_id, daily_spend=person.limit, currency="USD")
             self.limited.add(person.account_id)
+
+    async def move(self, account_id: str, group_id: str, since: datetime) -> None:
+        """Another payer group has paid for an account since then, once in a test: what was charged meanwhile is moved."""
+        (account,) = (each for each in self.facts["accounts"] if each["account_id"] == account_id)
+        await self.command(
+            "move_accounts", account["organization_id"], account_ids=[account_id], group_id=group_id, since=_text(since)
+        )
+        (first,) = account["groups"]
+        groups = [first | {"to": _text(since)}, {"from": _text(since), "to": None, "group_id": group_id}]
+        self.facts_before_move = self.facts
+        others = [each for each in self.facts["accounts"] if each is not account]
+        self.facts = self.facts | {"accounts": [*others, account | {"groups": groups}]}
 
     async def grant(self, account_id: str, amount: str) -> None:
         await self.wallet_command("grant_goodwill", account_id, amount=amount, currency="USD")
@@ -631,15 +644,25 @@ class Chain:
         """Everything that differs between what the model computes from the records in Kafka and what the rooms did."""
         records = await self.records(USAGE_EVENTS.name)
         cuts = await self.cuts()
-        judgement = model.judge(
-            [(self.facts, records)],
-            cuts=cuts,
-            replays=dict.fromkeys(await self.retried(), ()),
-            discards=self.discards,
-            store_refuses=lambda leg: leg.event_id.startswith(REFUSED_PREFIX),
-        )
+        replays = dict.fromkeys(await self.retried(), ())
+
+        def judged_by(facts: model.Facts) -> model.Judgement:
+            return model.judge(
+                [(facts, records)],
+                cuts=cuts,
+                replays=replays,
+                discards=self.discards,
+                store_refuses=lambda leg: leg.event_id.startswith(REFUSED_PREFIX),
+            )
+
+        judgement = judged_by(self.facts)
         problems = judgement.check_classes(await self.observed_classes(records))
-        charges, differences = judgement.resolve(await self.published("usage.charges"))
+        stand, moved = model.unmoved(await self.published("usage.charges"))
+        charges, differences = judgement.resolve(stand)
+        problems += differences
+        charges, differences = model.moved_back(
+            charges, judged_by(self.facts_before_move).charges if self.facts_before_move is not None else {}, moved
+        )
         problems += differences
         stored = {str(row["charge_id"]): row["amount_nano"] for row in await self.rows("select * from usage.charge")}
         wanted = {charge_id: charge.amount_nano for charge_id, charge in charges.items()}
@@ -709,7 +732,7 @@ class Chain:
             if have != want:
                 problems.append(f"wallet {account_id}: {have}, expected {want}")
         owed: dict[str, int] = defaultdict(int)
-        members = {a["account_id"]: a["groups"][0]["group_id"] for a in self.facts["accounts"] if a["groups"]}
+        members = {a["account_id"]: a["groups"][-1]["group_id"] for a in self.facts["accounts"] if a["groups"]}
         for row in await self.rows("select account_id, receivable_nano from balance.wallet"):
             owed[members.get(row["account_id"], "")] -= row["receivable_nano"]
         for group_id in sorted(owed):

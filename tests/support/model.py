@@ -733,6 +733,45 @@ def standing(charges: Iterable[Charge]) -> tuple[dict[tuple[str, str, str], Char
     return stands, problems
 
 
+def unmoved(
+    observed: Iterable[Mapping[str, Any]],
+) -> tuple[list[Mapping[str, Any]], dict[str, list[Mapping[str, Any]]]]:
+    """What was charged, with what stands after corrections by the registry under the name of the charge that was first; and by
+    that name the whole row: the charge, what takes it back, what stands in its place, and so on to the one that stands."""
+    by_id = {each["charge_id"]: each for each in observed}
+    taken_back = {each["reverses"]: each for each in by_id.values() if each.get("reverses") is not None}
+    follows = {each["replaces"]: each for each in by_id.values() if each.get("replaces") is not None}
+    rows: dict[str, list[Mapping[str, Any]]] = {}
+    for first in follows.keys() - {each["charge_id"] for each in follows.values()}:
+        row = rows[first] = [by_id[first]]
+        while (after := follows.get(row[-1]["charge_id"])) is not None:
+            reversal = taken_back.get(row[-1]["charge_id"])
+            row += [after] if reversal is None else [reversal, after]
+    gone = {each["charge_id"] for row in rows.values() for each in row}
+    charges = [each for charge_id, each in by_id.items() if charge_id not in gone]
+    return charges + [{**row[-1], "charge_id": first} for first, row in rows.items()], rows
+
+
+def moved_back(
+    charges: Mapping[str, Charge], before: Mapping[str, Charge], rows: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> tuple[dict[str, Charge], list[str]]:
+    """All charges that must exist, of those that must stand (`unmoved`), and what is wrong with the others. ``before``: what
+    must have been charged while nobody knew of the move, by which each was moved once."""
+    found = dict(charges)
+    problems: list[str] = []
+    for first, row in rows.items():
+        if len(row) != 3 or first not in before or first not in charges:
+            problems.append(f"charge {first} was moved otherwise than once: {row}")
+            continue
+        original, reversal, stands = row
+        if differences := _differences(before[first], original):
+            problems.append(f"charge {first}, before it was moved: {differences}")
+        problems += standing(map(published, row))[1]
+        found |= {first: published(original), reversal["charge_id"]: published(reversal)}
+        found[stands["charge_id"]] = replace(charges[first], charge_id=stands["charge_id"])
+    return found, problems
+
+
 class PriceBooks:
     """Price rows as books of versions. A version is one complete list, valid until the next of the same book."""
 

@@ -54,6 +54,7 @@ A_MINUTE_NANO = 14_000_000  # of a call there, by the example prices: 0.0140, in
 RATES = (Rate(A_MINUTE_NANO, 60, 0, 60, 60),)
 CONTENT = content_digest(CALLED.encode())
 SLICE_S = 300
+CHARGED_S_MAX = 240.0  # the machine may be busy
 LOST_ANSWER_S = 0.02  # who waits no longer than this loses most answers, and asks again
 BY_CODE = tuple(f"reader{number}" for number in range(5))
 REDEMPTIONS = 3  # of a code that all of them ask for
@@ -69,6 +70,7 @@ PAYS_IN_PART, PAYS_TOO_MUCH = "northwind", "alone"  # payer groups that are invo
 TOO_MUCH = "100000.00"  # more than anybody uses
 TOPPED_UP = "poor"  # by transfers
 PAYS_BY_CARD, OWES_FOR_GOOD = DEBTORS = "walker", "debtor"  # accounts and payer groups that are invoiced
+MOVER, MOVED_TO = "mover", "movers"  # pays as it goes: nothing of it is owed in the group that it leaves
 LONG_CALL_S = 86_400  # in the month that is closed, so that something is due
 WITH_WEBHOOKS = ("payer", "lucky", "ringer", "newcomer")  # of one organization
 LOST_WEBHOOKS = 5  # are not taken when they come for the first time; each holds up what comes after it for seconds
@@ -91,6 +93,7 @@ PEOPLE = (
     Person("evening", "lakeside", "payg", None, "0.50", limit=None),
     Person(PAYS_BY_CARD, "lakeside", "invoiced", None, token="tok_twice", limit=None),
     Person(OWES_FOR_GOOD, "lakeside", "invoiced", None, limit=None),
+    Person(MOVER, "lakeside", "payg", None, "50.00", limit=None),
 )  # fmt: skip
 CALLERS = ("dialer", "ringer", "evening")  # nothing else is charged to them than calls that were granted
 LATE_JOINER = Person(
@@ -151,6 +154,7 @@ class MoneyPaths:
         """Codes, a schedule, two processes that ask for calls, a receiver of webhooks, calls of the month that ends; and a result
         of a payment that is yet to be asked for."""
         await self._listen()
+        await self.chain.make_group(MOVED_TO, "lakeside", tax_rate="0.10")
         await self.chain.publish(
             self._leg(each, self._name(), LONG_CALL_S, ended_at=self.chain.factory_boundary - timedelta(hours=1))
             for each in DEBTORS
@@ -189,6 +193,22 @@ class MoneyPaths:
             self._leg(account_id, self._name(), self.random.choice((1, 61, 150)))
             for account_id in self.random.sample(accounts, 4)
         )
+        boundary = self.chain.factory_boundary
+        await self.chain.publish(
+            self._leg(MOVER, self._name(), 61, ended_at=boundary - timedelta(minutes=self.random.randint(1, 120)))
+            for _ in range(4)
+        )
+
+    async def move(self) -> None:
+        """It becomes known that another payer group has paid for an account since an hour that was charged already."""
+        since = self.chain.factory_boundary - timedelta(hours=1)
+
+        async def charged_since() -> bool:
+            charges = "select 1 from usage.charge where account_id = $1 and event_time >= $2 limit 1"
+            return bool(await self.chain.rows(charges, MOVER, since))
+
+        await until(charged_since, "something to move is charged", CHARGED_S_MAX)
+        await self.chain.move(MOVER, MOVED_TO, since)
 
     async def calls(self, account_id: str, count: int, *, hang_up: bool = True) -> None:
         """So many calls of an account at once, by any of the gateways."""

@@ -2,7 +2,7 @@
 between acknowledgement and delete, copies that come and go (rebalances), connections that PostgreSQL cuts, PostgreSQL itself
 killed, Valkey stopped, killed and emptied, aborted transactions, a second copy of everything that believes it is tomorrow (by
 an even seed: yesterday), a cut in the middle of it all, and then a clock that is moved by a day. Meanwhile credits are granted and codes redeemed, payments
-made and refunded, calls promised money by two gateways, webhooks posted, and at last invoices paid by transfers and by card and written
+made and refunded, calls promised money by two gateways, an account moved to another payer group, webhooks posted, and at last invoices paid by transfers and by card and written
 off. At the end the reference model, the invariants of recharges and the auditor find nothing wrong.
 
 `make test-faults` runs it. The wrong clock needs Debian's `faketime`; without it the run fails, unless
@@ -77,6 +77,7 @@ async def test_random_faults_lose_nothing_and_count_nothing_twice(
         async with asyncio.TaskGroup() as both:
             raging = both.create_task(storm.rage(STORM_S[0]))
             both.create_task(feed(chain, paths, raging, ("dialer", "ringer"), waves=len(TOKENS), expiring=True))
+            both.create_task(paths.move())
         async with asyncio.TaskGroup() as both:
             both.create_task(storm.kill_postgres())
             both.create_task(paths.calls("dialer", 8))
@@ -436,6 +437,8 @@ class Storm:
         } - {said["kind"] for said in owed}  # fmt: skip
         assert not missing, f"never told of a group: {sorted(missing)}"
         assert any(nano(said["unapplied"]) for said in owed), "no group paid too much"
+        moved = await self.chain.rows("select 1 from usage.charge where replaces is not null")
+        assert moved, "nothing was moved to another payer group"
         by_card = [said for said in owed if said["kind"] == "payment_recorded" and said["source"] == "card"]
         assert len(by_card) == 1, "an invoice is paid by card once"
         assert paths.webhooks_lost, "every webhook was taken at once"
