@@ -137,27 +137,6 @@ async def test_a_credit_of_the_account_alone_is_promised_to_its_calls(town: Town
     assert await desk.held() == ("0", "0")
 
 
-async def test_a_credit_that_a_group_shares_is_promised_to_no_call_and_the_refusal_says_so(
-    town: Town, desk: Callers
-) -> None:
-    await town.account("desk", level_2=True, group="g")
-    await town.settle()
-    town.grant("desk", "5", shared=True)
-    await town.settle()
-    assert await desk.held() == ("0", "5")  # others may spend it meanwhile
-    refused = Refused(
-        "insufficient_credit",
-        "account desk has 0 USD available; the first second costs 0.01; the 5 that its payer group shares are promised to no"
-        " call: pay into the account, or have a credit granted to it alone",
-    )
-    assert await desk.authorize("c1") == refused
-    assert await api.may_call(desk.engine, asking("desk")) == refused
-    town.grant("desk", "0.02")
-    await town.settle()
-    assert (await desk.authorize("c2")).granted_s == 120  # its own alone
-    assert await desk.held() == ("0.02", "5")
-
-
 # ---- lost answers --------------------------------------------------------------------------------------------------
 
 
