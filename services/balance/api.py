@@ -682,7 +682,8 @@ async def may_call(engine: AsyncEngine, asked: CallAsked) -> Allowed | Refused:
 
 @dataclass(frozen=True)
 class HoldRow:
-    """A call that is in progress, or that ended and waits for its charge; ``held`` is in the currency of the account.
+    """A call that is in progress, or that ended and waits for its charge; ``held`` is in the currency of the account, ``shared``
+    what of it is of credits that its payer group shares.
 
     ``seconds`` is how long the call may be as it is granted now; once it has ended, how long it was.
     """
@@ -692,6 +693,7 @@ class HoldRow:
     hold_id: UUID
     state: str
     held: str
+    shared: str
     currency: str
     seconds: int
     max_s: int
@@ -719,6 +721,7 @@ async def open_holds(engine: AsyncEngine, account_id: str, *, limit: int = 1000)
             calls.hold_id(row.account_id, row.call_leg_id),
             "settled" if row.ended_at is not None else "in progress",
             format_nano(row.held_nano),
+            format_nano(row.shared_nano),
             row.currency,
             row.total_s if row.settled_s is None else row.settled_s,
             row.max_s,

@@ -190,7 +190,8 @@ async def carry_out(connection: AsyncConnection, requests: Sequence[Request]) ->
     """Decide requests of known accounts, each in the order they came, in one transaction; not of wallets that somebody holds.
 
     Those that their accounts' own money covers are decided without shared credits. Where one needs those, they are locked, after
-    the wallets, and all is decided once more: nothing was written yet.
+    the wallets, and all is decided once more: nothing was written yet. Of accounts whose shared credits others hold for longer
+    than a moment nothing is decided.
     """
     rows = [
         dict(row._mapping)
@@ -205,23 +206,24 @@ async def carry_out(connection: AsyncConnection, requests: Sequence[Request]) ->
     limits = await store.limits_of(connection, owners, desk.now) if owners else ()
     desk.take_limits(limits)
     answers = desk.answers(requests)
-    shares = None
-    if desk.in_need:
-        shares = await desk.shares_in_need(connection)
+    shares = await desk.shares_in_need(connection) if desk.in_need else None
+    if shares is not None:
         desk = Desk(rows)
         desk.share(shares)
         desk.leases.take(calls)
         desk.take_limits(limits)
         answers = desk.answers(requests)
-    await desk.leases.save(connection)
+    undecided = desk.in_need
+    await desk.leases.save(connection, but_for=undecided)
     warned: Collection[str] = ()
     if shares is not None:
         await shares.save(connection)
         shares.tell(desk.wallets)
         warned = await shares.warned(connection)
-    looked_at = {each: desk.wallets[each] for each in sorted(desk.leases.moved) if has_consequences(desk.wallets[each])}
-    held_by_others = {request.account_id for request in requests} - desk.wallets.keys()
-    return _but_for(held_by_others, requests, answers), Follows(desk.now, looked_at, warned)
+    moved = sorted(desk.leases.moved - undecided)
+    looked_at = {each: desk.wallets[each] for each in moved if has_consequences(desk.wallets[each])}
+    undecided |= {request.account_id for request in requests} - desk.wallets.keys()  # others hold their wallets
+    return _but_for(undecided, requests, answers), Follows(desk.now, looked_at, warned)
 
 
 def _groups_of(wallets: Iterable[Wallet]) -> set[str]:
@@ -257,11 +259,11 @@ class Desk:
         holding = [name for name, each in self.wallets.items() if each.held_nano or each.shared_held_nano]
         return await store.calls_in_hand(connection, keys, holding, self.now) if keys or holding else ()
 
-    async def shares_in_need(self, connection: AsyncConnection) -> Shares:
-        """Lock the shared credits that make a difference, for all accounts in hand that share them."""
+    async def shares_in_need(self, connection: AsyncConnection) -> Shares | None:
+        """Lock the shared credits that make a difference, for all accounts in hand that share them; None where others hold one."""
         groups = _groups_of(self.wallets[each] for each in self.in_need)
         accounts = self.in_need | {name for name, each in self.wallets.items() if each.shared_group_id in groups}
-        return await Shares.load(connection, accounts, groups)
+        return await Shares.load_soon(connection, accounts, groups)
 
     def share(self, shares: Shares) -> None:
         """From now on what these accounts may hold of shared credits is in hand as well."""

@@ -27,11 +27,12 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.balance import tables
 from services.balance.credits import Credit, Part
-from services.runtime.database import copy_rows, unnest
+from services.runtime.database import LOCK_NOT_AVAILABLE, copy_rows, sqlstate, unnest
 from services.runtime.lanes import CLOCK_NOW
 from services.runtime.work import Work
 
@@ -76,6 +77,28 @@ async def lock_credits(
     """
     parameters = {"accounts": sorted(account_ids), "groups": sorted(group_ids), "ids": sorted(credit_ids)}
     return [Credit(**row._mapping) for row in await connection.execute(_BY_OWNER_LOCKED, parameters)]
+
+
+HELD_MS_MAX = 100  # a credit is held for some milliseconds by a batch of charges, and several batches may queue for it
+_HAVE_PATIENCE = select(func.set_config("lock_timeout", str(HELD_MS_MAX), True))
+
+
+async def lock_credits_soon(
+    connection: AsyncConnection, group_ids: Iterable[str], credit_ids: Iterable[UUID]
+) -> list[Credit] | None:
+    """As `lock_credits` of groups; None where others hold one of them for longer than a moment, and nothing is locked then.
+
+    Who waits is in the queue for the row, so that no charges overtake it for ever. The moment counts for the rest of the
+    transaction, too.
+    """
+    try:
+        async with connection.begin_nested():
+            await connection.execute(_HAVE_PATIENCE)
+            return await lock_credits(connection, (), group_ids, credit_ids)
+    except DBAPIError as error:
+        if sqlstate(error) != LOCK_NOT_AVAILABLE:
+            raise
+        return None
 
 
 async def look_at_credits(

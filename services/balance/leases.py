@@ -216,12 +216,11 @@ class Leases:
         """The accounts whose available credit is another one now."""
         return self._sharing | {each for each in self.changed if self._holders[each].held_nano != self._before[each]}
 
-    async def save(self, connection: AsyncConnection) -> None:
-        """Write what was changed, in one statement; the wallets are locked."""
-        if self._changed:
-            rows, held = self._to_save(self.changed)
-            if await store.save_calls(connection, rows, held) != len(held):
-                raise Corrupt("a wallet held another amount than when it was locked", field="held_nano")
+    async def save(self, connection: AsyncConnection, *, but_for: Collection[str] = ()) -> None:
+        """Write what was changed, in one statement, but for some accounts; the wallets are locked."""
+        rows, held = self._to_save(self.changed.difference(but_for))
+        if rows and await store.save_calls(connection, rows, held) != len(held):
+            raise Corrupt("a wallet held another amount than when it was locked", field="held_nano")
 
     async def save_if_unchanged(
         self, kept: Kept, revisions: Mapping[str, str], account_ids: Collection[str]

@@ -43,6 +43,16 @@ class Shares:
         return cls(account_ids, await credit_store.lock_credits(connection, (), group_ids, held), shares)
 
     @classmethod
+    async def load_soon(
+        cls, connection: AsyncConnection, account_ids: Collection[str], group_ids: Iterable[str]
+    ) -> Shares | None:
+        """The same; None where others hold one of the credits for longer than a moment."""
+        shares = await credit_store.shares_of(connection, account_ids)
+        held = {each.credit_id for each in shares}
+        credits = await credit_store.lock_credits_soon(connection, group_ids, held)
+        return None if credits is None else cls(account_ids, credits, shares)
+
+    @classmethod
     async def look(cls, connection: AsyncConnection, account_ids: Collection[str], group_ids: Iterable[str]) -> Shares:
         """The same without locks: to promise nothing."""
         shares = await credit_store.shares_of(connection, account_ids)

@@ -4,20 +4,26 @@ is promised twice."""
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from typing import Any
 
+import asyncpg
 import pytest
 
-from services.balance import api
-from services.balance.calls import Grant, end_leases
+from services.balance import api, vouchers
+from services.balance.calls import Authorize, Grant, end_leases
 from services.balance.holding import Rate
 from services.balance.spending import Allowed, Refused
+from services.kernel.errors import TollbookError, Unavailable
 from services.kernel.money import format_nano, parse_amount
 from services.kernel.period import instant_text
+from services.runtime.processor import Processor
 from services.runtime.room import Tick
+from tests.balance.test_credits_in_wallets import another_worker, on_both_partitions, processor_of
 from tests.balance.test_daily_spend import statements
 from tests.support.balance_factory import Town, minutes
 from tests.support.callers import Callers, asking, seconds
@@ -410,3 +416,244 @@ async def test_a_call_of_an_account_that_leaves_the_group_holds_what_it_was_prom
     assert (await town.balance("desk"), await credits_held(town)) == ("0.1", [("0.05", "0")])
     assert await sales.starts("c3")
     await sound(town, desk)
+
+
+# ---- side by side --------------------------------------------------------------------------------------------------
+
+
+async def test_who_has_enough_alone_waits_for_no_credit_and_asks_no_more_of_the_database(
+    town: Town, desk: Callers
+) -> None:
+    await shared(town, "10")
+    town.open("desk", "10")
+    await town.settle()
+    async with town.database.connected("balance") as holder, holder.transaction():
+        await holder.execute("select from balance.credit for update")
+        async with asyncio.timeout(10):
+            assert (await desk.authorize("c1")).granted_s == 300
+            assert (await desk.renew("c1", 1)).granted_s == 300
+            assert (await desk.settle("c1", 400)).held_nano == parse_amount("0.07")
+    assert await credits_held(town) == [("10", "0")]
+
+
+async def test_a_credit_that_somebody_holds_delays_only_who_needs_it_and_is_looked_at_again(
+    town: Town, desk: Callers, sales: Callers
+) -> None:
+    await town.account("other", level_2=True)
+    await shared(town, "0.1")
+    town.open("other", "10")
+    town.limit("other", None, 10)  # decided under its lock, together with those that need the credit
+    await town.settle()
+    async with town.database.connected("balance") as holder:
+        async with holder.transaction():
+            await holder.execute("select from balance.credit for update")
+            waits = [
+                asyncio.ensure_future(each.authorize("c1", asking(name)))
+                for each, name in ((desk, "desk"), (desk, "sales"))
+            ]
+            async with asyncio.timeout(5):
+                assert all(
+                    isinstance(each, Grant)
+                    for each in await asyncio.gather(
+                        *[desk.authorize(f"o{number}", asking("other")) for number in range(3)]
+                    )
+                )
+            assert not any(each.done() for each in waits)
+        assert all(isinstance(each, Grant) for each in await asyncio.gather(*waits))
+    holds = api.Holds(desk.engine, town.log, held_s_max=0.1)
+    await desk.release("c1")
+    async with town.database.connected("balance") as holder, holder.transaction():
+        await holder.execute("select from balance.credit for update")
+        with pytest.raises(Unavailable) as busy:
+            await holds.ask(Authorize(asking("desk"), "c2", 300, bytes(16)))
+        assert busy.value.code == "busy"
+    await holds.close()
+    assert await credits_held(town) == [("0.1", "0.05")]
+    await sound(town, desk)
+
+
+async def test_the_same_cent_is_promised_once_beside_charges_too(town: Town, desk: Callers) -> None:
+    names = [f"a{number}" for number in range(8)]
+    for name in names:
+        await town.account(name, level_2=True, group="g")
+    await town.settle()
+    await shared(town, "0.5055")  # for ten slices and not eleven, before what is charged meanwhile and after it
+    for number in range(10):
+        town.charge(
+            names[number % 8], "0.0001", call_leg_id=f"before-{number}", event_time=instant_text(await town.now())
+        )
+    async with Callers(town) as another, asyncio.timeout(60):
+        *answers, _ = await asyncio.gather(
+            *[
+                each.authorize(f"{way}{number}", asking(name))
+                for number in range(4)
+                for name in names
+                for way, each in (("a", desk), ("b", another))
+            ],
+            town.rooms.pump(),
+        )
+    assert sum(isinstance(each, Grant) and each.granted_s == 300 for each in answers) == 10
+    assert {each.reason for each in answers if isinstance(each, Refused)} == {"insufficient_credit"}
+    assert await credits_held(town) == [("0.5045", "0.5")]
+    assert {await town.balance(name) for name in names} == {"0"}
+    await sound(town, desk)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_authorisations_charges_commands_and_ends_at_once_never_lock_each_other_out(
+    town: Town, desk: Callers, database: Database, seed: int
+) -> None:
+    chosen = random.Random(seed)
+    names = on_both_partitions(3)
+    for name in names:
+        await town.account(name, level_2=True, group="g")
+        town.command("set_levels", name, currency="USD", levels=["1", "2"])
+    now = await town.now()
+    for amount, hours in (("0.7", 1), ("0.5", 2), ("9", 48)):
+        town.grant(names[0], amount, shared=True, expires_at=instant_text(now + timedelta(hours=hours)))
+    town.grant(names[1], "0.3")
+    town.open(names[2], "1")
+    await town.settle()
+    second = another_worker(town, database)
+    calls: list[tuple[str, str]] = []
+
+    async def call(callers: Callers, gateway: int, round_: int) -> None:
+        for number in range(12):
+            name, leg = chosen.choice(names), f"{gateway}-{round_}-{number}"
+            if await callers.starts(leg, asking(name), seconds=chosen.choice([60, 300])):
+                calls.append((name, leg))
+            if calls:
+                name, leg = chosen.choice(calls)
+                match chosen.choice(["renew", "settle", "release", "nothing"]):
+                    case "renew":
+                        with suppress(TollbookError):
+                            await callers.renew(leg, 1, account=name)
+                    case "settle":
+                        with suppress(TollbookError):
+                            await callers.settle(leg, 61, account=name)
+                    case "release":
+                        await callers.release(leg, account=name)
+
+    async def work(processor: Processor, partition: int) -> None:
+        while await town.rooms.feed(processor, processor.room.input("charges"), partition=partition):
+            pass
+        await processor.tick(END_LEASES)
+        await processor.fire_timers()
+
+    async with Callers(town) as another, asyncio.timeout(120):
+        for round_ in range(5):
+            for _ in range(20):
+                name, leg = chosen.choice(calls) if calls and chosen.random() < 0.6 else (chosen.choice(names), None)
+                town.charge(name, "0.03", call_leg_id=leg, event_time=instant_text(await town.now()))
+            town.grant(chosen.choice(names), "0.1", shared=True)
+            await asyncio.gather(
+                *[call(each, gateway, round_) for gateway, each in enumerate((desk, another, desk))],
+                work(processor_of(town), 0),
+                work(second, 1),
+                town.rooms.pump(only=["balance"]),
+            )
+            assert await desk.differences() == []
+            await town.assert_credits_conserved()
+            await town.move(minutes(31))
+    await second.engine.dispose()
+    await town.settle()
+    await sound(town, desk)
+    async with town.database.connected() as connection:
+        sql = "select deadlocks from pg_stat_database where datname = current_database()"
+        assert await connection.fetchval(sql) == 0
+
+
+# ---- what is seen --------------------------------------------------------------------------------------------------
+
+
+async def test_what_calls_of_others_hold_is_taken_from_what_an_account_has_and_warns_it(
+    town: Town, desk: Callers, sales: Callers
+) -> None:
+    await shared(town, "0.1")
+    town.command("set_levels", "sales", currency="USD", levels=["0.06"])
+    await town.settle()
+    assert await desk.starts("c1")
+    await town.settle()
+    assert [each["available"] for each in town.events("sales", "low_balance")] == ["0.05"]
+    balance = await api.balance(sales.engine, "sales")
+    assert (balance.credit, balance.held, balance.held_by_others, balance.available) == ("0.1", "0", "0.05", "0.05")
+    assert [each.held for each in await vouchers.credits(desk.engine)] == ["0.05"]
+    await desk.release("c1")
+    await town.settle()
+    assert await desk.starts("c2")
+    await town.settle()
+    assert len(town.events("sales", "low_balance")) == 2  # it had been above the level in between
+    await town.settle(after=seconds(331))
+    assert await desk.starts("c3")
+    await town.settle()
+    assert len(town.events("sales", "low_balance")) == 3
+
+
+async def test_nothing_is_suspended_or_recharged_while_calls_hold_all_that_a_group_shares(
+    town: Town, desk: Callers, sales: Callers
+) -> None:
+    town.open("desk", "3")
+    town.method("desk", "tok_ok")
+    await shared(town, "0.05")
+    town.prefer("desk", "5", "20")
+    await town.settle()
+    assert await sales.starts("c1")
+    assert await desk.starts("c2")
+    await town.settle()
+    assert await town.attempts("desk") == []  # something of the shared credit is left
+    assert await api.suspended_accounts(desk.engine) == []
+    assert await desk.refusal(sales.authorize("c3")) == "insufficient_credit"
+    await charged(town, "sales", "0.05", "c1")
+    await town.settle()
+    assert await api.suspended_accounts(desk.engine) == ["sales"]
+    assert [format_nano(each.amount_nano) for each in await town.attempts("desk")] == ["22.05"]
+
+
+async def test_an_account_that_owes_is_promised_what_is_left_of_the_share_after_that(town: Town, desk: Callers) -> None:
+    await shared(town, "0.1")
+    town.open("desk", "-0.06")
+    await town.settle()
+    grant = await desk.authorize("c1")
+    assert (grant.granted_s, grant.held_nano) == (240, parse_amount("0.04"))
+    assert await credits_held(town) == [("0.1", "0.04")]
+    assert await desk.held() == ("0.04", "0")
+    assert await desk.refusal(desk.authorize("c2")) == "insufficient_credit"
+    await sound(town, desk)
+
+
+@pytest.mark.parametrize(
+    ("edited", "kinds"),
+    [
+        ("credit set held_nano = held_nano + 1", ["credit_holds"]),
+        ("credit_hold set nano = nano + 1", ["call_shares", "credit_holds"]),
+        ("call set held_nano = held_nano + 1, shared_nano = shared_nano + 1", ["call_shares"]),
+    ],
+    ids=["a credit holds what no call does", "a part was edited", "a call holds what no credit does"],
+)
+async def test_what_is_held_of_shared_credits_is_summed_up_too(
+    town: Town, sales: Callers, edited: str, kinds: list[str]
+) -> None:
+    await shared(town, "1")
+    assert await sales.starts("c1")
+    await town.settle()
+    assert await api.drifts(sales.engine) == []
+    async with town.database.connected() as owner:
+        await owner.execute(f"update balance.{edited}")
+    assert len(await sales.differences()) == len(kinds)
+    await town.settle()
+    told = {"credit_holds": "desk", "call_shares": "sales"}  # who asked for the credit, and whose call it is
+    for kind, account_id in told.items():
+        assert [each["reason"] for each in town.events(account_id, "drift_found")] == [kind] * (kind in kinds)
+    async with town.database.connected() as owner:
+        await owner.execute(f"update balance.{edited.replace('+', '-')}")
+    await town.settle()
+    assert (await api.drifts(sales.engine), await sales.differences()) == ([], [])
+
+
+async def test_the_database_refuses_to_promise_more_than_is_left(town: Town, desk: Callers) -> None:
+    await shared(town, "0.05")
+    assert await desk.starts("c1")
+    async with town.database.connected("balance") as connection:
+        for change in ("held_nano = held_nano + 1", "remaining_nano = remaining_nano - 1"):
+            with pytest.raises(asyncpg.CheckViolationError):
+                await connection.execute(f"update balance.credit set {change}")
