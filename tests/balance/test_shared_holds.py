@@ -397,24 +397,27 @@ async def test_a_renewal_covers_what_a_credit_that_ends_before_it_was_to_pay(tow
 async def test_a_call_of_an_account_that_leaves_the_group_holds_what_it_was_promised_until_it_ends(
     town: Town, desk: Callers, sales: Callers
 ) -> None:
-    await shared(town, "0.1")
+    await shared(town, "0.12")
     assert await desk.starts("c1")
     assert await desk.starts("c2")
+    assert await desk.starts("c3", seconds=120)
     before = instant_text(await town.now())
     await town.account("desk", level_2=True, group="h")
     await town.settle()
-    assert await credits_held(town) == [("0.1", "0.1")]
+    assert await credits_held(town) == [("0.12", "0.12")]
     assert await desk.held() == ("0", "0")
     assert await desk.refusal(desk.renew("c1", 1)) == "suspended"  # it has nothing any more
     town.open("desk", "0.1")
     await town.settle()
     grant = await desk.renew("c1", 1)  # the group that pays now shares nothing: all of it is the account's own
     assert (grant.total_s, grant.held_nano) == (600, parse_amount("0.1"))
-    assert await credits_held(town) == [("0.1", "0.05")]
+    assert await credits_held(town) == [("0.12", "0.07")]
     assert (await town.wallet("desk")).held_nano == parse_amount("0.1")
     await charged(town, "desk", "0.05", "c2", event_time=before)  # used before the move: the old group pays
-    assert (await town.balance("desk"), await credits_held(town)) == ("0.1", [("0.05", "0")])
-    assert await sales.starts("c3")
+    assert (await town.balance("desk"), await credits_held(town)) == ("0.1", [("0.07", "0.02")])
+    await charged(town, "desk", "0.02", "c3", group_id="h")  # used after the move: its own wallet
+    assert (await town.balance("desk"), await credits_held(town)) == ("0.08", [("0.07", "0")])
+    assert await sales.starts("c4")
     await sound(town, desk)
 
 
