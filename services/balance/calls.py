@@ -131,7 +131,7 @@ async def ask(connection: AsyncConnection, asked: CallAsked) -> Allowed | Refuse
     wallet = desk.caller(asked)
     over = await store.calls_in_hand(connection, (), [asked.account_id], desk.now)
     if wallet.shared_credit_nano > 0 or any(row["shared_nano"] for row in over):
-        desk.share(await Shares.look(connection, [asked.account_id], _groups_of([wallet])))
+        desk.share(await Shares.look(connection, [asked.account_id], _groups_of([wallet]), over))
     desk.leases.take(over)
     owners = {(asked.account_id, WHOLE), (asked.account_id, asked.outbound_profile or WHOLE)}
     desk.take_limits(await store.limits_of(connection, owners, desk.now))
@@ -206,7 +206,7 @@ async def carry_out(connection: AsyncConnection, requests: Sequence[Request]) ->
     limits = await store.limits_of(connection, owners, desk.now) if owners else ()
     desk.take_limits(limits)
     answers = desk.answers(requests)
-    shares = await desk.shares_in_need(connection) if desk.in_need else None
+    shares = await desk.shares_in_need(connection, calls) if desk.in_need else None
     if shares is not None:
         desk = Desk(rows)
         desk.share(shares)
@@ -259,11 +259,13 @@ class Desk:
         holding = [name for name, each in self.wallets.items() if each.held_nano or each.shared_held_nano]
         return await store.calls_in_hand(connection, keys, holding, self.now) if keys or holding else ()
 
-    async def shares_in_need(self, connection: AsyncConnection) -> Shares | None:
-        """Lock the shared credits that make a difference, for all accounts in hand that share them; None where others hold one."""
+    async def shares_in_need(self, connection: AsyncConnection, calls: Iterable[Mapping[str, Any]]) -> Shares | None:
+        """Lock the shared credits that make a difference, for all accounts in hand that share them, with what these calls hold of
+        them; None where others hold one."""
         groups = _groups_of(self.wallets[each] for each in self.in_need)
         accounts = self.in_need | {name for name, each in self.wallets.items() if each.shared_group_id in groups}
-        return await Shares.load_soon(connection, accounts, groups)
+        mine = [row for row in calls if row["account_id"] in accounts]
+        return await Shares.load_soon(connection, accounts, groups, mine)
 
     def share(self, shares: Shares) -> None:
         """From now on what these accounts may hold of shared credits is in hand as well."""
@@ -558,9 +560,10 @@ async def end_leases(work: Work, *, tell: Tell) -> None:
 async def _end_shares(work: Work, wallets: Mapping[str, Wallet]) -> None:
     if not wallets:
         return
-    shares = await Shares.load(work.connection, wallets.keys(), ())
+    over = await store.calls_in_hand(work.connection, (), wallets, work.now)
+    shares = await Shares.load(work.connection, wallets.keys(), over)
     leases = Leases(wallets, work.now, shares)
-    leases.take(await store.calls_in_hand(work.connection, (), wallets, work.now))
+    leases.take(over)
     await leases.save(work.connection)
     await shares.save(work.connection)
     shares.tell(wallets)

@@ -221,6 +221,24 @@ async def shares_of(connection: AsyncConnection, account_ids: Iterable[str]) -> 
     return [Share._make(row) for row in await connection.execute(_SHARES, {"ids": sorted(account_ids)})]
 
 
+_calls = unnest("wanted", account_id=Text(), call_leg_id=Text())
+_SHARES_OF_CALLS = select(*[_hold[name] for name in Share._fields]).join_from(
+    tables.credit_hold,
+    _calls,
+    and_(_hold.account_id == _calls.c.account_id, _hold.call_leg_id == _calls.c.call_leg_id),
+)
+
+
+async def shares_of_calls(connection: AsyncConnection, keys: Iterable[tuple[str, str]]) -> list[Share]:
+    """The same of calls by (account, call leg)."""
+    ordered = sorted(set(keys))
+    parameters = {
+        "wanted_account_id": [account_id for account_id, _ in ordered],
+        "wanted_call_leg_id": [call_leg_id for _, call_leg_id in ordered],
+    }
+    return [Share._make(row) for row in await connection.execute(_SHARES_OF_CALLS, parameters)]
+
+
 _shares = unnest("new", account_id=Text(), call_leg_id=Text(), credit_id=Uuid(), nano=BigInteger())
 _held = upsert(tables.credit_hold).from_select(
     Share._fields, select(*[_shares.c[name] for name in Share._fields]).where(_shares.c.nano > 0)

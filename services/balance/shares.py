@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -22,12 +23,15 @@ from services.balance.store import CallKey
 from services.balance.wallets import Wallet
 from services.kernel.errors import Corrupt
 
+CallRow = Mapping[str, Any]
+"""A row of the table `call`."""
+
 
 class Shares:
     """Locked credits, and the parts that calls of some accounts hold of them."""
 
     def __init__(self, account_ids: Collection[str], credits: Iterable[Credit], shares: Iterable[Share]) -> None:
-        self.accounts = frozenset(account_ids)  # whose calls' parts are in hand
+        self.accounts = frozenset(account_ids)  # the parts of whose calls are in hand, as far as the calls are
         self._credits = {each.credit_id: each for each in credits}
         self._before = {credit_id: each.held_nano for credit_id, each in self._credits.items()}
         self._parts: dict[CallKey, dict[UUID, int]] = defaultdict(dict)
@@ -36,28 +40,36 @@ class Shares:
             self._parts[share.account_id, share.call_leg_id][share.credit_id] = share.nano
 
     @classmethod
-    async def load(cls, connection: AsyncConnection, account_ids: Collection[str], group_ids: Iterable[str]) -> Shares:
-        """What is left of the credits that these groups share, and all of which calls of these accounts hold something."""
-        shares = await credit_store.shares_of(connection, account_ids)
-        held = {each.credit_id for each in shares}
-        return cls(account_ids, await credit_store.lock_credits(connection, (), group_ids, held), shares)
+    async def load(cls, connection: AsyncConnection, account_ids: Collection[str], calls: Iterable[CallRow]) -> Shares:
+        """All credits of which these calls hold something."""
+        shares = await _shares_of(connection, calls)
+        return cls(account_ids, await credit_store.lock_credits(connection, (), (), _credits_of(shares)), shares)
 
     @classmethod
     async def load_soon(
-        cls, connection: AsyncConnection, account_ids: Collection[str], group_ids: Iterable[str]
+        cls,
+        connection: AsyncConnection,
+        account_ids: Collection[str],
+        group_ids: Iterable[str],
+        calls: Iterable[CallRow],
     ) -> Shares | None:
-        """The same; None where others hold one of the credits for longer than a moment."""
-        shares = await credit_store.shares_of(connection, account_ids)
-        held = {each.credit_id for each in shares}
-        credits = await credit_store.lock_credits_soon(connection, group_ids, held)
+        """The same, and what is left of the credits that these groups share; None where others hold one of them for longer than
+        a moment."""
+        shares = await _shares_of(connection, calls)
+        credits = await credit_store.lock_credits_soon(connection, group_ids, _credits_of(shares))
         return None if credits is None else cls(account_ids, credits, shares)
 
     @classmethod
-    async def look(cls, connection: AsyncConnection, account_ids: Collection[str], group_ids: Iterable[str]) -> Shares:
+    async def look(
+        cls,
+        connection: AsyncConnection,
+        account_ids: Collection[str],
+        group_ids: Iterable[str],
+        calls: Iterable[CallRow],
+    ) -> Shares:
         """The same without locks: to promise nothing."""
-        shares = await credit_store.shares_of(connection, account_ids)
-        held = {each.credit_id for each in shares}
-        return cls(account_ids, await credit_store.look_at_credits(connection, group_ids, held), shares)
+        shares = await _shares_of(connection, calls)
+        return cls(account_ids, await credit_store.look_at_credits(connection, group_ids, _credits_of(shares)), shares)
 
     # ---- to hold -----------------------------------------------------------------------------------------------------
 
@@ -181,3 +193,12 @@ class Shares:
                     for key, credit_id in sorted(self._changed, key=lambda each: (each[0], each[1].bytes))
                 ],
             )
+
+
+async def _shares_of(connection: AsyncConnection, calls: Iterable[CallRow]) -> list[Share]:
+    keys = [(row["account_id"], row["call_leg_id"]) for row in calls if row["shared_nano"]]
+    return await credit_store.shares_of_calls(connection, keys) if keys else []
+
+
+def _credits_of(shares: Iterable[Share]) -> set[UUID]:
+    return {each.credit_id for each in shares}
