@@ -9,14 +9,14 @@ from datetime import UTC, datetime
 from typing import Any, get_args
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, case, func, literal, or_, select, union_all
+from sqlalchemy import ColumnElement, Row, Text, and_, case, cast, func, literal, or_, select, true, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.sql import Select
 
 from contracts.balance import SUSPENSION_REASONS
 from contracts.topics import USAGE_CHARGES
 from services.balance import calls, effects, ledger, paying, payouts, recharge, sealing, store, tables
-from services.balance.credit_store import SHARED_NANO
+from services.balance.credit_store import SHARED
 from services.balance.drift import Drift
 from services.balance.joining import Holds as Holds
 from services.balance.payouts import Payout as Payout
@@ -39,8 +39,8 @@ _wallet = tables.wallet.c
 
 @dataclass(frozen=True)
 class Balance:
-    """One account as people see it; amounts are decimal strings, `unbilled` and `receivable` what is owed, `held` what calls
-    in progress may still cost."""
+    """One account as people see it; amounts are decimal strings, `unbilled` and `receivable` what is owed, `held` what its calls
+    in progress may still cost, `held_by_others` what calls of other accounts hold of the credits that its group shares."""
 
     account_id: str
     organization_id: str
@@ -51,6 +51,7 @@ class Balance:
     wallet: str
     credit: str
     held: str
+    held_by_others: str
     available: str
     credit_limit: str
     unbilled: str
@@ -227,7 +228,7 @@ async def _all(engine: AsyncEngine, statement: Select[Any]) -> Sequence[Row[Any]
 
 
 _over = (
-    select(func.coalesce(func.sum(tables.call.c.held_nano), 0))
+    select(func.coalesce(func.sum(tables.call.c.held_nano - tables.call.c.shared_nano), 0))
     .where(
         tables.call.c.account_id == _wallet.account_id,
         tables.call.c.held_nano > 0,
@@ -235,12 +236,41 @@ _over = (
     )
     .scalar_subquery()
 )
-"""What calls hold whose leases are over: nobody has looked at their wallets since."""
+"""What calls hold of their wallets whose leases are over: nobody has looked at those since."""
+
+_hold, _credit = tables.credit_hold.c, tables.credit.c
+_is_own = _hold.account_id == _wallet.account_id
+_held_of_shared = (
+    select(
+        func.coalesce(func.sum(_hold.nano).filter(_is_own), 0).label("own_share_nano"),
+        func.coalesce(func.sum(_hold.nano).filter(~_is_own), 0).label("others_share_nano"),
+    )
+    .select_from(
+        tables.credit_hold.join(tables.credit, _credit.credit_id == _hold.credit_id).join(
+            tables.call,
+            and_(tables.call.c.account_id == _hold.account_id, tables.call.c.call_leg_id == _hold.call_leg_id),
+        )
+    )
+    .where(
+        _credit.group_id == SHARED.c.shared_group_id,
+        _credit.account_id.is_(None),
+        _credit.remaining_nano > 0,
+        tables.call.c.expires_at > CLOCK_NOW,
+    )
+    .correlate(tables.wallet, SHARED)
+    .lateral("held_of_shared")
+)
+"""What calls whose leases run hold of what the account's group shares: its own calls, and those of others."""
 
 
 async def balances(engine: AsyncEngine, account_ids: Sequence[str] | None = None) -> list[Balance]:
     """Every account's balance and state, or those asked for, by account id."""
-    statement = select(tables.wallet, SHARED_NANO, _over.label("over_nano")).order_by(_wallet.account_id)
+    statement = (
+        select(tables.wallet, *SHARED.c, *_held_of_shared.c, _over.label("over_nano"))
+        .join_from(tables.wallet, SHARED, true())
+        .join(_held_of_shared, true())
+        .order_by(_wallet.account_id)
+    )
     if account_ids is not None:
         statement = statement.where(_wallet.account_id.in_(list(account_ids)))
     return [_balance(row) for row in await _all(engine, statement)]
@@ -268,7 +298,7 @@ def _balance(row: Any) -> Balance:
     funds = own + credit + row.credit_limit_nano + row.unbilled_nano + row.receivable_nano
     reasons = tuple(reason for reason in SUSPENSION_REASONS if row._mapping[f"suspended_{reason}"])
     status = "closed" if row.closed_at is not None else "suspended" if reasons else "active"
-    held = row.held_nano - int(row.over_nano)
+    held, held_by_others = row.held_nano - int(row.over_nano) + int(row.own_share_nano), int(row.others_share_nano)
     recharges = "off"
     if row.recharge_enabled:
         recharges = f"{row.recharge_mode} {format_nano(row.recharge_nano)} at {format_nano(row.threshold_nano)}"
@@ -282,7 +312,8 @@ def _balance(row: Any) -> Balance:
         wallet=format_nano(row.wallet_nano),
         credit=format_nano(credit),
         held=format_nano(held),
-        available=format_nano(funds - held),
+        held_by_others=format_nano(held_by_others),
+        available=format_nano(funds - held - held_by_others),
         credit_limit=format_nano(row.credit_limit_nano),
         unbilled=format_nano(-row.unbilled_nano),
         receivable=format_nano(-row.receivable_nano),
@@ -651,7 +682,8 @@ async def may_call(engine: AsyncEngine, asked: CallAsked) -> Allowed | Refused:
 
 @dataclass(frozen=True)
 class HoldRow:
-    """A call that is in progress, or that ended and waits for its charge; ``held`` is in the currency of the account.
+    """A call that is in progress, or that ended and waits for its charge; ``held`` is in the currency of the account, ``shared``
+    what of it is of credits that its payer group shares.
 
     ``seconds`` is how long the call may be as it is granted now; once it has ended, how long it was.
     """
@@ -661,6 +693,7 @@ class HoldRow:
     hold_id: UUID
     state: str
     held: str
+    shared: str
     currency: str
     seconds: int
     max_s: int
@@ -688,6 +721,7 @@ async def open_holds(engine: AsyncEngine, account_id: str, *, limit: int = 1000)
             calls.hold_id(row.account_id, row.call_leg_id),
             "settled" if row.ended_at is not None else "in progress",
             format_nano(row.held_nano),
+            format_nano(row.shared_nano),
             row.currency,
             row.total_s if row.settled_s is None else row.settled_s,
             row.max_s,
@@ -710,10 +744,12 @@ class HeldDifference:
 
 
 async def held_differences(engine: AsyncEngine) -> tuple[int, list[HeldDifference]]:
-    """How many calls hold something, and the wallets that do not hold the sum of it, in one snapshot."""
+    """How many calls hold something, and the wallets that do not hold the sum of it but for their parts of shared credits, in one
+    snapshot."""
     columns = tables.call.c
+    own_nano = columns.held_nano - columns.shared_nano
     sums = (
-        select(columns.account_id, func.sum(columns.held_nano).label("nano"), func.count().label("calls"))
+        select(columns.account_id, func.sum(own_nano).label("nano"), func.count().label("calls"))
         .where(columns.held_nano > 0)
         .group_by(columns.account_id)
         .subquery()
@@ -734,6 +770,50 @@ async def held_differences(engine: AsyncEngine) -> tuple[int, list[HeldDifferenc
         HeldDifference(row.account_id, row.held_nano, int(row.nano)) for row in rows if row.held_nano != int(row.nano)
     ]
     return sum(row.calls for row in rows), wrong
+
+
+async def share_differences(engine: AsyncEngine) -> list[str]:
+    """Credits that do not hold the sum of what calls hold of them, and calls that do not hold the sum of their parts, in one
+    snapshot; more held than is left of a credit that has not expired."""
+    hold, credit, call = tables.credit_hold.c, tables.credit.c, tables.call.c
+    by_credit = select(hold.credit_id, func.sum(hold.nano).label("nano")).group_by(hold.credit_id).subquery()
+    by_call = (
+        select(hold.account_id, hold.call_leg_id, func.sum(hold.nano).label("nano"))
+        .group_by(hold.account_id, hold.call_leg_id)
+        .subquery()
+    )
+    parts = func.coalesce(by_credit.c.nano, 0)
+    too_much = and_(credit.expired_at.is_(None), credit.held_nano > credit.remaining_nano)
+    of_credits = (
+        select(
+            literal("credit").label("kind"), cast(credit.credit_id, Text).label("name"), credit.held_nano.label("held"),
+            parts.label("parts"), credit.remaining_nano.label("left"),
+        )
+        .join_from(tables.credit, by_credit, by_credit.c.credit_id == credit.credit_id, isouter=True)
+        .where(or_(credit.held_nano != parts, too_much))
+    )  # fmt: skip
+    whole = func.coalesce(by_call.c.nano, 0)
+    name = func.concat(
+        func.coalesce(call.call_leg_id, by_call.c.call_leg_id), " of ",
+        func.coalesce(call.account_id, by_call.c.account_id),
+    )  # fmt: skip
+    of_calls = (
+        select(literal("call"), name, func.coalesce(call.shared_nano, 0), whole, literal(0))
+        .join_from(
+            tables.call,
+            by_call,
+            and_(by_call.c.account_id == call.account_id, by_call.c.call_leg_id == call.call_leg_id),
+            full=True,
+        )
+        .where(func.coalesce(call.shared_nano, 0) != whole)
+    )
+    both = of_credits.union_all(of_calls).subquery()
+    return [
+        f"{row.kind} {row.name}: {format_nano(int(row.held))} held"
+        + (f" of {format_nano(int(row.left))} left" if row.kind == "credit" else " of shared credits")
+        + f", its parts sum to {format_nano(int(row.parts))}"
+        for row in await _all(engine, select(both).order_by(both.c.kind, both.c.name))
+    ]
 
 
 async def credit_differences(engine: AsyncEngine) -> list[str]:

@@ -18,30 +18,27 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from contracts.topics import USAGE_CHARGES
 from contracts.usage import CALL_SECONDS_MAX
 from services.balance import store
+from services.balance.credits import Credit
 from services.balance.daily_spend import WHOLE
 from services.balance.evaluation import Tell, evaluate, has_consequences, load
-from services.balance.holding import SETTLED_KEPT, SLICE_S_MAX, cost_nano, lease_end, next_slice, settled_nano
-from services.balance.leases import Call, EndedBy, Leases
+from services.balance.funding import GROUP_CREDIT
+from services.balance.holding import SETTLED_KEPT, SLICE_S_MAX, Lasting, cost_nano, lease_end, next_slice, settled_nano
+from services.balance.leases import KEPT, Call, EndedBy, Leases
+from services.balance.shares import Shares
 from services.balance.spending import Allowed, CallAsked, Limit, decide
 from services.balance.spending import Refused as RefusedCall
-from services.balance.store import CallKey
 from services.balance.wallets import Wallet
 from services.kernel.errors import InvalidInput, NotFound, Refused, TollbookError
 from services.kernel.ids import derived_id
 from services.kernel.money import format_nano
 from services.runtime.database import Kept
-from services.runtime.records import Record
 from services.runtime.work import Work
 
-KEPT = timedelta(hours=1)  # after its lease: longer than any copy of what was said of it is under way
 CALLS_AT_ONCE = 10_000  # deleted in one go
 ACCOUNTS_AT_ONCE = 500  # whose leases are ended in one go: as many wallets are locked
 DAYS_KEPT = timedelta(days=40)  # of spend: events come 35 days late at most
-
-VOICE = "voice."  # what only calls are priced as: another service may use the same word as its reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,16 +130,17 @@ async def ask(connection: AsyncConnection, asked: CallAsked) -> Allowed | Refuse
     desk = Desk([dict(row._mapping) for row in rows])
     wallet = desk.caller(asked)
     over = await store.calls_in_hand(connection, (), [asked.account_id], desk.now)
-    wallet.held_nano -= sum(row["held_nano"] for row in over)
+    if wallet.shared_credit_nano > 0 or any(row["shared_nano"] for row in over):
+        desk.share(await Shares.look(connection, [asked.account_id], _groups_of([wallet]), over))
+    desk.leases.take(over)
     owners = {(asked.account_id, WHOLE), (asked.account_id, asked.outbound_profile or WHOLE)}
     desk.take_limits(await store.limits_of(connection, owners, desk.now))
     decision = desk.decide(asked)
-    if (
-        isinstance(decision, Allowed)
-        and next_slice(asked.rates, spendable_nano=wallet.promised_nano, before_s=0, asked_s=1) is None
-    ):
-        return insufficient(wallet, asked, 0)
-    return decision
+    if isinstance(decision, RefusedCall):
+        return decision
+    begun = Call(asked.account_id, "", asked.outbound_profile or WHOLE, desk.now, desk.now, rates=asked.rates)
+    granted = desk.grant(wallet, begun, asked, 1, before_s=0, number=0)
+    return granted if isinstance(granted, RefusedCall) else decision
 
 
 Decided = list[Answer | TollbookError | None]
@@ -153,9 +151,9 @@ async def carry_out_at_once(kept: Kept, requests: Sequence[Request]) -> tuple[De
     """Decide requests without a lock, each statement a transaction of its own: one that reads and one that writes.
 
     The one that writes does so for each account only if nothing has touched its wallet since it was read, and nobody holds it.
-    Beside the answers: the accounts of which there is more to it, limits, leases that are over, something that follows from what
-    is available then. `carry_out` does all of that. What is over of other calls counts as held as long as that makes no
-    difference to what is granted; it goes back within a second.
+    Beside the answers: the accounts of which there is more to it, limits, leases that are over, shared credits, something that
+    follows from what is available then. `carry_out` does all of that. What is over of other calls counts as held as long as that
+    makes no difference to what is granted; it goes back within a second.
     """
     rows, calls = await store.callers_at_once(kept, {(request.account_id, request.call_leg_id) for request in requests})
     if not rows:
@@ -164,9 +162,9 @@ async def carry_out_at_once(kept: Kept, requests: Sequence[Request]) -> tuple[De
     desk.leases.take(calls)
     more = {account_id for account_id, _ in desk.owners_of_limits(requests)}
     answers = desk.answers(requests)
-    more |= desk.leases.lapsed
+    more |= desk.leases.lapsed | desk.in_need
     more |= {each for each in desk.leases.moved if has_consequences(desk.wallets[each])}
-    in_doubt = {each for each in desk.short - more if rows[each]["held_nano"]}
+    in_doubt = {each for each in desk.short - more if rows[each]["held_nano"] or rows[each]["shared_held_nano"]}
     if in_doubt:
         more |= await store.accounts_with_lapsed(kept, in_doubt, desk.now)
     changed = desk.leases.changed - more
@@ -175,26 +173,62 @@ async def carry_out_at_once(kept: Kept, requests: Sequence[Request]) -> tuple[De
     return _but_for(undecided, requests, answers), more
 
 
-async def carry_out(
-    connection: AsyncConnection, requests: Sequence[Request]
-) -> tuple[Decided, dict[str, Wallet], datetime | None]:
+@dataclass(frozen=True, slots=True)
+class Follows:
+    """What follows from decided requests, in their own transaction: locked wallets to be looked at, and groups of which others are
+    to be warned, as calls hold more or less of what they share."""
+
+    now: datetime
+    wallets: Mapping[str, Wallet]
+    groups: Collection[str]
+
+    def __bool__(self) -> bool:
+        return bool(self.wallets or self.groups)
+
+
+async def carry_out(connection: AsyncConnection, requests: Sequence[Request]) -> tuple[Decided, Follows | None]:
     """Decide requests of known accounts, each in the order they came, in one transaction; not of wallets that somebody holds.
 
-    Returns, beside the answers, the locked wallets of which something follows, and the transaction's instant.
+    Those that their accounts' own money covers are decided without shared credits. Where one needs those, they are locked, after
+    the wallets, and all is decided once more: nothing was written yet. Of accounts whose shared credits others hold for longer
+    than a moment nothing is decided.
     """
-    rows = await store.callers(connection, {request.account_id for request in requests}, lock=True)
+    rows = [
+        dict(row._mapping)
+        for row in await store.callers(connection, {request.account_id for request in requests}, lock=True)
+    ]
     if not rows:
-        return [None] * len(requests), {}, None
-    desk = Desk([dict(row._mapping) for row in rows])
-    await desk.load(connection, requests)
+        return [None] * len(requests), None
+    desk = Desk(rows)
+    calls = await desk.calls_of(connection, requests)
+    desk.leases.take(calls)
     owners = desk.owners_of_limits(requests)
-    if owners:
-        desk.take_limits(await store.limits_of(connection, owners, desk.now))
+    limits = await store.limits_of(connection, owners, desk.now) if owners else ()
+    desk.take_limits(limits)
     answers = desk.answers(requests)
-    await desk.leases.save(connection)
-    looked_at = {each: desk.wallets[each] for each in sorted(desk.leases.moved) if has_consequences(desk.wallets[each])}
-    held_by_others = {request.account_id for request in requests} - desk.wallets.keys()
-    return _but_for(held_by_others, requests, answers), looked_at, desk.now
+    shares = await desk.shares_in_need(connection, calls) if desk.in_need else None
+    if shares is not None:
+        desk = Desk(rows)
+        desk.share(shares)
+        desk.leases.take(calls)
+        desk.take_limits(limits)
+        answers = desk.answers(requests)
+    undecided = desk.in_need
+    await desk.leases.save(connection, but_for=undecided)
+    warned: Collection[str] = ()
+    if shares is not None:
+        await shares.save(connection)
+        shares.tell(desk.wallets)
+        warned = await shares.warned(connection)
+    moved = sorted(desk.leases.moved - undecided)
+    looked_at = {each: desk.wallets[each] for each in moved if has_consequences(desk.wallets[each])}
+    undecided |= {request.account_id for request in requests} - desk.wallets.keys()  # others hold their wallets
+    return _but_for(undecided, requests, answers), Follows(desk.now, looked_at, warned)
+
+
+def _groups_of(wallets: Iterable[Wallet]) -> set[str]:
+    """The groups of these that share something."""
+    return {each.shared_group_id for each in wallets if each.shared_group_id is not None}
 
 
 def _but_for(
@@ -214,13 +248,29 @@ class Desk:
         self.wallets = {row["account_id"]: Wallet.of_values(row) for row in rows}
         self.leases = Leases(self.wallets, self.now)
         self.short: set[str] = set()  # accounts that have less than somebody asked for
+        self.in_need: set[str] = set()  # accounts that shared credits make a difference to, which are not in hand
+        self._shares: Shares | None = None
         self._limits: dict[tuple[str, str], Any] = {}
         self._started: Counter[tuple[str, str]] = Counter()  # since the limits were read, less what ended
 
-    async def load(self, connection: AsyncConnection, requests: Iterable[Request]) -> None:
-        """The calls that these requests are about."""
+    async def calls_of(self, connection: AsyncConnection, requests: Iterable[Request]) -> Sequence[Mapping[str, Any]]:
+        """The rows of the calls that these requests are about, and of those of their accounts whose leases are over."""
         keys = {(each.account_id, each.call_leg_id) for each in requests if each.account_id in self.wallets}
-        self.leases = await Leases.load(connection, self.wallets, keys, self.now)
+        holding = [name for name, each in self.wallets.items() if each.held_nano or each.shared_held_nano]
+        return await store.calls_in_hand(connection, keys, holding, self.now) if keys or holding else ()
+
+    async def shares_in_need(self, connection: AsyncConnection, calls: Iterable[Mapping[str, Any]]) -> Shares | None:
+        """Lock the shared credits that make a difference, for all accounts in hand that share them, with what these calls hold of
+        them; None where others hold one."""
+        groups = _groups_of(self.wallets[each] for each in self.in_need)
+        accounts = self.in_need | {name for name, each in self.wallets.items() if each.shared_group_id in groups}
+        mine = [row for row in calls if row["account_id"] in accounts]
+        return await Shares.load_soon(connection, accounts, groups, mine)
+
+    def share(self, shares: Shares) -> None:
+        """From now on what these accounts may hold of shared credits is in hand as well."""
+        self._shares = shares
+        self.leases.share(shares)
 
     def answers(self, requests: Iterable[Request]) -> list[Answer | TollbookError]:
         """Decide each in the order they came; what is wrong with one is its answer."""
@@ -280,7 +330,7 @@ class Desk:
         asked = request.asked
         wallet = self.caller(asked)
         _check_seconds(request.seconds, least=1)
-        call = self.leases.get((asked.account_id, request.call_leg_id))
+        call = self._found(asked.account_id, request.call_leg_id)
         if call is not None:
             _refuse_ended(call)
             if call.runs(self.now):
@@ -296,7 +346,7 @@ class Desk:
             asked.account_id, request.call_leg_id, asked.outbound_profile or WHOLE, self.now, self.now,
             rates=asked.rates, content=request.content,
         )  # fmt: skip
-        return self._grant(wallet, begun, asked, request.seconds, before_s=0, number=0)
+        return self.grant(wallet, begun, asked, request.seconds, before_s=0, number=0)
 
     @answer.register
     def _renew(self, request: Renew) -> Answer:
@@ -318,7 +368,7 @@ class Desk:
         if isinstance(decision, RefusedCall):
             return decision
         before_s = call.total_s - call.granted_s if again else call.total_s
-        return self._grant(wallet, call, asked, request.seconds, before_s=before_s, number=request.number)
+        return self.grant(wallet, call, asked, request.seconds, before_s=before_s, number=request.number)
 
     @answer.register
     def _settle(self, request: Settle) -> Answer:
@@ -349,8 +399,14 @@ class Desk:
             raise _unknown(account_id)
         return wallet
 
+    def _found(self, account_id: str, call_leg_id: str) -> Call | None:
+        call = self.leases.get((account_id, call_leg_id))
+        if call is not None and call.shared_nano and call.is_over(self.now):
+            self.in_need.add(account_id)  # it holds nothing, and is to be answered so
+        return call
+
     def _call(self, request: Renew | Settle | Release) -> Call:
-        call = self.leases.get((request.account_id, request.call_leg_id))
+        call = self._found(request.account_id, request.call_leg_id)
         if call is None:
             raise NotFound(
                 f"no call {request.call_leg_id} of {request.account_id} is known, and nothing is held for it; it was never"
@@ -360,26 +416,52 @@ class Desk:
             )
         return call
 
-    def _grant(
+    def grant(
         self, wallet: Wallet, call: Call, asked: CallAsked, seconds: int, *, before_s: int, number: int
     ) -> Answer:
+        """The slice of a call that what its account has alone covers, and what its group shares where that is too little."""
         if before_s >= CALL_SECONDS_MAX:
             raise Refused(f"no call is longer than {CALL_SECONDS_MAX} s", field="call_leg_id", code="call_too_long")
-        spendable_nano = wallet.promised_nano + call.held_nano
-        made = next_slice(call.rates, spendable_nano=spendable_nano, before_s=before_s, asked_s=seconds)
+        shares = self._shares if self.leases.can_share(call.account_id) else None
+        runs_until = call.expires_at if call.runs(self.now) else None
+        usable: list[Credit] = []
+        beside: list[Lasting] = []
+        if shares is None and wallet.shared_free_nano > 0:
+            beside = [Lasting(wallet.shared_free_nano, 0)]  # for how long the call could become, which promises nothing
+        elif shares is not None:
+            usable = shares.usable(wallet.shared_group_id, self.now)
+            beside = [shares.promising(call.key, each, self.now, runs_until) for each in usable]
+        own_nano = wallet.alone_nano + call.own_nano
+        made = next_slice(call.rates, spendable_nano=own_nano, before_s=before_s, asked_s=seconds, beside=beside)
         if made is None or made.granted_s < min(seconds, SLICE_S_MAX):
             self.short.add(call.account_id)
+            if shares is None and (wallet.shared_free_nano > 0 or call.account_id in self.leases.left_over):
+                self.in_need.add(call.account_id)
+        if shares is None and call.shared_nano:
+            self.in_need.add(call.account_id)
+        if call.account_id in self.in_need:
+            return _LATER
         if made is None:
-            return insufficient(wallet, asked, before_s)
+            shared_nano = sum(each.nano for each in beside if each.lasts(1))
+            return insufficient(wallet, asked, before_s, shared_nano)
         if not call.runs(self.now):
             self._count(call, 1)
         call.expires_at = lease_end(self.now, made.granted_s, call.expires_at)
         call.number, call.asked_s = number, seconds
         call.granted_s, call.total_s, call.max_s = made.granted_s, made.total_s, made.max_s
-        self.leases.hold(call, made.held_nano)
+        shared_nano = 0
+        if shares is not None:
+            lasting = [credit for credit, each in zip(usable, beside, strict=True) if each.lasts(made.granted_s)]
+            rest_nano = made.held_nano - shares.held_nano(call.key, lasting)
+            shared_nano = made.held_nano - max(call.own_nano, min(own_nano, rest_nano))
+            shares.hold(call.key, shared_nano, lasting)
+        self.leases.hold(call, made.held_nano, shared_nano=shared_nano)
         return self._granted(wallet, call)
 
     def _end(self, call: Call, by: EndedBy, nano: int) -> None:
+        if call.shared_nano and not self.leases.can_share(call.account_id):
+            self.in_need.add(call.account_id)
+            return
         if call.runs(self.now):
             self._count(call, -1)
         if nano:
@@ -400,19 +482,23 @@ class Desk:
         return Ended(hold_id(*call.key), call.ended_by, call.held_nano, wallet.currency, call.expires_at)
 
 
-def insufficient(wallet: Wallet, asked: CallAsked, before_s: int) -> RefusedCall:
-    """The refusal for want of money: what is there, and what one second more would cost. Who has a shared credit is told why
-    it does not help."""
+_LATER = RefusedCall("insufficient_credit", "is decided once more, with shared credits in hand")
+"""In place of an answer that nobody is given."""
+
+
+def insufficient(wallet: Wallet, asked: CallAsked, before_s: int, shared_nano: int) -> RefusedCall:
+    """The refusal for want of money: what is there, ``shared_nano`` of what the group shares among it, and what one second more
+    would cost. Who shares more than that is told why it does not help."""
     more = cost_nano(asked.rates, before_s + 1) - cost_nano(asked.rates, before_s)
     what = "the next second" if before_s else "the first second"
     message = (
-        f"account {asked.account_id} has {format_nano(wallet.promised_nano)} {wallet.currency} available; {what} costs"
+        f"account {asked.account_id} has {format_nano(wallet.alone_nano + shared_nano)} {wallet.currency} available; {what} costs"
         f" {format_nano(more)}"
     )
-    if wallet.shared_credit_nano > 0:
+    if wallet.shared_credit_nano > shared_nano:
         message += (
-            f"; the {format_nano(wallet.shared_credit_nano)} that its payer group shares are promised to no call: pay into the"
-            " account, or have a credit granted to it alone"
+            f"; of the {format_nano(wallet.shared_credit_nano)} that its payer group shares {format_nano(shared_nano)} can be"
+            " promised to this call: other calls hold the rest, or it expires too soon"
         )
     return RefusedCall("insufficient_credit", message)
 
@@ -454,69 +540,34 @@ def _unknown(account_id: str) -> NotFound:
     return NotFound(f"no account {account_id} is known; create it first", field="account_id", code="unknown_account")
 
 
-# ---- charges -------------------------------------------------------------------------------------------------------
-
-# The charge path reads only what it needs of every charge; this is read for accounts with calls alone.
-_read = USAGE_CHARGES.reading("call_leg_id").judge
-
-
-@dataclass(slots=True)
-class _Holder:
-    account_id: str
-    held_nano: int
-    calls_until: datetime | None
-
-
-async def close_charged(
-    work: Work, records: Sequence[Record], standings: Sequence[store.Standing]
-) -> list[store.Standing]:
-    """End the calls that these charges are of, and what they hold; the wallets are locked. Returns them as they stand then.
-
-    Asks nothing of accounts that hold nothing and of whose calls the last one is long over.
-    """
-    holders = {
-        each.account_id: _Holder(each.account_id, each.held_nano, each.calls_until)
-        for each in standings
-        if each.held_nano or (each.calls_until is not None and each.calls_until > work.now - KEPT)
-    }
-    if not holders:
-        return list(standings)
-    legs = _legs(records, holders)
-    leases = await Leases.load(work.connection, holders, legs, work.now)
-    for leg in legs:
-        call = leases.get(leg)
-        if call is not None:
-            leases.end(call, "charge")
-    await leases.save(work.connection)
-    return [
-        each._replace(held_nano=holders[each.account_id].held_nano) if each.account_id in holders else each
-        for each in standings
-    ]
-
-
-def _legs(records: Iterable[Record], account_ids: Collection[str]) -> list[CallKey]:
-    """The calls of these accounts that charges name."""
-    legs = []
-    for record in records:
-        charge = record.message.data
-        if charge.account_id in account_ids and charge.product.startswith(VOICE):
-            call_leg_id = _read(record.value or b"")["data"]["call_leg_id"]
-            if call_leg_id is not None:
-                legs.append((charge.account_id, call_leg_id))
-    return legs
-
-
 # ---- ticks ---------------------------------------------------------------------------------------------------------
 
 
 async def end_leases(work: Work, *, tell: Tell) -> None:
-    """Tick: the money of calls whose leases are over goes back; nobody may have asked about their wallets since."""
+    """Tick: the money of calls whose leases are over goes back, and what they hold of shared credits; nobody may have asked about
+    their wallets since."""
     accounts = await store.accounts_holding_over(work, ACCOUNTS_AT_ONCE)
     if accounts:
-        wallets = await load(work, accounts)  # which takes it back
+        wallets = await load(work, accounts)  # which takes the money back
+        await _end_shares(
+            work, {name: wallets[name] for name, shares in accounts.items() if shares and name in wallets}
+        )
         await evaluate(
             work, {name: each for name, each in wallets.items() if has_consequences(each)}, tell=tell, funds_of=()
         )
+
+
+async def _end_shares(work: Work, wallets: Mapping[str, Wallet]) -> None:
+    if not wallets:
+        return
+    over = await store.calls_in_hand(work.connection, (), wallets, work.now)
+    shares = await Shares.load(work.connection, wallets.keys(), over)
+    leases = Leases(wallets, work.now, shares)
+    leases.take(over)
+    await leases.save(work.connection)
+    await shares.save(work.connection)
+    shares.tell(wallets)
+    await work.set_timers(GROUP_CREDIT, dict.fromkeys(await shares.warned(work.connection), work.now))
 
 
 async def forget(work: Work) -> None:

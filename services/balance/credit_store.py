@@ -16,18 +16,23 @@ from sqlalchemy import (
     Uuid,
     and_,
     bindparam,
+    delete,
     func,
     insert,
     or_,
     select,
+    true,
+    tuple_,
     update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.balance import tables
 from services.balance.credits import Credit, Part
-from services.runtime.database import copy_rows, unnest
+from services.runtime.database import LOCK_NOT_AVAILABLE, copy_rows, sqlstate, unnest
 from services.runtime.lanes import CLOCK_NOW
 from services.runtime.work import Work
 
@@ -37,7 +42,8 @@ _redemption = tables.redemption.c
 _member = tables.membership.c
 _funding = tables.funding.c
 _wallet = tables.wallet.c
-_IN_HAND = [_credit[name] for name in Credit.__slots__]
+_hold = tables.credit_hold.c
+_IN_HAND = [_credit[name] for name in Credit.__slots__ if name in _credit]
 _NOW = bindparam("now", type_=DateTime(timezone=True))
 
 
@@ -51,27 +57,56 @@ def _at(now: Any) -> Any:
 
 # ---- credits -------------------------------------------------------------------------------------------------------
 
-_BY_OWNER = (
-    select(*_IN_HAND)
-    .where(
-        or_(
-            _any_of(_credit.account_id, "accounts"),
-            and_(_credit.account_id.is_(None), _any_of(_credit.group_id, "groups")),
-            _any_of(_credit.credit_id, "ids"),
-        ),
-        or_(_credit.remaining_nano > 0, _any_of(_credit.credit_id, "ids")),
-    )
-    .order_by(_credit.credit_id)
-    .with_for_update()
+_BY_OWNER = select(*_IN_HAND).where(
+    or_(
+        _any_of(_credit.account_id, "accounts"),
+        and_(_credit.account_id.is_(None), _any_of(_credit.group_id, "groups")),
+        _any_of(_credit.credit_id, "ids"),
+    ),
+    or_(_credit.remaining_nano > 0, _any_of(_credit.credit_id, "ids")),
 )
+_BY_OWNER_LOCKED = _BY_OWNER.order_by(_credit.credit_id).with_for_update()
 
 
 async def lock_credits(
-    work: Work, account_ids: Iterable[str], group_ids: Iterable[str], credit_ids: Iterable[UUID]
+    connection: AsyncConnection, account_ids: Iterable[str], group_ids: Iterable[str], credit_ids: Iterable[UUID]
 ) -> list[Credit]:
-    """What is left for these accounts and groups, and these credits whatever is left of them, locked in order of their ids."""
+    """What is left for these accounts and groups, and these credits whatever is left of them, locked in order of their ids.
+
+    Once in a transaction: what is locked by a second statement would be out of that order.
+    """
     parameters = {"accounts": sorted(account_ids), "groups": sorted(group_ids), "ids": sorted(credit_ids)}
-    return [Credit(**row._mapping) for row in await work.execute(_BY_OWNER, parameters)]
+    return [Credit(**row._mapping) for row in await connection.execute(_BY_OWNER_LOCKED, parameters)]
+
+
+HELD_MS_MAX = 100  # a credit is held for some milliseconds by a batch of charges, and several batches may queue for it
+_HAVE_PATIENCE = select(func.set_config("lock_timeout", str(HELD_MS_MAX), True))
+
+
+async def lock_credits_soon(
+    connection: AsyncConnection, group_ids: Iterable[str], credit_ids: Iterable[UUID]
+) -> list[Credit] | None:
+    """As `lock_credits` of groups; None where others hold one of them for longer than a moment, and nothing is locked then.
+
+    Who waits is in the queue for the row, so that no charges overtake it for ever. The moment counts for the rest of the
+    transaction, too.
+    """
+    try:
+        async with connection.begin_nested():
+            await connection.execute(_HAVE_PATIENCE)
+            return await lock_credits(connection, (), group_ids, credit_ids)
+    except DBAPIError as error:
+        if sqlstate(error) != LOCK_NOT_AVAILABLE:
+            raise
+        return None
+
+
+async def look_at_credits(
+    connection: AsyncConnection, group_ids: Iterable[str], credit_ids: Iterable[UUID]
+) -> list[Credit]:
+    """As `lock_credits` of groups, without locks: to promise nothing."""
+    parameters = {"accounts": [], "groups": sorted(group_ids), "ids": sorted(credit_ids)}
+    return [Credit(**row._mapping) for row in await connection.execute(_BY_OWNER, parameters)]
 
 
 _WHOLE = select(tables.credit).where(_any_of(_credit.credit_id, "ids"))
@@ -85,22 +120,20 @@ async def load_credits(work: Work, credit_ids: Iterable[UUID], *, lock: bool) ->
     return rows
 
 
-_left = unnest("new", credit_id=Uuid(), remaining_nano=BigInteger(), breakage_nano=BigInteger())
+_left = unnest("new", credit_id=Uuid(), remaining_nano=BigInteger(), breakage_nano=BigInteger(), held_nano=BigInteger())
+_CHANGES = ("remaining_nano", "breakage_nano", "held_nano")
 _SAVE = (
     update(tables.credit)
     .where(_credit.credit_id == _left.c.credit_id)
-    .values(remaining_nano=_left.c.remaining_nano, breakage_nano=_left.c.breakage_nano)
+    .values({name: _left.c[name] for name in _CHANGES})
 )
 
 
-async def save_credits(work: Work, credits: Sequence[Credit]) -> None:
-    """What locked credits have left."""
-    await work.execute(
+async def save_credits(connection: AsyncConnection, credits: Sequence[Credit]) -> None:
+    """What locked credits have left, and what calls hold of them."""
+    await connection.execute(
         _SAVE,
-        {
-            f"new_{name}": [getattr(credit, name) for credit in credits]
-            for name in ("credit_id", "remaining_nano", "breakage_nano")
-        },
+        {f"new_{name}": [getattr(credit, name) for credit in credits] for name in ("credit_id", *_CHANGES)},
     )
 
 
@@ -168,10 +201,78 @@ async def append_parts(work: Work, parts: Iterable[Part]) -> None:
     await copy_rows(work.connection, tables.funding, Part._fields, rows)
 
 
+# ---- what calls hold of them ---------------------------------------------------------------------------------------
+
+
+class Share(NamedTuple):
+    """What a call holds of a shared credit."""
+
+    account_id: str
+    call_leg_id: str
+    credit_id: UUID
+    nano: int
+
+
+_SHARES = select(*[_hold[name] for name in Share._fields]).where(_any_of(_hold.account_id, "ids"))
+
+
+async def shares_of(connection: AsyncConnection, account_ids: Iterable[str]) -> list[Share]:
+    """What calls of these accounts hold of shared credits. Their wallets are locked, without which none of it is changed."""
+    return [Share._make(row) for row in await connection.execute(_SHARES, {"ids": sorted(account_ids)})]
+
+
+_calls = unnest("wanted", account_id=Text(), call_leg_id=Text())
+_SHARES_OF_CALLS = select(*[_hold[name] for name in Share._fields]).join_from(
+    tables.credit_hold,
+    _calls,
+    and_(_hold.account_id == _calls.c.account_id, _hold.call_leg_id == _calls.c.call_leg_id),
+)
+
+
+async def shares_of_calls(connection: AsyncConnection, keys: Iterable[tuple[str, str]]) -> list[Share]:
+    """The same of calls by (account, call leg)."""
+    ordered = sorted(set(keys))
+    parameters = {
+        "wanted_account_id": [account_id for account_id, _ in ordered],
+        "wanted_call_leg_id": [call_leg_id for _, call_leg_id in ordered],
+    }
+    return [Share._make(row) for row in await connection.execute(_SHARES_OF_CALLS, parameters)]
+
+
+_shares = unnest("new", account_id=Text(), call_leg_id=Text(), credit_id=Uuid(), nano=BigInteger())
+_held = upsert(tables.credit_hold).from_select(
+    Share._fields, select(*[_shares.c[name] for name in Share._fields]).where(_shares.c.nano > 0)
+)
+_key = ("account_id", "call_leg_id", "credit_id")
+_no_more = (
+    delete(tables.credit_hold)
+    .where(
+        tuple_(*[_hold[name] for name in _key]).in_(
+            select(*[_shares.c[name] for name in _key]).where(_shares.c.nano == 0)
+        )
+    )
+    .cte("no_more")
+)
+_SAVE_SHARES = _held.on_conflict_do_update(index_elements=list(_key), set_={"nano": _held.excluded.nano}).add_cte(
+    _no_more
+)
+
+
+async def save_shares(connection: AsyncConnection, shares: Sequence[Share]) -> None:
+    """What calls hold of locked credits from now on; 0: nothing. The wallets of their accounts are locked."""
+    columns = zip(*shares, strict=True)
+    parameters = {f"new_{name}": list(column) for name, column in zip(Share._fields, columns, strict=True)}
+    await connection.execute(_SAVE_SHARES, parameters)
+
+
 # ---- payer groups --------------------------------------------------------------------------------------------------
 
-SHARED_NANO = (
-    select(func.coalesce(func.sum(_credit.remaining_nano), 0).cast(BigInteger))
+SHARED = (
+    select(
+        func.coalesce(func.sum(_credit.remaining_nano), 0).cast(BigInteger).label("shared_credit_nano"),
+        func.coalesce(func.sum(_credit.held_nano), 0).cast(BigInteger).label("shared_held_nano"),
+        func.max(_member.group_id).label("shared_group_id"),
+    )
     .select_from(tables.membership.join(tables.credit, _credit.group_id == _member.group_id))
     .where(
         _member.account_id == _wallet.account_id,
@@ -180,18 +281,22 @@ SHARED_NANO = (
         _credit.remaining_nano > 0,
     )
     .correlate(tables.wallet)
-    .scalar_subquery()
-    .label("shared_credit_nano")
+    .lateral("shared")
 )
-"""What is left of the credits that the present group of a wallet's account shares."""
+"""What is left of the credits that the present group of a wallet's account shares, what calls of whomever hold of it, and the
+group, where something is left: one row beside each wallet, joined on true."""
 
-_SHARED_WITH = select(_wallet.account_id, SHARED_NANO).where(_any_of(_wallet.account_id, "ids"))
+_SHARED_WITH = (
+    select(_wallet.account_id, *SHARED.c)
+    .join_from(tables.wallet, SHARED, true())
+    .where(_any_of(_wallet.account_id, "ids"))
+)
 
 
-async def shared_with(work: Work, account_ids: Iterable[str]) -> dict[str, int]:
-    """What is left of the credits that the present groups of these accounts share."""
-    rows = await work.execute(_SHARED_WITH, {"ids": sorted(set(account_ids))})
-    return {row.account_id: row.shared_credit_nano for row in rows}
+async def shared_with(work: Work, account_ids: Iterable[str]) -> Sequence[Row[Any]]:
+    """What the present groups of these accounts share, as `SHARED`."""
+    rows: Sequence[Row[Any]] = (await work.execute(_SHARED_WITH, {"ids": sorted(set(account_ids))})).all()
+    return rows
 
 
 _HAD_A_SHARE = (
@@ -214,7 +319,11 @@ async def had_a_share(work: Work, account_ids: Iterable[str]) -> set[str]:
 
 
 _shared = (
-    select(_credit.group_id, func.sum(_credit.remaining_nano).label("nano"))
+    select(
+        _credit.group_id,
+        func.sum(_credit.remaining_nano).label("nano"),
+        func.sum(_credit.held_nano).filter(_credit.expired_at.is_(None)).label("held_nano"),
+    )
     .where(_any_of(_credit.group_id, "groups"), _credit.account_id.is_(None))
     .group_by(_credit.group_id)
     .subquery("shared")
@@ -223,28 +332,32 @@ _FUNDS = _shared.c.nano + sum(
     (_wallet[name] for name in ("credit_nano", "credit_limit_nano", "unbilled_nano", "receivable_nano")),
     start=_wallet.wallet_nano - _wallet.on_its_way_nano,
 )
-_AVAILABLE = _FUNDS - _wallet.held_nano
-_CONCERNED = (
+_AVAILABLE = _FUNDS - _wallet.held_nano - func.coalesce(_shared.c.held_nano, 0)
+_IS_WARNED = or_(_wallet.level_next_nano >= _AVAILABLE, _wallet.level_told_nano < _AVAILABLE)
+_SHARING = (
     select(_shared.c.group_id)
     .distinct()
     .join_from(_shared, tables.membership, and_(_member.group_id == _shared.c.group_id, _at(CLOCK_NOW)))
     .join(tables.wallet, _wallet.account_id == _member.account_id)
-    .where(
-        or_(
-            (_FUNDS <= 0) != _wallet.suspended_funds,
-            _wallet.level_next_nano >= _AVAILABLE,
-            _wallet.level_told_nano < _AVAILABLE,
-        )
-    )
 )
+_CONCERNED = _SHARING.where(or_((_FUNDS <= 0) != _wallet.suspended_funds, _IS_WARNED))
+_WARNED = _SHARING.where(_IS_WARNED)
 
 
-async def concerned(work: Work, group_ids: Iterable[str]) -> set[str]:
+async def concerned(connection: AsyncConnection, group_ids: Iterable[str]) -> set[str]:
     """Which of these groups have an account that what is left of their shared credits suspends, restores or warns.
 
     Read without the wallets' locks: who moves one looks at it itself.
     """
-    return set((await work.execute(_CONCERNED, {"groups": sorted(group_ids)})).scalars())
+    return set((await connection.execute(_CONCERNED, {"groups": sorted(group_ids)})).scalars())
+
+
+async def warned(connection: AsyncConnection, group_ids: Iterable[str]) -> set[str]:
+    """Which of these groups have an account to be told of a low balance, or no more, by what calls hold of what they share.
+
+    Funds are the same whatever calls hold: nobody is suspended or restored. Read without the wallets' locks, as `concerned`.
+    """
+    return set((await connection.execute(_WARNED, {"groups": sorted(group_ids)})).scalars())
 
 
 _GROUPS = select(tables.membership).where(_any_of(_member.account_id, "ids"), _at(_NOW))

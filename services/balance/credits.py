@@ -40,13 +40,34 @@ class Credit:
     expires_at: datetime | None
     expired_at: datetime | None
     created_at: datetime
+    held_nano: int = 0
+    held_by: MutableMapping[str, int] = field(default_factory=dict)  # of it: by calls of the accounts in hand
+    displaced: MutableMapping[str, int] = field(default_factory=dict)  # what charges of these took of that
 
-    def pays_for(self, use: Use) -> bool:
-        """Whether it may pay for a use now: the right account or group, valid at the event time, and not used up."""
+    def payable_nano(self, use: Use) -> int:
+        """What it may pay for a use now: of the right account or group, valid at the event time, all that is left but for what
+        calls of other accounts hold."""
         if self.remaining_nano <= 0:
-            return False
+            return 0
         mine = self.group_id == use.group_id if self.account_id is None else self.account_id == use.account_id
-        return mine and self.valid_from <= use.at and (self.expires_at is None or use.at < self.expires_at)
+        if not mine or use.at < self.valid_from or (self.expires_at is not None and use.at >= self.expires_at):
+            return 0
+        return self.remaining_nano - self.held_nano + self.held_by.get(use.account_id, 0)
+
+    def pay(self, account_id: str, nano: int) -> None:
+        """So much is used up by a charge. What it takes of what the account's own calls hold is displaced: no more is ever held
+        than is left."""
+        self.remaining_nano -= nano
+        over = self.held_nano - self.remaining_nano
+        if over > 0:
+            self.held_nano -= over
+            self.held_by[account_id] -= over
+            self.displaced[account_id] = self.displaced.get(account_id, 0) + over
+
+    @property
+    def free_nano(self) -> int:
+        """What no call holds of it."""
+        return 0 if self.expired_at is not None else self.remaining_nano - self.held_nano
 
     @property
     def turn(self) -> tuple[bool, datetime, datetime, UUID]:
@@ -154,9 +175,9 @@ def _spend(use: Use, turns: Sequence[Credit], before: Sequence[Part]) -> list[Pa
     for credit in turns:
         if left == 0:
             break
-        if credit.pays_for(use):
-            nano = min(left, credit.remaining_nano)
-            credit.remaining_nano -= nano
+        nano = min(left, credit.payable_nano(use))
+        if nano > 0:
+            credit.pay(use.account_id, nano)
             left -= nano
             parts.append(Part(use.charge_id, len(before) + len(parts), credit.credit_id, nano, use.nano))
     return parts

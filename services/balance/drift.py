@@ -1,5 +1,6 @@
 """Sums checked while the room runs: each wallet row is the sum of its entries, of what its calls hold, of what is left of
-its credits and of what cards brought for a group; each transaction sums to zero.
+its credits and of what cards brought for a group; what calls hold of shared credits is the sum of the parts, by call and by
+credit; each transaction sums to zero.
 
 What moved since the last look is added to sums of its own and compared with the wallets that it moved; a slow sweep adds up
 everything again, some accounts and transactions at a time. What differs is kept as drift and told once; while one stands, no
@@ -28,6 +29,8 @@ TRANSACTIONS_SWEPT = 500
 TRANSACTION = "transaction"
 SUMMED_UP = {
     "held": "its calls hold",
+    "call_shares": "its parts of shared credits sum to",
+    "credit_holds": "calls hold of the shared credits that it asked for",
     "credit": "its credits sum to",
     "on_its_way": "its payments for groups sum to",
 }  # all else: its entries sum to
@@ -106,6 +109,8 @@ async def _added_up(work: Work, accounts: set[str]) -> list[Drift]:
             "receivable": (row.receivable_nano, row.receivable_sum),
             "charges": (0, row.charges_sum),
             "held": (row.held_nano, row.held_sum),
+            "call_shares": (row.call_shares_nano, row.call_shares_sum),
+            "credit_holds": (row.credit_holds_nano, row.credit_holds_sum),
             "credit": (row.credit_nano, row.credit_sum),
             "on_its_way": (row.on_its_way_nano, row.on_its_way_sum),
         }

@@ -15,9 +15,10 @@ from msgspec import UNSET
 from pydantic_core import to_json
 
 from contracts.topics import BALANCE_POSTINGS, USAGE_CHARGES
-from services.balance import calls, daily_spend, funding, store
+from services.balance import daily_spend, funding, store
 from services.balance.chain import Charged, content_of_batch
 from services.balance.credits import Funded
+from services.balance.ended import EndedCalls
 from services.balance.evaluation import Tell, demands_attention, evaluate, load
 from services.kernel.errors import AmountError, Corrupt
 from services.kernel.money import format_nano, parse_amount
@@ -129,16 +130,20 @@ async def charges(work: Work, records: list[Record], *, tell: Tell) -> None:
     for standing in standings:
         if standing.currency != accounts[standing.account_id].currency:
             raise Corrupt(f"a charge in {accounts[standing.account_id].currency} reached a {standing.currency} wallet")
-    if credited:
+    ended = await EndedCalls.load(work, records, standings)
+    if credited or (ended is not None and ended.sharing):
         after = {standing.account_id: standing for standing in standings}
-        funded = await funding.pay(work, batch_id, records, credited, after)
+        funded = await funding.pay(work, batch_id, records, credited, after, ended)
         for account_id in sorted(credited):
             paid = _BY_NO_CREDIT
             if account_id in funded:
                 paid, after[account_id] = funded[account_id]
             _tell_postings(work, batch_id, account_id, accounts[account_id], paid)
         standings = list(after.values())
-    standings = await calls.close_charged(work, records, standings)
+    elif ended is not None:
+        ended.end(None)
+    if ended is not None:
+        standings = await ended.save(work, standings)
     demanding = {standing.account_id for standing in standings if demands_attention(standing)}
     counted = [standing.account_id for standing in standings if standing.spend_counted]
     spent = await daily_spend.count(work, records, counted) if counted else []

@@ -89,23 +89,45 @@ class Slice:
     held_nano: int
 
 
-def next_slice(rates: Sequence[Rate], *, spendable_nano: int, before_s: int, asked_s: int) -> Slice | None:
+@dataclass(frozen=True, slots=True)
+class Lasting:
+    """Money beside an account's own that can be promised to a slice of ``lasts_s`` seconds at most; None: to any."""
+
+    nano: int
+    lasts_s: int | None = None
+
+    def lasts(self, seconds: int) -> bool:
+        """Whether it is still there when the lease of such a slice ends."""
+        return self.lasts_s is None or seconds <= self.lasts_s
+
+
+def next_slice(
+    rates: Sequence[Rate], *, spendable_nano: int, before_s: int, asked_s: int, beside: Sequence[Lasting] = ()
+) -> Slice | None:
     """The slice of a call after its first ``before_s`` seconds; None where not one second of it can be paid.
 
-    ``spendable_nano`` is available credit and what the call itself holds already. Price 0.0140 a minute, 60/60, asked 300 s
-    with 500 available: the whole slice, held 0.0700.
+    ``spendable_nano`` is available credit and what the call itself holds already; ``beside`` it there may be money that ends. Price
+    0.0140 a minute, 60/60, asked 300 s with 500 available: the whole slice, held 0.0700. All that is there now counts for
+    ``max_s``, however soon it ends: that is no promise.
 
-    >>> next_slice([Rate(14_000_000, 60, 0, 60, 60)], spendable_nano=50_000_000, before_s=0, asked_s=300)
+    >>> minute = [Rate(14_000_000, 60, 0, 60, 60)]
+    >>> next_slice(minute, spendable_nano=50_000_000, before_s=0, asked_s=300)
     Slice(granted_s=180, total_s=180, max_s=180, held_nano=42000000)
-    >>> next_slice([Rate(14_000_000, 60, 0, 60, 60)], spendable_nano=50_000_000, before_s=180, asked_s=300) is None
+    >>> next_slice(minute, spendable_nano=50_000_000, before_s=180, asked_s=300) is None
     True
+    >>> next_slice(minute, spendable_nano=14_000_000, before_s=0, asked_s=300, beside=[Lasting(70_000_000, 100)])
+    Slice(granted_s=100, total_s=100, max_s=360, held_nano=28000000)
     """
     asked_s = min(asked_s, SLICE_S_MAX, CALL_SECONDS_MAX - before_s)
-    granted_s = affordable_s(rates, spendable_nano, before_s=before_s, asked_s=asked_s)
+    granted_s = 0
+    for most_s in {asked_s, *(each.lasts_s for each in beside if each.lasts_s is not None and each.lasts_s < asked_s)}:
+        nano = spendable_nano + sum(each.nano for each in beside if each.lasts(most_s))
+        granted_s = max(granted_s, affordable_s(rates, nano, before_s=before_s, asked_s=most_s))
     if granted_s <= 0:
         return None
     total_s = before_s + granted_s
-    more_s = affordable_s(rates, spendable_nano, before_s=total_s, asked_s=CALL_SECONDS_MAX - total_s)
+    there_nano = spendable_nano + sum(each.nano for each in beside)
+    more_s = affordable_s(rates, there_nano, before_s=total_s, asked_s=CALL_SECONDS_MAX - total_s)
     return Slice(granted_s, total_s, total_s + more_s, cost_nano(rates, total_s))
 
 
@@ -123,6 +145,21 @@ def lease_end(now: datetime, granted_s: int, runs_until: datetime | None = None)
     if runs_until is None or runs_until <= now:
         return until
     return max(until, runs_until + timedelta(seconds=granted_s))
+
+
+def lasts_s(now: datetime, until: datetime, runs_until: datetime | None = None) -> int:
+    """The longest slice whose lease, granted now, ends by ``until``: the other way round of `lease_end`. Rounded down; below
+    zero for none.
+
+    >>> noon = datetime(2026, 1, 5, 12)
+    >>> first = lease_end(noon, 300)
+    >>> lasts_s(noon, first), lasts_s(noon, first, noon + timedelta(seconds=100)), lasts_s(noon, noon)
+    (300, 230, -30)
+    """
+    left = until - now - GRACE
+    if runs_until is not None and runs_until > now:
+        left = min(left, until - runs_until)
+    return left // timedelta(seconds=1)
 
 
 def settled_nano(rates: Sequence[Rate], seconds: int, held_nano: int) -> int:

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.balance.calls import Answer, Decided, Request, carry_out, carry_out_at_once
 from services.balance.evaluation import evaluate
+from services.balance.funding import GROUP_CREDIT
 from services.kernel.errors import TollbookError, Unavailable
 from services.runtime import faults
 from services.runtime.database import Kept, is_retryable, sqlstate, transaction
@@ -211,15 +212,16 @@ class Holds:
 
     async def _commit_under_locks(self, requests: Sequence[Request]) -> tuple[Decided, Collection[str]]:
         async with transaction(self._engine) as connection:
-            decided, wallets, now = await carry_out(connection, requests)
+            decided, follows = await carry_out(connection, requests)
             faults.step("balance.holds.written")
-            if wallets and now is not None:
-                # After the wallets, unlike a batch: nobody who holds this lane waits for a wallet.
+            if follows:
+                # After the wallets, unlike a batch: nobody who holds this lane waits for a wallet, or a credit.
                 await internal_lane(connection, self._tables, LANE)
                 _, epoch = await transaction_instant(connection, self._tables)
                 outbox = Outbox("balance", self._surroundings.partitions)
-                work = Work(connection, self._tables, "balance", LANE, now, epoch, outbox, self._surroundings)
-                await evaluate(work, wallets, funds_of=(), tell=lambda _: None)
+                work = Work(connection, self._tables, "balance", LANE, follows.now, epoch, outbox, self._surroundings)
+                await evaluate(work, follows.wallets, funds_of=(), tell=lambda _: None)
+                await work.set_timers(GROUP_CREDIT, dict.fromkeys(follows.groups, work.now))
                 await work.finish()
         faults.step("balance.holds.committed")
         return decided, ()

@@ -91,8 +91,8 @@ async def _take_over_groups(work: Work, wallets: Mapping[str, Wallet], timelines
     ]
     if rows:
         await receivables_store.append_memberships(work, rows)
-    for account_id, nano in (await credit_store.shared_with(work, accounts)).items():
-        wallets[account_id].shared_credit_nano = nano
+    for row in await credit_store.shared_with(work, accounts):
+        wallets[row.account_id].shares(row)
     await _judge_overdue(work, wallets, accounts)
     moves = {
         timeline.account_id: min(each.start for each in timeline.groups if each.start > work.now)

@@ -42,7 +42,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.balance import ledger, tables
 from services.balance.chain import Charged, Posted
-from services.balance.credit_store import CREDITED, SHARED_NANO, credited_parameters
+from services.balance.credit_store import CREDITED, SHARED, credited_parameters
 from services.balance.statement import Moved, Position
 from services.runtime import parking
 from services.runtime.database import Kept, Plain, copy_rows, unnest
@@ -123,7 +123,9 @@ async def add_to_wallets(work: Work, additions: Sequence[Addition]) -> list[Stan
     return [Standing._make(row) for row in await _ADD_TO_WALLETS.tuples(work.connection, parameters)]
 
 
-_WALLETS = select(tables.wallet, SHARED_NANO)  # with what the group shares, which no wallet's lock holds
+_WALLETS = select(tables.wallet, *SHARED.c).join_from(
+    tables.wallet, SHARED, true()
+)  # with what the group shares, which no wallet's lock holds
 _LOCK_WALLETS = (
     _WALLETS.where(_any_of(_wallet.account_id, "ids")).order_by(_wallet.account_id).with_for_update(of=tables.wallet)
 )
@@ -597,8 +599,9 @@ async def save_sweep(work: Work, account_id: str, transaction_id: UUID | None) -
 
 async def add_up(work: Work, account_ids: Iterable[str]) -> Sequence[Row[Any]]:
     """The wallets of these accounts beside the sums of all their entries, which are as long as their history, of what their
-    calls hold, of what is left of their own credits and of cards' payments on their way to a group; in one snapshot, so that
-    what is half done is seen nowhere. A wallet that is missing is 0.
+    calls hold, of what is left of their own credits and of cards' payments on their way to a group; beside them what their calls
+    say to hold of shared credits, and what the shared credits that they asked for say is held of them, with the sums of the
+    parts of both. In one snapshot, so that what is half done is seen nowhere. A wallet that is missing is 0.
 
     What calls hold whose leases are over counts until their wallets are looked at: both sides are taken back together.
     """
@@ -620,7 +623,20 @@ async def add_up(work: Work, account_ids: Iterable[str]) -> Sequence[Row[Any]]:
         .lateral()
     )
     call, credit = tables.call.c, tables.credit.c
-    of_calls = select(_sum(call.held_nano, "held")).where(call.account_id == account_id, call.held_nano > 0).lateral()
+    of_calls = (
+        select(_sum(call.held_nano - call.shared_nano, "held"), _sum(call.shared_nano, "call_shares"))
+        .where(call.account_id == account_id, call.held_nano > 0)
+        .lateral()
+    )
+    hold, is_shared = tables.credit_hold.c, and_(credit.asked_for == account_id, credit.account_id.is_(None))
+    of_parts = select(_sum(hold.nano, "call_shares")).where(hold.account_id == account_id).lateral()
+    of_shared = select(_sum(credit.held_nano, "credit_holds")).where(is_shared).lateral()
+    of_their_parts = (
+        select(_sum(hold.nano, "credit_holds"))
+        .join_from(tables.credit, tables.credit_hold, hold.credit_id == credit.credit_id)
+        .where(is_shared)
+        .lateral()
+    )
     of_credits = select(_sum(credit.remaining_nano, "credit")).where(credit.account_id == account_id).lateral()
     paid = tables.group_payment.c
     of_cards = (
@@ -643,6 +659,10 @@ async def add_up(work: Work, account_ids: Iterable[str]) -> Sequence[Row[Any]]:
             of_calls.c.held.label("held_sum"),
             of_credits.c.credit.label("credit_sum"),
             of_cards.c.nano.label("on_its_way_sum"),
+            of_calls.c.call_shares.label("call_shares_nano"),
+            of_parts.c.call_shares.label("call_shares_sum"),
+            of_shared.c.credit_holds.label("credit_holds_nano"),
+            of_their_parts.c.credit_holds.label("credit_holds_sum"),
         )
         .outerjoin_from(asked, tables.wallet, _wallet.account_id == account_id)
         .join(of_charges, true())
@@ -650,6 +670,9 @@ async def add_up(work: Work, account_ids: Iterable[str]) -> Sequence[Row[Any]]:
         .join(of_calls, true())
         .join(of_credits, true())
         .join(of_cards, true())
+        .join(of_parts, true())
+        .join(of_shared, true())
+        .join(of_their_parts, true())
         .order_by(account_id)
     )  # fmt: skip
     parameters = {"asked_account_id": sorted(set(account_ids))}
@@ -866,7 +889,11 @@ async def append_levels(work: Work, levels: Iterable[tuple[str, int]]) -> None:
 CallKey = tuple[str, str]  # account, call leg
 
 _call = tables.call.c
-_CALLERS = select(tables.wallet, SHARED_NANO, CLOCK_NOW.label("now")).where(_any_of(_wallet.account_id, "ids"))
+_CALLERS = (
+    select(tables.wallet, *SHARED.c, CLOCK_NOW.label("now"))
+    .join_from(tables.wallet, SHARED, true())
+    .where(_any_of(_wallet.account_id, "ids"))
+)
 _CALLERS_LOCKED = _CALLERS.order_by(_wallet.account_id).with_for_update(of=tables.wallet, skip_locked=True)
 
 
@@ -896,13 +923,14 @@ _CALL_AS = {each.name: f"call_{each.name}" for each in _call}
 _IN_HAND = Plain(
     select(
         tables.wallet,
-        SHARED_NANO,
+        *SHARED.c,
         CLOCK_NOW.label("now"),
         cast(literal_column("wallet.xmin"), Text).label("revision"),
         *[each.label(_CALL_AS[each.name]) for each in _CALL_COLUMNS],
     )
     .select_from(_keys)
     .join(tables.wallet, _wallet.account_id == _keys.c.account_id)
+    .join(SHARED, true())
     .outerjoin(tables.call, and_(_call.account_id == _keys.c.account_id, _call.call_leg_id == _keys.c.call_leg_id))
 )
 
@@ -951,12 +979,18 @@ def _wanted(keys: Iterable[CallKey]) -> dict[str, Any]:
     }
 
 
-_HOLDING_OVER = select(_call.account_id).distinct().where(_is_lapsed).limit(bindparam("most", type_=Integer()))
+_HOLDING_OVER = (
+    select(_call.account_id, func.bool_or(_call.shared_nano > 0).label("shares"))
+    .where(_is_lapsed)
+    .group_by(_call.account_id)
+    .limit(bindparam("most", type_=Integer()))
+)
 
 
-async def accounts_holding_over(work: Work, limit: int) -> list[str]:
-    """Accounts with calls that hold something and whose leases are over."""
-    return list((await work.execute(_HOLDING_OVER, {"now": work.now, "most": limit})).scalars())
+async def accounts_holding_over(work: Work, limit: int) -> dict[str, bool]:
+    """Accounts with calls that hold something and whose leases are over, and whether any of it is of shared credits."""
+    rows = await work.execute(_HOLDING_OVER, {"now": work.now, "most": limit})
+    return {row.account_id: row.shares for row in rows}
 
 
 class Held(NamedTuple):

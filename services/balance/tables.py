@@ -65,7 +65,7 @@ wallet = Table(
     # The marks of its low-balance levels; null: no level there.
     Column("level_next_nano", BigInteger),
     Column("level_told_nano", BigInteger),
-    # What its calls in progress hold; the latest end of a lease that a call of it ever had.
+    # What its calls in progress hold of its own money; the latest end of a lease that a call of it ever had.
     Column("held_nano", BigInteger, nullable=False),
     Column("calls_until", Instant),
     # How often a method was deleted: a payment that was begun before saves none.
@@ -104,6 +104,8 @@ credit = Table(
     Column("asked_by", Text, nullable=False),
     Column("approved_by", Text),
     Column("note", Text),
+    # What calls hold of it. Of one that has expired it is worth nothing, and goes when those calls end.
+    Column("held_nano", BigInteger, nullable=False, server_default="0"),
 )
 
 # Which credits paid a charge, in order of their places; below zero: what its reversal gave back.
@@ -190,7 +192,7 @@ call = Table(
     Column("ended_at", Instant),
     Column("ended_by", Text),
     Column("settled_s", Integer),
-    # What is held, by which rates, and the last grant: answered again when it is asked for again.
+    # What is held in all, by which rates, and the last grant: answered again when it is asked for again.
     Column("held_nano", BigInteger, nullable=False),
     Column("rates", JSONB, nullable=False),
     Column("content", LargeBinary),
@@ -199,6 +201,18 @@ call = Table(
     Column("granted_s", Integer, nullable=False),
     Column("total_s", Integer, nullable=False),
     Column("max_s", Integer, nullable=False),
+    # Of what is held: of credits that a payer group shares, each part in `credit_hold`.
+    Column("shared_nano", BigInteger, nullable=False),
+)
+
+# What a call holds of a shared credit.
+credit_hold = Table(
+    "credit_hold",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("call_leg_id", Text, primary_key=True),
+    Column("credit_id", Uuid, primary_key=True),
+    Column("nano", BigInteger, nullable=False),
 )
 
 charge_batch = Table(

@@ -59,7 +59,8 @@ class VoucherRow:
 
 @dataclass(frozen=True)
 class CreditRow:
-    """A credit as people see it; granted = spent + remaining + lapsed, once it has begun."""
+    """A credit as people see it; granted = spent + remaining + lapsed, once it has begun. ``held``: what calls in progress hold
+    of what remains."""
 
     credit_id: UUID
     state: str
@@ -68,6 +69,7 @@ class CreditRow:
     granted: str
     spent: str
     remaining: str
+    held: str
     lapsed: str
     currency: str
     valid_from: datetime | None
@@ -180,8 +182,8 @@ async def credits(
         CreditRow(
             row.credit_id, _state(row), row.account_id, row.group_id, format_nano(row.granted_nano),
             format_nano(0 if row.valid_from is None else row.granted_nano - row.remaining_nano - row.breakage_nano),
-            format_nano(row.remaining_nano), format_nano(row.breakage_nano), row.currency, row.valid_from,
-            row.expires_at, row.origin, row.asked_for, row.asked_by, row.approved_by, row.note,
+            format_nano(row.remaining_nano), format_nano(row.held_nano if row.expired_at is None else 0),
+            format_nano(row.breakage_nano), row.currency, row.valid_from, row.expires_at, row.origin, row.asked_for, row.asked_by, row.approved_by, row.note,
         )
         for row in rows
     ]  # fmt: skip

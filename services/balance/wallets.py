@@ -65,6 +65,8 @@ class Wallet:
     credit_nano: int
     on_its_way_nano: int
     shared_credit_nano: int  # of its group, as it was read: other accounts spend it too
+    shared_held_nano: int  # of that: by calls of whomever
+    shared_group_id: str | None  # which shares it, while something is left
     changed: bool = False
     was_suspended: bool = False  # when it was read
     has_paid: bool = False  # what it could of invoices, in this transaction
@@ -100,14 +102,25 @@ class Wallet:
         return own + self.shared_credit_nano
 
     @property
-    def available_nano(self) -> int:
-        """Funds less what calls in progress hold: what can be spent, or promised, and what a recharge goes by."""
-        return self.funds_nano - self.held_nano
+    def alone_nano(self) -> int:
+        """Available credit without what the group shares: what a call is promised first, and what a recharge goes by."""
+        return self.funds_nano - self.shared_credit_nano - self.held_nano
 
     @property
-    def promised_nano(self) -> int:
-        """What may be promised to a call: available credit without what the group shares, which others may spend meanwhile."""
-        return self.available_nano - self.shared_credit_nano
+    def available_nano(self) -> int:
+        """Funds less what calls in progress hold, those of others too where the group shares: what can be spent, or promised."""
+        return self.alone_nano + self.shared_free_nano
+
+    @property
+    def shared_free_nano(self) -> int:
+        """What the group shares and no call holds."""
+        return self.shared_credit_nano - self.shared_held_nano
+
+    def shares(self, row: Any) -> None:
+        """From now on what its present group shares, from a row with those columns."""
+        self.shared_credit_nano = row.shared_credit_nano
+        self.shared_held_nano = row.shared_held_nano
+        self.shared_group_id = row.shared_group_id
 
     @property
     def is_known(self) -> bool:

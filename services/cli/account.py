@@ -478,15 +478,15 @@ async def holds(account_id: AccountId, output: Output = Format.table) -> None:
         await balance_api.balance(engine, account_id)  # an account that is not known has no empty list
         rows = await balance_api.open_holds(engine, account_id)
     columns = {
-        "call_leg_id": "call", "state": "state", "held": "held", "currency": "currency", "seconds": "seconds",
-        "max_s": "at most", "number": "renewals", "outbound_profile": "profile", "expires_at": "until",
+        "call_leg_id": "call", "state": "state", "held": "held", "shared": "of it shared", "currency": "currency",
+        "seconds": "seconds", "max_s": "at most", "number": "renewals", "outbound_profile": "profile", "expires_at": "until",
     }  # fmt: skip
     show_rows(
         rows,
         columns,
         output,
         empty=f"{account_id} has no calls in progress",
-        right=("held", "seconds", "max_s", "number"),
+        right=("held", "shared", "seconds", "max_s", "number"),
     )
 
 

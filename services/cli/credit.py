@@ -92,10 +92,10 @@ async def list_credits(
         rows = await vouchers.credits(engine, account_id=account, group_id=group)
     columns = {
         "credit_id": "credit", "state": "state", "account_id": "account", "group_id": "group", "granted": "granted",
-        "spent": "spent", "remaining": "remaining", "lapsed": "lapsed", "currency": "currency", "expires_at": "expires",
-        "asked_by": "asked by", "approved_by": "approved by", "note": "note",
+        "spent": "spent", "remaining": "remaining", "held": "held by calls", "lapsed": "lapsed", "currency": "currency",
+        "expires_at": "expires", "asked_by": "asked by", "approved_by": "approved by", "note": "note",
     }  # fmt: skip
-    show_rows(rows, columns, output, empty="no credit", right=("granted", "spent", "remaining", "lapsed"))
+    show_rows(rows, columns, output, empty="no credit", right=("granted", "spent", "remaining", "held", "lapsed"))
 
 
 @codes.command()

@@ -517,6 +517,8 @@ class Auditor:
             found.differs(
                 f"{each.account_id} holds {format_nano(each.held_nano)}, its calls hold {format_nano(each.calls_nano)}"
             )
+        for sentence in await balance.share_differences(engine):
+            found.differs(sentence)
         for sentence in await balance.credit_differences(engine):
             found.differs(sentence)
         for sentence in await balance.drifts(engine):

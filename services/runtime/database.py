@@ -22,6 +22,7 @@ RETRYABLE_CLASSES = frozenset(
     {"08", "40", "53", "55", "57", "58"}
 )  # connection, rollback, resources, locks, operator, system
 IDLE_STATE = "25P03"  # the server ended a transaction in which nothing was asked for too long
+LOCK_NOT_AVAILABLE = "55P03"  # somebody holds it for longer than this transaction waits
 STATEMENT_CLASS = "42"  # no such table or column, no right to it: the statement's fault, whatever the record
 DATA_CLASSES = frozenset({"22", "23"})  # data exception, constraint violation: the record's fault
 

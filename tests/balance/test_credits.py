@@ -188,3 +188,34 @@ def test_codes_are_long_and_never_the_same_and_read_as_people_write_them() -> No
 def test_more_than_a_thousand_needs_a_second_person() -> None:
     assert [needs_second_person(nano) for nano in (1_000 * NANO, 1_000 * NANO + 1)] == [False, True]
     assert needs_second_person(10 * NANO, 101)
+
+
+# ---- what calls hold -----------------------------------------------------------------------------------------------
+
+
+def test_a_charge_uses_of_a_credit_what_others_do_not_hold_and_takes_what_its_own_account_does() -> None:
+    held = replace(SHARED, held_nano=90, held_by={"desk": 20, "sales": 70})
+    assert [(part.credit_id.int, part.nano) for part in fund([CALL], [held]).parts] == [(2, 30)]  # 10 free, 20 its own
+    assert (held.remaining_nano, held.held_nano, held.held_by) == (70, 70, {"desk": 0, "sales": 70})
+    assert held.displaced == {"desk": 20}
+    assert fund([CALL], [held]).parts == []
+
+
+@given(
+    st.integers(0, 60),
+    st.lists(st.integers(0, 30), min_size=3, max_size=3),
+    st.lists(st.tuples(st.sampled_from(["desk", "sales", "kiosk"]), st.integers(1, 40)), max_size=8),
+)
+def test_whatever_is_charged_no_more_is_held_than_left_and_nothing_that_others_hold_is_taken(
+    free: int, holds: list[int], charges: list[tuple[str, int]]
+) -> None:
+    before = dict(zip(["desk", "sales", "kiosk"], holds, strict=True))
+    credit = replace(SHARED, remaining_nano=free + sum(holds), held_nano=sum(holds), held_by=dict(before), displaced={})
+    for number, (account_id, nano) in enumerate(charges):
+        others = {name: held for name, held in credit.held_by.items() if name != account_id}
+        could = credit.remaining_nano - sum(others.values())
+        use = CALL._replace(charge_id=str(number), account_id=account_id, nano=nano)
+        assert sum(part.nano for part in fund([use], [credit]).parts) == min(nano, could)
+        assert {name: credit.held_by[name] for name in others} == others
+        assert sum(credit.held_by.values()) == credit.held_nano <= credit.remaining_nano
+    assert {name: credit.held_by[name] + credit.displaced.get(name, 0) for name in before} == before

@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from services.balance.holding import (
     GRACE,
     SLICE_S_MAX,
+    Lasting,
     Rate,
     Rates,
     Slice,
     affordable_s,
     cost_nano,
+    lasts_s,
     lease_end,
     next_slice,
     settled_nano,
@@ -142,3 +144,31 @@ def test_what_is_settled_never_holds_more_than_was_held() -> None:
     assert settled_nano(own, 61, 70_000_000) == 28_000_000
     assert settled_nano(own, 3600, 70_000_000) == 70_000_000
     assert settled_nano(own, 61, 0) == 0
+
+
+@given(st.integers(1, 300), st.integers(0, 900_000_000), st.none() | st.integers(-100, 900))
+def test_a_slice_that_lasts_is_one_whose_lease_ends_in_time(granted_s: int, until_us: int, runs_s: int | None) -> None:
+    until = NOON + timedelta(microseconds=until_us)
+    runs_until = None if runs_s is None else NOON + timedelta(seconds=runs_s)
+    assert (granted_s <= lasts_s(NOON, until, runs_until)) == (lease_end(NOON, granted_s, runs_until) <= until)
+
+
+@given(
+    st.integers(-50_000_000, 100_000_000),
+    st.lists(st.tuples(st.integers(0, 60_000_000), st.none() | st.integers(-30, 320)), max_size=3),
+    st.integers(1, 300),
+)
+def test_with_money_that_ends_nothing_longer_could_have_been_granted(
+    own: int, beside: list[tuple[int, int | None]], asked_s: int
+) -> None:
+    rates = (rate(60, 6),)
+
+    def covers(seconds: int) -> bool:
+        there = own + sum(nano for nano, lasts in beside if lasts is None or seconds <= lasts)
+        return cost_nano(rates, seconds) <= there
+
+    made = next_slice(
+        rates, spendable_nano=own, before_s=0, asked_s=asked_s, beside=[Lasting(*each) for each in beside]
+    )
+    longest = max((seconds for seconds in range(1, asked_s + 1) if covers(seconds)), default=0)
+    assert (0 if made is None else made.granted_s) == longest

@@ -68,6 +68,35 @@ async def test_a_gateway_that_dies_before_its_answer_is_asked_again_and_holds_on
         assert again["expires_at"] == rows[0].expires_at.isoformat().replace("+00:00", "Z")
 
 
+@pytest.mark.parametrize(
+    "crash", ["balance.holds.written", "balance.holds.committed:2"]
+)  # once without, once with locks
+async def test_a_gateway_that_dies_holds_once_of_what_a_group_shares(
+    town: Town, gateways: Gateways, crash: str
+) -> None:
+    for name in ("east", "west"):
+        await town.account(name, level_2=True, group="g")
+    town.grant("east", "0.1", shared=True)
+    await town.settle()
+    async with await gateways.start("first", crash=crash) as connection:
+        with pytest.raises(ConnectionError):
+            await authorize(connection, "c1", account_id="east")
+    await gateways.processes.wait_crashed("first", crash.partition(":")[0])
+    held = [each.held_nano for each in await town.credits()]
+    assert held == ([70_000_000] if "committed" in crash else [0])
+    async with await gateways.start("second") as connection:
+        again = await authorize(connection, "c1", account_id="east")
+        assert (again["decision"], again["held"], again["granted_s"]) == ("granted", "0.07", 300)
+        assert await authorize(connection, "c1", account_id="east") == again
+        other = await authorize(connection, "c2", account_id="west")
+        assert (other["held"], other["granted_s"]) == ("0.028", 120)
+        balances = [(await connection.get(f"/v1/accounts/{name}/balance")).body for name in ("east", "west")]
+        assert [(each["held"], each["held_by_others"], each["available"]) for each in balances] == [
+            ("0.07", "0.028", "0.002"), ("0.028", "0.07", "0.002")
+        ]  # fmt: skip
+    await town.assert_credits_conserved()
+
+
 async def test_a_gateway_answers_what_it_was_asked_before_it_stops(town: Town, gateways: Gateways) -> None:
     await gateways.start()
     wide = [gateways.to() for _ in range(32)]

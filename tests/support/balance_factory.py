@@ -257,7 +257,8 @@ class Town:
         return await self.rooms.query("balance", select(tables.credit).order_by(columns.created_at, columns.credit_id))
 
     async def assert_credits_conserved(self) -> None:
-        """What was granted was spent, is left or has lapsed; each row is the sum of its entries, each wallet of its credits."""
+        """What was granted was spent, is left or has lapsed; each row is the sum of its entries, each wallet of its credits; what
+        is held of a credit is what calls hold of it, and no more than is left while it has not expired."""
         columns = tables.ledger_entry.c
         entries: dict[str, int] = defaultdict(int)
         for row in await self.rooms.query("balance", select(columns.ledger, columns.nano)):
@@ -265,8 +266,17 @@ class Town:
         paid: dict[uuid.UUID, int] = defaultdict(int)
         for row in await self.rooms.query("balance", select(tables.funding)):
             paid[row.credit_id] += row.nano
+        held: dict[uuid.UUID, int] = defaultdict(int)
+        by_call: dict[tuple[str, str], int] = defaultdict(int)
+        for row in await self.rooms.query("balance", select(tables.credit_hold)):
+            held[row.credit_id] += row.nano
+            by_call[row.account_id, row.call_leg_id] += row.nano
+        calls = await self.rooms.query("balance", select(tables.call))
+        assert by_call == {(row.account_id, row.call_leg_id): row.shared_nano for row in calls if row.shared_nano}
         own: dict[str, int] = defaultdict(int)
         for credit in await self.credits():
+            assert credit.held_nano == held[credit.credit_id]
+            assert credit.expired_at is not None or credit.held_nano <= credit.remaining_nano
             if credit.valid_from is not None:
                 whole = paid[credit.credit_id] + credit.remaining_nano + credit.breakage_nano
                 assert credit.granted_nano == whole, f"{credit} was granted, {paid[credit.credit_id]} spent"

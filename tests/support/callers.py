@@ -78,9 +78,9 @@ class Callers:
         balance = await api.balance(self.engine, account_id or self._asked.account_id)
         return balance.held, balance.available
 
-    async def differences(self) -> list[api.HeldDifference]:
-        """Wallets that do not hold what their calls hold."""
-        return (await api.held_differences(self.engine))[1]
+    async def differences(self) -> list[api.HeldDifference | str]:
+        """Wallets and credits that do not hold what calls hold of them."""
+        return [*(await api.held_differences(self.engine))[1], *await api.share_differences(self.engine)]
 
 
 def seconds(count: float) -> timedelta:

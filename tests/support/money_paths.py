@@ -686,7 +686,7 @@ class MoneyPaths:
         problems = []
         held: dict[str, int] = defaultdict(int)
         for row in await self.chain.rows("select * from balance.call where held_nano > 0"):
-            held[row["account_id"]] += row["held_nano"]
+            held[row["account_id"]] += row["held_nano"] - row["shared_nano"]
             promise = self.promises.get(row["call_leg_id"])
             if row["call_leg_id"] in self.refused:
                 continue
