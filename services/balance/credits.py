@@ -43,10 +43,13 @@ class Credit:
 
     def pays_for(self, use: Use) -> bool:
         """Whether it may pay for a use now: the right account or group, valid at the event time, and not used up."""
-        if self.remaining_nano <= 0:
+        if self.remaining_nano <= 0 or not self.is_of(use):
             return False
-        mine = self.group_id == use.group_id if self.account_id is None else self.account_id == use.account_id
-        return mine and self.valid_from <= use.at and (self.expires_at is None or use.at < self.expires_at)
+        return self.valid_from <= use.at and (self.expires_at is None or use.at < self.expires_at)
+
+    def is_of(self, use: Use) -> bool:
+        """Whether the account or payer group whose it is uses."""
+        return self.group_id == use.group_id if self.account_id is None else self.account_id == use.account_id
 
     @property
     def turn(self) -> tuple[bool, datetime, datetime, UUID]:
@@ -55,8 +58,8 @@ class Credit:
 
 
 class Use(NamedTuple):
-    """A charge as far as credits are concerned; below zero it takes ``reverses`` back, if that is known. After a re-rate it
-    stands in the place of ``replaces``."""
+    """A charge as far as credits are concerned; below zero it takes ``reverses`` back, if that is known. After a re-rate
+    or a move it stands in the place of ``replaces``, a charge of the same account."""
 
     charge_id: str
     account_id: str
@@ -164,13 +167,14 @@ def _spend(use: Use, turns: Sequence[Credit], before: Sequence[Part]) -> list[Pa
 
 def _spend_again(use: Use, given_back: Sequence[Part], by_id: Mapping[UUID, Credit]) -> list[Part]:
     """What the reversal of the charge that this one replaces gave back to credits that have expired: only what is not used
-    again stays breakage, or a correction of a price after the end of a credit would cost cash."""
+    again stays breakage, or a correction of a price after the end of a credit would cost cash. What a group shared pays for
+    no other group: a charge that was moved is paid by the credits of who pays now."""
     parts: list[Part] = []
     left = use.nano
     for part in reversed(given_back):
         credit = by_id[part.credit_id]
         nano = min(left, -part.nano)
-        if credit.expired_at is not None and nano > 0:
+        if credit.expired_at is not None and credit.is_of(use) and nano > 0:
             credit.breakage_nano -= nano
             left -= nano
             parts.append(Part(use.charge_id, len(parts), credit.credit_id, nano, use.nano))

@@ -187,11 +187,6 @@ class Job(Struct, frozen=True, gc=False):
         reached_at, reached_id = max(self.reached, (at, id))
         return structs.replace(self, reached_at=reached_at, reached_id=reached_id)
 
-    def is_concerned(self, charge: Any) -> bool:
-        """Whether a charge of its object is in the stretch and not looked at yet."""
-        at = charge.event_time
-        return self.starts_at <= at < self.end and self.reached < (at, charge.charge_id)
-
 
 class Window(NamedTuple):
     """Jobs that are looked through together: the charges of one day, after ``reached_at`` and ``reached_id``, before ``end``."""
@@ -247,10 +242,15 @@ class Concerned:
         return sorted(name for each, name in self._of if each == kind and name is not None)
 
     def by(self, charge: Any) -> list[Job]:
-        """The jobs of a charge, the first word of the registry first."""
-        keys = (ACCOUNT, charge.account_id), resource_of(charge)
-        found = [job for key in keys for job in self._of.get(key, ()) if job.is_concerned(charge)]
+        """The jobs of whose object and stretch a charge is, the first word of the registry first."""
+        keys, at = ((ACCOUNT, charge.account_id), resource_of(charge)), charge.event_time
+        found = [job for key in keys for job in self._of.get(key, ()) if job.starts_at <= at < job.end]
         return sorted(found, key=lambda job: job.position)
+
+    def open_by(self, charge: Any) -> list[Job]:
+        """Those of them that have not looked at it yet."""
+        place = charge.event_time, charge.charge_id
+        return [job for job in self.by(charge) if job.reached < place]
 
 
 def resource_of(charge: Any) -> tuple[ResourceKind, str | None]:
@@ -321,8 +321,9 @@ class Reassigning:
             return "unknown_account"
         payer, period = standing.payer, standing.period
         center = charge.cost_center_id
-        if is_known:
-            override = center if charge.named & NAMED_CENTER else None
+        is_override = is_known and bool(charge.named & NAMED_CENTER)
+        if is_known and not (is_override and account.organization_id == charge.organization_id):
+            override = center if is_override else None
             center = self._registry.cost_center(account, _Told(override, resource_of(charge)), at)
         stamps = Stamps(
             account_id, account.organization_id, standing.plan, payer.group_id if payer is not None else None,
@@ -431,20 +432,32 @@ def _costs_other(charge: Any, terms: Terms) -> bool:
 # ---- why -----------------------------------------------------------------------------------------------------------
 
 
-def why(charge: Mapping[str, Any], kind: str, object_id: str, version: int) -> str:
+def why(charge: Mapping[str, Any], job: Job, version: int) -> str:
     """Why a charge stands in the place of another one, or takes one back, in a sentence.
 
+    >>> job = Job(UUID(int=1), 1, "account", "sales", None, _NEVER, None, False, _NEVER, BEFORE_ALL)
     >>> charge = {"account_id": "sales", "group_id": "north", "cost_center_id": None, "reverses": None}
-    >>> why(charge, "account", "sales", 3)
+    >>> why(charge, job, 3)
     "moved to sales, group north, ungrouped, by version 3 of the account's timeline"
-    >>> why(charge | {"reverses": UUID(int=1), "group_id": None}, "number", "main", 2)
+    >>> why(charge | {"reverses": UUID(int=1), "group_id": None}, structs.replace(job, kind="number", object_id="main"), 2)
     'taken from sales, no group, ungrouped, by version 2 of the timeline of number main'
     """
     group = f"group {charge['group_id']}" if charge["group_id"] is not None else "no group"
     center = f"cost center {charge['cost_center_id']}" if charge["cost_center_id"] is not None else "ungrouped"
-    what = "the account's timeline" if kind == ACCOUNT else f"the timeline of {kind.replace('_', ' ')} {object_id}"
     moved = "moved to" if charge["reverses"] is None else "taken from"
-    return f"{moved} {charge['account_id']}, {group}, {center}, by version {version} of {what}"
+    return f"{moved} {charge['account_id']}, {group}, {center}, by version {version} of {timeline_of(job)}"
+
+
+def why_left(job: Job, version: int, reason: str) -> str:
+    """Why a charge stays where the registry does not say it is, in a sentence."""
+    return f"stays as it is, whatever version {version} of {timeline_of(job)} says: {LEFT[reason]}"
+
+
+def timeline_of(job: Job) -> str:
+    """The timeline that changed, for people."""
+    if job.kind == ACCOUNT:
+        return "the account's timeline"
+    return f"the timeline of {job.kind.replace('_', ' ')} {job.object_id}"
 
 
 def parsed(document: Mapping[str, Any], model: type[Any]) -> Any:

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from datetime import timedelta
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from services.kernel.errors import Corrupt
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from services.kernel.errors import Corrupt, NotFound
+from services.kernel.money import format_nano
 from services.kernel.period import period_named
 from services.runtime import faults
+from services.runtime.database import transaction
 from services.runtime.lanes import internal_lane
 from services.runtime.work import Work
 from services.usage import reassignment_store, revising, store
@@ -22,16 +27,22 @@ from services.usage.closing import CORRECTIONS_LANE
 from services.usage.memory import Memory
 from services.usage.reassigning import (
     BEFORE_ALL,
+    LEFT,
     Concerned,
+    Job,
     Moved,
     Reassigning,
     Window,
     changes,
     next_window,
     reassignment_id,
+    stands_under,
+    why,
+    why_left,
 )
 from services.usage.replacing import Stamps, Step, settle
 
+LISTED, CHARGES_SHOWN = 100, 20
 CHUNK = 2_000  # charges looked at in one transaction: revisions wait for it half a second
 JOBS_AT_ONCE = 1_000  # looked through by one search
 DAYS_AT_ONCE = 7  # without any charge that is concerned: a day is searched whole, a tenth of a second a million
@@ -104,7 +115,7 @@ class Reassignments:
         moved: Counter[UUID] = Counter()
         for id in ids:
             charge = live.get(id)
-            mine = concerned.by(charge) if charge is not None else []
+            mine = concerned.open_by(charge) if charge is not None else []
             if charge is None or not mine:
                 continue
             cause = mine[-1].reassignment_id  # the last word of the registry is what is carried out
@@ -145,3 +156,151 @@ class Reassignments:
         if zone is None:
             raise Corrupt(f"nobody knows payer group {stamps.group_id}, which a timeline names", code="group_lost")
         return self._memory.cuts.correction_to(stamps.group_id, zone, period_named(stamps.period, zone))
+
+
+# ---- what people read ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class MovedLine:
+    """Charges that one reassignment moved from an account, payer group and cost center to others: what was taken back there,
+    and what is charged here instead."""
+
+    from_account: str
+    from_group: str | None
+    from_cost_center: str | None
+    to_account: str
+    to_group: str | None
+    to_cost_center: str | None
+    currency: str
+    charges: int
+    taken_back: str
+    charged: str
+
+
+@dataclass(frozen=True, slots=True)
+class LeftLine:
+    """Charges that one reassignment left as they are, and why."""
+
+    reason: str
+    why: str
+    charges: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeftCharge:
+    """A charge that was left as it is."""
+
+    charge_id: UUID
+    event_time: datetime
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reassignment:
+    """A stretch of time that a version of a timeline changed after use in it may have been rated: which, how far its charges
+    are looked through (all of event times before ``reached_at``), and how many were moved or left as they are.
+
+    ``lines`` and ``left_charges`` are of one that is shown.
+    """
+
+    reassignment_id: UUID
+    state: str
+    kind: str
+    object_id: str
+    number: str | None
+    version: int
+    starts_at: datetime
+    ends_at: datetime | None
+    reprices: bool
+    noticed_at: datetime
+    reached_at: datetime
+    done_at: datetime | None
+    moved: int
+    left: int
+    lines: tuple[MovedLine, ...] = ()
+    left_out: tuple[LeftLine, ...] = ()
+    left_charges: tuple[LeftCharge, ...] = ()
+
+
+async def reassignments(engine: AsyncEngine, *, idle: bool = False, limit: int = LISTED) -> list[Reassignment]:
+    """What is under way, and what moved charges or left some as they are; with ``idle`` also what found none to move. The
+    newest first."""
+    async with transaction(engine) as connection:
+        rows = await reassignment_store.listing(connection, limit, idle=idle)
+        return [_told(row) for row in rows]
+
+
+async def reassignment(engine: AsyncEngine, id: UUID, *, limit: int = CHARGES_SHOWN) -> Reassignment:
+    """One of them with what it moved from where to where, and the first charges that it left. `NotFound` when there is none."""
+    async with transaction(engine) as connection:
+        rows = await reassignment_store.listing(connection, 1, id=id, idle=True)
+        if not rows:
+            raise NotFound(
+                f"there is no reassignment {id}; `tollbook reassignment list` names them", field="reassignment"
+            )
+        lines = await reassignment_store.moved_lines(connection, rows[0])
+        left = await reassignment_store.left_reasons(connection, id)
+        charges = await reassignment_store.left_charges(connection, id, limit)
+    return replace(
+        _told(rows[0]),
+        lines=tuple(
+            MovedLine(
+                line.from_account, line.from_group, line.from_cost_center, line.to_account, line.to_group,
+                line.to_cost_center, line.currency, line.charges, format_nano(int(line.taken_back)),
+                format_nano(int(line.charged)),
+            )
+            for line in lines
+        ),
+        left_out=tuple(LeftLine(row.reason, LEFT[row.reason], row.charges) for row in left),
+        left_charges=tuple(LeftCharge(row.charge_id, row.event_time, row.reason) for row in charges),
+    )  # fmt: skip
+
+
+def _told(row: store.Found) -> Reassignment:
+    return Reassignment(
+        row.reassignment_id, "done" if row.done_at is not None else "open", row.kind, row.object_id, row.number,
+        row.version, row.starts_at, row.ends_at, row.reprices, row.noticed_at, row.reached_at, row.done_at, row.moved,
+        row.left,
+    )  # fmt: skip
+
+
+async def explained(connection: AsyncConnection, charge: Mapping[str, Any]) -> tuple[str, ...]:
+    """Why a charge came to be where it is after it, or the one before it, was charged, one sentence each."""
+    before = charge["replaces"] or charge["reverses"]
+    found = await reassignment_store.of_charges(connection, [each for each in (before, charge["charge_id"]) if each])
+    reasons = []
+    for row in found:
+        job = Job(*row[: len(Job.__struct_fields__)])
+        if row.charge_id == before and row.reason is None:
+            reasons.append(why(charge, job, row.version))
+        elif row.charge_id != before and row.reason is not None:
+            reasons.append(why_left(job, row.version, row.reason))
+    return tuple(reasons)
+
+
+async def audited(connection: AsyncConnection) -> list[str]:
+    """What does not hang together: reassignments that moved another number of charges than they say, and live charges of one
+    that is done which do not stand where the registry says, and were not left for a reason. For a snapshot."""
+    findings = [
+        f"reassignment {row.reassignment_id} says that it moved {row.told} charges; {row.found} were taken back and replaced"
+        for row in await reassignment_store.that_moved_otherwise(connection)
+    ]
+    jobs, still_open = await reassignment_store.all_jobs(connection)
+    if not jobs:
+        return findings
+    memory = Memory()
+    await memory.refresh(connection, await store.read_state(connection))
+    done, under_way = Concerned(jobs), Concerned(still_open)
+    reassigning = Reassigning(memory.registry, memory.prices)
+    async for charge in reassignment_store.live_charges(connection, min(job.starts_at for job in jobs)):
+        if not done.by(charge) or under_way.by(charge):
+            continue
+        found = reassigning.stamps(charge)
+        if isinstance(found, str) or not stands_under(charge, found[0]):
+            where = found if isinstance(found, str) else f"{found[0].account_id}, group {found[0].group_id}"
+            findings.append(
+                f"charge {charge.charge_id} of {charge.account_id}, group {charge.group_id}, was not moved; it should stand"
+                f" under {where}"
+            )
+    return findings

@@ -121,7 +121,8 @@ class Step(Struct, gc=False):
         data = revising.told(charge, changed)
         if share is not None and self.schedule is not None and terms.schedule is not None:
             tell(data, terms.schedule, self.schedule.form, share)
-        data["replaces"] = str(charge.charge_id)
+        if self.account_id == charge.account_id:  # of another account's charge nobody may be told, nor its credits pay
+            data["replaces"] = str(charge.charge_id)
         return (*row, charge.charge_id), str(id), _encode(data)
 
 

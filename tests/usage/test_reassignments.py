@@ -6,16 +6,24 @@ from collections import defaultdict
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
+import pytest
 from pydantic import TypeAdapter
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from contracts.usage import Charge
 from services.kernel.money import format_nano, parse_amount
-from services.usage.tables import REASSIGNMENT
-from tests.support.usage_registry import LONG_AGO, leg
+from services.kernel.period import period_of
+from services.usage import api, reassignments
+from services.usage.consumer import build
+from services.usage.price_files import read_price_file
+from services.usage.tables import REASSIGNED_CHARGE, REASSIGNMENT
+from tests.support.rooms import Rooms
+from tests.support.servers import Database
+from tests.support.usage_registry import LONG_AGO, leg, void
 from tests.support.usage_room import Usage
-from tests.usage.test_rerating import live_once, sums
+from tests.usage.test_rerating import approved, carry_out, executed, live_once, planned, price, sums
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 HOUR = timedelta(hours=1)
@@ -118,3 +126,419 @@ async def test_a_move_there_and_back_leaves_nothing(usage: Usage) -> None:
     assert by(usage, "group_id", "bill_to") == {("g-sales", NOW.strftime("%Y-%m")): "0.028"}
     assert [charge["amount"] for charge in usage.charges] == ["0.028", "-0.028", "0.028", "-0.028", "0.028"]
     await live_once(usage)
+
+
+async def test_a_move_that_comes_while_charges_are_looked_through_is_moved_to_as_well(
+    usage: Usage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reassignments, "CHUNK", 2)
+    await usage.take(*(leg(f"e{number}", NOW - timedelta(minutes=number)) for number in range(7)))
+    usage.send.account("sales", **moved_to("g2"))
+    await usage.rooms.pump()
+    tick = next(each for each in usage.processor.room.ticks if each.name == "reassign")
+    await usage.processor.tick(tick)
+    usage.send.account("sales", **moved_to("g3"))
+    await usage.rooms.pump()
+    await usage.take(leg("new", NOW))
+    assert by(usage, "group_id") == {("g-sales",): "0.14", ("g2",): "0.056", ("g3",): "0.028"}
+    await told(usage)
+    assert by(usage, "group_id") == {("g3",): "0.224"}
+    assert {charge["event_id"]: charge["group_id"] for charge in live(usage).values()} == dict.fromkeys(
+        [*(f"e{number}" for number in range(7)), "new"], "g3"
+    )
+    assert len(usage.charges) == 8 + 2 * 7 + 2 * 2  # those of the first chunk twice, all others once
+    await live_once(usage)
+
+
+async def test_where_the_new_group_has_other_prices_the_charge_is_by_them(usage: Usage) -> None:
+    await price(usage, "0.01", "cheap")
+    await usage.take(leg("e1", NOW), leg("e2", NOW, called="+919876543210", billable_s=1))
+    before = usage.charges
+    usage.send.account("sales", pricing_models={"g2": "cheap"}, **moved_to("g2"))
+    await told(usage)
+    assert by(usage, "group_id", "event_id") == {("g2", "e1"): "0.02", ("g2", "e2"): before[1]["amount"]}
+    assert {each["event_id"]: each["book_id"] for each in live(usage).values()} == {"e1": "cheap", "e2": "list"}
+    await live_once(usage)
+
+
+async def test_another_pricing_model_of_the_same_group_prices_what_was_charged_since(usage: Usage) -> None:
+    await price(usage, "0.01", "cheap")
+    await usage.take(leg("e1", NOW), leg("same", NOW, called="+919876543210", billable_s=1))
+    usage.send.account("sales", pricing_model="cheap")
+    await told(usage)
+    assert by(usage, "group_id", "event_id")["g-sales", "e1"] == "0.02"
+    assert len(usage.charges) == 4  # what costs as much as before stays as it is
+
+
+async def test_a_price_stays_where_the_same_books_are_asked(usage: Usage) -> None:
+    """Only a re-rate gives charges the prices of a version that was dated back."""
+    await usage.take(leg("e1", NOW))
+    await price(usage, "0.02")
+    usage.send.account("sales", **moved_to("g2"))
+    await told(usage)
+    assert by(usage, "group_id") == {("g2",): "0.028"}
+
+
+async def test_a_number_that_was_moved_takes_along_what_came_to_it_without_a_name(usage: Usage) -> None:
+    usage.send.account("main")
+    for center in ("desk", "hall"):
+        usage.send.cost_center(center)
+    usage.send.resource("n", "sales", "desk", number=NUMBER)
+    await usage.rooms.pump()
+    await usage.take(
+        inbound("before", NOW - 3 * HOUR), inbound("after"), inbound("named", account_id="sales"),
+        inbound("override", cost_center_id="hall"), leg("out", NOW),
+    )  # fmt: skip
+    usage.send.resource(
+        "n", "main", "desk", number=NUMBER, owners=[(LONG_AGO, MOVED, "sales"), (MOVED, None, "main")]
+    )  # fmt: skip
+    await told(usage)
+    assert {
+        name: (each["account_id"], each["group_id"], each["cost_center_id"], each.get("replaces") is not None)
+        for name, each in live(usage).items()
+    } == {
+        "before": ("sales", "g-sales", "desk", False),
+        "after": ("main", "g-main", "desk", False),  # of another account's charge it says nothing
+        "named": ("sales", "g-sales", None, True),  # whoever named the account meant it; the center is the new owner's
+        "override": ("main", "g-main", "hall", False),
+        "out": ("sales", "g-sales", None, False),
+    }
+    moved = live(usage)["after"]
+    assert moved["assignment_version"] == 1
+    assert (await api.charge(usage.engine, UUID(moved["charge_id"]))).who_pays[-1] == (
+        "moved to main, group g-main, cost center desk, by version 2 of the timeline of number n"
+    )
+    await live_once(usage)
+
+
+async def test_an_override_of_a_foreign_organization_counts_nowhere(usage: Usage) -> None:
+    usage.send.cost_center("theirs", "northwind")
+    usage.send.resource("p", "sales", "desk")
+    usage.send.account("foreign", organization="northwind")
+    await usage.rooms.pump()
+    await usage.take(
+        leg("theirs", NOW, outbound_profile="p", cost_center_id="theirs"),
+        leg("ours", NOW, outbound_profile="p", cost_center_id="desk"),
+    )
+    usage.send.resource("p", "sales", None, cost_centers=[(LONG_AGO, MOVED, "desk"), (MOVED, None, "hall")])
+    await told(usage)
+    assert {name: each["cost_center_id"] for name, each in live(usage).items()} == {"theirs": "hall", "ours": "desk"}
+    await live_once(usage)
+
+
+async def test_a_number_that_appears_gives_its_cost_center_to_what_came_to_it(usage: Usage) -> None:
+    await usage.take(inbound("e1", account_id="sales"), inbound("nobodys"))
+    assert len(usage.charges) == 1
+    usage.send.resource("n", "sales", "desk", number=NUMBER)
+    await told(usage)
+    assert {name: each["cost_center_id"] for name, each in live(usage).items()} == {"e1": "desk", "nobodys": "desk"}
+    assert sums(usage) == {"e1": "0.013458333", "nobodys": "0.013458333"}
+
+
+async def test_a_plan_that_becomes_known_later_says_how_it_is_paid(usage: Usage) -> None:
+    await usage.take(leg("before", NOW - 3 * HOUR), leg("after", NOW))
+    usage.send.account("sales", plans=[(LONG_AGO, MOVED, "payg"), (MOVED, None, "invoiced")])
+    await told(usage)
+    assert by(usage, "plan", "group_id") == {("payg", "g-sales"): "0.028", ("invoiced", "g-sales"): "0.028"}
+    usage.send.account("sales", plan="trial")
+    await told(usage)
+    assert by(usage, "plan", "group_id", "bill_to") == {("trial", None, None): "0.056"}
+    await live_once(usage)
+
+
+async def test_the_fee_of_a_number_stays_with_whoever_had_it_and_follows_its_account(usage: Usage) -> None:
+    usage.send.account("main")
+    usage.send.resource("n", "sales", "desk", number=NUMBER)
+    await usage.rooms.pump()
+    rows = b"product,prefix,price,currency,unit\nnumber.rental,*,1,USD,day\n"
+    await api.import_prices(usage.engine, "rent", read_price_file(rows), LONG_AGO, is_default=True)
+    data = {
+        "account_id": "sales", "number": NUMBER, "month": f"{NOW:%Y-%m}", "days": 3,
+        "starts_at": f"{NOW - 3 * HOUR:%Y-%m-%dT%H:%M:%SZ}",
+    }  # fmt: skip
+    await usage.take(leg("fee", NOW) | {"type": "tollbook.usage.rental.v1", "data": data})
+    (fee,) = usage.charges
+    at = NOW - 4 * HOUR
+    usage.send.resource("n", "main", "desk", number=NUMBER, owners=[(LONG_AGO, at, "sales"), (at, None, "main")])
+    await told(usage)
+    assert by(usage, "account_id", "group_id", "cost_center_id") == {("sales", "g-sales", None): fee["amount"]}
+    usage.send.account("sales", **moved_to("g2", at))
+    await told(usage)
+    assert by(usage, "account_id", "group_id") == {("sales", "g2"): fee["amount"]}
+    assert live(usage)["fee"]["per"] == fee["per"]
+    await live_once(usage)
+
+
+# ---- what cannot be moved ------------------------------------------------------------------------------------------
+
+
+async def test_what_has_no_price_there_stays_and_is_shown_with_the_reason(usage: Usage) -> None:
+    await api.import_prices(
+        usage.engine, "far", read_price_file(b"product,prefix,price_per_minute,currency\nvoice.inbound,1,0.01,USD\n"),
+        LONG_AGO,
+    )  # fmt: skip
+    await api.set_default_books(usage.engine, [])
+    await api.set_book_of(usage.engine, "organization", "lakeside", "list")
+    usage.send.account("abroad")
+    usage.send.resource("n", "sales", None, number=NUMBER)
+    await usage.rooms.pump()
+    await usage.take(leg("e1", NOW), leg("e2", NOW, called="+919876543210", billable_s=1), inbound("in"))
+    before = usage.charges
+    usage.send.account("sales", currency="EUR", **moved_to("g2"))
+    await told(usage)
+    assert usage.charges == before
+    (found,) = await api.reassignments(usage.engine)
+    assert (found.state, found.kind, found.object_id, found.version, found.moved, found.left) == (
+        "done", "account", "sales", 2, 0, 3,
+    )  # fmt: skip
+    shown = await api.reassignment(usage.engine, found.reassignment_id, limit=2)
+    (line,) = shown.left_out
+    assert (line.reason, line.charges, len(shown.left_charges)) == ("wrong_currency", 3, 2)
+    assert (await api.charge(usage.engine, UUID(before[0]["charge_id"]))).who_pays[-1] == (
+        "stays as it is, whatever version 2 of the account's timeline says: the price of who pays now is in another"
+        " currency than the account"
+    )
+    await live_once(usage)
+
+
+async def test_nothing_is_moved_to_who_is_closed_or_foreign_or_nobody(usage: Usage) -> None:
+    usage.send.account("shut", closed_at=NOW - 3 * HOUR)
+    usage.send.account("foreign", organization="northwind")
+    numbers = {name: f"+1313555020{index}" for index, name in enumerate(("shut", "foreign", "released", "stranger"))}
+    for name, number in numbers.items():
+        usage.send.resource(name, "sales", None, number=number)
+    await usage.rooms.pump()
+    await usage.take(*(inbound(name, called=number) for name, number in numbers.items()))
+    before = usage.charges
+    for name, number in numbers.items():
+        after = [] if name == "released" else [(MOVED, None, name)]
+        usage.send.resource(name, name, None, number=number, owners=[(LONG_AGO, MOVED, "sales"), *after])
+    await told(usage)
+    assert usage.charges == before
+    rows = await usage.rooms.query("usage", select(REASSIGNED_CHARGE.c.reason))
+    assert sorted(row.reason for row in rows) == [
+        "account_closed", "not_permitted", "unknown_account", "unknown_number",
+    ]  # fmt: skip
+    await live_once(usage)
+    usage.send.account("stranger")
+    usage.send.resource("again", "stranger", None, number=numbers["released"], owners=[(MOVED, None, "stranger")])
+    await told(usage)
+    assert by(usage, "account_id", "event_id")["stranger", "released"] == "0.013458333"
+    await live_once(usage)
+
+
+async def test_of_charges_from_before_it_was_kept_account_and_cost_center_stay(
+    usage: Usage, database: Database
+) -> None:
+    usage.send.account("main")
+    usage.send.resource("n", "sales", "desk", number=NUMBER)
+    await usage.rooms.pump()
+    await usage.take(inbound("e1"))
+    async with database.connected() as owner:
+        await owner.execute("update usage.charge set named = null")
+    usage.send.resource("n", "main", "hall", number=NUMBER, owners=[(LONG_AGO, MOVED, "sales"), (MOVED, None, "main")])
+    await told(usage)
+    assert len(usage.charges) == 1
+    usage.send.account("sales", **moved_to("g2"))
+    await told(usage)
+    assert by(usage, "account_id", "group_id", "cost_center_id") == {("sales", "g2", "desk"): "0.013458333"}
+    await live_once(usage)
+
+
+async def test_a_group_that_no_timeline_names_any_more_is_taken_back_from(usage: Usage, database: Database) -> None:
+    usage.send.account("sales", zones={"g2": "America/Detroit"}, **moved_to("g2"))
+    await usage.take(leg("e1", NOW))
+    usage.send.account("sales")
+    await usage.rooms.pump()
+    async with Rooms(usage.log, database, [build()]) as fresh:  # a worker that never saw the timeline with the group
+        tick = next(each for each in fresh.processors["usage"].room.ticks if each.name == "reassign")
+        await fresh.processors["usage"].tick(tick)
+    await told(usage)
+    assert by(usage, "group_id") == {("g-sales",): "0.028"}
+    assert live(usage)["e1"]["period"] == period_of(NOW).name
+
+
+# ---- beside other corrections --------------------------------------------------------------------------------------
+
+
+async def test_a_void_and_an_amendment_after_a_move_take_back_what_was_moved(usage: Usage) -> None:
+    await usage.take(leg("void", NOW), leg("amended", NOW), leg("stays", NOW))
+    usage.send.account("sales", **moved_to("g2"))
+    await told(usage)
+    await usage.take(void("void", 1), leg("amended", NOW, billable_s=10) | {"revision": 1})
+    assert by(usage, "group_id", "event_id") == {("g2", "amended"): "0.014", ("g2", "stays"): "0.028"}
+    usage.send.account("sales", **moved_to("g3"))
+    await told(usage)
+    assert by(usage, "group_id", "event_id") == {("g3", "amended"): "0.014", ("g3", "stays"): "0.028"}
+    await live_once(usage)
+
+
+async def test_a_void_that_comes_between_the_timeline_and_the_chunk_leaves_nothing_to_move(usage: Usage) -> None:
+    await usage.take(leg("void", NOW), leg("stays", NOW))
+    usage.send.account("sales", **moved_to("g2"))
+    await usage.take(void("void", 1))
+    await told(usage)
+    assert by(usage, "group_id", "event_id") == {("g2", "stays"): "0.028"}
+    await live_once(usage)
+
+
+@pytest.mark.parametrize("first", ["re-rate", "move"])
+async def test_a_re_rate_and_a_move_together_come_to_the_same(usage: Usage, first: str) -> None:
+    await usage.take(*(leg(f"e{number}", NOW - timedelta(minutes=number)) for number in range(5)))
+    await price(usage, "0.02")
+    plan = await approved(usage)
+    await api.execute_rerate(usage.engine, plan.plan_id, "bob", "operator")
+    usage.send.account("sales", **moved_to("g2"))
+    await usage.rooms.pump()
+    if first == "move":
+        await looked_through(usage)
+        assert (await executed(usage, plan)).left_stale == 5
+        assert by(usage, "group_id") == {("g2",): "0.14"}
+        await executed(usage)
+    else:
+        await carry_out(usage)
+        await looked_through(usage)
+    assert by(usage, "group_id") == {("g2",): "0.2"}
+    await live_once(usage)
+
+
+async def test_a_re_rate_leaves_out_what_is_to_be_moved_and_plans_it_afterwards(usage: Usage) -> None:
+    await usage.take(leg("e1", NOW))
+    await price(usage, "0.02")
+    usage.send.account("sales", **moved_to("g2"))
+    await usage.rooms.pump()
+    (line,) = (await planned(usage)).left_out
+    assert (line.which, line.charges) == ("payer_changed", 1)
+    await looked_through(usage)
+    assert (await planned(usage)).charges == 1
+
+
+# ---- cuts ----------------------------------------------------------------------------------------------------------
+
+THIS = period_of(NOW)
+LAST = period_of(THIS.start - HOUR)
+BEFORE = THIS.start - HOUR
+
+
+async def test_a_cut_passes_when_the_charges_before_it_are_looked_through(
+    usage: Usage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reassignments, "CHUNK", 2)
+    names = [f"e{number}" for number in range(5)]
+    await usage.take(
+        *(leg(name, BEFORE + timedelta(minutes=number)) for number, name in enumerate(names)), leg("now", NOW)
+    )
+    usage.send.account("sales", **moved_to("g2", BEFORE))
+    usage.send.cutoff(THIS.start)
+    usage.send.groups_covered(THIS.start)
+    await usage.rooms.pump()
+    tick = {each.name: each for each in usage.processor.room.ticks}
+    await usage.processor.tick(tick["cut"])
+    for _ in range(3):
+        await usage.processor.tick(tick["pass"])
+        assert (await api.cuts(usage.engine))[0].passed_at is None
+        await usage.processor.tick(tick["reassign"])
+    (under_way,) = await api.reassignments(usage.engine)
+    assert under_way.state == "open"  # what is after the boundary holds nothing
+    await usage.processor.tick(tick["pass"])
+    assert (await api.cuts(usage.engine))[0].passed_at is not None
+    await told(usage)
+    assert by(usage, "group_id", "bill_to") == {("g2", LAST.name): "0.14", ("g2", THIS.name): "0.028"}
+    assert {each["bill_to"] for each in usage.charges if each["event_id"] in names} == {LAST.name}
+    await live_once(usage)
+
+
+async def test_after_the_cut_both_are_lines_of_a_prior_period(usage: Usage) -> None:
+    await usage.take(leg("e1", BEFORE))
+    usage.send.cutoff(THIS.start)
+    usage.send.groups_covered(THIS.start)
+    await usage.rooms.pump(ticks=True)
+    assert (await api.cuts(usage.engine))[0].passed_at is not None
+    usage.send.account("sales", **moved_to("g2", BEFORE))
+    await told(usage)
+    assert [(each["group_id"], each["period"], each["bill_to"], each["amount"]) for each in usage.charges] == [
+        ("g-sales", LAST.name, LAST.name, "0.028"),
+        ("g-sales", LAST.name, THIS.name, "-0.028"),
+        ("g2", LAST.name, THIS.name, "0.028"),
+    ]
+    await live_once(usage)
+
+
+async def test_another_zone_puts_a_use_into_the_month_of_the_new_group(usage: Usage) -> None:
+    await usage.take(leg("e1", BEFORE))
+    usage.send.account("sales", zones={"g2": "Asia/Tokyo"}, **moved_to("g2", BEFORE))
+    await told(usage)
+    assert by(usage, "group_id", "period", "bill_to") == {("g2", THIS.name, THIS.name): "0.028"}
+
+
+# ---- many at once --------------------------------------------------------------------------------------------------
+
+
+async def test_many_accounts_that_change_together_are_looked_through_together(usage: Usage) -> None:
+    names = [f"a{number}" for number in range(150)]
+    for name in names:
+        usage.send.account(name)
+    await usage.rooms.pump()
+    await usage.take(*(leg(f"of {name}", NOW, name) for name in names), leg("sales", NOW))
+    for name in names:
+        usage.send.account(name, **moved_to(f"new-{name}", before=f"g-{name}"))
+    await usage.rooms.pump()
+    tick = next(each for each in usage.processor.room.ticks if each.name == "reassign")
+    for _ in range(2):
+        await usage.processor.tick(tick)
+    assert [each.state for each in await api.reassignments(usage.engine, limit=200)] == ["done"] * 150
+    await usage.rooms.pump()
+    assert by(usage, "group_id") == {(f"new-{name}",): "0.028" for name in names} | {("g-sales",): "0.028"}
+
+
+async def test_what_changes_nothing_that_decides_stamps_is_not_looked_through(usage: Usage) -> None:
+    usage.send.account("sales", closed_at=NOW + HOUR)
+    usage.send.account("new")
+    usage.send.resource("p", "sales", None)
+    await usage.rooms.pump()
+    usage.send.resource("p", "new", None, owners=[(LONG_AGO, NOW, "sales"), (NOW, None, "new")])
+    await usage.rooms.pump()
+    assert await api.reassignments(usage.engine, idle=True) == []
+
+
+async def test_each_day_has_an_index_that_skips_hours(usage: Usage) -> None:
+    await usage.take(leg("e1", NOW))
+    definitions = text(
+        "select indexdef from pg_indexes where schemaname = 'usage' and tablename = :day and indexdef like '%brin%'"
+    )
+    rows = await usage.rooms.query("usage", definitions, {"day": f"charge_{NOW:%Y%m%d}"})
+    assert [row.indexdef.partition("USING ")[2] for row in rows] == ["brin (event_time) WITH (autosummarize='on')"]
+
+
+# ---- the auditor ---------------------------------------------------------------------------------------------------
+
+
+async def test_the_auditor_finds_what_was_not_moved_or_moved_otherwise(usage: Usage, database: Database) -> None:
+    await usage.take(leg("e1", NOW), leg("e2", NOW))
+    usage.send.account("sales", **moved_to("g2"))
+    await told(usage)
+    (found,) = await api.reassignments(usage.engine)
+    assert (await api.tiers_and_reversals(usage.engine)).findings == ()
+    async with database.connected() as owner:
+        await owner.execute("update usage.charge set replaces = null where replaces is not null and event_id = 'e1'")
+        await owner.execute("update usage.charge set group_id = 'g3' where event_id = 'e2' and replaces is not null")
+    assert (await api.tiers_and_reversals(usage.engine)).findings == (
+        f"reassignment {found.reassignment_id} says that it moved 2 charges; 1 were taken back and replaced",
+        f"charge {live(usage)['e2']['charge_id']} of sales, group g3, was not moved; it should stand under sales, group g2",
+    )
+
+
+async def test_what_was_moved_is_told_from_where_to_where(usage: Usage) -> None:
+    await price(usage, "0.01", "cheap")
+    await usage.take(leg("e1", NOW), leg("e2", NOW))
+    usage.send.account("sales", pricing_models={"g2": "cheap"}, **moved_to("g2"))
+    await told(usage)
+    (found,) = await api.reassignments(usage.engine)
+    (line,) = (await api.reassignment(usage.engine, found.reassignment_id)).lines
+    assert (line.from_group, line.to_group, line.charges, line.taken_back, line.charged) == (
+        "g-sales", "g2", 2, "0.056", "0.04",
+    )  # fmt: skip
+    taken_back = next(each for each in usage.charges if each["reverses"] is not None)
+    assert (await api.charge(usage.engine, UUID(taken_back["charge_id"]))).who_pays[-1] == (
+        "taken from sales, group g-sales, ungrouped, by version 2 of the account's timeline"
+    )
