@@ -150,9 +150,10 @@ def stretches(edges: Iterable[datetime], before: At, now: At) -> list[Stretch]:
     return found
 
 
-def reassignment_id(kind: str, object_id: str, version: int, start: datetime) -> UUID:
-    """The reassignment of one stretch of one version of a timeline; the ids of what it charges follow from it."""
-    return derived_id("reassignment", kind, object_id, str(version), instant_text(start))
+def reassignment_id(kind: str, object_id: str, version: int, start: datetime, *again: str) -> UUID:
+    """The reassignment of one stretch of one version of a timeline; the ids of what it charges follow from it. ``again`` says
+    what it is looked through again for."""
+    return derived_id("reassignment", kind, object_id, str(version), instant_text(start), *again)
 
 
 # ---- which charges, in which order ---------------------------------------------------------------------------------
@@ -271,6 +272,13 @@ class Moved(NamedTuple):
     terms: Terms
 
 
+class Left(NamedTuple):
+    """A charge stays as it is, for a reason of `LEFT`; ``account_id`` is whose it would be, if that account were there then."""
+
+    reason: str
+    account_id: str | None = None
+
+
 class _Told(NamedTuple):
     """What of a use decides its cost center, as its charge tells it."""
 
@@ -285,14 +293,14 @@ class Reassigning:
         self._registry = registry
         self._prices = prices
 
-    def of(self, charge: Any, *, reprices: bool = False) -> Moved | str | None:
-        """Where a live charge stands now; None where it stands right, a word of `LEFT` where it cannot be moved.
+    def of(self, charge: Any, *, reprices: bool = False) -> Moved | Left | None:
+        """Where a live charge stands now; None where it stands right.
 
-        Its price stays unless other books are asked: those of another account, or ``reprices``, of another pricing model or
+        Its price stays unless other books may be asked: those of another account, or ``reprices``, of another pricing model or
         currency. Then it is rated by the prices as they are now. ``charge`` is its row, with what its price says.
         """
         found = self.stamps(charge)
-        if isinstance(found, str):
+        if isinstance(found, Left):
             return found
         stamps, standing = found
         is_moved = not stands_under(charge, stamps)
@@ -300,25 +308,25 @@ class Reassigning:
             return None
         if is_moved and (problem := self._problem(charge, stamps)) is not None:
             return problem
-        if not reprices and self._same_books(charge, standing):
+        if not reprices and stamps.account_id == charge.account_id:
             return Moved(stamps, _kept(charge, stamps))
         terms = self._rated(charge, stamps, standing)
         if isinstance(terms, str):
-            return terms
+            return Left(terms)
         return Moved(stamps, terms) if is_moved or _costs_other(charge, terms) else None
 
-    def stamps(self, charge: Any) -> tuple[Stamps, Standing] | str:
-        """The stamps of a charge by the registry as it is now; a word of `LEFT` where there are none."""
+    def stamps(self, charge: Any) -> tuple[Stamps, Standing] | Left:
+        """The stamps of a charge by the registry as it is now."""
         at, account_id = charge.event_time, charge.account_id
         is_known = charge.named is not None
         if is_known and not charge.named & NAMED_ACCOUNT:
             account_id = self._registry.owner_of(charge.destination, at)
             if account_id is None:
-                return "unknown_number"
+                return Left("unknown_number")
         account = self._registry.accounts.get(account_id)
         standing = account.standing_at(at, self._prices) if account is not None else None
         if account is None or standing is None:
-            return "unknown_account"
+            return Left("unknown_account", account_id)
         payer, period = standing.payer, standing.period
         center = charge.cost_center_id
         is_override = is_known and bool(charge.named & NAMED_CENTER)
@@ -331,26 +339,18 @@ class Reassigning:
         )  # fmt: skip
         return stamps, standing
 
-    def _problem(self, charge: Any, stamps: Stamps) -> str | None:
+    def _problem(self, charge: Any, stamps: Stamps) -> Left | None:
         """Why the account whose it would be cannot be charged; one that is charged already stays."""
         if stamps.account_id == charge.account_id:
             return None
         account, publisher = self._registry.accounts[stamps.account_id], self._registry.publishers.get(charge.publisher)
         if publisher is None or account.organization_id not in publisher.organizations:
-            return "not_permitted"
+            return Left("not_permitted")
         if charge.event_time < account.opened_at:
-            return "unknown_account"
+            return Left("unknown_account", stamps.account_id)
         if account.closed_at is not None and charge.event_time >= account.closed_at:
-            return "account_closed"
+            return Left("account_closed", stamps.account_id)
         return None
-
-    def _same_books(self, charge: Any, standing: Standing) -> bool:
-        """Whether who pays now asks the books that the account which was charged asks."""
-        account = self._registry.accounts.get(charge.account_id)
-        before = account.standing_at(charge.event_time, self._prices) if account is not None else None
-        if before is None or standing.currency != charge.currency:
-            return False
-        return [book.book_id for book in before.books] == [book.book_id for book in standing.books]
 
     def _rated(self, charge: Any, stamps: Stamps, standing: Standing) -> Terms | str:
         month = _month(charge, stamps)

@@ -122,10 +122,27 @@ async def finish(connection: AsyncConnection, jobs: Collection[UUID], now: datet
     await connection.execute(update(REASSIGNMENT).where(wanted).values(done_at=now), {"ids": sorted(jobs)})
 
 
-async def append_charges(connection: AsyncConnection, rows: Sequence[tuple[UUID, UUID, datetime, str | None]]) -> None:
-    """(reassignment, charge, its event time, why it was left; null: it was moved), each once."""
+Note = tuple[UUID, UUID, datetime, str | None, str | None]
+"""Reassignment, charge, its event time, why it was left (null: it was moved), and whose it would be."""
+
+
+async def append_charges(connection: AsyncConnection, rows: Sequence[Note]) -> None:
+    """What became of charges, each once."""
     columns = [column.name for column in REASSIGNED_CHARGE.columns]
     await copy_rows(connection, REASSIGNED_CHARGE, columns, rows)
+
+
+async def left_for(connection: AsyncConnection, account_ids: Sequence[str]) -> Rows:
+    """The reassignments that left charges because one of these accounts was not there, with the account."""
+    of = REASSIGNED_CHARGE.c
+    wanted = of.account_id == func.any(bindparam("accounts", type_=ARRAY(Text())))
+    statement = (
+        select(REASSIGNMENT, of.account_id)
+        .join(REASSIGNED_CHARGE, of.reassignment_id == REASSIGNMENT.c.reassignment_id)
+        .where(wanted)
+        .distinct()
+    )
+    return (await connection.execute(statement, {"accounts": list(account_ids)})).all()
 
 
 # ---- what people and the auditor read ------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from contracts.groups import AccountTimeline
 from services.kernel.errors import Corrupt, NotFound
 from services.kernel.money import format_nano
 from services.kernel.period import period_named
@@ -26,10 +27,12 @@ from services.usage import reassignment_store, revising, store
 from services.usage.closing import CORRECTIONS_LANE
 from services.usage.memory import Memory
 from services.usage.reassigning import (
+    ACCOUNT,
     BEFORE_ALL,
     LEFT,
     Concerned,
     Job,
+    Left,
     Moved,
     Reassigning,
     Window,
@@ -62,8 +65,44 @@ async def registry_changed(
         }
         for kind, object_id, number, version, stretch in changes(before, now)
     ]  # fmt: skip
-    if rows:
-        await reassignment_store.insert_reassignments(work.connection, rows)
+    versions = {
+        id: timeline.version
+        for (kind, id), timeline in now.items()
+        if kind == ACCOUNT and _is_there_otherwise(before.get((kind, id)), timeline)
+    }
+    again = await _again(work, versions)
+    if rows or again:
+        await reassignment_store.insert_reassignments(work.connection, [*rows, *again])
+
+
+def _is_there_otherwise(known: Mapping[str, Any] | None, timeline: AccountTimeline) -> bool:
+    """Whether an account is new, or is there at other times than was known."""
+    if known is None:
+        return True
+    document = timeline.data()
+    return timeline.version > known["version"] and any(
+        known[name] != document[name] for name in ("opened_at", "closed_at", "plans")
+    )
+
+
+async def _again(work: Work, versions: Mapping[str, int]) -> list[dict[str, Any]]:
+    """What left charges because one of these accounts was not there, and is to be looked through again: a number's timeline may
+    come before that of the account which takes it over."""
+    if not versions:
+        return []
+    found: dict[UUID, dict[str, Any]] = {}
+    for row in await reassignment_store.left_for(work.connection, sorted(versions)):
+        id = reassignment_id(
+            row.kind, row.object_id, row.version, row.starts_at, row.account_id, str(versions[row.account_id])
+        )
+        found[id] = {name: getattr(row, name) for name in _SAME} | {
+            "reassignment_id": id, "noticed_at": work.now, "reached_at": row.starts_at, "reached_id": BEFORE_ALL,
+            "moved": 0,
+        }  # fmt: skip
+    return list(found.values())
+
+
+_SAME = ("kind", "object_id", "number", "version", "starts_at", "ends_at", "reprices")
 
 
 class Reassignments:
@@ -111,7 +150,7 @@ class Reassignments:
         concerned = Concerned(window.jobs)
         reassigning = Reassigning(self._memory.registry, self._memory.prices)
         steps: list[Step] = []
-        noted: list[tuple[UUID, UUID, Any, str | None]] = []
+        noted: list[reassignment_store.Note] = []
         moved: Counter[UUID] = Counter()
         for id in ids:
             charge = live.get(id)
@@ -122,13 +161,14 @@ class Reassignments:
             outcome = reassigning.of(charge, reprices=any(job.reprices for job in mine))
             if isinstance(outcome, Moved):
                 step = self._step(charge, outcome, cause)
-                if step is None:
-                    outcome = "unknown_payer"
-                else:
+                if step is not None:
                     steps.append(step)
                     moved[cause] += 1
+                    noted.append((cause, id, charge.event_time, None, None))
+                    continue
+                outcome = Left("unknown_payer")
             if outcome is not None:
-                noted.append((cause, id, charge.event_time, outcome if isinstance(outcome, str) else None))
+                noted.append((cause, id, charge.event_time, *outcome))
         if steps:
             await settle(work, steps, "usage.reassign")
         if noted:
@@ -297,8 +337,8 @@ async def audited(connection: AsyncConnection) -> list[str]:
         if not done.by(charge) or under_way.by(charge):
             continue
         found = reassigning.stamps(charge)
-        if isinstance(found, str) or not stands_under(charge, found[0]):
-            where = found if isinstance(found, str) else f"{found[0].account_id}, group {found[0].group_id}"
+        if isinstance(found, Left) or not stands_under(charge, found[0]):
+            where = found.reason if isinstance(found, Left) else f"{found[0].account_id}, group {found[0].group_id}"
             findings.append(
                 f"charge {charge.charge_id} of {charge.account_id}, group {charge.group_id}, was not moved; it should stand"
                 f" under {where}"

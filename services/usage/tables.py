@@ -358,6 +358,7 @@ REASSIGNED_CHARGE = Table(
     Column("charge_id", Uuid, primary_key=True),
     Column("event_time", Instant, nullable=False),
     Column("reason", Text),
+    Column("account_id", Text),  # whose it would be, if that account had been there then
 )
 
 CLASS_COUNT = Table(

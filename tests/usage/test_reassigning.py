@@ -29,6 +29,7 @@ from services.usage.reassigning import (
     NAMED_ACCOUNT,
     NAMED_CENTER,
     Job,
+    Left,
     Moved,
     Reassigning,
     Stretch,
@@ -280,7 +281,7 @@ class World:
             return
         blank = Charge(UUID(int=len(self.charges) + 1), at, whose, "", None, None, center, named, "list", 0)
         found = Reassigning(self.registry, self.prices).stamps(blank)
-        if isinstance(found, str):
+        if isinstance(found, Left):
             return
         self.charges[name] = self.charged(blank, found[0])
 
@@ -372,7 +373,7 @@ def test_an_override_that_counted_is_kept_within_the_organization_only() -> None
     assert charge.cost_center_id == "mine"
     foreign = replace(charge, organization_id="northwind")
     stamps = Reassigning(world.registry, world.prices).stamps(foreign)
-    assert not isinstance(stamps, str)
+    assert not isinstance(stamps, Left)
     assert stamps[0].cost_center_id == "x"
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from fractions import Fraction
 from typing import Any
 from uuid import UUID
 
@@ -16,13 +19,17 @@ from contracts.usage import Charge
 from services.kernel.money import format_nano, parse_amount
 from services.kernel.period import period_of
 from services.usage import api, reassignments
+from services.usage.books import PriceRow
 from services.usage.consumer import build
-from services.usage.price_files import read_price_file
+from services.usage.price_files import PriceFile, read_price_file
 from services.usage.tables import REASSIGNED_CHARGE, REASSIGNMENT
+from services.usage.tiers import Band
 from tests.support.rooms import Rooms
 from tests.support.servers import Database
 from tests.support.usage_registry import LONG_AGO, leg, void
 from tests.support.usage_room import Usage
+from tests.usage.test_counters import counters
+from tests.usage.test_rerate_tiers import CENT, cost, imported, tiers, use
 from tests.usage.test_rerating import approved, carry_out, executed, live_once, planned, price, sums
 
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -327,6 +334,28 @@ async def test_nothing_is_moved_to_who_is_closed_or_foreign_or_nobody(usage: Usa
     await live_once(usage)
 
 
+async def test_a_number_may_be_known_before_the_account_that_takes_it_over(usage: Usage) -> None:
+    usage.send.resource("n", "sales", "desk", number=NUMBER)
+    await usage.rooms.pump()
+    await usage.take(inbound("e1"))
+    usage.send.resource("n", "new", "desk", number=NUMBER, owners=[(LONG_AGO, MOVED, "sales"), (MOVED, None, "new")])
+    await told(usage)
+    assert by(usage, "account_id") == {("sales",): "0.013458333"}
+    usage.send.account("new", opened_at=NOW + HOUR)
+    await told(usage)
+    assert by(usage, "account_id") == {("sales",): "0.013458333"}
+    usage.send.account("new", opened_at=MOVED)
+    await told(usage)
+    assert by(usage, "account_id", "cost_center_id") == {("new", "desk"): "0.013458333"}
+    assert [(each.version, each.moved, each.left) for each in await api.reassignments(usage.engine)] == [
+        (2, 1, 0), (2, 0, 1), (2, 0, 1),
+    ]  # fmt: skip
+    usage.send.account("new", opened_at=MOVED, group="g2")
+    await told(usage)
+    assert by(usage, "account_id", "group_id") == {("new", "g2"): "0.013458333"}
+    await live_once(usage)
+
+
 async def test_of_charges_from_before_it_was_kept_account_and_cost_center_stay(
     usage: Usage, database: Database
 ) -> None:
@@ -544,3 +573,192 @@ async def test_what_was_moved_is_told_from_where_to_where(usage: Usage) -> None:
     assert (await api.charge(usage.engine, UUID(taken_back["charge_id"]))).who_pays[-1] == (
         "taken from sales, group g-sales, ungrouped, by version 2 of the account's timeline"
     )
+
+
+# ---- tiers ---------------------------------------------------------------------------------------------------------
+
+
+async def filled(usage: Usage) -> dict[tuple[str, str, bool], int]:
+    """What is in each counter that is not empty: by account, group and whether it is prepaid."""
+    return {(key[0], key[1], key[4]): each for key, each in (await counters(usage)).items() if each}
+
+
+@pytest.mark.parametrize("chunk", [1, 2_000])
+async def test_the_counters_of_both_groups_cost_what_their_quantity_costs(
+    usage: Usage, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    """First 1,000 at 0.010, then 0.008: 900, 200 and 300 cost 13.20. When 200 and 300 are another group's, 9.00 and 5.00."""
+    monkeypatch.setattr(reassignments, "CHUNK", chunk)
+    await imported(usage, tiers())
+    await usage.take(use("e900", 900, NOW - 3 * HOUR), use("e200", 200, NOW - HOUR), use("e300", 300, NOW))
+    assert by(usage, "group_id") == {("g-sales",): "13.2"}
+    usage.send.account("sales", **moved_to("g2"))
+    await told(usage)
+    assert by(usage, "group_id") == {("g-sales",): "9", ("g2",): "5"}
+    assert await filled(usage) == {("sales", "g-sales", True): 900, ("sales", "g2", True): 500}
+    await live_once(usage)
+    usage.send.account("sales")
+    await told(usage)
+    assert by(usage, "group_id") == {("g-sales",): "13.2"}
+    assert await filled(usage) == {("sales", "g-sales", True): 1_400}
+    await usage.take(void("e200", 1))
+    assert by(usage, "group_id") == {("g-sales",): "11.6"}
+    await live_once(usage)
+
+
+async def test_another_plan_moves_quantities_into_a_counter_of_its_own(usage: Usage) -> None:
+    await imported(usage, tiers())
+    await usage.take(use("e900", 900, NOW - 3 * HOUR), use("e300", 300, NOW))
+    usage.send.account("sales", plans=[(LONG_AGO, MOVED, "payg"), (MOVED, None, "invoiced")])
+    await told(usage)
+    assert await filled(usage) == {("sales", "g-sales", True): 900, ("sales", "g-sales", False): 300}
+    assert by(usage, "plan") == {("payg",): "9", ("invoiced",): "3"}
+    await live_once(usage)
+
+
+async def test_a_cost_center_moves_in_a_counter_without_moving_it(usage: Usage) -> None:
+    await api.import_prices(
+        usage.engine, "tiers",
+        PriceFile("USD", (PriceRow("data", "*", 0, 0, 0, 1, 1, "byte", schedule="s"),), (), schedules=tiers().schedules),
+        LONG_AGO, is_default=True,
+    )  # fmt: skip
+    usage.send.resource("n", "sales", "desk", number=NUMBER)
+    await usage.rooms.pump()
+    for name, quantity in (("e1", 900), ("e2", 400)):
+        data = {
+            "account_id": "sales", "bytes": quantity, "subscriber": NUMBER, "started_at": f"{NOW:%Y-%m-%dT%H:%M:%SZ}",
+            "ended_at": f"{NOW:%Y-%m-%dT%H:%M:%SZ}",
+        }  # fmt: skip
+        await usage.take(leg(name, NOW) | {"type": "tollbook.usage.data.v1", "data": data})
+    usage.send.resource(
+        "n", "sales", None, number=NUMBER, owners=[(LONG_AGO, None, "sales")],
+        cost_centers=[(LONG_AGO, MOVED, "desk"), (MOVED, None, "hall")],
+    )  # fmt: skip
+    await told(usage)
+    assert {name: each["cost_center_id"] for name, each in live(usage).items()} == {"e1": "hall", "e2": "hall"}
+    assert (cost(usage), await filled(usage)) == ("12.4", {("sales", "g-sales", True): 1_300})
+    await live_once(usage)
+
+
+# ---- whatever happens ----------------------------------------------------------------------------------------------
+
+GROUPS = {"g1": None, "g2": None, "g3": "cheap", "g4": None}
+GROUP_ZONES = {"g4": "Asia/Tokyo"}
+EDGES = [NOW - timedelta(hours=each) for each in (20, 12, 6, 3)]
+
+
+class Town:
+    """Two accounts and a number, of which the registry says one thing after another; and use, before it is known and after."""
+
+    def __init__(self, usage: Usage, dice: random.Random) -> None:
+        self.usage, self.dice = usage, dice
+        self.plans: dict[str, list[tuple[datetime, datetime | None, str]]] = {}
+        self.groups: dict[str, list[tuple[datetime, datetime | None, str]]] = {}
+        self.owners: list[tuple[datetime, datetime | None, str]] = []
+        self.centers: list[tuple[datetime, datetime | None, str | None]] = []
+        self.uses: dict[
+            str, tuple[str | None, datetime, int, int, str | None]
+        ] = {}  # account, when, how much, revision
+        self.versions: dict[str, int] = defaultdict(int)
+
+    def some(self, values: Sequence[Any]) -> list[Any]:
+        """A value for each stretch between some instants."""
+        edges = [LONG_AGO, *sorted(self.dice.sample(EDGES, self.dice.randrange(3)))]
+        return [
+            (start, end, self.dice.choice(values)) for start, end in zip(edges, [*edges[1:], None], strict=True)
+        ]  # fmt: skip
+
+    def word(self, what: str) -> None:
+        """The registry says something else of an account or of the number; now and then it comes after a later word."""
+        self.versions[what] += 1
+        if what == "n":
+            self.owners = self.some(["sales", "main"])
+            self.centers = self.some(["desk", "hall", None])
+            self.usage.send.resource("n", "sales", None, number=NUMBER, owners=self.owners, cost_centers=self.centers)
+            return
+        plans, groups = self.some(["payg", "payg", "invoiced", "trial"]), self.some(list(GROUPS))
+        if self.dice.random() < 0.3:  # one that nobody hears before the next
+            self._tell(what, self.some(["payg", "trial"]), self.some(list(GROUPS)), 2 * self.versions[what])
+        self._tell(what, plans, groups, 2 * self.versions[what] + 1)
+        if self.dice.random() < 0.3:
+            self._tell(what, self.some(["payg"]), self.some(list(GROUPS)), 2 * self.versions[what])  # in reverse
+        self.plans[what], self.groups[what] = plans, groups
+
+    def _tell(self, account: str, plans: Any, groups: Any, version: int) -> None:
+        self.usage.send.account(
+            account, plans=plans, groups=groups, version=version, zones=GROUP_ZONES,
+            pricing_models={name: model for name, model in GROUPS.items() if model is not None},
+        )  # fmt: skip
+
+    def use(self) -> None:
+        """Calls to the number, with and without a name, and pieces that tiers price; and revisions of some that there are."""
+        dice, at = self.dice, NOW - timedelta(minutes=self.dice.randrange(24 * 60))
+        name = f"use{len(self.uses)}" if dice.random() < 0.7 or not self.uses else dice.choice(sorted(self.uses))
+        revision = self.uses[name][3] + 1 if name in self.uses else 0
+        account = dice.choice(["sales", "main", None])
+        kind = "call" if account is None else dice.choice(["call", "pieces"])
+        quantity = dice.randrange(1, 900) if dice.random() < 0.9 or not revision else 0
+        self.uses[name] = account, at, quantity, revision, kind
+        if not quantity:
+            self.usage.send.leg(void(name, revision))
+        elif kind == "pieces":
+            self.usage.send.leg(use(name, quantity, at, account or "", revision=revision))
+        else:
+            event = inbound(name, at, account_id=account, duration_s=quantity, billable_s=quantity)
+            self.usage.send.leg(event | {"revision": revision})
+
+    def must_be(self) -> dict[str, tuple[Any, ...]]:
+        """What the charge of each use says by the last words: plainly, interval by interval."""
+        found = {}
+        for name, (named, at, quantity, revision, kind) in self.uses.items():
+            if not quantity:
+                continue
+            account = named or held(self.owners, at)
+            plan, group = held(self.plans[account], at), held(self.groups[account], at)
+            group = None if plan == "trial" else group
+            period = None if group is None else period_of(at, GROUP_ZONES.get(group, "UTC")).name
+            center = held(self.centers, at) if kind == "call" and held(self.owners, at) == account else None
+            rate = 2 * 10**9 if group is not None and GROUPS[group] == "cheap" else 3 * 10**9
+            amount = round(Fraction(rate * quantity, 60)) if kind == "call" else None
+            found[name] = account, plan, group, period, center, quantity, revision, amount
+        return found
+
+
+def held(intervals: Sequence[tuple[datetime, datetime | None, Any]], at: datetime) -> Any:
+    return next(each for start, end, each in intervals if start <= at and (end is None or at < end))
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_whatever_becomes_known_when_the_live_charges_are_those_of_who_knew_it_first(
+    usage: Usage, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    dice = random.Random(seed)
+    monkeypatch.setattr(reassignments, "CHUNK", dice.choice([1, 3, 2_000]))
+    monkeypatch.setattr(reassignments, "JOBS_AT_ONCE", dice.choice([1, 2, 1_000]))
+    for book, rate in (("list", 3), ("cheap", 2)):
+        rows = f"product,prefix,price_per_minute,currency,minimum_s,increment_s\nvoice.inbound,1,{rate},USD,0,1\n"
+        await api.import_prices(usage.engine, book, read_price_file(rows.encode()), LONG_AGO)
+    bands = (Band(1_000, CENT), Band(None, 8 * 10**6, 15 * 10**8))
+    await imported(usage, tiers(dice.choice(["graduated", "volume"]), bands))
+    town = Town(usage, dice)
+    for what in ("sales", "main", "n"):
+        town.word(what)
+    await usage.rooms.pump()
+    tick = next(each for each in usage.processor.room.ticks if each.name == "reassign")
+    for _ in range(25):
+        for _ in range(dice.randrange(4)):
+            town.use()
+        if dice.random() < 0.5:
+            town.word(dice.choice(["sales", "main", "n"]))
+        if dice.random() < 0.6:
+            await asyncio.gather(usage.processor.tick(tick), usage.rooms.pump())
+        if dice.random() < 0.2:
+            await live_once(usage)
+    await told(usage)
+    names = ("account_id", "plan", "group_id", "period", "cost_center_id", "quantity", "revision")
+    found = {
+        name: (*(each[key] for key in names), None if "tier" in each else parse_amount(each["amount"], signed=True))
+        for name, each in live(usage).items()
+    }
+    assert found == town.must_be()
+    await live_once(usage)

@@ -49,10 +49,13 @@ create table usage.reassigned_charge (
   charge_id uuid not null,
   event_time timestamptz not null,
   reason text,
+  account_id text check (account_id is null or reason is not null),
   primary key (reassignment_id, charge_id)
 )
 """,
     "comment on column usage.reassigned_charge.reason is 'why the charge was left as it is; null: it was moved'",
+    "comment on column usage.reassigned_charge.account_id is 'whose it would be, if that account had been there then'",
+    "create index reassigned_charge_by_account on usage.reassigned_charge (account_id) where account_id is not null",
     "create index reassigned_charge_by_id on usage.reassigned_charge (charge_id)",
     "revoke delete, truncate on usage.reassignment, usage.reassigned_charge, usage.payer_zone from tollbook_usage",
     "revoke update on usage.reassigned_charge from tollbook_usage",
