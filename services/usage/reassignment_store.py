@@ -10,11 +10,13 @@ from uuid import UUID
 from sqlalchemy import (
     ARRAY,
     BigInteger,
+    ColumnElement,
     Select,
     Text,
     Uuid,
     and_,
     bindparam,
+    case,
     exists,
     func,
     insert,
@@ -70,19 +72,19 @@ async def charges_in(connection: AsyncConnection, window: Window, limit: int) ->
     """(charge_id, event_time) of the first charges of a window that some job of it may concern, by event time and id: live or
     taken back, but no reversals. Whatever is charged meanwhile is charged by the registry as it is now."""
     columns, concerned = CHARGE.c, Concerned(window.jobs)
-    of: list[Any] = []
+    of: list[ColumnElement[bool]] = []
     parameters: dict[str, list[str]] = {}
-    for kind, matches in (
-        (ACCOUNT, lambda names: columns.account_id == names),
-        (OUTBOUND_PROFILE, lambda names: columns.outbound_profile == names),
-        (
-            NUMBER,
-            lambda names: or_(columns.destination == names, and_(columns.product == DATA, columns.origin == names)),
-        ),
+    for kind, asked in (
+        (ACCOUNT, (columns.account_id,)),
+        (OUTBOUND_PROFILE, (columns.outbound_profile,)),
+        (NUMBER, (columns.destination, case((columns.product == DATA, columns.origin)))),
     ):
-        if names := concerned.names(kind):
-            of.append(matches(func.any(bindparam(kind, type_=ARRAY(Text())))))
-            parameters[kind] = names
+        names = concerned.names(kind)
+        if names:
+            # of a thousand names: a subquery is hashed for whatever plan, an array would be walked through for each row
+            wanted = select(unnest(kind, name=Text()).c.name)
+            of += [column.in_(wanted) for column in asked]
+            parameters[f"{kind}_name"] = names
     statement = (
         select(columns.charge_id, columns.event_time)
         .where(

@@ -48,7 +48,7 @@ from services.usage.replacing import Stamps, Step, settle
 LISTED, CHARGES_SHOWN = 100, 20
 CHUNK = 2_000  # charges looked at in one transaction: revisions wait for it half a second
 JOBS_AT_ONCE = 1_000  # looked through by one search
-DAYS_AT_ONCE = 7  # without any charge that is concerned: a day is searched whole, a tenth of a second a million
+DAYS_AT_ONCE = 7  # without any charge that is concerned: a day is searched whole, half a second a million charges
 
 
 async def registry_changed(
