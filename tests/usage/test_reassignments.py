@@ -18,7 +18,7 @@ from sqlalchemy import select, text
 from contracts.usage import Charge
 from services.kernel.money import format_nano, parse_amount
 from services.kernel.period import period_of
-from services.usage import api, reassignments
+from services.usage import api, reassignments, store
 from services.usage.books import PriceRow
 from services.usage.consumer import build
 from services.usage.price_files import PriceFile, read_price_file
@@ -762,3 +762,81 @@ async def test_whatever_becomes_known_when_the_live_charges_are_those_of_who_kne
     }
     assert found == town.must_be()
     await live_once(usage)
+
+
+# ---- at once -------------------------------------------------------------------------------------------------------
+
+
+async def test_two_workers_that_look_through_at_once_move_each_charge_once(
+    usage: Usage, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reassignments, "CHUNK", 7)
+    names = [f"e{number}" for number in range(40)]
+    await usage.take(*(leg(name, NOW - timedelta(minutes=number)) for number, name in enumerate(names)))
+    usage.send.account("sales", **moved_to("g2"))
+    await usage.rooms.pump()
+    async with Rooms(usage.log, database, [build()]) as other:
+        workers = (usage.processor, other.processors["usage"])
+        tick = [next(each for each in worker.room.ticks if each.name == "reassign") for worker in workers]
+        for number in range(12):
+            await asyncio.gather(*(worker.tick(each) for worker, each in zip(workers, tick, strict=True)))
+            if number == 2:
+                usage.send.leg(void("e39", 1))
+                await usage.rooms.pump()
+    await told(usage)
+    assert sums(usage) == dict.fromkeys(names[:-1], "0.028") | {"e39": "0"}
+    assert {each["group_id"] for each in live(usage).values()} == {"g2"}
+    await live_once(usage)
+
+
+@pytest.mark.parametrize("first", ["move", "revision"])
+async def test_a_revision_and_a_chunk_at_once_take_a_charge_back_once(
+    usage: Usage, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    await usage.take(leg("e1", NOW), leg("e2", NOW))
+    usage.send.account("sales", **moved_to("g2"))
+    await usage.rooms.pump()
+    tick = next(each for each in usage.processor.room.ticks if each.name == "reassign")
+    usage.send.leg(void("e1", 1))
+    steps = {"move": lambda: usage.processor.tick(tick), "revision": usage.rooms.pump}
+    in_the_middle, go_on = asyncio.Event(), asyncio.Event()
+    append = store.append_charges
+
+    async def append_slowly(*arguments: Any) -> None:
+        await append(*arguments)
+        if not in_the_middle.is_set():
+            in_the_middle.set()
+            await go_on.wait()
+
+    monkeypatch.setattr(store, "append_charges", append_slowly)
+    slow = asyncio.create_task(steps.pop(first)())
+    await in_the_middle.wait()
+    (other,) = (asyncio.create_task(step()) for step in steps.values())
+    await asyncio.sleep(0.5)
+    assert not other.done()
+    go_on.set()
+    await asyncio.gather(slow, other)
+    await told(usage)
+    assert by(usage, "group_id", "event_id") == {("g2", "e2"): "0.028"}
+    await live_once(usage)
+
+
+async def test_a_group_that_is_held_waits_until_its_charges_are_looked_through(usage: Usage) -> None:
+    await usage.take(leg("e1", BEFORE), leg("held", BEFORE, called="+447700900123"))
+    usage.send.cutoff(THIS.start)
+    usage.send.groups_covered(THIS.start)
+    await usage.rooms.pump(ticks=True)
+    assert (await api.cuts(usage.engine))[0].held == {"g-sales": False}
+    usage.send.account("sales", **moved_to("g2", BEFORE))
+    await usage.rooms.pump()
+    await api.discard(usage.engine, "bob", ids=[each.id for each in await api.parked(usage.engine)])
+    await usage.rooms.pump()
+    tick = {each.name: each for each in usage.processor.room.ticks}
+    await usage.processor.tick(tick["pass"])
+    assert (await api.cuts(usage.engine))[0].held == {"g-sales": False}
+    await looked_through(usage)
+    await usage.processor.tick(tick["pass"])
+    assert (await api.cuts(usage.engine))[0].held == {"g-sales": True}
+    assert [(each["group_id"], each["bill_to"]) for each in usage.charges] == [
+        ("g-sales", LAST.name), ("g-sales", LAST.name), ("g2", THIS.name),
+    ]  # fmt: skip
