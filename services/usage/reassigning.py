@@ -20,6 +20,7 @@ from msgspec.json import Encoder
 
 from contracts.groups import AccountTimeline, ResourceTimeline
 from services.kernel.ids import derived_id
+from services.kernel.money import CHARGE_NANO_MAX
 from services.kernel.period import instant_text, period_of
 from services.usage.books import DATA, RENTAL
 from services.usage.rating import Counted, NoPrice, Rated, TooLarge, WrongCurrency, WrongUnit, amount_nano, rate
@@ -384,17 +385,17 @@ def stands_under(charge: Any, stamps: Stamps) -> bool:
     )
 
 
-def _terms(charge: Any, outcome: Rated | Counted) -> Terms:
+def _terms(charge: Any, outcome: Rated | Counted) -> Terms | str:
     price, per = outcome.price, outcome.per
     nano, surcharge, schedule = 0, None, None
     if isinstance(outcome, Rated):
         nano = outcome.amount_nano
         surcharge = outcome.surcharge.told() if outcome.surcharge is not None else None
-        if (
-            price.product == RENTAL and charge.schedule is None
-        ):  # whatever the price: the days of the month that was paid for
+        if price.product == RENTAL:  # whatever the price: the days of the month that was paid for
             per = charge.per
             nano = amount_nano(outcome.billed, per, price)
+            if nano > CHARGE_NANO_MAX:
+                return "too_large"
     else:
         schedule = price.schedule_version
     return Terms(

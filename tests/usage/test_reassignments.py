@@ -280,32 +280,51 @@ async def test_the_fee_of_a_number_stays_with_whoever_had_it_and_follows_its_acc
 
 
 async def test_what_has_no_price_there_stays_and_is_shown_with_the_reason(usage: Usage) -> None:
-    await api.import_prices(
-        usage.engine, "far", read_price_file(b"product,prefix,price_per_minute,currency\nvoice.inbound,1,0.01,USD\n"),
-        LONG_AGO,
-    )  # fmt: skip
-    await api.set_default_books(usage.engine, [])
-    await api.set_book_of(usage.engine, "organization", "lakeside", "list")
-    usage.send.account("abroad")
-    usage.send.resource("n", "sales", None, number=NUMBER)
-    await usage.rooms.pump()
-    await usage.take(leg("e1", NOW), leg("e2", NOW, called="+919876543210", billable_s=1), inbound("in"))
+    await usage.take(leg("e1", NOW), leg("e2", NOW), leg("before", NOW - 3 * HOUR))
     before = usage.charges
-    usage.send.account("sales", currency="EUR", **moved_to("g2"))
+    usage.send.account("sales", pricing_models={"g2": "not-loaded"}, **moved_to("g2"))
     await told(usage)
     assert usage.charges == before
     (found,) = await api.reassignments(usage.engine)
     assert (found.state, found.kind, found.object_id, found.version, found.moved, found.left) == (
-        "done", "account", "sales", 2, 0, 3,
+        "done", "account", "sales", 2, 0, 2,
     )  # fmt: skip
-    shown = await api.reassignment(usage.engine, found.reassignment_id, limit=2)
+    shown = await api.reassignment(usage.engine, found.reassignment_id, limit=1)
     (line,) = shown.left_out
-    assert (line.reason, line.charges, len(shown.left_charges)) == ("wrong_currency", 3, 2)
+    assert (line.reason, line.charges, len(shown.left_charges)) == ("no_price", 2, 1)
     assert (await api.charge(usage.engine, UUID(before[0]["charge_id"]))).who_pays[-1] == (
-        "stays as it is, whatever version 2 of the account's timeline says: the price of who pays now is in another"
-        " currency than the account"
+        "stays as it is, whatever version 2 of the account's timeline says: the prices of who pays now have none for it"
     )
     await live_once(usage)
+
+
+async def test_what_would_be_in_another_currency_stays(usage: Usage) -> None:
+    await usage.take(leg("e1", NOW))
+    usage.send.account("sales", currency="EUR", **moved_to("g2"))
+    await told(usage)
+    assert len(usage.charges) == 1
+    rows = await usage.rooms.query("usage", select(REASSIGNED_CHARGE.c.reason))
+    assert [row.reason for row in rows] == ["wrong_currency"]
+    await live_once(usage)
+
+
+async def test_a_message_whose_outcome_nobody_recorded_stays_where_only_delivered_ones_cost(usage: Usage) -> None:
+    for book, rows in (
+        ("sent", "product,prefix,price,currency,unit\nmessage.sms.outbound,1,0.01,USD,segment\n"),
+        ("arrived", "product,prefix,price,currency,unit,bill_on\nmessage.sms.outbound,1,0.01,USD,segment,delivered\n"),
+    ):
+        await api.import_prices(usage.engine, book, read_price_file(rows.encode()), LONG_AGO, is_default=book == "sent")
+    data = {
+        "account_id": "sales", "direction": "outbound", "channel": "sms", "sender": "desk", "recipient": "+12485550101",
+        "segments": 1, "outcome": "accepted", "sent_at": f"{NOW:%Y-%m-%dT%H:%M:%SZ}",
+    }  # fmt: skip
+    await usage.take(leg("e1", NOW) | {"type": "tollbook.usage.message.v1", "data": data})
+    assert len(usage.charges) == 1
+    usage.send.account("sales", pricing_models={"g2": "arrived"}, **moved_to("g2"))
+    await told(usage)
+    assert len(usage.charges) == 1
+    (found,) = await api.reassignments(usage.engine)
+    assert (await api.reassignment(usage.engine, found.reassignment_id)).left_out[0].reason == "outcome_unknown"
 
 
 async def test_nothing_is_moved_to_who_is_closed_or_foreign_or_nobody(usage: Usage) -> None:
