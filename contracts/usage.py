@@ -239,8 +239,8 @@ class Charge(TypedDict):
     """A rated usage event, as balance, invoices and downstream consumers read it.
 
     A reversal takes a charge back: its quantity is the negative one, and so is its amount, but for what tiers priced: of that
-    it is what the counter costs less. All else is as in that charge. After a re-rate a charge by other prices ``replaces`` the
-    one that was taken back.
+    it is what the counter costs less. All else is as in that charge. A charge by other prices (after a re-rate) or under other stamps (after a
+    change of the registry that became known later) ``replaces`` the one that was taken back.
     """
 
     charge_id: Annotated[str, Field(min_length=36, max_length=36)]
@@ -282,7 +282,9 @@ class Charge(TypedDict):
     replaces: NotRequired[
         Annotated[
             Annotated[str, Field(min_length=36, max_length=36)],
-            Field(description="The charge in whose place this one stands after a re-rate; absent: none"),
+            Field(
+                description="The charge of this account in whose place this one stands after a correction; absent: none"
+            ),
         ]
     ]
     window: NotRequired[Annotated[Id, Field(description="The window of the book that the use began in; absent: none")]]

@@ -44,13 +44,16 @@ class Credit:
     held_by: MutableMapping[str, int] = field(default_factory=dict)  # of it: by calls of the accounts in hand
     displaced: MutableMapping[str, int] = field(default_factory=dict)  # what charges of these took of that
 
+    def is_of(self, use: Use) -> bool:
+        """Whether the account or payer group whose it is uses."""
+        return self.group_id == use.group_id if self.account_id is None else self.account_id == use.account_id
+
     def payable_nano(self, use: Use) -> int:
         """What it may pay for a use now: of the right account or group, valid at the event time, all that is left but for what
         calls of other accounts hold."""
-        if self.remaining_nano <= 0:
+        if self.remaining_nano <= 0 or not self.is_of(use):
             return 0
-        mine = self.group_id == use.group_id if self.account_id is None else self.account_id == use.account_id
-        if not mine or use.at < self.valid_from or (self.expires_at is not None and use.at >= self.expires_at):
+        if use.at < self.valid_from or (self.expires_at is not None and use.at >= self.expires_at):
             return 0
         return self.remaining_nano - self.held_nano + self.held_by.get(use.account_id, 0)
 
@@ -76,8 +79,8 @@ class Credit:
 
 
 class Use(NamedTuple):
-    """A charge as far as credits are concerned; below zero it takes ``reverses`` back, if that is known. After a re-rate it
-    stands in the place of ``replaces``."""
+    """A charge as far as credits are concerned; below zero it takes ``reverses`` back, if that is known. After a re-rate
+    or a move it stands in the place of ``replaces``, a charge of the same account."""
 
     charge_id: str
     account_id: str
@@ -185,13 +188,14 @@ def _spend(use: Use, turns: Sequence[Credit], before: Sequence[Part]) -> list[Pa
 
 def _spend_again(use: Use, given_back: Sequence[Part], by_id: Mapping[UUID, Credit]) -> list[Part]:
     """What the reversal of the charge that this one replaces gave back to credits that have expired: only what is not used
-    again stays breakage, or a correction of a price after the end of a credit would cost cash."""
+    again stays breakage, or a correction of a price after the end of a credit would cost cash. What a group shared pays for
+    no other group: a charge that was moved is paid by the credits of who pays now."""
     parts: list[Part] = []
     left = use.nano
     for part in reversed(given_back):
         credit = by_id[part.credit_id]
         nano = min(left, -part.nano)
-        if credit.expired_at is not None and nano > 0:
+        if credit.expired_at is not None and credit.is_of(use) and nano > 0:
             credit.breakage_nano -= nano
             left -= nano
             parts.append(Part(use.charge_id, len(parts), credit.credit_id, nano, use.nano))

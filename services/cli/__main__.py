@@ -33,6 +33,7 @@ COMMANDS = {
     "charge": "services.cli.charge:app",
     "simulate": "services.cli.simulate:simulate",
     "rerate": "services.cli.rerate:app",
+    "reassignment": "services.cli.reassignment:app",
     "invoice": "services.cli.invoice:app",
     "webhook": "services.cli.webhook:app",
     "quarantine": "services.cli.quarantine:app",

@@ -618,7 +618,8 @@ class Auditor:
 
     async def _tiers_and_reversals(self) -> Check:
         found = _Findings(
-            "7 what tiers priced costs what its counters say, and what was taken back was, exactly and once"
+            "7 what tiers priced costs what its counters say, what was taken back was, exactly and once, and what the registry"
+            " moved stands where it says"
         )
         kept = await usage.tiers_and_reversals(self._engines["usage"])
         found.seen["counters"], found.seen["reversals"] = kept.counters, kept.reversals

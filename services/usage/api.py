@@ -30,6 +30,7 @@ from services.runtime.lanes import lanes_of
 from services.runtime.links import LinkMark, marks
 from services.runtime.parking import ParkedRow
 from services.usage import quoting, rerate_store, retrying, revising, store
+from services.usage import reassignments as reassignments_of
 from services.usage.books import (
     DATA,
     SURCHARGE,
@@ -53,6 +54,8 @@ from services.usage.quotes import REFRESH_S as REFRESH_S
 from services.usage.quotes import Quotes as Quotes
 from services.usage.quoting import Quote as Quote
 from services.usage.rating import explain
+from services.usage.reassignments import reassignment as reassignment
+from services.usage.reassignments import reassignments as reassignments
 from services.usage.registry import REGISTRY_TOPICS, Account
 from services.usage.rerate_plans import approve_rerate as approve_rerate
 from services.usage.rerate_plans import cancel_rerate as cancel_rerate
@@ -317,6 +320,7 @@ async def charge(engine: AsyncEngine, charge_id: UUID) -> ExplainedCharge:
             place = more["book_id"], more["book_version"], row.currency, SURCHARGE, more["matched"], more.get("window")
             surcharge = await _price(connection, *place)
         account, resource = await _account_and_resource(connection, row)
+        moved = await reassignments_of.explained(connection, charged)
     if price is None or (more is None) != (surcharge is None):
         raise NotFound(f"the price of charge {charge_id} is gone", field="charge_id")
     share = None
@@ -331,7 +335,7 @@ async def charge(engine: AsyncEngine, charge_id: UUID) -> ExplainedCharge:
         began = row.event_time - timedelta(seconds=row.duration_s)
         steps = (windows[price.window].explain(began), *steps)
     reversed_by = reversal.charge_id if reversal is not None else None
-    return ExplainedCharge(charged, steps, who_pays(charged, account, resource), reversed_by)
+    return ExplainedCharge(charged, steps, (*who_pays(charged, account, resource), *moved), reversed_by)
 
 
 async def _account_and_resource(
@@ -597,14 +601,17 @@ class TiersAndReversals:
 async def tiers_and_reversals(engine: AsyncEngine) -> TiersAndReversals:
     """Count every counter of tiers again from its charges, which must cost what its schedule says, and hold every reversal
     against the charge that it takes back; of what was corrected one charge stands at most, and of a re-rate as many are replaced
-    as it says. A batch commits all of these together, so this may be asked at any time."""
+    as it says, and after a change of the registry every charge of its time stands where it says. A batch commits all of these
+    together, so this may be asked at any time."""
     findings: list[str] = []
     async with transaction(engine) as connection:
+        await rerate_store.one_snapshot(connection)
         counters = await store.counters_with_charges(connection)
         schedules = await revising.schedules_of(connection, [row for row in counters if row.quantity is not None])
         reversals = await store.reversals_beside_charges(connection)
         twice = await store.charged_twice(connection)
         otherwise = await rerate_store.plans_that_settled_otherwise(connection)
+        not_moved = await reassignments_of.audited(connection)
     for row in counters:
         name = f"the counter of {row.account_id} for {row.product} in {row.period} by {row.schedule}"
         if (row.counted or 0) != (row.quantity or 0):
@@ -621,7 +628,7 @@ async def tiers_and_reversals(engine: AsyncEngine) -> TiersAndReversals:
         findings.append(
             f"re-rate {row.plan_id} says that it settled {row.told} charges; {row.found} were taken back and replaced"
         )
-    return TiersAndReversals(len(counters), reversals.number, tuple(findings))
+    return TiersAndReversals(len(counters), reversals.number, (*findings, *not_moved))
 
 
 async def group_passes(engine: AsyncEngine) -> dict[tuple[UUID, str], datetime | None]:

@@ -26,7 +26,7 @@ from services.runtime.lanes import give_birth, internal_lane, lanes_of, lock_par
 from services.runtime.links import has_reached, marks
 from services.runtime.records import lane_name
 from services.runtime.work import Work
-from services.usage import rerate_store, revising, store
+from services.usage import reassignment_store, rerate_store, revising, store
 from services.usage.memory import Memory
 from services.usage.registry import REGISTRY_TOPICS, Registry
 from services.usage.stamping import Cut, Lane
@@ -202,7 +202,7 @@ class Passing:
                 self._witnesses = self._one_of_each(held, parked)
                 return
         await internal_lane(work.connection, work.tables, CORRECTIONS_LANE)
-        if await self._is_re_rated(work, ready or held):
+        if await self._is_corrected(work, ready or held):
             return
         await internal_lane(work.connection, work.tables, parking.REPLAY_LANE)
         await store.lock_state(work.connection)
@@ -241,13 +241,18 @@ class Passing:
                 return [row]
         return []
 
-    async def _is_re_rated(self, work: Work, cuts: Sequence[store.Found]) -> bool:
-        """Whether a re-rate is under way of use before one of these cuts: they wait, so that all of it stands on one invoice.
+    async def _is_corrected(self, work: Work, cuts: Sequence[store.Found]) -> bool:
+        """Whether a re-rate or a reassignment is under way of use before one of these cuts: they wait, so that all of it stands
+        on one invoice.
 
         For one who holds the corrections lane: no chunk is under way then, and one that begins later finds the cut passed.
         """
-        begins = await rerate_store.executing_from(work.connection)
-        return begins is not None and begins < max(cut.boundary for cut in cuts)
+        boundary = max(cut.boundary for cut in cuts)
+        for from_when in (rerate_store.executing_from, reassignment_store.open_from):
+            begins = await from_when(work.connection)
+            if begins is not None and begins < boundary:
+                return True
+        return False
 
     def _free(self, now: datetime, held: Sequence[store.Found], parked: Sequence[store.Found]) -> list[GroupPass]:
         """The held groups whose records are all settled, or in quarantine 72 hours after the lanes passed. A waiting

@@ -13,12 +13,13 @@ from services.usage import handler, renting
 from services.usage.closing import EVENTS, Passing, take_cut
 from services.usage.generations import look_after
 from services.usage.memory import Memory
+from services.usage.reassignments import Reassignments
 from services.usage.registry import REGISTRY_TOPICS
 from services.usage.rejections import Rejections
 from services.usage.rerate_plans import Execution
 
 PARTITIONS_LOOKED_AT_S = 60.0
-RERATE_S = 0.25  # between two chunks: batches and revisions come in
+RERATE_S = REASSIGN_S = 0.25  # between two chunks: batches and revisions come in
 
 
 def build(_: Settings | None = None) -> Room:
@@ -36,6 +37,7 @@ def build(_: Settings | None = None) -> Room:
         ticks=(
             Tick("cut", take_cut),
             Tick("pass", Passing(memory).run),
+            Tick("reassign", Reassignments(memory).run, seconds=REASSIGN_S),
             Tick("rerate", Execution(memory).run, seconds=RERATE_S),
             Tick("partitions", look_after, seconds=PARTITIONS_LOOKED_AT_S),
         ),

@@ -25,7 +25,7 @@ from services.kernel.money import format_nano
 from services.kernel.period import period_of
 from services.runtime.records import Record
 from services.runtime.work import Work
-from services.usage import renting, retrying, revising, store
+from services.usage import reassignments, renting, retrying, revising, store
 from services.usage.cloudevents import structured
 from services.usage.events import Event, EventRefused, Void, decode
 from services.usage.memory import Memory
@@ -40,6 +40,7 @@ from services.usage.rating import (
     per_of,
     rate,
 )  # fmt: skip
+from services.usage.reassigning import NAMED_ACCOUNT, NAMED_CENTER
 from services.usage.registry import ANY_TIME_MS, Account, Source, Standing
 from services.usage.revising import CHARGED, NOT_BILLABLE, RATED, RATED_UNGROUPED, VOIDED
 from services.usage.stamping import BillTo
@@ -462,6 +463,9 @@ class UsageEvents:
         group_id = payer.group_id if payer is not None else None
         period_name = period.name if period is not None else None
         cost_center_id = self.memory.registry.cost_center(account, use, event.event_time)
+        named = (NAMED_ACCOUNT if use.account_id is not None else 0) | (
+            NAMED_CENTER if cost_center_id is not None and cost_center_id == use.cost_center_id else 0
+        )
         kind, name = use.resource
         outbound_profile = name if kind == "outbound_profile" else None
         publisher_id, used, duration_s, reference = (
@@ -550,6 +554,7 @@ class UsageEvents:
             surcharge,
             event.revision,
             None,
+            named,
         )
         return row, text, _encode(charge)
 
@@ -646,8 +651,9 @@ def _digest_of(item: tuple[bytes, Acceptable]) -> bytes:
 
 
 async def registry(work: Work, records: list[Record]) -> None:
-    """Project timelines; of several versions of one object the highest holds, however they come."""
-    latest: dict[tuple[str, str], tuple[int, Any]] = {}
+    """Project timelines; of several versions of one object the highest holds, however they come. Where it says another thing
+    than was known, charges are looked at again."""
+    latest: dict[tuple[str, str], AccountTimeline | ResourceTimeline | CostCenter | Publisher] = {}
     for record in records:
         timeline: AccountTimeline | ResourceTimeline | CostCenter | Publisher = record.message["data"]
         match timeline:
@@ -659,13 +665,24 @@ async def registry(work: Work, records: list[Record]) -> None:
                 key = ("cost_center", timeline.cost_center_id)
             case Publisher():
                 key = ("publisher", timeline.publisher_id)
-        if key not in latest or latest[key][0] < timeline.version:
-            latest[key] = (timeline.version, timeline.data())
+        if key not in latest or latest[key].version < timeline.version:
+            latest[key] = timeline
     await store.lock_state(work.connection)
     changed = await store.bump(work.connection, "registry_version")
     before = await store.timelines(work.connection, latest)
-    await store.project_timelines(work.connection, changed, [(*key, *latest[key]) for key in sorted(latest)])
-    now = {key: document for key, (_, document) in latest.items()}
+    now = {key: timeline.data() for key, timeline in latest.items()}
+    await store.project_timelines(
+        work.connection, changed, [(*key, latest[key].version, now[key]) for key in sorted(latest)]
+    )
+    zones = {
+        interval.group_id: interval.zone
+        for timeline in latest.values()
+        if isinstance(timeline, AccountTimeline)
+        for interval in timeline.groups
+    }
+    if zones:
+        await store.note_zones(work.connection, changed, zones)
+    await reassignments.registry_changed(work, before, latest)
     await retrying.registry_changed(work.connection, before, now)
     accounts = [id for kind, id in latest if kind == "account"]
     numbers = [id for kind, id in latest if kind == "resource" and now[kind, id]["number"] is not None]

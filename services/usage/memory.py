@@ -78,8 +78,12 @@ class Memory:
 
     async def _read_registry(self, connection: AsyncConnection, version: int) -> None:
         rows = await store.timelines_changed_since(connection, self._registry_version)
+        zones = await store.zones_named_since(
+            connection, self._registry_version
+        )  # by timelines that nobody has any more, too
         if version <= self._registry_version:
             return
+        self.registry.learn_zones(zones)
         documents: dict[str, list[str]] = defaultdict(list)
         for kind, document in rows:
             documents[kind].append(document)

@@ -5,9 +5,10 @@ Pure values, made from what the store holds. Source: domain, sections 3 and 5; d
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Protocol
 
 from msgspec import Struct
 
@@ -25,7 +26,7 @@ from contracts.topics import GROUPS_ACCOUNTS, GROUPS_ASSIGNMENTS, GROUPS_COST_CE
 from contracts.usage import RECURRING_SOURCE, TOLLBOOK
 from services.kernel.period import Period, period_of
 from services.usage.books import Chain, PriceBooks
-from services.usage.uses import Use
+from services.usage.uses import ResourceKind
 
 REGISTRY_TOPICS = (GROUPS_ACCOUNTS, GROUPS_ASSIGNMENTS, GROUPS_COST_CENTERS, GROUPS_PUBLISHERS)
 """All of the registry that rating and stamping depend on; what else it says (addresses, tax) is for invoices."""
@@ -193,14 +194,13 @@ def _tollbook() -> Source:
     return source
 
 
-class Number:
-    """One number at every instant."""
+class Resource:
+    """A number or an outbound profile at every instant."""
 
-    __slots__ = ("cost_centers", "number", "owners", "resource_id")
+    __slots__ = ("cost_centers", "owners", "resource_id")
 
     def __init__(self, resource: ResourceTimeline) -> None:
         self.resource_id: str = resource.resource_id
-        self.number: str = resource.number or ""
         self.cost_centers = resource.cost_centers
         self.owners = resource.owned()
 
@@ -210,6 +210,29 @@ class Number:
             if interval.start <= instant and (interval.end is None or instant < interval.end):
                 return interval.account_id
         return None
+
+    def cost_center_of(self, account_id: str, instant: datetime) -> str | None:
+        """The cost center that it gives to the use of an account at an instant: only to that of its owner."""
+        return center_at(self.cost_centers, instant) if self.owner_at(instant) == account_id else None
+
+
+class Number(Resource):
+    """One number at every instant."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, resource: ResourceTimeline) -> None:
+        super().__init__(resource)
+        self.number: str = resource.number or ""
+
+
+class Used(Protocol):
+    """What of a use decides its cost center."""
+
+    @property
+    def cost_center_id(self) -> str | None: ...
+    @property
+    def resource(self) -> tuple[ResourceKind, str | None]: ...
 
 
 class Registry:
@@ -221,7 +244,7 @@ class Registry:
         self._resources: dict[str, ResourceTimeline] = {}
         self._number_of: dict[str, Number] = {}  # by resource
         self._numbers_of: dict[str, set[str]] = {}  # resources by account: the numbers that it has or had
-        self._profiles: dict[tuple[str, str], ResourceTimeline] = {}
+        self._profiles: dict[str, Resource] = {}
         self._numbers: dict[str, dict[str, Number]] = {}  # by number, then by resource: another one may take it over
         self._cost_centers: dict[str, set[str]] = {}
         self._zones: dict[str, str] = {}
@@ -252,10 +275,13 @@ class Registry:
                 for owner in number.owners:
                     self._numbers_of.setdefault(owner.account_id, set()).add(resource.resource_id)
             else:
-                for owner in resource.owned():
-                    self._profiles[owner.account_id, resource.resource_id] = resource
+                self._profiles[resource.resource_id] = Resource(resource)
             centers = self._cost_centers.setdefault(resource.organization_id, set())
             centers.update(each.cost_center_id for each in resource.cost_centers if each.cost_center_id is not None)
+
+    def learn_zones(self, zones: Mapping[str, str]) -> None:
+        """Take in the zones of payer groups that some timeline named, if only once: charges may name them still."""
+        self._zones.update(zones)
 
     def _forget(self, resource: ResourceTimeline | None) -> None:
         if resource is None:
@@ -264,8 +290,6 @@ class Registry:
             self._numbers[resource.number].pop(resource.resource_id, None)
             for owner in resource.owned():
                 self._numbers_of[owner.account_id].discard(resource.resource_id)
-        for owner in resource.owned():
-            self._profiles.pop((owner.account_id, resource.resource_id), None)
 
     def forget_books(self) -> None:
         """The price books have changed."""
@@ -273,10 +297,10 @@ class Registry:
             account.forget_books()
 
     def zone_of(self, group_id: str) -> str | None:
-        """The zone of a payer group that some account has or had; None for one that no timeline names."""
+        """The zone of a payer group that some account has or had; None for one that no timeline ever named."""
         return self._zones.get(group_id)
 
-    def cost_center(self, account: Account, use: Use, event_time: datetime) -> str | None:
+    def cost_center(self, account: Account, use: Used, event_time: datetime) -> str | None:
         """The override of the event if it is one of the account's organization, else the outbound profile's (outbound) or the
         customer's number's (all else), else None: ungrouped."""
         override = use.cost_center_id
@@ -286,8 +310,8 @@ class Registry:
         if name is None:
             return None
         if kind == "outbound_profile":
-            profile = self._profiles.get((account.account_id, name))
-            return center_at(profile.cost_centers, event_time) if profile is not None else None
+            profile = self._profiles.get(name)
+            return profile.cost_center_of(account.account_id, event_time) if profile is not None else None
         for number in self._numbers.get(name, {}).values():
             if number.owner_at(event_time) == account.account_id:
                 return center_at(number.cost_centers, event_time)

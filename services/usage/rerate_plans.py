@@ -13,13 +13,10 @@ from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
-from msgspec import Struct
 from msgspec.json import Encoder
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from contracts.topics import USAGE_CHARGES
 from services.kernel.errors import Corrupt, InvalidInput, NotFound, Refused
-from services.kernel.ids import replacement_id
 from services.kernel.money import format_nano
 from services.kernel.period import period_named
 from services.runtime import faults
@@ -30,6 +27,7 @@ from services.usage import rerate_store, revising, store
 from services.usage.books import PriceBook
 from services.usage.closing import CORRECTIONS_LANE
 from services.usage.memory import Memory
+from services.usage.replacing import Step, Terms, settle
 from services.usage.rerating import (
     APPROVED,
     CANCELLED,
@@ -48,18 +46,7 @@ from services.usage.rerating import (
     check_second_person,
 )
 from services.usage.simulating import Draft
-from services.usage.tables import CHARGE_COLUMNS
-from services.usage.tiers import (
-    CounterKey,
-    Movement,
-    Schedule,
-    Share,
-    apportion,
-    moved,
-    movement_for,
-    schedule_version,
-    tell,
-)
+from services.usage.tiers import CounterKey, Schedule, schedule_version
 
 CHUNK = 1_000  # charges settled in one transaction: revisions wait for it a fraction of a second
 CHARGES_SHOWN = 100
@@ -448,12 +435,7 @@ class Execution:
         ids = [item.charge_id for item in items]
         start = min(item.event_time for item in items)
         end = max(item.event_time for item in items) + timedelta(microseconds=1)
-        reversed_ids = await rerate_store.reversed_ids(work.connection, ids, start, end)
-        live = {
-            row.charge_id: row
-            for row in await store.charges_with_prices(work.connection, ids, start, end)
-            if row.charge_id not in reversed_ids
-        }
+        live = await store.live_by_id(work.connection, ids, start, end)
         steps: list[Step] = []
         stale: list[int] = []
         for item in items:
@@ -461,17 +443,10 @@ class Execution:
             if charge is None:
                 stale.append(item.number)
                 continue
-            reversal = revising.Reversal(charge, self._bill_to(charge), plan.plan_id, charge.partition, charge.offset)
-            steps.append(Step(reversal, item))
-        await _move_counters(work, steps)
-        reversals: list[tuple[Any, ...]] = []
-        replacements: list[tuple[Any, ...]] = []
-        for step in steps:
-            for rows, (written, id, data) in ((reversals, step.reversal.written()), (replacements, step.replacement())):
-                rows.append(written)
-                work.publish(USAGE_CHARGES, step.reversal.charge.account_id, id, data)
-        await store.append_charges(work.connection, reversals)
-        await rerate_store.append_replacements(work.connection, replacements)
+            bill_to = self._bill_to(charge)
+            reversal = revising.Reversal(charge, bill_to, plan.plan_id, charge.partition, charge.offset)
+            steps.append(Step(reversal, _terms(item, charge.currency), bill_to))
+        await settle(work, steps, "usage.rerate")
         if stale:
             await rerate_store.leave_stale(work.connection, plan.plan_id, stale)
         faults.step("usage.rerate.written")
@@ -493,87 +468,11 @@ class Execution:
         return self._memory.cuts.correction_to(charge.group_id, zone, period_named(charge.bill_to, zone))
 
 
-class Step(Struct, gc=False):
-    """One charge of a chunk: it is taken back, and another one stands in its place. Where tiers price that, ``schedule`` is
-    theirs and ``share`` what its counter costs more."""
-
-    reversal: revising.Reversal
-    item: store.Found
-    schedule: Schedule | None = None
-    share: Share | None = None
-
-    @property
-    def schedule_version(self) -> str | None:
-        """The schedule of the new price by the name that charges give it."""
-        item = self.item
-        return schedule_version(item.book_id, item.book_version, item.schedule) if item.schedule is not None else None
-
-    def entering(self) -> Movement:
-        """What comes into the counter of the new price."""
-        name, item = self.schedule_version, self.item
-        if name is None or self.schedule is None:
-            raise Corrupt(
-                f"the schedule of book {item.book_id}, version {item.book_version} is gone", code="schedule_lost"
-            )
-        return movement_for(self.reversal.charge, name, self.schedule, item.per, item.quantity)
-
-    def replacement(self) -> tuple[tuple[Any, ...], str, bytes]:
-        """The charge in the place of the one that is taken back: its row with the charge that it replaces, its id, and the data
-        that is published. All but price, billed quantity, amount and invoice is as it was."""
-        charge, item, share = self.reversal.charge, self.item, self.share
-        if not isinstance(self.reversal.cause, UUID):
-            raise Corrupt("a re-rate without a plan", code="rerate_lost")
-        id = replacement_id(charge.charge_id, self.reversal.cause)
-        changed = {
-            "charge_id": id,
-            "amount_nano": item.new_nano if share is None else share.amount_nano,
-            "quantity": item.quantity,
-            "per": item.per,
-            "bill_to": self.reversal.bill_to,
-            "reverses": None,
-            "book_id": item.book_id,
-            "book_version": item.book_version,
-            "matched": item.matched,
-            "window": item.window or None,
-            "surcharge": item.surcharge,
-            "price_nano": item.price_nano,
-            "connection_fee_nano": item.connection_fee_nano,
-            "minimum": item.minimum,
-            "increment": item.increment,
-            "schedule": self.schedule_version,
-            "counted_before": share.before if share is not None else None,
-            "counted_after": share.after if share is not None else None,
-        }
-        row = tuple(changed[name] if name in changed else getattr(charge, name) for name in CHARGE_COLUMNS)
-        data = revising.told(charge, changed)
-        if share is not None and self.schedule is not None and self.schedule_version is not None:
-            tell(data, self.schedule_version, self.schedule.form, share)
-        data["replaces"] = str(charge.charge_id)
-        return (*row, charge.charge_id), str(id), _encode(data)
-
-
-async def _move_counters(work: Work, steps: Sequence[Step]) -> None:
-    """Take out of counters what tiers priced and let in what they price now, all of a chunk at once; what that costs is each
-    one's amount. In the plan's order: if nothing has moved them since, these are the amounts that were planned."""
-    named = [each for step in steps for each in (step.reversal.charge, step.item)]
-    schedules = await revising.schedules_of(work.connection, named)
-    movements: list[Movement] = []
-    movers: list[revising.Reversal | Step] = []
-    for step in steps:
-        reversal = step.reversal
-        if reversal.charge.schedule is not None:
-            reversal.schedule = schedules.get(reversal.charge.schedule)
-            movements.append(reversal.movement())
-            movers.append(reversal)
-        if step.schedule_version is not None:
-            step.schedule = schedules.get(step.schedule_version)
-            movements.append(step.entering())
-            movers.append(step)
-    if not movements:
-        return
-    by = moved(movements)
-    after = await store.move_counters(work.connection, by)
-    shares = apportion(movements, {key: quantity - by[key] for key, quantity in after.items()})
-    for mover, share in zip(movers, shares, strict=True):
-        mover.share = share
-    faults.step("usage.rerate.counted")
+def _terms(item: store.Found, currency: str) -> Terms:
+    """The price that a charge of a plan gets; what it comes to by tiers is found when it is carried out."""
+    by_tiers = item.schedule is not None
+    return Terms(
+        item.book_id, item.book_version, item.matched, item.window or None, item.surcharge, item.price_nano,
+        item.connection_fee_nano, item.minimum, item.increment, currency, item.quantity, item.per, item.new_nano,
+        schedule_version(item.book_id, item.book_version, item.schedule) if by_tiers else None,
+    )  # fmt: skip

@@ -13,7 +13,6 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Select,
-    Uuid,
     and_,
     bindparam,
     case,
@@ -35,7 +34,6 @@ from services.usage.tables import (
     BOOK_PRICE,
     BOOK_SCHEDULE,
     CHARGE,
-    CHARGE_COLUMNS,
     COUNTER,
     RERATE_CHARGE,
     RERATE_COUNTER,
@@ -45,7 +43,6 @@ from services.usage.tables import (
 from services.usage.tiers import CounterKey
 
 ITEM_COLUMNS = tuple(column.name for column in RERATE_CHARGE.columns if column.name != "is_stale")
-_REPLACEMENT_COLUMNS = (*CHARGE_COLUMNS, "replaces")
 
 _reversal = CHARGE.alias("reversal")
 
@@ -229,19 +226,6 @@ async def next_items(connection: AsyncConnection, plan_id: UUID, after: int, lim
     return (await connection.execute(statement)).all()
 
 
-async def reversed_ids(
-    connection: AsyncConnection, charge_ids: Sequence[UUID], start: datetime, end: datetime
-) -> set[UUID]:
-    """Which of these charges, of event times in [start, end), are reversed."""
-    columns = CHARGE.c
-    statement = select(columns.reverses).where(
-        columns.reverses == func.any(bindparam("ids", type_=ARRAY(Uuid()))),
-        columns.event_time >= start,
-        columns.event_time < end,
-    )
-    return set((await connection.execute(statement, {"ids": list(charge_ids)})).scalars())
-
-
 _taken_back, _charged = CHARGE.alias("taken_back"), CHARGE.alias("charged")
 
 
@@ -301,8 +285,3 @@ async def leave_stale(connection: AsyncConnection, plan_id: UUID, numbers: Seque
     wanted = columns.number == func.any(bindparam("numbers", type_=ARRAY(BigInteger())))
     statement = update(RERATE_CHARGE).where(columns.plan_id == plan_id, wanted).values(is_stale=True)
     await connection.execute(statement, {"numbers": list(numbers)})
-
-
-async def append_replacements(connection: AsyncConnection, rows: Sequence[tuple[Any, ...]]) -> None:
-    """Rows in the order of `CHARGE_COLUMNS`, then the charge in whose place each stands."""
-    await copy_rows(connection, CHARGE, _REPLACEMENT_COLUMNS, rows)

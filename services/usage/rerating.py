@@ -44,7 +44,7 @@ LEFT_OUT = {
     "wrong_unit": "the new price is for another unit than was used",
     "too_large": "by the new price it would cost more than one charge may",
     "outcome_unknown": "the new price is for delivered messages only, and whether this one was is not recorded",
-    "payer_changed": "another payer group than the charge names pays for that time now; correct that first",
+    "payer_changed": "another payer group than the charge names pays for that time now; it is moved first, or says why not",
     "surcharge": "the new price is by tiers, to which the surcharge for its caller cannot be added",
     "tiers": "priced by tiers, until now or by the new prices, which re-rates did not move when this one was planned",
 }

@@ -1,7 +1,8 @@
 """Higher revisions of a usage fact: which charge they take back, and on which invoice.
 
-What is live is the charge of the revision that holds, or the one that stands in its place after a re-rate. A higher one
-takes it back by a reversal, the exact negative of it under the same stamps, and unless it is a void has a charge of its own.
+What is live is the charge of the revision that holds, or the one that stands in its place after re-rates and
+reassignments. A higher one takes it back by a reversal, the exact negative of it under the same stamps, and unless it is a
+void has a charge of its own.
 Source: designs/identity, "Void, amend, re-rate".
 """
 
@@ -54,9 +55,9 @@ def day_of(event_time: datetime) -> int:
 
 
 class Reversal(Struct, gc=False):
-    """A charge that is taken back, and the period on whose invoice that stands. The cause is a revision or the plan of a
-    re-rate; partition and offset are those of the record that revises it, else its own. Of a price by tiers it takes back
-    what the counter costs less without it: ``share``."""
+    """A charge that is taken back, and the period on whose invoice that stands. The cause is a revision, the plan of a
+    re-rate or a reassignment; partition and offset are those of the record that revises it, else its own. Of a price by tiers
+    it takes back what the counter costs less without it: ``share``."""
 
     charge: store.Found
     bill_to: str | None
@@ -107,15 +108,15 @@ def told(live: store.Found, changed: Mapping[str, Any]) -> Charge:
         "charge_id": str(value("charge_id")),
         "revision": live.revision,
         "reverses": str(reverses) if reverses is not None else None,
-        "account_id": live.account_id,
-        "organization_id": live.organization_id,
-        "plan": live.plan,
-        "group_id": live.group_id,
-        "period": live.period,
+        "account_id": value("account_id"),
+        "organization_id": value("organization_id"),
+        "plan": value("plan"),
+        "group_id": value("group_id"),
+        "period": value("period"),
         "bill_to": value("bill_to"),
-        "cost_center_id": live.cost_center_id,
+        "cost_center_id": value("cost_center_id"),
         "outbound_profile": live.outbound_profile,
-        "assignment_version": live.assignment_version,
+        "assignment_version": value("assignment_version"),
         "event_time": instant_text(live.event_time.astimezone(UTC)),
         "publisher": live.publisher,
         "source": live.source,
@@ -126,7 +127,7 @@ def told(live: store.Found, changed: Mapping[str, Any]) -> Charge:
         "quantity": value("quantity"),
         "duration_s": live.duration_s,
         "amount": format_nano(value("amount_nano")),
-        "currency": live.currency,
+        "currency": value("currency"),
         "book_id": value("book_id"),
         "book_version": value("book_version"),
         "matched": value("matched"),
@@ -154,8 +155,8 @@ def bill_to(memory: Memory, charge: store.Found, record: Record) -> BillTo | Non
 
 
 async def live_charges(connection: AsyncConnection, holding: Mapping[bytes, store.Found]) -> dict[bytes, store.Found]:
-    """The charges, with their prices, of the revisions that hold; these were all charged. After a re-rate the live charge is
-    the one in the place of the first, however often."""
+    """The charges, with their prices, of the revisions that hold; these were all charged. After re-rates and
+    reassignments the live charge is the one in the place of the first, however often."""
     if not holding:
         return {}
     ids = {charge_id(digest, row.revision): digest for digest, row in holding.items()}

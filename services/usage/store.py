@@ -66,6 +66,7 @@ from services.usage.tables import (
     HELD_GROUP,
     IDENTITY,
     MAXIMUM_PRICE,
+    PAYER_ZONE,
     RENTAL,
     RUNTIME,
     SOURCE_SEEN,
@@ -222,6 +223,23 @@ async def project_timelines(
             "new_document": list(documents),
         },
     )
+
+
+async def note_zones(connection: AsyncConnection, changed: int, zones: Mapping[str, str]) -> None:
+    """Keep the zones of these payer groups for as long as charges may name them."""
+    statement = insert(PAYER_ZONE)
+    new = {name: statement.excluded[name] for name in ("zone", "changed")}
+    statement = statement.on_conflict_do_update(
+        index_elements=["group_id"], set_=new, where=PAYER_ZONE.c.zone != new["zone"]
+    )
+    rows = [{"group_id": each, "zone": zones[each], "changed": changed} for each in sorted(zones)]
+    await connection.execute(statement, rows)
+
+
+async def zones_named_since(connection: AsyncConnection, version: int) -> dict[str, str]:
+    """The zones of payer groups that a timeline of the registry named for the first time since."""
+    statement = select(PAYER_ZONE).where(PAYER_ZONE.c.changed > version)
+    return {row.group_id: row.zone for row in await connection.execute(statement)}
 
 
 async def timelines(connection: AsyncConnection, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Any]:
@@ -589,6 +607,11 @@ async def append_charges(connection: AsyncConnection, rows: Sequence[tuple[Any, 
     await copy_rows(connection, CHARGE, CHARGE_COLUMNS, rows)
 
 
+async def append_replacements(connection: AsyncConnection, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Rows in the order of `CHARGE_COLUMNS`, then the charge in whose place each stands."""
+    await copy_rows(connection, CHARGE, (*CHARGE_COLUMNS, "replaces"), rows)
+
+
 @cache
 def _move_counters() -> ReturningInsert[Any]:
     new = unnest(
@@ -624,7 +647,9 @@ async def charges_with_prices(
     """These charges, each with what its price says, of event times in [start, end): only these days are searched."""
     charge, price = CHARGE.c, BOOK_PRICE.c
     statement = (
-        select(CHARGE, price.price_nano, price.connection_fee_nano, price.minimum, price.increment)
+        select(
+            CHARGE, price.price_nano, price.connection_fee_nano, price.minimum, price.increment, price.delivered_only
+        )
         .join(BOOK_PRICE, names_price(charge))
         .where(charge.charge_id == func.any(bindparam("ids", type_=ARRAY(Uuid()))))
     )
@@ -633,6 +658,28 @@ async def charges_with_prices(
     if end is not None:
         statement = statement.where(charge.event_time < end)
     return (await connection.execute(statement, {"ids": list(charge_ids)})).all()
+
+
+async def reversed_ids(
+    connection: AsyncConnection, charge_ids: Sequence[UUID], start: datetime, end: datetime
+) -> set[UUID]:
+    """Which of these charges, of event times in [start, end), are reversed."""
+    columns = CHARGE.c
+    statement = select(columns.reverses).where(
+        columns.reverses == func.any(bindparam("ids", type_=ARRAY(Uuid()))),
+        columns.event_time >= start,
+        columns.event_time < end,
+    )
+    return set((await connection.execute(statement, {"ids": list(charge_ids)})).scalars())
+
+
+async def live_by_id(
+    connection: AsyncConnection, charge_ids: Sequence[UUID], start: datetime, end: datetime
+) -> dict[UUID, Found]:
+    """Those of these charges, of event times in [start, end), that nothing takes back, each with what its price says."""
+    taken_back = await reversed_ids(connection, charge_ids, start, end)
+    rows = await charges_with_prices(connection, charge_ids, start, end)
+    return {row.charge_id: row for row in rows if row.charge_id not in taken_back}
 
 
 async def replacements(

@@ -11,6 +11,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     DateTime,
+    Identity,
     Integer,
     MetaData,
     Numeric,
@@ -77,6 +78,15 @@ TIMELINE = Table(
     Column("version", Integer, nullable=False),
     Column("changed", BigInteger, nullable=False),
     Column("document", JSONB, nullable=False),
+)
+
+# The zone of each payer group that a timeline ever named: a charge may name one that no timeline names any more.
+PAYER_ZONE = Table(
+    "payer_zone",
+    METADATA,
+    Column("group_id", Text, primary_key=True),
+    Column("zone", Text, nullable=False),
+    Column("changed", BigInteger, nullable=False),
 )
 
 BOOK_VERSION = Table(
@@ -221,7 +231,8 @@ CHARGE = Table(
     Column("surcharge", Text),  # JSON as it is published
     Column("revision", Integer, nullable=False),
     Column("reverses", Uuid),
-    Column("replaces", Uuid),  # the charge in whose place it stands after a re-rate
+    Column("named", SmallInteger),  # what the event named itself: see `reassigning.NAMED_ACCOUNT` and its neighbour
+    Column("replaces", Uuid),  # the charge in whose place it stands after a re-rate or a reassignment
 )
 CHARGE_COLUMNS = tuple(column.name for column in CHARGE.columns if column.name != "replaces")  # of a charge of an event
 
@@ -317,6 +328,37 @@ RERATE_SUM = Table(
     Column("charges", BigInteger, nullable=False),
     Column("old_nano", Numeric, nullable=False),
     Column("new_nano", Numeric, nullable=False),
+)
+
+# Stretches of time in which the registry said something else than it does now: charges in them are looked at again.
+REASSIGNMENT = Table(
+    "reassignment",
+    METADATA,
+    Column("reassignment_id", Uuid, primary_key=True),
+    Column("position", BigInteger, Identity(always=True), nullable=False),
+    Column("kind", Text, nullable=False),  # account, number, outbound_profile
+    Column("object_id", Text, nullable=False),  # the account, or the resource
+    Column("number", Text),
+    Column("version", Integer, nullable=False),  # of the timeline that says otherwise
+    Column("starts_at", Instant, nullable=False),
+    Column("ends_at", Instant),
+    Column("reprices", Boolean, nullable=False),
+    Column("noticed_at", Instant, nullable=False),
+    Column("reached_at", Instant, nullable=False),  # all charges up to this event time and id are looked at
+    Column("reached_id", Uuid, nullable=False),
+    Column("moved", BigInteger, nullable=False),
+    Column("done_at", Instant),
+)
+
+# The charges that one moved, or left as they are for a reason.
+REASSIGNED_CHARGE = Table(
+    "reassigned_charge",
+    METADATA,
+    Column("reassignment_id", Uuid, primary_key=True),
+    Column("charge_id", Uuid, primary_key=True),
+    Column("event_time", Instant, nullable=False),
+    Column("reason", Text),
+    Column("account_id", Text),  # whose it would be, if that account had been there then
 )
 
 CLASS_COUNT = Table(

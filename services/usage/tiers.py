@@ -198,14 +198,18 @@ class Movement(Struct, frozen=True, gc=False):
     place: tuple[datetime, str, str, str]
 
 
-def movement_for(charge: Any, name: str, schedule: Schedule, per: int, quantity: int) -> Movement:
-    """What a quantity does to the counter that the use of a charge, given by its row, has for a version of a schedule."""
+def movement_for(
+    charge: Any, name: str, schedule: Schedule, per: int, quantity: int, stamps: Any | None = None
+) -> Movement:
+    """What a quantity does to the counter that the use of a charge, given by its row, has for a version of a schedule; under
+    other ``stamps`` (account, payer group, period and plan) than the charge's own, if there are any."""
+    under = charge if stamps is None else stamps
     key = CounterKey(
-        charge.account_id,
-        charge.group_id or "",
-        charge.period or period_of(charge.event_time).name,
+        under.account_id,
+        under.group_id or "",
+        under.period or period_of(charge.event_time).name,
         charge.product,
-        charge.plan != "invoiced",
+        under.plan != "invoiced",
         name,
     )
     place = (charge.event_time, charge.publisher, charge.source, charge.event_id)

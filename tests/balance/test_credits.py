@@ -99,6 +99,16 @@ def test_what_stands_in_the_place_of_a_charge_is_paid_by_what_its_reversal_gave_
     assert [part.nano for part in other.parts] == [-20]
 
 
+def test_what_a_group_shared_until_it_expired_pays_for_no_charge_that_was_moved_to_another_group() -> None:
+    expired = replace(SHARED, remaining_nano=0, breakage_nano=7, expired_at=MAY + 2 * DAY)
+    theirs = replace(SHARED, credit_id=UUID(int=3), group_id="h", remaining_nano=5)
+    reversal = CALL._replace(charge_id="r", nano=-30, reverses="c")
+    moved = CALL._replace(charge_id="n", replaces="c", group_id="h")
+    before = {"c": [Part("c", 0, SHARED.credit_id, 20, 30)]}
+    assert paid([reversal, moved], [expired, theirs], before) == [(2, -20), (3, 5)]
+    assert paid([reversal, moved._replace(group_id="g")], [expired, theirs], before) == [(2, -20), (2, 20)]
+
+
 def test_a_reversal_of_what_no_credit_paid_is_the_wallets() -> None:
     assert paid([CALL._replace(charge_id="r", nano=-30, reverses="c")], [DESK]) == []
     assert paid([CALL._replace(charge_id="t", nano=-30)], [DESK]) == []

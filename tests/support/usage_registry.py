@@ -37,6 +37,7 @@ PUBLISHER = "lakeside"
 SOURCE = "pbx/detroit"
 TOPIC = f"usage.events.{PUBLISHER}"
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
+NOTHING: Mapping[str, str] = {}
 
 
 class Sender:
@@ -96,8 +97,11 @@ class Sender:
         version: int | None = None,
         groups: Sequence[tuple[datetime, datetime | None, str]] = (),
         plans: Sequence[tuple[datetime, datetime | None, str]] = (),
+        zones: Mapping[str, str] = NOTHING,
+        pricing_models: Mapping[str, str] = NOTHING,
     ) -> None:
-        """An account, alone in a group called like it unless said otherwise; a trial has none."""
+        """An account, alone in a group called like it unless said otherwise; a trial has none. ``zones`` and ``pricing_models``
+        are those of groups that have others."""
         self._versions[account_id] += 1
         payers = groups or ([] if plan == "trial" else [(opened_at, None, group or f"g-{account_id}")])
         timeline = AccountTimeline(
@@ -118,7 +122,12 @@ class Sender:
             ),
             groups=tuple(
                 GroupInterval(
-                    start=start, end=end, group_id=name, zone=zone, currency=currency, pricing_model=pricing_model
+                    start=start,
+                    end=end,
+                    group_id=name,
+                    zone=zones.get(name, zone),
+                    currency=currency,
+                    pricing_model=pricing_models.get(name, pricing_model),
                 )
                 for start, end, name in payers
             ),
@@ -133,6 +142,8 @@ class Sender:
         *,
         number: str | None = None,
         owners: Sequence[tuple[datetime, datetime | None, str]] = (),
+        cost_centers: Sequence[tuple[datetime, datetime | None, str | None]] = (),
+        organization: str = "lakeside",
     ) -> None:
         """A number, or without one an outbound profile; the account's since long ago, unless said otherwise."""
         self._versions[resource_id] += 1
@@ -142,9 +153,12 @@ class Sender:
             kind="outbound_profile" if number is None else "number",
             number=number,
             account_id=account_id,
-            organization_id="lakeside",
+            organization_id=organization,
             owners=tuple(OwnerInterval(start=start, end=end, account_id=name) for start, end, name in owners),
-            cost_centers=(CostCenterInterval(start=LONG_AGO, end=None, cost_center_id=cost_center),),
+            cost_centers=tuple(
+                CostCenterInterval(start=start, end=end, cost_center_id=name)
+                for start, end, name in cost_centers or [(LONG_AGO, None, cost_center)]
+            ),
         )
         self.send(GROUPS_ASSIGNMENTS, resource_id, timeline.data())
 

@@ -3,7 +3,7 @@
 from alembic import op
 
 revision = "0052_shared_holds"
-down_revision = "0050_replaced_charges"
+down_revision = "0051_reassignments"
 branch_labels = None
 depends_on = None
 
