@@ -38,7 +38,8 @@ async def prices_changed(connection: AsyncConnection) -> None:
 
 
 async def registry_changed(connection: AsyncConnection, before: Timelines, now: Timelines) -> None:
-    """Try what waited for an account or a number that is new, or is somebody's since another instant than before.
+    """Try what waited for an account or a number that is new, or is somebody's since another instant than before; and what had no
+    price, of accounts that other payer groups pay for than was known.
 
     Only the records of these are looked for (by index): a message of the registry costs the same however many are parked.
     The caller holds the state alone, so no batch is under way that knows the old registry and not yet the new.
@@ -49,8 +50,14 @@ async def registry_changed(connection: AsyncConnection, before: Timelines, now: 
         for (kind, id), new in now.items()
         if kind == "resource" and new["number"] is not None and _differs(before, ("resource", id), new)
     ]
-    if accounts:
-        await store.retry_records_of_accounts(connection, accounts, BY_ITSELF)
+    moved = [
+        id
+        for (kind, id), new in now.items()
+        if kind == "account" and (known := before.get(("account", id))) is not None and known["groups"] != new["groups"]
+    ]
+    for reason, ids in ((UNKNOWN_ACCOUNT, accounts), (NO_PRICE, moved)):
+        if ids:
+            await store.retry_records_of_accounts(connection, reason, ids, BY_ITSELF)
     if numbers:
         await store.retry_records_of_numbers(connection, numbers, BY_ITSELF)
 

@@ -261,10 +261,11 @@ async def numbers(connection: AsyncConnection, number: str) -> Rows:
     return (await connection.execute(statement)).scalars().all()
 
 
-async def retry_records_of_accounts(connection: AsyncConnection, account_ids: Sequence[str], by: str) -> None:
-    """Ask to replay what is in quarantine because one of these accounts was not known."""
-    statement = retry_statement("unknown_account", "account_id", by)
-    await connection.execute(statement, {"values": list(account_ids)})
+async def retry_records_of_accounts(
+    connection: AsyncConnection, reason: str, account_ids: Sequence[str], by: str
+) -> None:
+    """Ask to replay what is in quarantine because one of these accounts was not known, or had no price for it."""
+    await connection.execute(retry_statement(reason, "account_id", by), {"values": list(account_ids)})
 
 
 async def retry_records_of_numbers(connection: AsyncConnection, numbers: Sequence[str], by: str) -> None:

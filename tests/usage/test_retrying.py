@@ -67,6 +67,17 @@ async def test_what_still_fails_goes_back_without_a_word_unless_for_another_reas
     assert await usage.classes() == {"rated": 1, "quarantined": 1}
 
 
+async def test_what_had_no_price_runs_when_its_account_moves_to_a_group_that_has_one(usage: Usage) -> None:
+    row = "product,prefix,price_per_minute,connection_fee,currency,minimum_s,increment_s\nvoice.outbound,999,0.5,0,USD,60,60\n"
+    await api.import_prices(usage.engine, "premium", read_price_file(row.encode()), LONG_AGO)
+    await usage.take(leg("e1", NOW, "sales", called="+999912345"), leg("e2", NOW, "main", called="+999912345"))
+    usage.send.account("sales", group="g-premium", pricing_model="premium")
+    await usage.rooms.pump()
+    (charge,) = usage.charges
+    assert (charge["event_id"], charge["group_id"], charge["book_id"]) == ("e1", "g-premium", "premium")
+    assert told(usage)[2:] == [("replayed", "rated", "e1")]
+
+
 async def test_a_person_who_replays_too_early_is_told_again(usage: Usage) -> None:
     await usage.take(leg("e1", NOW, "late"))
     await api.replay(usage.engine, "ann", reason="unknown_account")
@@ -87,7 +98,8 @@ async def test_a_message_of_the_registry_asks_only_for_the_records_of_what_is_ne
         asked = "select count(*) from usage.parked where decided_by = 'usage'"
         assert (await connection.execute(text(asked))).scalar_one() == 1
     async with database.connected() as owner:
-        for reason, name in (("unknown_account", "account_id"), ("unknown_number", "number")):
+        indexed = (("unknown_account", "account_id"), ("unknown_number", "number"), ("no_price", "account_id"))
+        for reason, name in indexed:
             await owner.execute(
                 'insert into usage.parked (input, topic, partition, "offset", "timestamp", state, reason, message, about,'
                 " parked_at) select 'events', $1, 0, n, now(), 'quarantined', $1, '', jsonb_build_object($2::text, n),"
