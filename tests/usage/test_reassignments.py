@@ -32,8 +32,9 @@ from tests.usage.test_counters import counters
 from tests.usage.test_rerate_tiers import CENT, cost, imported, tiers, use
 from tests.usage.test_rerating import approved, carry_out, executed, live_once, planned, price, sums
 
-NOW = datetime.now(UTC).replace(microsecond=0)
 HOUR = timedelta(hours=1)
+STARTED = datetime.now(UTC).replace(microsecond=0)
+NOW = min(STARTED, period_of(STARTED - 4 * HOUR).end - HOUR)  # of one month with the hours before it
 MOVED = NOW - 2 * HOUR  # an event at NOW is after it, one at NOW - 3 hours before
 NUMBER = "+13135550199"
 
