@@ -475,6 +475,24 @@ async def test_a_credit_that_somebody_holds_delays_only_who_needs_it_and_is_look
     await sound(town, desk)
 
 
+async def test_a_credit_that_somebody_holds_delays_no_other_group(town: Town, desk: Callers) -> None:
+    await town.account("other", level_2=True, group="another")
+    await town.settle()
+    await shared(town, "0.1")
+    town.grant("other", "0.05", shared=True)
+    await town.settle()
+    async with town.database.connected("balance") as holder:
+        async with holder.transaction():
+            await holder.execute("select from balance.credit where group_id = 'g' for update")
+            waits = asyncio.ensure_future(desk.authorize("c1"))
+            async with asyncio.timeout(1.5):  # asked for together, and looked at again together
+                assert await desk.starts("c2", asking("other"))
+            assert not waits.done()
+        assert isinstance(await waits, Grant)
+    assert sorted(await credits_held(town)) == [("0.05", "0.05"), ("0.1", "0.05")]
+    await sound(town, desk)
+
+
 async def test_the_same_cent_is_promised_once_beside_charges_too(town: Town, desk: Callers) -> None:
     names = [f"a{number}" for number in range(8)]
     for name in names:
