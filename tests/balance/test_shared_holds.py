@@ -266,6 +266,22 @@ async def test_a_charge_after_the_lease_is_paid_by_what_others_do_not_hold(
     await sound(town, desk)
 
 
+async def test_a_charge_that_comes_first_after_an_outage_is_paid_by_what_its_own_account_still_holds(
+    town: Town, desk: Callers
+) -> None:
+    await shared(town, "0.06")
+    assert await desk.starts("c1")
+    await desk.settle("c1", 300)
+    await town.move(timedelta(hours=2, minutes=1))  # its lease is over for an hour, and no tick has come since
+    assert await credits_held(town) == [("0.06", "0.05")]
+    await charged(town, "desk", "0.05", "c1")
+    assert (await town.balance("desk"), await credits_held(town)) == ("0", [("0.01", "0.01")])
+    await sound(town, desk)
+    await town.settle()
+    assert await credits_held(town) == [("0.01", "0")]
+    await sound(town, desk)
+
+
 async def test_an_hour_after_its_settling_a_call_whose_charge_never_came_gives_back_what_it_holds(
     town: Town, desk: Callers
 ) -> None:
