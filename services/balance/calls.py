@@ -268,7 +268,7 @@ class Desk:
             for name, each in self.wallets.items()
             if name in self.in_need or each.shared_group_id in groups
         }
-        return await Shares.load_soon(connection, accounts, [row for row in calls if row["account_id"] in accounts])
+        return await Shares.load(connection, accounts, [row for row in calls if row["account_id"] in accounts])
 
     def share(self, shares: Shares) -> None:
         """From now on what these accounts may hold of shared credits is in hand as well."""
@@ -548,7 +548,7 @@ def _unknown(account_id: str) -> NotFound:
 
 async def end_leases(work: Work, *, tell: Tell) -> None:
     """Tick: the money of calls whose leases are over goes back, and what they hold of shared credits; nobody may have asked about
-    their wallets since."""
+    their wallets since. What somebody keeps a credit of for longer than a moment is left to a later tick: no wallet waits for it."""
     accounts = await store.accounts_holding_over(work, ACCOUNTS_AT_ONCE)
     if accounts:
         wallets = await load(work, accounts)  # which takes the money back
@@ -564,7 +564,7 @@ async def _end_shares(work: Work, wallets: Mapping[str, Wallet]) -> None:
     if not wallets:
         return
     over = await store.calls_in_hand(work.connection, (), wallets, work.now)
-    shares = await Shares.load(work.connection, wallets.keys(), over)
+    shares = await Shares.load(work.connection, dict.fromkeys(wallets), over)
     leases = Leases(wallets, work.now, shares)
     leases.take(over)
     await leases.save(work.connection)

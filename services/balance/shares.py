@@ -40,17 +40,11 @@ class Shares:
             self._parts[share.account_id, share.call_leg_id][share.credit_id] = share.nano
 
     @classmethod
-    async def load(cls, connection: AsyncConnection, account_ids: Collection[str], calls: Iterable[CallRow]) -> Shares:
-        """All credits of which these calls hold something."""
-        shares = await _shares_of(connection, calls)
-        return cls(account_ids, await credit_store.lock_credits(connection, (), (), _credits_of(shares)), shares)
-
-    @classmethod
-    async def load_soon(
+    async def load(
         cls, connection: AsyncConnection, groups: Mapping[str, str | None], calls: Iterable[CallRow]
     ) -> Shares:
-        """The same, and what is left of the credits that the groups of these accounts share, by account; without the accounts
-        of whose credits others hold one for longer than a moment."""
+        """All credits of which these calls hold something, and what is left of those that the groups of these accounts share, by
+        account; without the accounts of whose credits others hold one for longer than a moment."""
         shares = await _shares_of(connection, calls)
         shared_by = {group_id for group_id in groups.values() if group_id is not None}
         credits, held = await credit_store.lock_credits_soon(connection, shared_by, _credits_of(shares))

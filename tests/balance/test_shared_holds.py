@@ -509,6 +509,30 @@ async def test_a_credit_that_somebody_holds_delays_no_other_group(town: Town, de
     await sound(town, desk)
 
 
+async def test_leases_that_end_keep_no_wallet_waiting_for_a_credit_that_somebody_holds(
+    town: Town, desk: Callers
+) -> None:
+    await town.account("other", level_2=True)
+    await town.account("third", level_2=True, group="another")
+    await town.settle()
+    town.open("other", "1")
+    town.grant("third", "0.05", shared=True)
+    await shared(town, "0.05")
+    for name in ("desk", "other", "third"):
+        assert await desk.starts("c1", asking(name))
+    await town.move(seconds(331))
+    balance = town.rooms.processors["balance"]
+    async with town.database.connected("balance") as holder, holder.transaction():
+        await holder.execute("select from balance.credit where group_id = 'g' for update")
+        async with asyncio.timeout(5):
+            assert await balance.tick(END_LEASES)
+        assert sorted(await credits_held(town)) == [("0.05", "0"), ("0.05", "0.05")]
+        assert (await town.wallet("other")).held_nano == 0
+    assert await balance.tick(END_LEASES)
+    assert await credits_held(town) == [("0.05", "0"), ("0.05", "0")]
+    await sound(town, desk)
+
+
 async def test_the_same_cent_is_promised_once_beside_charges_too(town: Town, desk: Callers) -> None:
     names = [f"a{number}" for number in range(8)]
     for name in names:
