@@ -346,7 +346,9 @@ _SHARING = (
     .join(tables.wallet, _wallet.account_id == _member.account_id)
 )
 _CONCERNED = _SHARING.where(or_((_FUNDS <= 0) != _wallet.suspended_funds, _IS_WARNED))
-_WARNED = _SHARING.where(_IS_WARNED)
+# What the index of those who want to be told is made by, for the planner: of a large group mostly nobody does.
+_HAS_LEVELS = or_(_wallet.level_next_nano.is_not(None), _wallet.level_told_nano.is_not(None))
+_WARNED = _SHARING.where(_HAS_LEVELS, _IS_WARNED)
 
 
 async def concerned(connection: AsyncConnection, group_ids: Iterable[str]) -> set[str]:

@@ -13,8 +13,9 @@ from typing import Any
 
 import asyncpg
 import pytest
+from sqlalchemy import text
 
-from services.balance import api, vouchers
+from services.balance import api, credit_store, vouchers
 from services.balance.calls import Authorize, Grant, end_leases
 from services.balance.holding import Rate
 from services.balance.spending import Allowed, Refused
@@ -648,6 +649,26 @@ async def test_what_calls_of_others_hold_is_taken_from_what_an_account_has_and_w
     assert await desk.starts("c3")
     await town.settle()
     assert len(town.events("sales", "low_balance")) == 3
+
+
+async def test_whom_calls_warn_is_found_without_reading_all_accounts_of_a_group(town: Town, desk: Callers) -> None:
+    await shared(town, "0.1")
+    town.command("set_levels", "sales", currency="USD", levels=["0.06"])
+    await town.settle()
+    async with town.database.connected() as owner:
+        for table in ("wallet", "membership"):
+            await owner.execute(
+                f"insert into balance.{table} select (jsonb_populate_record(m, jsonb_build_object('account_id', 'm' || n))).*"
+                f" from balance.{table} m, generate_series(1, 3000) n where m.account_id = 'desk'"
+            )
+            await owner.execute(f"analyze balance.{table}")
+    assert await desk.starts("c1")
+    async with desk.engine.begin() as connection:
+        assert await credit_store.warned(connection, {"g"}) == {"g"}
+        read = (
+            "select seq_tup_read + idx_tup_fetch from pg_stat_xact_user_tables where relid = 'balance.wallet'::regclass"
+        )
+        assert (await connection.execute(text(read))).scalar_one() < 10
 
 
 async def test_nothing_is_suspended_or_recharged_while_calls_hold_all_that_a_group_shares(
