@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import asyncpg
@@ -18,8 +19,10 @@ from sqlalchemy import text
 from services.balance import api, credit_store, vouchers
 from services.balance.calls import Authorize, Grant, end_leases
 from services.balance.holding import Rate
+from services.balance.leases import Call, Leases
+from services.balance.shares import Shares
 from services.balance.spending import Allowed, Refused
-from services.kernel.errors import TollbookError, Unavailable
+from services.kernel.errors import Corrupt, TollbookError, Unavailable
 from services.kernel.money import format_nano, parse_amount
 from services.kernel.period import instant_text
 from services.runtime.processor import Processor
@@ -294,6 +297,16 @@ async def test_an_hour_after_its_settling_a_call_whose_charge_never_came_gives_b
     await town.settle(after=minutes(1))
     assert await credits_held(town) == [("0.05", "0")]
     await sound(town, desk)
+
+
+async def test_a_call_gives_nothing_back_of_credits_that_are_not_in_hand(town: Town) -> None:
+    """Nor is it forgotten that it holds something of them."""
+    now = await town.now()
+    wallet = SimpleNamespace(account_id="desk", held_nano=0, calls_until=None)
+    call = Call("desk", "c1", "", now, now + minutes(5), held_nano=5, shared_nano=5)
+    with pytest.raises(Corrupt):
+        Leases({"desk": wallet}, now, Shares({"sales"}, [], [])).reduce(call, 0)
+    assert (call.held_nano, call.shared_nano) == (5, 5)
 
 
 # ---- charges beside calls ------------------------------------------------------------------------------------------
