@@ -190,8 +190,8 @@ async def carry_out(connection: AsyncConnection, requests: Sequence[Request]) ->
     """Decide requests of known accounts, each in the order they came, in one transaction; not of wallets that somebody holds.
 
     Those that their accounts' own money covers are decided without shared credits. Where one needs those, they are locked, after
-    the wallets, and all is decided once more: nothing was written yet. Of accounts whose shared credits others hold for longer
-    than a moment nothing is decided.
+    the wallets, and all is decided once more: nothing was written yet. Of accounts that need shared credits of which others hold
+    one for longer than a moment nothing is decided.
     """
     rows = [
         dict(row._mapping)
@@ -259,13 +259,16 @@ class Desk:
         holding = [name for name, each in self.wallets.items() if each.held_nano or each.shared_held_nano]
         return await store.calls_in_hand(connection, keys, holding, self.now) if keys or holding else ()
 
-    async def shares_in_need(self, connection: AsyncConnection, calls: Iterable[Mapping[str, Any]]) -> Shares | None:
+    async def shares_in_need(self, connection: AsyncConnection, calls: Iterable[Mapping[str, Any]]) -> Shares:
         """Lock the shared credits that make a difference, for all accounts in hand that share them, with what these calls hold of
-        them; None where others hold one."""
+        them; but for those of which others hold one."""
         groups = _groups_of(self.wallets[each] for each in self.in_need)
-        accounts = self.in_need | {name for name, each in self.wallets.items() if each.shared_group_id in groups}
-        mine = [row for row in calls if row["account_id"] in accounts]
-        return await Shares.load_soon(connection, accounts, groups, mine)
+        accounts = {
+            name: each.shared_group_id
+            for name, each in self.wallets.items()
+            if name in self.in_need or each.shared_group_id in groups
+        }
+        return await Shares.load(connection, accounts, [row for row in calls if row["account_id"] in accounts])
 
     def share(self, shares: Shares) -> None:
         """From now on what these accounts may hold of shared credits is in hand as well."""
@@ -545,7 +548,7 @@ def _unknown(account_id: str) -> NotFound:
 
 async def end_leases(work: Work, *, tell: Tell) -> None:
     """Tick: the money of calls whose leases are over goes back, and what they hold of shared credits; nobody may have asked about
-    their wallets since."""
+    their wallets since. What somebody keeps a credit of for longer than a moment is left to a later tick: no wallet waits for it."""
     accounts = await store.accounts_holding_over(work, ACCOUNTS_AT_ONCE)
     if accounts:
         wallets = await load(work, accounts)  # which takes the money back
@@ -561,7 +564,7 @@ async def _end_shares(work: Work, wallets: Mapping[str, Wallet]) -> None:
     if not wallets:
         return
     over = await store.calls_in_hand(work.connection, (), wallets, work.now)
-    shares = await Shares.load(work.connection, wallets.keys(), over)
+    shares = await Shares.load(work.connection, dict.fromkeys(wallets), over)
     leases = Leases(wallets, work.now, shares)
     leases.take(over)
     await leases.save(work.connection)

@@ -66,6 +66,7 @@ _BY_OWNER = select(*_IN_HAND).where(
     or_(_credit.remaining_nano > 0, _any_of(_credit.credit_id, "ids")),
 )
 _BY_OWNER_LOCKED = _BY_OWNER.order_by(_credit.credit_id).with_for_update()
+_BY_OWNER_FREE = _BY_OWNER.order_by(_credit.credit_id).with_for_update(skip_locked=True)
 
 
 async def lock_credits(
@@ -85,20 +86,24 @@ _HAVE_PATIENCE = select(func.set_config("lock_timeout", str(HELD_MS_MAX), True))
 
 async def lock_credits_soon(
     connection: AsyncConnection, group_ids: Iterable[str], credit_ids: Iterable[UUID]
-) -> list[Credit] | None:
-    """As `lock_credits` of groups; None where others hold one of them for longer than a moment, and nothing is locked then.
+) -> tuple[list[Credit], list[Credit]]:
+    """As `lock_credits` of groups; beside those that are locked the others, which somebody holds for longer than a moment.
 
-    Who waits is in the queue for the row, so that no charges overtake it for ever. The moment counts for the rest of the
-    transaction, too.
+    Who waits is in the queue for the row, so that no charges overtake it for ever. Only when the moment is over, what is free is
+    taken without waiting, in whatever order: of one group's credit that is held another group knows nothing. The moment counts
+    for the rest of the transaction, too.
     """
+    await connection.execute(_HAVE_PATIENCE)
     try:
         async with connection.begin_nested():
-            await connection.execute(_HAVE_PATIENCE)
-            return await lock_credits(connection, (), group_ids, credit_ids)
+            return await lock_credits(connection, (), group_ids, credit_ids), []
     except DBAPIError as error:
         if sqlstate(error) != LOCK_NOT_AVAILABLE:
             raise
-        return None
+    parameters = {"accounts": [], "groups": sorted(group_ids), "ids": sorted(credit_ids)}
+    free = {row.credit_id: Credit(**row._mapping) for row in await connection.execute(_BY_OWNER_FREE, parameters)}
+    all_there = await look_at_credits(connection, group_ids, credit_ids)
+    return list(free.values()), [each for each in all_there if each.credit_id not in free]
 
 
 async def look_at_credits(
@@ -341,7 +346,9 @@ _SHARING = (
     .join(tables.wallet, _wallet.account_id == _member.account_id)
 )
 _CONCERNED = _SHARING.where(or_((_FUNDS <= 0) != _wallet.suspended_funds, _IS_WARNED))
-_WARNED = _SHARING.where(_IS_WARNED)
+# What the index of those who want to be told is made by, for the planner: of a large group mostly nobody does.
+_HAS_LEVELS = or_(_wallet.level_next_nano.is_not(None), _wallet.level_told_nano.is_not(None))
+_WARNED = _SHARING.where(_HAS_LEVELS, _IS_WARNED)
 
 
 async def concerned(connection: AsyncConnection, group_ids: Iterable[str]) -> set[str]:

@@ -1,6 +1,7 @@
 """Calls that charges end: what they hold goes back before credits pay for their charges, all in the charges' own transaction.
 
-Asks nothing of accounts that hold nothing and of whose calls the last one is long over.
+Asks nothing of accounts that hold nothing and of whose calls the last one is long over; only where calls hold something of the
+credits that pay, it may still be theirs: after an outage charges may come before the tick that takes it back.
 """
 
 from __future__ import annotations
@@ -43,19 +44,21 @@ class EndedCalls:
     async def load(
         cls, work: Work, records: Sequence[Record], standings: Sequence[store.Standing]
     ) -> EndedCalls | None:
-        """The calls that these charges are of; None where none of these accounts has any."""
-        holders = {
-            each.account_id: _Holder(each.account_id, each.held_nano, each.calls_until)
-            for each in standings
-            if each.held_nano or (each.calls_until is not None and each.calls_until > work.now - KEPT)
-        }
+        """The calls that these charges are of; None where none of these accounts ever had any."""
+        holders: dict[str, _Holder] = {}
+        lately: set[str] = set()
+        for each in standings:
+            if each.calls_until is not None:
+                holders[each.account_id] = _Holder(each.account_id, each.held_nano, each.calls_until)
+                if each.held_nano or each.calls_until > work.now - KEPT:
+                    lately.add(each.account_id)
         if not holders:
             return None
-        legs = _legs(records, holders)
+        legs = _legs(records, lately) if lately else []
         return cls(holders, await Leases.load(work.connection, holders, legs, work.now), legs)
 
     def of(self, account_ids: Collection[str]) -> set[str]:
-        """Those of these accounts that have calls, or had some lately."""
+        """Those of these accounts that have calls, or ever had some."""
         return self._holders.keys() & account_ids
 
     def end(self, shares: Shares | None) -> None:

@@ -188,7 +188,7 @@ class Leases:
         """Let a call hold no more than so much: what it holds of shared credits goes back first, so that others can use it."""
         shared_nano = max(0, nano - call.own_nano)
         if shared_nano != call.shared_nano:
-            if self._shares is None:
+            if self._shares is None or call.account_id not in self._shares.accounts:
                 raise Corrupt(f"call {call.call_leg_id} holds of credits that are not in hand", field="shared_nano")
             self._shares.give_back(call.key, call.shared_nano - shared_nano)
         self.hold(call, nano, shared_nano=shared_nano)

@@ -40,24 +40,18 @@ class Shares:
             self._parts[share.account_id, share.call_leg_id][share.credit_id] = share.nano
 
     @classmethod
-    async def load(cls, connection: AsyncConnection, account_ids: Collection[str], calls: Iterable[CallRow]) -> Shares:
-        """All credits of which these calls hold something."""
+    async def load(
+        cls, connection: AsyncConnection, groups: Mapping[str, str | None], calls: Iterable[CallRow]
+    ) -> Shares:
+        """All credits of which these calls hold something, and what is left of those that the groups of these accounts share, by
+        account; without the accounts of whose credits others hold one for longer than a moment."""
         shares = await _shares_of(connection, calls)
-        return cls(account_ids, await credit_store.lock_credits(connection, (), (), _credits_of(shares)), shares)
-
-    @classmethod
-    async def load_soon(
-        cls,
-        connection: AsyncConnection,
-        account_ids: Collection[str],
-        group_ids: Iterable[str],
-        calls: Iterable[CallRow],
-    ) -> Shares | None:
-        """The same, and what is left of the credits that these groups share; None where others hold one of them for longer than
-        a moment."""
-        shares = await _shares_of(connection, calls)
-        credits = await credit_store.lock_credits_soon(connection, group_ids, _credits_of(shares))
-        return None if credits is None else cls(account_ids, credits, shares)
+        shared_by = {group_id for group_id in groups.values() if group_id is not None}
+        credits, held = await credit_store.lock_credits_soon(connection, shared_by, _credits_of(shares))
+        held_ids, held_of = {each.credit_id for each in held}, {each.group_id for each in held}
+        waiting = {share.account_id for share in shares if share.credit_id in held_ids}
+        waiting |= {account_id for account_id, group_id in groups.items() if group_id in held_of}
+        return cls(groups.keys() - waiting, credits, [each for each in shares if each.account_id not in waiting])
 
     @classmethod
     async def look(

@@ -9,16 +9,20 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import asyncpg
 import pytest
+from sqlalchemy import text
 
-from services.balance import api, vouchers
+from services.balance import api, credit_store, vouchers
 from services.balance.calls import Authorize, Grant, end_leases
 from services.balance.holding import Rate
+from services.balance.leases import Call, Leases
+from services.balance.shares import Shares
 from services.balance.spending import Allowed, Refused
-from services.kernel.errors import TollbookError, Unavailable
+from services.kernel.errors import Corrupt, TollbookError, Unavailable
 from services.kernel.money import format_nano, parse_amount
 from services.kernel.period import instant_text
 from services.runtime.processor import Processor
@@ -266,6 +270,22 @@ async def test_a_charge_after_the_lease_is_paid_by_what_others_do_not_hold(
     await sound(town, desk)
 
 
+async def test_a_charge_that_comes_first_after_an_outage_is_paid_by_what_its_own_account_still_holds(
+    town: Town, desk: Callers
+) -> None:
+    await shared(town, "0.06")
+    assert await desk.starts("c1")
+    await desk.settle("c1", 300)
+    await town.move(timedelta(hours=2, minutes=1))  # its lease is over for an hour, and no tick has come since
+    assert await credits_held(town) == [("0.06", "0.05")]
+    await charged(town, "desk", "0.05", "c1")
+    assert (await town.balance("desk"), await credits_held(town)) == ("0", [("0.01", "0.01")])
+    await sound(town, desk)
+    await town.settle()
+    assert await credits_held(town) == [("0.01", "0")]
+    await sound(town, desk)
+
+
 async def test_an_hour_after_its_settling_a_call_whose_charge_never_came_gives_back_what_it_holds(
     town: Town, desk: Callers
 ) -> None:
@@ -277,6 +297,16 @@ async def test_an_hour_after_its_settling_a_call_whose_charge_never_came_gives_b
     await town.settle(after=minutes(1))
     assert await credits_held(town) == [("0.05", "0")]
     await sound(town, desk)
+
+
+async def test_a_call_gives_nothing_back_of_credits_that_are_not_in_hand(town: Town) -> None:
+    """Nor is it forgotten that it holds something of them."""
+    now = await town.now()
+    wallet = SimpleNamespace(account_id="desk", held_nano=0, calls_until=None)
+    call = Call("desk", "c1", "", now, now + minutes(5), held_nano=5, shared_nano=5)
+    with pytest.raises(Corrupt):
+        Leases({"desk": wallet}, now, Shares({"sales"}, [], [])).reduce(call, 0)
+    assert (call.held_nano, call.shared_nano) == (5, 5)
 
 
 # ---- charges beside calls ------------------------------------------------------------------------------------------
@@ -475,6 +505,48 @@ async def test_a_credit_that_somebody_holds_delays_only_who_needs_it_and_is_look
     await sound(town, desk)
 
 
+async def test_a_credit_that_somebody_holds_delays_no_other_group(town: Town, desk: Callers) -> None:
+    await town.account("other", level_2=True, group="another")
+    await town.settle()
+    await shared(town, "0.1")
+    town.grant("other", "0.05", shared=True)
+    await town.settle()
+    async with town.database.connected("balance") as holder:
+        async with holder.transaction():
+            await holder.execute("select from balance.credit where group_id = 'g' for update")
+            waits = asyncio.ensure_future(desk.authorize("c1"))
+            async with asyncio.timeout(1.5):  # asked for together, and looked at again together
+                assert await desk.starts("c2", asking("other"))
+            assert not waits.done()
+        assert isinstance(await waits, Grant)
+    assert sorted(await credits_held(town)) == [("0.05", "0.05"), ("0.1", "0.05")]
+    await sound(town, desk)
+
+
+async def test_leases_that_end_keep_no_wallet_waiting_for_a_credit_that_somebody_holds(
+    town: Town, desk: Callers
+) -> None:
+    await town.account("other", level_2=True)
+    await town.account("third", level_2=True, group="another")
+    await town.settle()
+    town.open("other", "1")
+    town.grant("third", "0.05", shared=True)
+    await shared(town, "0.05")
+    for name in ("desk", "other", "third"):
+        assert await desk.starts("c1", asking(name))
+    await town.move(seconds(331))
+    balance = town.rooms.processors["balance"]
+    async with town.database.connected("balance") as holder, holder.transaction():
+        await holder.execute("select from balance.credit where group_id = 'g' for update")
+        async with asyncio.timeout(5):
+            assert await balance.tick(END_LEASES)
+        assert sorted(await credits_held(town)) == [("0.05", "0"), ("0.05", "0.05")]
+        assert (await town.wallet("other")).held_nano == 0
+    assert await balance.tick(END_LEASES)
+    assert await credits_held(town) == [("0.05", "0"), ("0.05", "0")]
+    await sound(town, desk)
+
+
 async def test_the_same_cent_is_promised_once_beside_charges_too(town: Town, desk: Callers) -> None:
     names = [f"a{number}" for number in range(8)]
     for name in names:
@@ -590,6 +662,26 @@ async def test_what_calls_of_others_hold_is_taken_from_what_an_account_has_and_w
     assert await desk.starts("c3")
     await town.settle()
     assert len(town.events("sales", "low_balance")) == 3
+
+
+async def test_whom_calls_warn_is_found_without_reading_all_accounts_of_a_group(town: Town, desk: Callers) -> None:
+    await shared(town, "0.1")
+    town.command("set_levels", "sales", currency="USD", levels=["0.06"])
+    await town.settle()
+    async with town.database.connected() as owner:
+        for table in ("wallet", "membership"):
+            await owner.execute(
+                f"insert into balance.{table} select (jsonb_populate_record(m, jsonb_build_object('account_id', 'm' || n))).*"
+                f" from balance.{table} m, generate_series(1, 3000) n where m.account_id = 'desk'"
+            )
+            await owner.execute(f"analyze balance.{table}")
+    assert await desk.starts("c1")
+    async with desk.engine.begin() as connection:
+        assert await credit_store.warned(connection, {"g"}) == {"g"}
+        read = (
+            "select seq_tup_read + idx_tup_fetch from pg_stat_xact_user_tables where relid = 'balance.wallet'::regclass"
+        )
+        assert (await connection.execute(text(read))).scalar_one() < 10
 
 
 async def test_nothing_is_suspended_or_recharged_while_calls_hold_all_that_a_group_shares(

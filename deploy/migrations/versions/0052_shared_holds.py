@@ -36,6 +36,8 @@ create table balance.credit_hold (
 """,
     "create index credit_hold_of_credit on balance.credit_hold (credit_id)",
     "create index credit_shared_by_who_asked on balance.credit (asked_for) where account_id is null",
+    "create index wallet_with_levels on balance.wallet (account_id)"
+    " where level_next_nano is not null or level_told_nano is not null",
     "alter table balance.drift drop constraint drift_kind_check,"
     f" add constraint drift_kind_check check (kind in ({KINDS}))",
     "comment on column balance.wallet.held_nano is 'the sum of what its calls hold of its own money'",
