@@ -298,7 +298,8 @@ class Reassigning:
         """Where a live charge stands now; None where it stands right.
 
         Its price stays unless other books may be asked: those of another account, or ``reprices``, of another pricing model or
-        currency. Then it is rated by the prices as they are now. ``charge`` is its row, with what its price says.
+        currency. Then it is rated by the prices as they are now; where the same book has the price, by the version that it was
+        charged by. ``charge`` is its row, with what its price says.
         """
         found = self.stamps(charge)
         if isinstance(found, Left):
@@ -314,6 +315,8 @@ class Reassigning:
         terms = self._rated(charge, stamps, standing)
         if isinstance(terms, str):
             return Left(terms)
+        if stamps.account_id == charge.account_id and _books(terms) == _books(charge):
+            terms = _kept(charge, stamps)
         return Moved(stamps, terms) if is_moved or _costs_other(charge, terms) else None
 
     def stamps(self, charge: Any) -> tuple[Stamps, Standing] | Left:
@@ -416,6 +419,11 @@ def _kept(charge: Any, stamps: Stamps) -> Terms:
         charge.connection_fee_nano, charge.minimum, charge.increment, charge.currency, charge.quantity, per,
         charge.amount_nano, charge.schedule,
     )  # fmt: skip
+
+
+def _books(of: Any) -> set[str]:
+    """The books that a charge or terms are priced by: one, and the one of the surcharge for the caller."""
+    return {of.book_id} | ({json.loads(of.surcharge)["book_id"]} if of.surcharge is not None else set())
 
 
 def _month(charge: Any, stamps: Stamps) -> str:

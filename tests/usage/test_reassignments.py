@@ -186,6 +186,26 @@ async def test_a_price_stays_where_the_same_books_are_asked(usage: Usage) -> Non
     assert by(usage, "group_id") == {("g2",): "0.028"}
 
 
+@pytest.mark.parametrize("pricing_model", [None, "cheap"])
+async def test_a_price_stays_where_the_book_that_gave_it_is_asked_again(
+    usage: Usage, pricing_model: str | None
+) -> None:
+    """There and back in one look, or to a pricing model that has no price for it: nothing of a version that was dated back."""
+    await price(usage, "0.01", "cheap")
+    await usage.take(leg("e1", NOW, called="+919876543210", billable_s=60), leg("e2", NOW))
+    before = usage.charges
+    usage.send.account("sales", pricing_models={"g2": "cheap"}, **moved_to("g2"))
+    await usage.rooms.pump()
+    rows = b"product,prefix,price_per_minute,currency,minimum_s,increment_s\nvoice.outbound,1,7,USD,60,60\nvoice.outbound,91,7,USD,60,60\n"
+    await api.import_prices(usage.engine, "list", read_price_file(rows), LONG_AGO)
+    usage.send.account("sales", pricing_model=pricing_model)
+    await told(usage)
+    assert by(usage, "group_id", "event_id") == {
+        ("g-sales", "e1"): before[0]["amount"], ("g-sales", "e2"): before[1]["amount"] if pricing_model is None else "0.02",
+    }  # fmt: skip
+    await live_once(usage)
+
+
 async def test_a_number_that_was_moved_takes_along_what_came_to_it_without_a_name(usage: Usage) -> None:
     usage.send.account("main")
     for center in ("desk", "hall"):
