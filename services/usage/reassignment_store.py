@@ -134,6 +134,14 @@ async def append_charges(connection: AsyncConnection, rows: Sequence[Note]) -> N
     await copy_rows(connection, REASSIGNED_CHARGE, columns, rows)
 
 
+async def left_ids(connection: AsyncConnection, charge_ids: Collection[UUID]) -> set[UUID]:
+    """Which of these charges were left as they are, for whatever reason."""
+    of = REASSIGNED_CHARGE.c
+    wanted = of.charge_id == func.any(bindparam("ids", type_=ARRAY(Uuid())))
+    statement = select(of.charge_id).where(wanted, of.reason.is_not(None))
+    return set((await connection.execute(statement, {"ids": list(charge_ids)})).scalars())
+
+
 async def left_for(connection: AsyncConnection, account_ids: Sequence[str]) -> Rows:
     """The reassignments that left charges because one of these accounts was not there, with the account."""
     of = REASSIGNED_CHARGE.c

@@ -147,6 +147,7 @@ class Reassignments:
         ids = [row.charge_id for row in found]
         start, end = found[0].event_time, found[-1].event_time + timedelta(microseconds=1)
         live = await store.live_by_id(work.connection, ids, start, end)
+        left = await reassignment_store.left_ids(work.connection, ids)  # by other books than those of who is charged
         concerned = Concerned(window.jobs)
         reassigning = Reassigning(self._memory.registry, self._memory.prices)
         steps: list[Step] = []
@@ -158,7 +159,7 @@ class Reassignments:
             if charge is None or not mine:
                 continue
             cause = mine[-1].reassignment_id  # the last word of the registry is what is carried out
-            outcome = reassigning.of(charge, reprices=any(job.reprices for job in mine))
+            outcome = reassigning.of(charge, reprices=id in left or any(job.reprices for job in mine))
             if isinstance(outcome, Moved):
                 step = self._step(charge, outcome, cause)
                 if step is not None:

@@ -318,6 +318,32 @@ async def test_what_has_no_price_there_stays_and_is_shown_with_the_reason(usage:
     await live_once(usage)
 
 
+@pytest.mark.parametrize("what", ["group", "cost center"])
+async def test_what_was_left_for_want_of_a_price_takes_its_own_price_nowhere(usage: Usage, what: str) -> None:
+    """A later change of another kind asks no other books, but the charge is still by those of the group that it left."""
+    models = dict.fromkeys(["g2", "g3", "g4"], "cheap")
+    usage.send.resource("p", "sales", "desk")
+    await usage.rooms.pump()
+    await usage.take(leg("e1", NOW, outbound_profile="p"))
+    usage.send.account("sales", pricing_models=models, **moved_to("g2"))
+    await told(usage)
+
+    async def change(group: str, center: str) -> None:
+        if what == "group":
+            usage.send.account("sales", pricing_models=models, **moved_to(group))
+        else:
+            usage.send.resource("p", "sales", center)
+        await told(usage)
+
+    await change("g3", "hall")
+    assert by(usage, "group_id", "cost_center_id") == {("g-sales", "desk"): "0.028"}
+    await price(usage, "0.01", "cheap")
+    await change("g4", "yard")
+    now = ("g4", "desk") if what == "group" else ("g2", "yard")
+    assert by(usage, "group_id", "cost_center_id") == {now: "0.02"}
+    await live_once(usage)
+
+
 async def test_what_would_be_in_another_currency_stays(usage: Usage) -> None:
     await usage.take(leg("e1", NOW))
     usage.send.account("sales", currency="EUR", **moved_to("g2"))
