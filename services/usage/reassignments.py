@@ -30,6 +30,7 @@ from services.usage.reassigning import (
     ACCOUNT,
     BEFORE_ALL,
     LEFT,
+    MESSAGE,
     Concerned,
     Job,
     Left,
@@ -148,6 +149,10 @@ class Reassignments:
         start, end = found[0].event_time, found[-1].event_time + timedelta(microseconds=1)
         live = await store.live_by_id(work.connection, ids, start, end)
         left = await reassignment_store.left_ids(work.connection, ids)  # by other books than those of who is charged
+        moved_messages = [
+            id for id, row in live.items() if row.replaces is not None and row.product.startswith(MESSAGE)
+        ]
+        delivered = await self._delivered(work, moved_messages) if moved_messages else set()
         concerned = Concerned(window.jobs)
         reassigning = Reassigning(self._memory.registry, self._memory.prices)
         steps: list[Step] = []
@@ -159,7 +164,8 @@ class Reassignments:
             if charge is None or not mine:
                 continue
             cause = mine[-1].reassignment_id  # the last word of the registry is what is carried out
-            outcome = reassigning.of(charge, reprices=id in left or any(job.reprices for job in mine))
+            reprices = id in left or any(job.reprices for job in mine)
+            outcome = reassigning.of(charge, reprices=reprices, delivered=id in delivered)
             if isinstance(outcome, Moved):
                 step = self._step(charge, outcome, cause)
                 if step is not None:
@@ -176,6 +182,10 @@ class Reassignments:
             await reassignment_store.append_charges(work.connection, noted)
         faults.step("usage.reassign.written")
         return moved
+
+    async def _delivered(self, work: Work, charge_ids: list[UUID]) -> set[UUID]:
+        """Those of these charges that stand in the place of one for a delivered message: it was delivered, whatever they say."""
+        return {row.asked for row in await store.charges_before(work.connection, charge_ids) if row.delivered_only}
 
     def _step(self, charge: store.Found, outcome: Moved, cause: UUID) -> Step | None:
         """What is taken back stands where the charge does until the cut has passed its group, and what is charged instead in the

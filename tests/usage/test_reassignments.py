@@ -373,6 +373,29 @@ async def test_a_message_whose_outcome_nobody_recorded_stays_where_only_delivere
     assert (await api.reassignment(usage.engine, found.reassignment_id)).left_out[0].reason == "outcome_unknown"
 
 
+async def test_a_message_that_was_delivered_goes_back_to_where_only_delivered_ones_cost(usage: Usage) -> None:
+    for book, rows in (
+        ("arrived", "product,prefix,price,currency,unit,bill_on\nmessage.sms.outbound,1,0.01,USD,segment,delivered\n"),
+        ("sent", "product,prefix,price,currency,unit\nmessage.sms.outbound,1,0.02,USD,segment\n"),
+    ):
+        await api.import_prices(
+            usage.engine, book, read_price_file(rows.encode()), LONG_AGO, is_default=book == "arrived"
+        )
+    data = {
+        "account_id": "sales", "direction": "outbound", "channel": "sms", "sender": "desk", "recipient": "+12485550101",
+        "segments": 1, "outcome": "delivered", "sent_at": f"{NOW:%Y-%m-%dT%H:%M:%SZ}",
+    }  # fmt: skip
+    await usage.take(leg("e1", NOW) | {"type": "tollbook.usage.message.v1", "data": data})
+    for group in ("g2", "g3"):
+        usage.send.account("sales", pricing_models={"g2": "sent", "g3": "sent"}, **moved_to(group))
+        await told(usage)
+        assert by(usage, "group_id") == {(group,): "0.02"}
+    usage.send.account("sales")
+    await told(usage)
+    assert by(usage, "group_id") == {("g-sales",): "0.01"}
+    await live_once(usage)
+
+
 async def test_nothing_is_moved_to_who_is_closed_or_foreign_or_nobody(usage: Usage) -> None:
     usage.send.account("shut", closed_at=NOW - 3 * HOUR)
     usage.send.account("foreign", organization="northwind")
