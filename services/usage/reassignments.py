@@ -7,7 +7,7 @@ looks the charges in them through, chunk by chunk, on the corrections lane. Sour
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -344,14 +344,27 @@ async def audited(connection: AsyncConnection) -> list[str]:
     await memory.refresh(connection, await store.read_state(connection))
     done, under_way = Concerned(jobs), Concerned(still_open)
     reassigning = Reassigning(memory.registry, memory.prices)
+    astray: dict[UUID, tuple[store.Found, str]] = {}
     async for charge in reassignment_store.live_charges(connection, min(job.starts_at for job in jobs)):
         if not done.by(charge) or under_way.by(charge):
             continue
         found = reassigning.stamps(charge)
         if isinstance(found, Left) or not stands_under(charge, found[0]):
             where = found.reason if isinstance(found, Left) else f"{found[0].account_id}, group {found[0].group_id}"
-            findings.append(
-                f"charge {charge.charge_id} of {charge.account_id}, group {charge.group_id}, was not moved; it should stand"
-                f" under {where}"
-            )
-    return findings
+            astray[charge.charge_id] = charge, where
+    left = await _left_before(connection, [charge for charge, _ in astray.values() if charge.replaces is not None])
+    return findings + [
+        f"charge {id} of {charge.account_id}, group {charge.group_id}, was not moved; it should stand under {where}"
+        for id, (charge, where) in astray.items()
+        if id not in left
+    ]
+
+
+async def _left_before(connection: AsyncConnection, charges: Sequence[store.Found]) -> set[UUID]:
+    """Those of these charges that a re-rate put in the place of one that was left where it is."""
+    if not charges:
+        return set()
+    of = {charge.charge_id: charge for charge in charges}
+    before = await store.charges_before(connection, list(of))
+    left = await reassignment_store.left_ids(connection, [row.charge_id for row in before])
+    return {row.asked for row in before if row.charge_id in left and stands_under(of[row.asked], row)}

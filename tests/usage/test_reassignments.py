@@ -647,6 +647,21 @@ async def test_the_auditor_finds_what_was_not_moved_or_moved_otherwise(usage: Us
     )
 
 
+async def test_the_auditor_knows_what_was_left_also_after_a_re_rate(usage: Usage) -> None:
+    usage.send.account("shut", closed_at=NOW - 3 * HOUR)
+    usage.send.resource("n", "sales", None, number=NUMBER)
+    await usage.rooms.pump()
+    await usage.take(inbound("e1"))
+    usage.send.resource("n", "shut", None, number=NUMBER, owners=[(LONG_AGO, MOVED, "sales"), (MOVED, None, "shut")])
+    await told(usage)
+    for rate in (2, 3):
+        rows = f"product,prefix,price_per_minute,currency,minimum_s,increment_s\nvoice.inbound,1,{rate},USD,60,60\n"
+        await api.import_prices(usage.engine, "list", read_price_file(rows.encode()), LONG_AGO)
+        await executed(usage)
+        assert by(usage, "account_id") == {("sales",): str(2 * rate)}
+        await live_once(usage)
+
+
 async def test_what_was_moved_is_told_from_where_to_where(usage: Usage) -> None:
     await price(usage, "0.01", "cheap")
     await usage.take(leg("e1", NOW), leg("e2", NOW))
