@@ -59,6 +59,14 @@ async def open_jobs(connection: AsyncConnection, limit: int) -> list[Job]:
     return [Job(*row) for row in await connection.execute(statement)]
 
 
+async def open_repricing(connection: AsyncConnection, account_ids: Collection[str]) -> list[Job]:
+    """All that are not done of these accounts, and by which other books may be asked."""
+    columns = REASSIGNMENT.c
+    wanted = columns.object_id == func.any(bindparam("accounts", type_=ARRAY(Text())))
+    statement = select(*_JOB).where(wanted, columns.kind == ACCOUNT, columns.reprices, columns.done_at.is_(None))
+    return [Job(*row) for row in await connection.execute(statement, {"accounts": sorted(account_ids)})]
+
+
 async def charge_days(connection: AsyncConnection) -> list[date]:
     """The event days that have a partition, and so perhaps charges."""
     statement = text(

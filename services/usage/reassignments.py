@@ -153,6 +153,9 @@ class Reassignments:
             id for id, row in live.items() if row.replaces is not None and row.product.startswith(MESSAGE)
         ]
         delivered = await self._delivered(work, moved_messages) if moved_messages else set()
+        # also those that wait, or came just now: whatever is moved here is moved to where their words say
+        accounts = {row.account_id for row in live.values()}
+        repricing = Concerned(await reassignment_store.open_repricing(work.connection, accounts))
         concerned = Concerned(window.jobs)
         reassigning = Reassigning(self._memory.registry, self._memory.prices)
         steps: list[Step] = []
@@ -164,7 +167,7 @@ class Reassignments:
             if charge is None or not mine:
                 continue
             cause = mine[-1].reassignment_id  # the last word of the registry is what is carried out
-            reprices = id in left or any(job.reprices for job in mine)
+            reprices = id in left or bool(repricing.open_by(charge))
             outcome = reassigning.of(charge, reprices=reprices, delivered=id in delivered)
             if isinstance(outcome, Moved):
                 step = self._step(charge, outcome, cause)

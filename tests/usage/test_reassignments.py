@@ -344,6 +344,26 @@ async def test_what_was_left_for_want_of_a_price_takes_its_own_price_nowhere(usa
     await live_once(usage)
 
 
+async def test_what_asks_other_books_holds_for_a_change_that_is_looked_through_before_it(
+    usage: Usage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reassignments, "JOBS_AT_ONCE", 1)
+    await price(usage, "0.01", "cheap")
+    usage.send.resource("p", "sales", "desk")
+    await usage.rooms.pump()
+    await usage.take(leg("e1", NOW, outbound_profile="p"))
+    models = {"g2": "cheap", "g3": "not-loaded"}
+    for group, center, left in (("g2", "hall", 0), ("g3", "yard", 1)):
+        usage.send.resource("p", "sales", center)
+        await usage.rooms.pump()
+        usage.send.account("sales", pricing_models=models, **moved_to(group))
+        await told(usage)
+        assert by(usage, "group_id", "cost_center_id") == {("g2", "hall"): "0.02"}
+        assert len(usage.charges) == 3  # it was moved once
+        assert {each.left for each in await api.reassignments(usage.engine, limit=2)} == {left}
+    await live_once(usage)
+
+
 async def test_what_would_be_in_another_currency_stays(usage: Usage) -> None:
     await usage.take(leg("e1", NOW))
     usage.send.account("sales", currency="EUR", **moved_to("g2"))
@@ -943,3 +963,38 @@ async def test_a_group_that_is_held_waits_until_its_charges_are_looked_through(u
     assert [(each["group_id"], each["bill_to"]) for each in usage.charges] == [
         ("g-sales", LAST.name), ("g-sales", LAST.name), ("g2", THIS.name),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_whatever_becomes_known_no_charge_stands_at_the_price_of_another_group(
+    usage: Usage, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Of four groups two have no prices: what turns out to be theirs stays where it was."""
+    dice = random.Random(seed)
+    monkeypatch.setattr(reassignments, "CHUNK", dice.choice([3, 2_000]))
+    monkeypatch.setattr(reassignments, "JOBS_AT_ONCE", dice.choice([1, 2]))
+    for book, rate in (("list", 3), ("two", 2)):
+        rows = f"product,prefix,price_per_minute,currency,minimum_s,increment_s\nvoice.inbound,1,{rate},USD,0,1\n"
+        await api.import_prices(usage.engine, book, read_price_file(rows.encode()), LONG_AGO, is_default=False)
+    models = {"g1": "list", "g2": "two", "g3": "none", "g4": "nothing"}
+    town = Town(usage, dice)
+    usage.send.account("sales", group="g1", pricing_models=models)
+    await usage.rooms.pump()
+    tick = next(each for each in usage.processor.room.ticks if each.name == "reassign")
+    for number in range(50):
+        match dice.randrange(4):
+            case 0:
+                usage.send.account("sales", groups=town.some(sorted(models)), pricing_models=models)
+            case 1:
+                centers = town.some(["desk", "hall", None])
+                usage.send.resource("n", "sales", None, number=NUMBER, cost_centers=centers)
+            case _:
+                at = NOW - timedelta(minutes=dice.randrange(24 * 60))
+                usage.send.leg(inbound(f"e{number}", at, account_id="sales"))
+        if dice.random() < 0.4:
+            await asyncio.gather(usage.processor.tick(tick), usage.rooms.pump())
+    await told(usage)
+    stands = live(usage).values()
+    assert {(each["group_id"], each["book_id"]) for each in stands} <= {("g1", "list"), ("g2", "two")}
+    assert stands
+    await live_once(usage)
