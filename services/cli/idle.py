@@ -1,7 +1,7 @@
 """When is everything that was published processed? One answer, for the demo and for tests.
 
 All lanes stand at the ends of their topics, every link has arrived whole, nothing lies in an outbox, nothing waits in a
-replay lane, no timer is due and no errand under way. No room can be asked at the same instant as another, so the question
+replay lane, no timer is due, no errand under way and no charge to be corrected. No room can be asked at the same instant as another, so the question
 is put twice: when both rounds find the rooms idle and find the same positions, they were idle at every instant between the
 two rounds.
 """
@@ -27,6 +27,7 @@ from services.runtime.lanes import CLOCK_NOW
 from services.runtime.room import Errand, Room
 from services.runtime.settings import ROOMS, Settings
 from services.runtime.tables import runtime_tables
+from services.usage import api as usage
 
 LOOK_S = 0.1  # between two rounds
 IDLE_S_MAX = 60.0
@@ -82,6 +83,8 @@ class Idle:
         for room, engine in self._engines.items():
             async with transaction(engine) as connection:
                 rows = await _state(connection, room, self._errands[room])
+            if room == "usage" and await usage.is_correcting(engine):
+                undone.append("usage has charges to move or to re-rate")
             lanes = {(topic, partition) for what, _, topic, partition, _ in rows if what == "lane"}
             undone += [
                 f"{room} has not begun to read {topic}/{partition}"

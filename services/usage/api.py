@@ -29,7 +29,7 @@ from services.runtime.database import transaction
 from services.runtime.lanes import lanes_of
 from services.runtime.links import LinkMark, marks
 from services.runtime.parking import ParkedRow
-from services.usage import quoting, rerate_store, retrying, revising, store
+from services.usage import quoting, reassignment_store, rerate_store, retrying, revising, store
 from services.usage import reassignments as reassignments_of
 from services.usage.books import (
     DATA,
@@ -587,6 +587,14 @@ async def classify(
             state = accepted.get((digest, partition, offset))
             classes[offset] = DUPLICATE if state is None else CLASS_OF_STATE[state]
     return classes
+
+
+async def is_correcting(engine: AsyncEngine) -> bool:
+    """Whether charges are still to be moved, or re-rated, by what was decided: by the registry, or by people."""
+    async with transaction(engine) as connection:
+        if await reassignment_store.has_open(connection):
+            return True
+        return await rerate_store.executing_from(connection) is not None
 
 
 @dataclass(frozen=True, slots=True)

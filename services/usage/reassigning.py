@@ -33,6 +33,7 @@ NAMED_ACCOUNT, NAMED_CENTER = 1, 2
 """Bits of what a charge's event named itself: its account, and a cost center that counted."""
 
 ACCOUNT, NUMBER, OUTBOUND_PROFILE = "account", "number", "outbound_profile"
+MESSAGE = "message."  # how the products of messages begin
 
 LEFT = {
     "no_price": "the prices of who pays now have none for it",
@@ -258,7 +259,7 @@ class Concerned:
 def resource_of(charge: Any) -> tuple[ResourceKind, str | None]:
     """Whose cost center the use of a charge takes: what `uses` says of the use, told by its charge."""
     product = charge.product
-    if product.startswith(("voice.", "message.")) and product.endswith(".outbound"):
+    if product.startswith(("voice.", MESSAGE)) and product.endswith(".outbound"):
         return "outbound_profile", charge.outbound_profile
     return "number", (charge.origin if product == DATA else charge.destination) or None
 
@@ -294,11 +295,13 @@ class Reassigning:
         self._registry = registry
         self._prices = prices
 
-    def of(self, charge: Any, *, reprices: bool = False) -> Moved | Left | None:
+    def of(self, charge: Any, *, reprices: bool = False, delivered: bool = False) -> Moved | Left | None:
         """Where a live charge stands now; None where it stands right.
 
         Its price stays unless other books may be asked: those of another account, or ``reprices``, of another pricing model or
-        currency. Then it is rated by the prices as they are now. ``charge`` is its row, with what its price says.
+        currency. Then it is rated by the prices as they are now; where the same book has the price, by the version that it was
+        charged by. ``charge`` is its row, with what its price says; ``delivered``: it stands in the place of one that was for a
+        delivered message.
         """
         found = self.stamps(charge)
         if isinstance(found, Left):
@@ -311,9 +314,11 @@ class Reassigning:
             return problem
         if not reprices and stamps.account_id == charge.account_id:
             return Moved(stamps, _kept(charge, stamps))
-        terms = self._rated(charge, stamps, standing)
+        terms = self._rated(charge, stamps, standing, delivered or charge.delivered_only)
         if isinstance(terms, str):
             return Left(terms)
+        if stamps.account_id == charge.account_id and _books(terms) == _books(charge):
+            terms = _kept(charge, stamps)
         return Moved(stamps, terms) if is_moved or _costs_other(charge, terms) else None
 
     def stamps(self, charge: Any) -> tuple[Stamps, Standing] | Left:
@@ -353,7 +358,7 @@ class Reassigning:
             return Left("account_closed", stamps.account_id)
         return None
 
-    def _rated(self, charge: Any, stamps: Stamps, standing: Standing) -> Terms | str:
+    def _rated(self, charge: Any, stamps: Stamps, standing: Standing, delivered: bool) -> Terms | str:
         month = _month(charge, stamps)
         use = Recorded(
             charge.product, charge.destination, charge.origin, charge.unit, charge.duration_s, charge.used, month
@@ -371,7 +376,7 @@ class Reassigning:
             case TooLarge():
                 return "too_large"
             case Rated() | Counted():
-                if outcome.price.delivered_only and not charge.delivered_only:
+                if outcome.price.delivered_only and not delivered:
                     return "outcome_unknown"
                 return _terms(charge, outcome)
         return "no_price"
@@ -416,6 +421,11 @@ def _kept(charge: Any, stamps: Stamps) -> Terms:
         charge.connection_fee_nano, charge.minimum, charge.increment, charge.currency, charge.quantity, per,
         charge.amount_nano, charge.schedule,
     )  # fmt: skip
+
+
+def _books(of: Any) -> set[str]:
+    """The books that a charge or terms are priced by: one, and the one of the surcharge for the caller."""
+    return {of.book_id} | ({json.loads(of.surcharge)["book_id"]} if of.surcharge is not None else set())
 
 
 def _month(charge: Any, stamps: Stamps) -> str:

@@ -59,6 +59,14 @@ async def open_jobs(connection: AsyncConnection, limit: int) -> list[Job]:
     return [Job(*row) for row in await connection.execute(statement)]
 
 
+async def open_repricing(connection: AsyncConnection, account_ids: Collection[str]) -> list[Job]:
+    """All that are not done of these accounts, and by which other books may be asked."""
+    columns = REASSIGNMENT.c
+    wanted = columns.object_id == func.any(bindparam("accounts", type_=ARRAY(Text())))
+    statement = select(*_JOB).where(wanted, columns.kind == ACCOUNT, columns.reprices, columns.done_at.is_(None))
+    return [Job(*row) for row in await connection.execute(statement, {"accounts": sorted(account_ids)})]
+
+
 async def charge_days(connection: AsyncConnection) -> list[date]:
     """The event days that have a partition, and so perhaps charges."""
     statement = text(
@@ -132,6 +140,14 @@ async def append_charges(connection: AsyncConnection, rows: Sequence[Note]) -> N
     """What became of charges, each once."""
     columns = [column.name for column in REASSIGNED_CHARGE.columns]
     await copy_rows(connection, REASSIGNED_CHARGE, columns, rows)
+
+
+async def left_ids(connection: AsyncConnection, charge_ids: Collection[UUID]) -> set[UUID]:
+    """Which of these charges were left as they are, for whatever reason."""
+    of = REASSIGNED_CHARGE.c
+    wanted = of.charge_id == func.any(bindparam("ids", type_=ARRAY(Uuid())))
+    statement = select(of.charge_id).where(wanted, of.reason.is_not(None))
+    return set((await connection.execute(statement, {"ids": list(charge_ids)})).scalars())
 
 
 async def left_for(connection: AsyncConnection, account_ids: Sequence[str]) -> Rows:

@@ -7,7 +7,7 @@ looks the charges in them through, chunk by chunk, on the corrections lane. Sour
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -30,6 +30,7 @@ from services.usage.reassigning import (
     ACCOUNT,
     BEFORE_ALL,
     LEFT,
+    MESSAGE,
     Concerned,
     Job,
     Left,
@@ -147,6 +148,14 @@ class Reassignments:
         ids = [row.charge_id for row in found]
         start, end = found[0].event_time, found[-1].event_time + timedelta(microseconds=1)
         live = await store.live_by_id(work.connection, ids, start, end)
+        left = await reassignment_store.left_ids(work.connection, ids)  # by other books than those of who is charged
+        moved_messages = [
+            id for id, row in live.items() if row.replaces is not None and row.product.startswith(MESSAGE)
+        ]
+        delivered = await self._delivered(work, moved_messages) if moved_messages else set()
+        # also those that wait, or came just now: whatever is moved here is moved to where their words say
+        accounts = {row.account_id for row in live.values()}
+        repricing = Concerned(await reassignment_store.open_repricing(work.connection, accounts))
         concerned = Concerned(window.jobs)
         reassigning = Reassigning(self._memory.registry, self._memory.prices)
         steps: list[Step] = []
@@ -158,7 +167,8 @@ class Reassignments:
             if charge is None or not mine:
                 continue
             cause = mine[-1].reassignment_id  # the last word of the registry is what is carried out
-            outcome = reassigning.of(charge, reprices=any(job.reprices for job in mine))
+            reprices = id in left or bool(repricing.open_by(charge))
+            outcome = reassigning.of(charge, reprices=reprices, delivered=id in delivered)
             if isinstance(outcome, Moved):
                 step = self._step(charge, outcome, cause)
                 if step is not None:
@@ -175,6 +185,10 @@ class Reassignments:
             await reassignment_store.append_charges(work.connection, noted)
         faults.step("usage.reassign.written")
         return moved
+
+    async def _delivered(self, work: Work, charge_ids: list[UUID]) -> set[UUID]:
+        """Those of these charges that stand in the place of one for a delivered message: it was delivered, whatever they say."""
+        return {row.asked for row in await store.charges_before(work.connection, charge_ids) if row.delivered_only}
 
     def _step(self, charge: store.Found, outcome: Moved, cause: UUID) -> Step | None:
         """What is taken back stands where the charge does until the cut has passed its group, and what is charged instead in the
@@ -333,14 +347,27 @@ async def audited(connection: AsyncConnection) -> list[str]:
     await memory.refresh(connection, await store.read_state(connection))
     done, under_way = Concerned(jobs), Concerned(still_open)
     reassigning = Reassigning(memory.registry, memory.prices)
+    astray: dict[UUID, tuple[store.Found, str]] = {}
     async for charge in reassignment_store.live_charges(connection, min(job.starts_at for job in jobs)):
         if not done.by(charge) or under_way.by(charge):
             continue
         found = reassigning.stamps(charge)
         if isinstance(found, Left) or not stands_under(charge, found[0]):
             where = found.reason if isinstance(found, Left) else f"{found[0].account_id}, group {found[0].group_id}"
-            findings.append(
-                f"charge {charge.charge_id} of {charge.account_id}, group {charge.group_id}, was not moved; it should stand"
-                f" under {where}"
-            )
-    return findings
+            astray[charge.charge_id] = charge, where
+    left = await _left_before(connection, [charge for charge, _ in astray.values() if charge.replaces is not None])
+    return findings + [
+        f"charge {id} of {charge.account_id}, group {charge.group_id}, was not moved; it should stand under {where}"
+        for id, (charge, where) in astray.items()
+        if id not in left
+    ]
+
+
+async def _left_before(connection: AsyncConnection, charges: Sequence[store.Found]) -> set[UUID]:
+    """Those of these charges that a re-rate put in the place of one that was left where it is."""
+    if not charges:
+        return set()
+    of = {charge.charge_id: charge for charge in charges}
+    before = await store.charges_before(connection, list(of))
+    left = await reassignment_store.left_ids(connection, [row.charge_id for row in before])
+    return {row.asked for row in before if row.charge_id in left and stands_under(of[row.asked], row)}

@@ -683,6 +683,26 @@ async def live_by_id(
     return {row.charge_id: row for row in rows if row.charge_id not in taken_back}
 
 
+async def charges_before(connection: AsyncConnection, charge_ids: Sequence[UUID]) -> Rows:
+    """The charges in whose place these stand, and those in whose place they stood: each with the one ``asked`` for, and with
+    whether its price is for delivered messages only."""
+    table = CHARGE.alias("stands")
+    stands = table.c
+    first = select(stands.charge_id.label("asked"), stands.replaces, stands.event_time).where(
+        stands.charge_id == func.any(bindparam("ids", type_=ARRAY(Uuid()))), stands.replaces.is_not(None)
+    )
+    chain = first.cte("chain", recursive=True)
+    further = and_(stands.charge_id == chain.c.replaces, stands.event_time == chain.c.event_time)
+    chain = chain.union_all(select(chain.c.asked, stands.replaces, stands.event_time).join(table, further))
+    charge = CHARGE.c
+    statement = (
+        select(chain.c.asked, CHARGE, BOOK_PRICE.c.delivered_only)
+        .join(CHARGE, and_(charge.charge_id == chain.c.replaces, charge.event_time == chain.c.event_time))
+        .join(BOOK_PRICE, names_price(charge))
+    )
+    return (await connection.execute(statement, {"ids": list(charge_ids)})).all()
+
+
 async def replacements(
     connection: AsyncConnection, charge_ids: Sequence[UUID], start: datetime | None, end: datetime | None
 ) -> dict[UUID, UUID]:

@@ -187,6 +187,26 @@ async def test_a_price_stays_where_the_same_books_are_asked(usage: Usage) -> Non
     assert by(usage, "group_id") == {("g2",): "0.028"}
 
 
+@pytest.mark.parametrize("pricing_model", [None, "cheap"])
+async def test_a_price_stays_where_the_book_that_gave_it_is_asked_again(
+    usage: Usage, pricing_model: str | None
+) -> None:
+    """There and back in one look, or to a pricing model that has no price for it: nothing of a version that was dated back."""
+    await price(usage, "0.01", "cheap")
+    await usage.take(leg("e1", NOW, called="+919876543210", billable_s=60), leg("e2", NOW))
+    before = usage.charges
+    usage.send.account("sales", pricing_models={"g2": "cheap"}, **moved_to("g2"))
+    await usage.rooms.pump()
+    rows = b"product,prefix,price_per_minute,currency,minimum_s,increment_s\nvoice.outbound,1,7,USD,60,60\nvoice.outbound,91,7,USD,60,60\n"
+    await api.import_prices(usage.engine, "list", read_price_file(rows), LONG_AGO)
+    usage.send.account("sales", pricing_model=pricing_model)
+    await told(usage)
+    assert by(usage, "group_id", "event_id") == {
+        ("g-sales", "e1"): before[0]["amount"], ("g-sales", "e2"): before[1]["amount"] if pricing_model is None else "0.02",
+    }  # fmt: skip
+    await live_once(usage)
+
+
 async def test_a_number_that_was_moved_takes_along_what_came_to_it_without_a_name(usage: Usage) -> None:
     usage.send.account("main")
     for center in ("desk", "hall"):
@@ -299,6 +319,52 @@ async def test_what_has_no_price_there_stays_and_is_shown_with_the_reason(usage:
     await live_once(usage)
 
 
+@pytest.mark.parametrize("what", ["group", "cost center"])
+async def test_what_was_left_for_want_of_a_price_takes_its_own_price_nowhere(usage: Usage, what: str) -> None:
+    """A later change of another kind asks no other books, but the charge is still by those of the group that it left."""
+    models = dict.fromkeys(["g2", "g3", "g4"], "cheap")
+    usage.send.resource("p", "sales", "desk")
+    await usage.rooms.pump()
+    await usage.take(leg("e1", NOW, outbound_profile="p"))
+    usage.send.account("sales", pricing_models=models, **moved_to("g2"))
+    await told(usage)
+
+    async def change(group: str, center: str) -> None:
+        if what == "group":
+            usage.send.account("sales", pricing_models=models, **moved_to(group))
+        else:
+            usage.send.resource("p", "sales", center)
+        await told(usage)
+
+    await change("g3", "hall")
+    assert by(usage, "group_id", "cost_center_id") == {("g-sales", "desk"): "0.028"}
+    await price(usage, "0.01", "cheap")
+    await change("g4", "yard")
+    now = ("g4", "desk") if what == "group" else ("g2", "yard")
+    assert by(usage, "group_id", "cost_center_id") == {now: "0.02"}
+    await live_once(usage)
+
+
+async def test_what_asks_other_books_holds_for_a_change_that_is_looked_through_before_it(
+    usage: Usage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reassignments, "JOBS_AT_ONCE", 1)
+    await price(usage, "0.01", "cheap")
+    usage.send.resource("p", "sales", "desk")
+    await usage.rooms.pump()
+    await usage.take(leg("e1", NOW, outbound_profile="p"))
+    models = {"g2": "cheap", "g3": "not-loaded"}
+    for group, center, left in (("g2", "hall", 0), ("g3", "yard", 1)):
+        usage.send.resource("p", "sales", center)
+        await usage.rooms.pump()
+        usage.send.account("sales", pricing_models=models, **moved_to(group))
+        await told(usage)
+        assert by(usage, "group_id", "cost_center_id") == {("g2", "hall"): "0.02"}
+        assert len(usage.charges) == 3  # it was moved once
+        assert {each.left for each in await api.reassignments(usage.engine, limit=2)} == {left}
+    await live_once(usage)
+
+
 async def test_what_would_be_in_another_currency_stays(usage: Usage) -> None:
     await usage.take(leg("e1", NOW))
     usage.send.account("sales", currency="EUR", **moved_to("g2"))
@@ -326,6 +392,29 @@ async def test_a_message_whose_outcome_nobody_recorded_stays_where_only_delivere
     assert len(usage.charges) == 1
     (found,) = await api.reassignments(usage.engine)
     assert (await api.reassignment(usage.engine, found.reassignment_id)).left_out[0].reason == "outcome_unknown"
+
+
+async def test_a_message_that_was_delivered_goes_back_to_where_only_delivered_ones_cost(usage: Usage) -> None:
+    for book, rows in (
+        ("arrived", "product,prefix,price,currency,unit,bill_on\nmessage.sms.outbound,1,0.01,USD,segment,delivered\n"),
+        ("sent", "product,prefix,price,currency,unit\nmessage.sms.outbound,1,0.02,USD,segment\n"),
+    ):
+        await api.import_prices(
+            usage.engine, book, read_price_file(rows.encode()), LONG_AGO, is_default=book == "arrived"
+        )
+    data = {
+        "account_id": "sales", "direction": "outbound", "channel": "sms", "sender": "desk", "recipient": "+12485550101",
+        "segments": 1, "outcome": "delivered", "sent_at": f"{NOW:%Y-%m-%dT%H:%M:%SZ}",
+    }  # fmt: skip
+    await usage.take(leg("e1", NOW) | {"type": "tollbook.usage.message.v1", "data": data})
+    for group in ("g2", "g3"):
+        usage.send.account("sales", pricing_models={"g2": "sent", "g3": "sent"}, **moved_to(group))
+        await told(usage)
+        assert by(usage, "group_id") == {(group,): "0.02"}
+    usage.send.account("sales")
+    await told(usage)
+    assert by(usage, "group_id") == {("g-sales",): "0.01"}
+    await live_once(usage)
 
 
 async def test_nothing_is_moved_to_who_is_closed_or_foreign_or_nobody(usage: Usage) -> None:
@@ -577,6 +666,21 @@ async def test_the_auditor_finds_what_was_not_moved_or_moved_otherwise(usage: Us
         f"reassignment {found.reassignment_id} says that it moved 2 charges; 1 were taken back and replaced",
         f"charge {live(usage)['e2']['charge_id']} of sales, group g3, was not moved; it should stand under sales, group g2",
     )
+
+
+async def test_the_auditor_knows_what_was_left_also_after_a_re_rate(usage: Usage) -> None:
+    usage.send.account("shut", closed_at=NOW - 3 * HOUR)
+    usage.send.resource("n", "sales", None, number=NUMBER)
+    await usage.rooms.pump()
+    await usage.take(inbound("e1"))
+    usage.send.resource("n", "shut", None, number=NUMBER, owners=[(LONG_AGO, MOVED, "sales"), (MOVED, None, "shut")])
+    await told(usage)
+    for rate in (2, 3):
+        rows = f"product,prefix,price_per_minute,currency,minimum_s,increment_s\nvoice.inbound,1,{rate},USD,60,60\n"
+        await api.import_prices(usage.engine, "list", read_price_file(rows.encode()), LONG_AGO)
+        await executed(usage)
+        assert by(usage, "account_id") == {("sales",): str(2 * rate)}
+        await live_once(usage)
 
 
 async def test_what_was_moved_is_told_from_where_to_where(usage: Usage) -> None:
@@ -860,3 +964,38 @@ async def test_a_group_that_is_held_waits_until_its_charges_are_looked_through(u
     assert [(each["group_id"], each["bill_to"]) for each in usage.charges] == [
         ("g-sales", LAST.name), ("g-sales", LAST.name), ("g2", THIS.name),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_whatever_becomes_known_no_charge_stands_at_the_price_of_another_group(
+    usage: Usage, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Of four groups two have no prices: what turns out to be theirs stays where it was."""
+    dice = random.Random(seed)
+    monkeypatch.setattr(reassignments, "CHUNK", dice.choice([3, 2_000]))
+    monkeypatch.setattr(reassignments, "JOBS_AT_ONCE", dice.choice([1, 2]))
+    for book, rate in (("list", 3), ("two", 2)):
+        rows = f"product,prefix,price_per_minute,currency,minimum_s,increment_s\nvoice.inbound,1,{rate},USD,0,1\n"
+        await api.import_prices(usage.engine, book, read_price_file(rows.encode()), LONG_AGO, is_default=False)
+    models = {"g1": "list", "g2": "two", "g3": "none", "g4": "nothing"}
+    town = Town(usage, dice)
+    usage.send.account("sales", group="g1", pricing_models=models)
+    await usage.rooms.pump()
+    tick = next(each for each in usage.processor.room.ticks if each.name == "reassign")
+    for number in range(50):
+        match dice.randrange(4):
+            case 0:
+                usage.send.account("sales", groups=town.some(sorted(models)), pricing_models=models)
+            case 1:
+                centers = town.some(["desk", "hall", None])
+                usage.send.resource("n", "sales", None, number=NUMBER, cost_centers=centers)
+            case _:
+                at = NOW - timedelta(minutes=dice.randrange(24 * 60))
+                usage.send.leg(inbound(f"e{number}", at, account_id="sales"))
+        if dice.random() < 0.4:
+            await asyncio.gather(usage.processor.tick(tick), usage.rooms.pump())
+    await told(usage)
+    stands = live(usage).values()
+    assert {(each["group_id"], each["book_id"]) for each in stands} <= {("g1", "list"), ("g2", "two")}
+    assert stands
+    await live_once(usage)
