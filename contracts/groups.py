@@ -154,6 +154,10 @@ class BillingGroup(Message):
 # ---- commands ------------------------------------------------------------------------------------------------------
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 class _Command(Message):
     command_id: Annotated[Id, Field(description="The same id is carried out once")]
     actor: Annotated[Name, Field(description="Who asks, for the log")]
@@ -266,7 +270,8 @@ class MoveAccounts(_Command):
         Instant | None,
         Field(
             description="Not before the oldest period of both groups that is not cut. What was charged since then is taken"
-            " back in the group that the account leaves, and charged in the one that it joins"
+            " back in the group that the account leaves, and charged in the one that it joins",
+            exclude_if=_is_none,  # commands from before there was this field keep their digest: a repeat is one
         ),
     ] = None
 

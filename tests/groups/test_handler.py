@@ -13,6 +13,7 @@ from sqlalchemy import event, func, insert, select, text
 from sqlalchemy.dialects.postgresql import Range
 from sqlalchemy.exc import IntegrityError
 
+from contracts.groups import groups_command
 from contracts.topics import (
     GROUPS_ACCOUNTS,
     GROUPS_ASSIGNMENTS,
@@ -543,6 +544,14 @@ async def test_accounts_move_since_an_instant_that_is_not_before_the_oldest_peri
     assert instant_text(this.start) in said["message"]
     await desk.done("move_accounts", since=instant_text(this.start), **move)
     assert [span["group_id"] for span in desk.state(ACCOUNTS, "a")["groups"]] == ["old", "new", "old"]
+
+
+def test_a_move_from_before_since_was_known_is_the_same_command_when_it_is_repeated():
+    asked = {
+        "kind": "move_accounts", "command_id": "c", "actor": "ann", "role": "owner", "organization_id": "lakeside",
+        "account_ids": ["a"], "group_id": "new", "period": "2026-12",
+    }  # fmt: skip
+    assert json.loads(groups_command.validate_json(json.dumps(asked)).model_dump_json()) == asked
 
 
 async def test_a_move_is_dated_in_one_way(desk):
