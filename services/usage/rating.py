@@ -133,6 +133,21 @@ class TooLarge(Struct, frozen=True, gc=False):
 
 Outcome = Rated | Counted | NotBillable | NoPrice | WrongCurrency | WrongUnit | TooLarge
 
+
+def why_unpriced(outcome: Outcome) -> str | None:
+    """The word by which a correction says that there is no price to charge by; None where there is one, or nothing to charge."""
+    match outcome:
+        case NoPrice(tiers_beside=beside):
+            return "no_price" if beside is None else "surcharge"
+        case WrongCurrency():
+            return "wrong_currency"
+        case WrongUnit():
+            return "wrong_unit"
+        case TooLarge():
+            return "too_large"
+    return None
+
+
 _FREE: dict[Free, NotBillable] = {
     reason: NotBillable(reason) for reason in ("unanswered", "nothing_used", "rejected", "not_delivered")
 }

@@ -23,7 +23,7 @@ from services.kernel.ids import derived_id
 from services.kernel.money import CHARGE_NANO_MAX
 from services.kernel.period import instant_text, period_of
 from services.usage.books import DATA, RENTAL
-from services.usage.rating import Counted, NoPrice, Rated, TooLarge, WrongCurrency, WrongUnit, amount_nano, rate
+from services.usage.rating import Counted, Rated, amount_nano, rate, why_unpriced
 from services.usage.registry import Account, Prices, Registry, Resource, Standing
 from services.usage.replacing import Stamps, Terms
 from services.usage.simulating import Recorded
@@ -359,27 +359,15 @@ class Reassigning:
         return None
 
     def _rated(self, charge: Any, stamps: Stamps, standing: Standing, delivered: bool) -> Terms | str:
-        month = _month(charge, stamps)
-        use = Recorded(
-            charge.product, charge.destination, charge.origin, charge.unit, charge.duration_s, charge.used, month
-        )
         if stamps.account_id == charge.account_id and standing.currency != charge.currency:
             return "wrong_currency"  # a wallet keeps its currency
+        use = Recorded.of(charge, _month(charge, stamps))
         outcome = rate(use, charge.event_time, standing.books, standing.currency)
-        match outcome:
-            case NoPrice():
-                return "no_price" if outcome.tiers_beside is None else "surcharge"
-            case WrongCurrency():
-                return "wrong_currency"
-            case WrongUnit():
-                return "wrong_unit"
-            case TooLarge():
-                return "too_large"
-            case Rated() | Counted():
-                if outcome.price.delivered_only and not delivered:
-                    return "outcome_unknown"
-                return _terms(charge, outcome)
-        return "no_price"
+        if not isinstance(outcome, Rated | Counted):
+            return why_unpriced(outcome) or "no_price"
+        if outcome.price.delivered_only and not delivered:
+            return "outcome_unknown"
+        return _terms(charge, outcome)
 
 
 def stands_under(charge: Any, stamps: Stamps) -> bool:

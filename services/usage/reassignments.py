@@ -126,8 +126,9 @@ class Reassignments:
         jobs = await reassignment_store.open_jobs(work.connection, JOBS_AT_ONCE)
         for _ in range(DAYS_AT_ONCE):
             window, over = next_window(jobs, days)
-            if over:
-                await reassignment_store.finish(work.connection, [job.reassignment_id for job in over], work.now)
+            finished = {job.reassignment_id for job in over}
+            if finished:
+                await reassignment_store.finish(work.connection, finished, work.now)
             if window is None:
                 return
             found = await reassignment_store.charges_in(work.connection, window, CHUNK)
@@ -138,7 +139,7 @@ class Reassignments:
             await reassignment_store.advance(work.connection, after.values(), moved)
             if found:
                 return
-            jobs = [after.get(job.reassignment_id, job) for job in jobs if job not in over]
+            jobs = [after.get(job.reassignment_id, job) for job in jobs if job.reassignment_id not in finished]
 
     async def _look_at(self, work: Work, window: Window, found: store.Rows) -> Counter[UUID]:
         """Settle charges that were found; returns how many each job has moved."""

@@ -18,17 +18,7 @@ from msgspec import Struct
 from services.kernel.errors import Corrupt, NotPermitted
 from services.kernel.money import CHARGE_NANO_MAX
 from services.usage.books import RENTAL, Chain, Price
-from services.usage.rating import (
-    Counted,
-    NoPrice,
-    Rated,
-    Surcharge,
-    TooLarge,
-    WrongCurrency,
-    WrongUnit,
-    amount_nano,
-    rate,
-)
+from services.usage.rating import Counted, Rated, Surcharge, amount_nano, rate, why_unpriced
 from services.usage.registry import Prices, Registry
 from services.usage.simulating import Draft, Recorded
 from services.usage.tiers import CounterKey, Movement, Schedule, apportion, moved, movement_for
@@ -98,24 +88,12 @@ class Repricing:
         if isinstance(books, str):
             return books
         month = charge.period or f"{charge.event_time:%Y-%m}"
-        use = Recorded(
-            charge.product, charge.destination, charge.origin, charge.unit, charge.duration_s, charge.used, month
-        )
-        outcome = rate(use, charge.event_time, books, charge.currency)
+        outcome = rate(Recorded.of(charge, month), charge.event_time, books, charge.currency)
         if self._draft is not None and not self._draft.decides(outcome):
             return None
-        match outcome:
-            case NoPrice():
-                return "no_price" if outcome.tiers_beside is None else "surcharge"
-            case WrongCurrency():
-                return "wrong_currency"
-            case WrongUnit():
-                return "wrong_unit"
-            case TooLarge():
-                return "too_large"
-            case Rated() | Counted():
-                return _changed(charge, outcome, schedule)
-        return None
+        if isinstance(outcome, Rated | Counted):
+            return _changed(charge, outcome, schedule)
+        return why_unpriced(outcome)
 
     def _books(self, charge: Any) -> Chain | str:
         """The books of the account that was charged, for the group that was charged."""

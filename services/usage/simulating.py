@@ -41,6 +41,13 @@ class Recorded(Struct, frozen=True, gc=False):
     free: ClassVar[Free | None] = None
     outcome: ClassVar[str] = "delivered"
 
+    @classmethod
+    def of(cls, charge: Any, month: str) -> Recorded:
+        """Of the row of a charge, in the month whose counters and days count."""
+        return cls(
+            charge.product, charge.destination, charge.origin, charge.unit, charge.duration_s, charge.used, month
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Draft:
@@ -141,10 +148,7 @@ class Replay:
             self._add_then(place, charge.amount_nano)
             return
         month = charge.period or f"{charge.event_time.astimezone(UTC):%Y-%m}"
-        use = Recorded(
-            charge.product, charge.destination, charge.origin, charge.unit, charge.duration_s, charge.used, month
-        )
-        outcome = rate(use, charge.event_time, chain, charge.currency)
+        outcome = rate(Recorded.of(charge, month), charge.event_time, chain, charge.currency)
         if not self.draft.decides(outcome) and not self.draft.replaces(charge):
             self._add_then(place, charge.amount_nano)
         elif isinstance(outcome, Rated):
