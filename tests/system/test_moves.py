@@ -32,6 +32,7 @@ from tests.invoices.neighbours import billing_group
 from tests.support.rooms import Log, Rooms
 from tests.support.servers import Database
 from tests.support.usage_registry import LONG_AGO, Sender, leg, void
+from tests.system.test_rerate import cut_is_taken
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 BOUNDARY = period_of(NOW).start
@@ -109,14 +110,7 @@ class Months:
         await self.rooms.pump(ticks=True)
 
     async def cut(self) -> None:
-        invoices, usage = self.rooms.processors["invoices"], self.rooms.processors["usage"]
-        await invoices_api.request_close(self.invoices, LAST, "test")
-        await invoices.tick(next(tick for tick in invoices.room.ticks if tick.name == "cut"))
-        await self.rooms.drain("invoices")
-        await self.rooms.feed(usage, usage.room.input("closing"))
-        await usage.tick(next(tick for tick in usage.room.ticks if tick.name == "cut"))
-        (cut,) = await usage_api.cuts(self.usage)
-        assert (cut.taken_at is not None, cut.passed_at) == (True, None)
+        await cut_is_taken(self.rooms, LAST)
 
     @property
     def charges(self) -> list[dict[str, Any]]:

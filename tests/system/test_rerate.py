@@ -39,6 +39,18 @@ PLANS = {"desk": "payg", "east": "invoiced"}
 Price = tuple[int, int, int, int]  # nanos a minute and a fee, minimum, increment
 
 
+async def cut_is_taken(rooms: Rooms, period: str) -> None:
+    """The cut at the end of a period is asked for and taken by usage, and has not passed."""
+    invoices, usage = rooms.processors["invoices"], rooms.processors["usage"]
+    await invoices_api.request_close(invoices.engine, period, "test")
+    await invoices.tick(next(tick for tick in invoices.room.ticks if tick.name == "cut"))
+    await rooms.drain("invoices")
+    await rooms.feed(usage, usage.room.input("closing"))
+    await usage.tick(next(tick for tick in usage.room.ticks if tick.name == "cut"))
+    (cut,) = await usage_api.cuts(usage.engine)
+    assert (cut.taken_at is not None, cut.passed_at) == (True, None)
+
+
 class Months:
     """Two accounts of one group, over the end of a month."""
 
@@ -108,14 +120,7 @@ class Months:
         return plan
 
     async def cut(self) -> None:
-        invoices, usage = self.rooms.processors["invoices"], self.rooms.processors["usage"]
-        await invoices_api.request_close(self.invoices, LAST, "test")
-        await invoices.tick(next(tick for tick in invoices.room.ticks if tick.name == "cut"))
-        await self.rooms.drain("invoices")
-        await self.rooms.feed(usage, usage.room.input("closing"))
-        await usage.tick(next(tick for tick in usage.room.ticks if tick.name == "cut"))
-        (cut,) = await usage_api.cuts(self.usage)
-        assert (cut.taken_at is not None, cut.passed_at) == (True, None)
+        await cut_is_taken(self.rooms, LAST)
 
     @property
     def charges(self) -> list[dict[str, Any]]:

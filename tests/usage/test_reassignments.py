@@ -18,7 +18,7 @@ from sqlalchemy import select, text
 from contracts.usage import Charge
 from services.kernel.money import format_nano, parse_amount
 from services.kernel.period import period_of
-from services.usage import api, reassignments, store
+from services.usage import api, reassignments
 from services.usage.books import PriceRow
 from services.usage.consumer import build
 from services.usage.price_files import PriceFile, read_price_file
@@ -30,7 +30,7 @@ from tests.support.usage_registry import LONG_AGO, leg, void
 from tests.support.usage_room import Usage
 from tests.usage.test_counters import counters
 from tests.usage.test_rerate_tiers import CENT, cost, imported, tiers, use
-from tests.usage.test_rerating import approved, carry_out, executed, live_once, planned, price, sums
+from tests.usage.test_rerating import approved, carry_out, executed, live_once, other_waits_for, planned, price, sums
 
 HOUR = timedelta(hours=1)
 STARTED = datetime.now(UTC).replace(microsecond=0)
@@ -923,23 +923,7 @@ async def test_a_revision_and_a_chunk_at_once_take_a_charge_back_once(
     tick = next(each for each in usage.processor.room.ticks if each.name == "reassign")
     usage.send.leg(void("e1", 1))
     steps = {"move": lambda: usage.processor.tick(tick), "revision": usage.rooms.pump}
-    in_the_middle, go_on = asyncio.Event(), asyncio.Event()
-    append = store.append_charges
-
-    async def append_slowly(*arguments: Any) -> None:
-        await append(*arguments)
-        if not in_the_middle.is_set():
-            in_the_middle.set()
-            await go_on.wait()
-
-    monkeypatch.setattr(store, "append_charges", append_slowly)
-    slow = asyncio.create_task(steps.pop(first)())
-    await in_the_middle.wait()
-    (other,) = (asyncio.create_task(step()) for step in steps.values())
-    await asyncio.sleep(0.5)
-    assert not other.done()
-    go_on.set()
-    await asyncio.gather(slow, other)
+    await other_waits_for(monkeypatch, steps.pop(first), *steps.values())
     await told(usage)
     assert by(usage, "group_id", "event_id") == {("g2", "e2"): "0.028"}
     await live_once(usage)

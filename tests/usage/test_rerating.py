@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import defaultdict
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Any
@@ -464,6 +465,29 @@ async def test_two_executions_at_once_are_one(
     await live_once(usage)
 
 
+async def other_waits_for(
+    monkeypatch: pytest.MonkeyPatch, first: Callable[[], Awaitable[Any]], other: Callable[[], Awaitable[Any]]
+) -> None:
+    """The first writes charges and is not committed yet when the other begins: the other waits, then both are carried out."""
+    in_the_middle, go_on = asyncio.Event(), asyncio.Event()
+    append = store.append_charges
+
+    async def append_slowly(*arguments: Any) -> None:
+        await append(*arguments)
+        if not in_the_middle.is_set():
+            in_the_middle.set()
+            await go_on.wait()
+
+    monkeypatch.setattr(store, "append_charges", append_slowly)
+    slow = asyncio.ensure_future(first())
+    await in_the_middle.wait()
+    waiting = asyncio.ensure_future(other())
+    await asyncio.sleep(0.5)
+    assert not waiting.done()
+    go_on.set()
+    await asyncio.gather(slow, waiting)
+
+
 @pytest.mark.parametrize("first", ["re-rate", "revision"])
 async def test_a_revision_and_a_chunk_at_once_take_a_charge_back_once(
     usage: Usage, monkeypatch: pytest.MonkeyPatch, first: str
@@ -475,23 +499,7 @@ async def test_a_revision_and_a_chunk_at_once_take_a_charge_back_once(
     tick = next(each for each in usage.processor.room.ticks if each.name == "rerate")
     usage.send.leg(void("e1", 1))
     steps = {"re-rate": lambda: usage.processor.tick(tick), "revision": usage.rooms.pump}
-    in_the_middle, go_on = asyncio.Event(), asyncio.Event()
-    append = store.append_charges
-
-    async def append_slowly(*arguments: Any) -> None:
-        await append(*arguments)
-        if not in_the_middle.is_set():
-            in_the_middle.set()
-            await go_on.wait()
-
-    monkeypatch.setattr(store, "append_charges", append_slowly)
-    slow = asyncio.create_task(steps.pop(first)())
-    await in_the_middle.wait()
-    (other,) = (asyncio.create_task(step()) for step in steps.values())
-    await asyncio.sleep(0.5)
-    assert not other.done()
-    go_on.set()
-    await asyncio.gather(slow, other)
+    await other_waits_for(monkeypatch, steps.pop(first), *steps.values())
     await usage.rooms.pump()
     assert sums(usage) == {"e1": "0", "e2": "0.04"}
     assert (await api.rerate(usage.engine, plan.plan_id)).left_stale == (1 if first == "revision" else 0)
