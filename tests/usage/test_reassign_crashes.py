@@ -35,7 +35,7 @@ async def test_killed_at_every_step_each_charge_is_moved_once(usage: Usage, data
     processes = Processes(database.environment(), tmp_path)
     crashes = [f"{step}:{passage}" for passage in (1, 2) for step in STEPS]
     for number, crash in enumerate(crashes):
-        processes.start("reassigning", "tests.support.reassigning", str(CHUNK), crash=crash)
+        processes.start("reassigning", "tests.support.correcting", "reassign", str(CHUNK), crash=crash)
         await processes.wait_crashed("reassigning", crash)
         if number == 3:  # of the last chunk: its charge is not live any more when its turn comes
             await usage.take(void("e0", 1))
@@ -45,7 +45,7 @@ async def test_killed_at_every_step_each_charge_is_moved_once(usage: Usage, data
         await live_once(usage)
     assert processes.crashed_at() == [crash.partition(":")[0] for crash in crashes]
     assert any(each.state == "open" for each in await api.reassignments(usage.engine))
-    processes.start("reassigning", "tests.support.reassigning", str(CHUNK))
+    processes.start("reassigning", "tests.support.correcting", "reassign", str(CHUNK))
     assert processes.running["reassigning"].wait(120) == 0
     await usage.rooms.pump()
     assert {name: each["group_id"] for name, each in live(usage).items()} == (
@@ -68,12 +68,12 @@ async def test_killed_at_every_step_each_quantity_is_in_one_counter(
     await usage.rooms.pump()
     processes = Processes(database.environment(), tmp_path)
     for crash in [f"{step}:2" for step in (STEPS[0], "usage.reassign.counted", *STEPS[1:])]:
-        processes.start("reassigning", "tests.support.reassigning", str(CHUNK), crash=crash)
+        processes.start("reassigning", "tests.support.correcting", "reassign", str(CHUNK), crash=crash)
         await processes.wait_crashed("reassigning", crash)
         await usage.rooms.pump()
         assert sum((await counters(usage)).values()) == whole
         await live_once(usage)
-    processes.start("reassigning", "tests.support.reassigning", str(CHUNK))
+    processes.start("reassigning", "tests.support.correcting", "reassign", str(CHUNK))
     assert processes.running["reassigning"].wait(120) == 0
     await usage.rooms.pump()
     assert {key[1]: quantity for key, quantity in (await counters(usage)).items() if quantity} == {"g2": whole}

@@ -33,7 +33,7 @@ async def test_killed_at_every_step_each_charge_is_re_rated_once(
     crashes = [f"{step}:{passage}" for passage in (1, 2) for step in STEPS]
     settled = []
     for number, crash in enumerate(crashes):
-        processes.start("rerating", "tests.support.rerating", str(CHUNK), crash=crash)
+        processes.start("rerating", "tests.support.correcting", "rerate", str(CHUNK), crash=crash)
         await processes.wait_crashed("rerating", crash)
         settled.append((await api.rerate(usage.engine, plan.plan_id)).settled)
         if number == 3:  # of the last chunk: its charge is not live any more when its turn comes
@@ -43,10 +43,10 @@ async def test_killed_at_every_step_each_charge_is_re_rated_once(
     assert settled == [0, 0, 0, 3, 6, 9, 12, 18]
     assert processes.crashed_at() == [crash.partition(":")[0] for crash in crashes]
     last = f"{STEPS[2]}:{(CHARGES - settled[-1]) // CHUNK + 1}"
-    processes.start("rerating", "tests.support.rerating", str(CHUNK), crash=last)
+    processes.start("rerating", "tests.support.correcting", "rerate", str(CHUNK), crash=last)
     await processes.wait_crashed("rerating", last)
     assert (await api.rerate(usage.engine, plan.plan_id)).settled == 39
-    processes.start("rerating", "tests.support.rerating", str(CHUNK))
+    processes.start("rerating", "tests.support.correcting", "rerate", str(CHUNK))
     assert processes.running["rerating"].wait(60) == 0
     await usage.rooms.pump()
     done = await api.rerate(usage.engine, plan.plan_id)
@@ -71,7 +71,7 @@ async def test_killed_at_every_step_each_quantity_is_in_one_counter(
     crashes = [f"{step}:2" for step in (STEPS[0], "usage.rerate.counted", *STEPS[1:])]
     settled = []
     for number, crash in enumerate(crashes):
-        processes.start("rerating", "tests.support.rerating", str(CHUNK), crash=crash)
+        processes.start("rerating", "tests.support.correcting", "rerate", str(CHUNK), crash=crash)
         await processes.wait_crashed("rerating", crash)
         settled.append((await api.rerate(usage.engine, plan.plan_id)).settled)
         if number == 1:  # the counter of the new schedule moves in between, and comes back
@@ -82,7 +82,7 @@ async def test_killed_at_every_step_each_quantity_is_in_one_counter(
         assert sum((await standing(usage)).values()) == whole + (500 if number in (1, 2) else 0)
         await live_once(usage)
     assert settled == [3, 6, 9, 12, 18]
-    processes.start("rerating", "tests.support.rerating", str(CHUNK))
+    processes.start("rerating", "tests.support.correcting", "rerate", str(CHUNK))
     assert processes.running["rerating"].wait(60) == 0
     await usage.rooms.pump()
     done = await api.rerate(usage.engine, plan.plan_id)
