@@ -37,8 +37,10 @@ from services.runtime.processor import Processor
 from services.runtime.room import Input, Room, Tick
 from services.runtime.settings import Settings
 
-# A batch costs by its accounts more than by its charges; wallets are held for as long as its accounts take.
 CHARGES_MAX = 20_000
+# A batch costs by its accounts more than by its charges, and all of their wallets are locked for as long as all of them take:
+# a call that wants to start waits for no more of its neighbours than these.
+ACCOUNTS_MAX = 250
 
 
 def build(settings: Settings) -> Room:
@@ -68,6 +70,7 @@ def room(refuse_fast: RefuseFast) -> Room:
                 (USAGE_CHARGES,),
                 partial(handler.charges, tell=tell),
                 max_records=CHARGES_MAX,
+                max_keys=ACCOUNTS_MAX,
                 reading=handler.READING,
             ),
             Input(

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
+from itertools import groupby, pairwise
+from operator import attrgetter
 from typing import TypeVar
 
 from msgspec import DecodeError
@@ -130,10 +132,16 @@ class Processor:
                 wait = min(RETRY_S_MAX, wait * 2)
 
     async def _isolate(self, source: Input, records: list[Record], ranges: Ranges) -> None:
-        """Commit the batch; what only the database (or a bug) refuses is halved until the one record is found.
+        """Commit the batch, in parts where it has more keys than one transaction may have; what only the database (or a bug)
+        refuses is halved until the one record is found.
 
         That is quarantined if it is from outside; between rooms nothing may be left out, so its lane stops before it.
         """
+        cuts = cuts_by_keys(records, source.max_keys) if source.max_keys is not None else []
+        if cuts:
+            for part in split_at(records, ranges, cuts):
+                await self._isolate(source, *part)
+            return
         try:
             await self._commit(source, records, ranges)
         except (Behind, LinkLost, LaneStopped, asyncio.CancelledError):
@@ -142,9 +150,8 @@ class Processor:
             if _is_of_no_record(error, bare=source.bare) or not records:
                 raise
             if len(records) > 1:
-                left, right = halve(records, ranges)
-                await self._isolate(source, *left)
-                await self._isolate(source, *right)
+                for part in split_at(records, ranges, [len(records) // 2]):
+                    await self._isolate(source, *part)
                 return
             log.error("%s.%s cannot apply %s", self.room.name, source.name, records[0].where, exc_info=error)
             if not source.bare:
@@ -454,25 +461,60 @@ class Processor:
             call()
 
 
-def halve(records: list[Record], ranges: Ranges) -> tuple[tuple[list[Record], Ranges], tuple[list[Record], Ranges]]:
-    """Two batches that together are this one: no offset is in both, none is left out.
+def cuts_by_keys(records: Sequence[Record], most: int) -> list[int]:
+    """Where to cut a batch so that no part has more keys than this: before a lane whose keys do not fit as well, inside one only
+    if it has too many by itself. All records of a key are in one lane, so few keys are in two parts.
+
+    >>> def r(lane, key): return Record("t", 0, 0, 0, key, None, lane)
+    >>> batch = [r("a", b"1"), r("a", b"2"), r("a", b"1"), r("b", b"3"), r("b", b"4"), r("b", b"3")]
+    >>> cuts_by_keys(batch, 4), cuts_by_keys(batch, 3), cuts_by_keys(batch, 1)
+    ([], [3], [1, 2, 3, 4, 5])
+    """
+    if len({record.key for record in records}) <= most:
+        return []
+    cuts: list[int] = []
+    seen: set[bytes | None] = set()
+    at = 0
+    for _, lane in groupby(records, attrgetter("lane")):
+        keys = [record.key for record in lane]
+        if len(seen.union(keys)) > most:
+            if seen:
+                cuts.append(at)
+            seen = set()
+        if len(own := set(keys)) <= most:
+            seen |= own
+        else:
+            for index, key in enumerate(keys):
+                if key not in seen and len(seen) == most:
+                    cuts.append(at + index)
+                    seen = set()
+                seen.add(key)
+        at += len(keys)
+    return cuts
+
+
+def split_at(records: list[Record], ranges: Ranges, cuts: Sequence[int]) -> list[tuple[list[Record], Ranges]]:
+    """Batches that together are this one, each from one cut to the next: no offset is in two, none is left out.
 
     >>> def r(lane, offset): return Record("t", 0, offset, 0, None, None, lane)
-    >>> left, right = halve([r("a", 1), r("a", 3), r("a", 4), r("b", 7)], {"a": (1, 6), "b": (7, 9)})
-    >>> left[1], right[1]
-    ({'a': (1, 4)}, {'a': (4, 6), 'b': (7, 9)})
+    >>> batch = [r("a", 1), r("a", 3), r("a", 4), r("b", 7)]
+    >>> [ranges for _, ranges in split_at(batch, {"a": (1, 6), "b": (7, 9)}, [2, 3])]
+    [{'a': (1, 4)}, {'a': (4, 6)}, {'b': (7, 9)}]
     """
-    middle = len(records) // 2
-    left, right = records[:middle], records[middle:]
-    first_right: dict[str, int] = {}
-    for record in right:
-        first_right.setdefault(record.lane, record.offset)
-    in_left = {record.lane for record in left}
-    left_ranges = {lane: (ranges[lane][0], first_right.get(lane, ranges[lane][1])) for lane in in_left}
-    right_ranges = {
-        lane: (first if lane in in_left else ranges[lane][0], ranges[lane][1]) for lane, first in first_right.items()
-    }
-    return (left, left_ranges), (right, right_ranges)
+    parts: list[tuple[list[Record], Ranges]] = []
+    ends = {lane: end for lane, (_, end) in ranges.items()}
+    for begin, end in reversed([*pairwise((0, *cuts, len(records)))]):
+        part = records[begin:end]
+        firsts: dict[str, int] = {}
+        for record in part:
+            firsts.setdefault(record.lane, record.offset)
+        parts.insert(0, (part, {lane: (first, ends[lane]) for lane, first in firsts.items()}))
+        ends |= firsts
+    begins = {lane: first for lane, (first, _) in ranges.items()}
+    for _, own in parts:  # what comes before the first record of a lane is done with that
+        own |= {lane: (begins.pop(lane), end) for lane, (_, end) in own.items() if lane in begins}
+    parts[-1][1].update({lane: ranges[lane] for lane in begins})
+    return parts
 
 
 def _before(lane: str, offset: int, records: list[Record], ranges: Ranges) -> tuple[list[Record], Ranges]:

@@ -28,7 +28,8 @@ class Input:
     Records between rooms arrive decoded and exactly once, in order per link. Records from outside arrive raw: their room
     decodes them and quarantines what it refuses. ``parked`` is told every record quarantined in the same transaction,
     ``discarded`` every one a person gave up. ``reading`` is how records are read of which only some fields are needed, where
-    that is worth it: the handler then judges what it reads, see `contracts.reading`.
+    that is worth it: the handler then judges what it reads, see `contracts.reading`. One transaction takes at most
+    ``max_records``, of at most ``max_keys`` keys: where a key stands for a row that others wait for, so many are locked at once.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Input:
     parked: Callable[[Work, Sequence[Parked]], Awaitable[None]] | None = None
     discarded: Callable[[Work, Sequence[ParkedRow]], Awaitable[None]] | None = None
     max_records: int = BATCH_RECORDS_MAX
+    max_keys: int | None = None
     reading: Reading | None = None
 
     @property

@@ -15,9 +15,10 @@ import asyncpg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import text
 
 from services.balance import api
-from services.balance.consumer import room
+from services.balance.consumer import ACCOUNTS_MAX, room
 from services.balance.ledger import TransactionKind
 from services.kernel.errors import Corrupt
 from services.kernel.money import format_nano, parse_amount
@@ -41,6 +42,24 @@ def engine_of(town: Town) -> Any:
 
 
 # ---- charges -------------------------------------------------------------------------------------------------------
+
+
+async def test_charges_of_many_accounts_lock_only_so_many_wallets_at_once_and_none_is_left_out(town: Town) -> None:
+    count = 2 * ACCOUNTS_MAX + 100
+    for number in range(count):
+        town.charge(f"a{number:04}", "0.014")
+    for number in range(0, count, 2):
+        town.charge(f"a{number:04}", "0.0003")
+    await town.settle()
+    batches = await town.rooms.query(
+        "balance", text("select count(*) as accounts, sum(charges) as charges from balance.charged group by batch_id")
+    )
+    assert sum(batch.charges for batch in batches) == count + count // 2
+    assert len(batches) > 2
+    assert max(batch.accounts for batch in batches) <= ACCOUNTS_MAX
+    assert (await town.wallet("a0000")).wallet_nano == -parse_amount("0.0143")
+    assert (await town.wallet(f"a{count - 1:04}")).wallet_nano == -parse_amount("0.014")
+    await town.assert_conserved()
 
 
 async def test_a_batch_posts_one_transaction_an_account_with_its_entries_summed(town: Town) -> None:

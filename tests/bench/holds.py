@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from itertools import count
@@ -38,15 +38,6 @@ TURNS_PER_S = 20  # of the producer: as many events at once as a twentieth of a 
 CONNECTIONS = 64
 PREPAID = [each.account_id for each in customers() if each.plan == "payg" and not each.recharges]
 NUMBER = "+12485252160"
-
-
-def percentile(sorted_ms: Sequence[float], share: float) -> float:
-    """The value below which this share of them lies.
-
-    >>> percentile([1.0, 2.0, 3.0, 4.0], 0.5), percentile([1.0, 2.0, 3.0, 4.0], 0.99)
-    (3.0, 4.0)
-    """
-    return sorted_ms[min(len(sorted_ms) - 1, int(len(sorted_ms) * share))]
 
 
 async def alone(world: World) -> list[float]:

@@ -1,4 +1,4 @@
-"""Balance with a watch on its wallets: `python -m tests.bench.locking balance`, milliseconds in the folder BENCH_LOCKS.
+"""Balance with a watch on its wallets: `python -m tests.bench.locking balance`, [begin, milliseconds] in the folder BENCH_LOCKS.
 
 A watch runs from the moment the statement that locks the wallets of a batch is sent until the connection is back in its pool,
 after the commit: a little longer than any of the rows is locked.
@@ -29,17 +29,17 @@ def main(room: str) -> None:
     from services.runtime.main import run
 
     build = importlib.import_module(f"services.{room}.consumer").build
-    seen: list[float] = []
+    seen: list[tuple[float, float]] = []
     lock = store.add_to_wallets
 
     async def watched(work: Work, additions: Sequence[store.Addition]) -> list[store.Standing]:
-        (await work.connection.get_raw_connection()).info.setdefault(SINCE, time.perf_counter())
+        (await work.connection.get_raw_connection()).info.setdefault(SINCE, time.monotonic())
         return await lock(work, additions)
 
     def back(_connection: Any, record: Any) -> None:
         since = record.info.pop(SINCE, None)
         if since is not None:
-            seen.append((time.perf_counter() - since) * 1e3)
+            seen.append((since, (time.monotonic() - since) * 1e3))
 
     store.add_to_wallets = watched
     event.listen(Pool, "checkin", back)

@@ -21,6 +21,7 @@ LOOK_S = 0.02
 POSTED_S_MAX = 300.0
 
 DEBITED = "select coalesce(sum(position), 0)::bigint from balance.lane where topic = 'usage.charges'"
+WRITTEN = "select (select count(*) from balance.charged), (select count(*) from balance.charge_batch)"
 
 # One row a charge, as a ledger would be that groups nothing; then the rows that were written.
 SINGLE = """
@@ -53,38 +54,40 @@ class Posting:
         """Ledger rows a second."""
         return self.rows / self.seconds
 
-    def locked_at(self, share: float) -> float:
-        """The time below which so large a share of the batches held their wallets, in milliseconds."""
-        ordered = sorted(self.locked_ms)
-        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
-
-async def post(world: World, made: Calls) -> Posting:
-    """Usage rates while balance stands still; then usage stands still and balance is let go."""
+async def post(world: World, warm_up: Calls, made: Calls) -> Posting:
+    """Once both have had their start: usage rates while balance stands still; then usage stands still and balance is let go."""
     servers = embedded.running(world.data).running
     rooms = {"usage": 1, "balance": 1}
     async with world.database.connected() as owner:
         async with started(world, rooms, under={"balance": "tests.bench.locking"}, BENCH_LOCKS=str(world.logs)):
             pids = {"balance": [world.processes.running["balance-1"].pid]}
+            await measure(world, warm_up)
+            await _debited(world, owner, warm_up.count)
+            old = await owner.fetchrow(WRITTEN)
             with ExitStack() as usage_held:
                 with held(world, "balance"):
                     await measure(world, made)
                     usage_held.enter_context(held(world, "usage"))
                     before, times = await owner.fetchval(DEBITED), await used(owner, pids, servers)
                 begin = time.monotonic()
-                while await owner.fetchval(DEBITED) - before < made.count:
-                    if time.monotonic() - begin > POSTED_S_MAX:
-                        raise RuntimeError(f"balance does not post; see {world.logs}")
-                    await asyncio.sleep(LOOK_S)
+                await _debited(world, owner, before + made.count)
                 seconds = time.monotonic() - begin
                 spent = (await used(owner, pids, servers)).since(times)
-        rows = await owner.fetchval("select count(*) from balance.charged")
-        batches = await owner.fetchval("select count(*) from balance.charge_batch")
-    locked = json.loads((world.logs / "locks-balance.json").read_text())
+        rows, batches = (now - then for now, then in zip(await owner.fetchrow(WRITTEN), old, strict=True))
+    locked = [ms for at, ms in json.loads((world.logs / "locks-balance.json").read_text()) if at >= begin]
     return Posting(
         made.count, seconds, rows, batches, spent.python["balance"] / made.count * 1e6,
         spent.postgres.get("balance", 0.0) / made.count * 1e6, tuple(locked),
     )  # fmt: skip
+
+
+async def _debited(world: World, owner: Any, count: int) -> None:
+    begin = time.monotonic()
+    while await owner.fetchval(DEBITED) < count:
+        if time.monotonic() - begin > POSTED_S_MAX:
+            raise RuntimeError(f"balance does not post; see {world.logs}")
+        await asyncio.sleep(LOOK_S)
 
 
 async def ledger_copy_rates(world: World) -> tuple[float, float]:

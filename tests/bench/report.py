@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +26,15 @@ class Row:
     passed: bool | None
     note: str = ""
     samples: dict[str, list[float]] = field(default_factory=dict)
+
+
+def percentile(sorted_ms: Sequence[float], share: float) -> float:
+    """The value below which this share of them lies.
+
+    >>> percentile([1.0, 2.0, 3.0, 4.0], 0.5), percentile([1.0, 2.0, 3.0, 4.0], 0.99)
+    (3.0, 4.0)
+    """
+    return sorted_ms[min(len(sorted_ms) - 1, int(len(sorted_ms) * share))]
 
 
 def show(console: Console, rows: list[Row], used: dict[str, dict[str, float]] | None, problems: list[str]) -> None:

@@ -9,8 +9,10 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sqlalchemy import insert, select, text
-from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from contracts.topics import AROUND_BYTES_MAX
@@ -18,7 +20,7 @@ from services.kernel.errors import Corrupt
 from services.runtime import parking
 from services.runtime.database import transaction
 from services.runtime.lanes import lanes_of, stop_lane
-from services.runtime.processor import Behind
+from services.runtime.processor import Behind, cuts_by_keys, split_at
 from services.runtime.records import Record, lane_name
 from services.runtime.room import Input, Room, Tick
 from services.runtime.tables import runtime_tables
@@ -104,6 +106,61 @@ async def test_a_lane_that_was_stopped_elsewhere_does_not_hold_up_its_neighbours
     async with transaction(copy.engine) as connection:
         lanes = {lane.name: lane.stopped for lane in await lanes_of(connection, copy.tables, "source")}
     assert lanes[stopped] == "a person looks at it"
+
+
+# ---- a transaction has only so many keys ---------------------------------------------------------------------------
+
+
+@st.composite
+def batches(draw):
+    """Records of some lanes as they are fetched, with what is missing before, among and behind them; and how many keys fit."""
+    records, ranges = [], {}
+    for name in "abc"[: draw(st.integers(1, 3))]:
+        steps = draw(st.lists(st.tuples(st.integers(1, 3), st.integers(0, 4)), max_size=12))
+        begin = offset = draw(st.integers(0, 3))
+        for step, key in steps:
+            offset += step
+            records.append(Record("t", 0, offset, 0, f"{name}{key}".encode(), None, name))
+        ranges[name] = (begin, offset + draw(st.integers(1, 3)))
+    return records, ranges, draw(st.integers(1, 6))
+
+
+@given(batches())
+def test_the_parts_of_a_batch_are_all_of_it_in_order_and_none_has_too_many_keys(batch):
+    records, ranges, most = batch
+    parts = split_at(records, ranges, cuts_by_keys(records, most))
+    assert [record for part, _ in parts for record in part] == records
+    positions = {lane: first for lane, (first, _) in ranges.items()}
+    for part, own in parts:
+        assert len({record.key for record in part}) <= most
+        assert {record.lane for record in part} <= own.keys()
+        for lane, (first, end) in own.items():
+            assert first == positions[lane]
+            assert all(first <= record.offset < end for record in part if record.lane == lane)
+            positions[lane] = end
+    assert positions == {lane: end for lane, (_, end) in ranges.items()}
+
+
+async def test_a_server_that_fails_between_two_parts_of_a_batch_loses_and_doubles_nothing(database, tables):
+    """The first part is committed when the second one fails: it is not applied again, and the rest is."""
+    seen = []
+
+    async def sink(work, records):
+        keys = {record.key for record in records}
+        seen.append(len(keys))
+        if len(seen) == 2:
+            raise OperationalError("", None, ConnectionError("cut"))
+        await work.execute(insert(copier.RECEIVED), [record.message["data"].data() for record in records])
+
+    copies = Input("copies", (copier.COPIES,), sink, max_keys=3)
+    async with Rooms(Log(), database, [copier.copier(), Room("invoices", (copies,))]) as made:
+        for number in range(20):
+            made.log.write(SOURCE, value=b"%d" % number, partition=number % 2)
+        await made.pump()
+        assert await values(made, copier.RECEIVED, "invoices") == await values(made)
+        assert len(await values(made)) == 20
+    assert len(seen) > 7
+    assert max(seen) == 3
 
 
 async def test_every_record_the_database_refuses_is_found_among_its_neighbours(rooms):
