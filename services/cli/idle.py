@@ -83,7 +83,7 @@ class Idle:
         for room, engine in self._engines.items():
             async with transaction(engine) as connection:
                 rows = await _state(connection, room, self._errands[room])
-            if room == "usage" and await usage.is_correcting(engine):
+            if room == "usage" and await usage.corrected_from(engine) is not None:
                 undone.append("usage has charges to move or to re-rate")
             lanes = {(topic, partition) for what, _, topic, partition, _ in rows if what == "lane"}
             undone += [

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-from typing import Annotated, Any
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +15,9 @@ from services.cli.output import Format, Output, console, instant, plain, show_fa
 from services.cli.reading import room
 from services.kernel.errors import InvalidInput, Refused
 from services.kernel.money import format_nano, parse_amount
+
+if TYPE_CHECKING:
+    from services.invoices.api import GroupStatus
 
 app = typer.Typer(no_args_is_help=True, help="Estimates, closing a month, invoices and their payment.")
 
@@ -146,10 +150,14 @@ async def status(
 ) -> None:
     """Where each group's invoice of a month stands, and for what it waits."""
     from services.invoices import api
+    from services.usage import api as usage
 
     async with room("invoices") as engine:
         rows = await api.status(engine, period, group_id=group)
         cuts = await api.cuts(engine)
+    if any(row.waiting_for == "usage" for row in rows):
+        async with room("usage") as engine:
+            rows = with_corrections(rows, await usage.corrected_from(engine))
     columns = {
         "group_id": "group",
         "state": "state",
@@ -164,6 +172,16 @@ async def status(
     silent = {source for cut in cuts if cut.boundary in boundaries for source in cut.coverage.silent_sources}
     if silent:
         console.print(f"used in the month before and not in {period}: {', '.join(sorted(silent))}", markup=False)
+
+
+def with_corrections(rows: list[GroupStatus], corrected_from: datetime | None) -> list[GroupStatus]:
+    """Say of groups that wait for usage when it is because charges of before their month's end are moved or re-rated."""
+    return [
+        replace(row, waiting_for=f"usage, which moves or re-rates charges since {instant(corrected_from)}")
+        if row.waiting_for == "usage" and corrected_from is not None and corrected_from < row.boundary
+        else row
+        for row in rows
+    ]
 
 
 @app.command()

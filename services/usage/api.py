@@ -29,7 +29,7 @@ from services.runtime.database import transaction
 from services.runtime.lanes import lanes_of
 from services.runtime.links import LinkMark, marks
 from services.runtime.parking import ParkedRow
-from services.usage import quoting, reassignment_store, rerate_store, retrying, revising, store
+from services.usage import closing, quoting, rerate_store, retrying, revising, store
 from services.usage import reassignments as reassignments_of
 from services.usage.books import (
     DATA,
@@ -589,12 +589,11 @@ async def classify(
     return classes
 
 
-async def is_correcting(engine: AsyncEngine) -> bool:
-    """Whether charges are still to be moved, or re-rated, by what was decided: by the registry, or by people."""
+async def corrected_from(engine: AsyncEngine) -> datetime | None:
+    """From which event time on charges are still to be moved or re-rated, as the registry or people decided; None when all are.
+    No cut of a boundary after it passes before."""
     async with transaction(engine) as connection:
-        if await reassignment_store.has_open(connection):
-            return True
-        return await rerate_store.executing_from(connection) is not None
+        return await closing.corrected_from(connection)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@ from datetime import datetime, timedelta
 from functools import partial
 from uuid import UUID
 
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 from contracts.closing import SILENT_SOURCES_MAX, Covered, LaneCount, Mark, SilentSource
 from contracts.topics import CLOSING_PROGRESS, USAGE_CHARGES, USAGE_EVENTS
 from services.kernel.errors import Corrupt
@@ -165,6 +167,12 @@ def _waits(holder: Holder) -> bool:
     return holder.waits
 
 
+async def corrected_from(connection: AsyncConnection) -> datetime | None:
+    """From which event time on charges are still to be re-rated, or to be moved; None when all are."""
+    begins = [await when(connection) for when in (rerate_store.executing_from, reassignment_store.open_from)]
+    return min((each for each in begins if each is not None), default=None)
+
+
 # ---- the pass ------------------------------------------------------------------------------------------------------
 
 
@@ -247,12 +255,8 @@ class Passing:
 
         For one who holds the corrections lane: no chunk is under way then, and one that begins later finds the cut passed.
         """
-        boundary = max(cut.boundary for cut in cuts)
-        for from_when in (rerate_store.executing_from, reassignment_store.open_from):
-            begins = await from_when(work.connection)
-            if begins is not None and begins < boundary:
-                return True
-        return False
+        begins = await corrected_from(work.connection)
+        return begins is not None and begins < max(cut.boundary for cut in cuts)
 
     def _free(self, now: datetime, held: Sequence[store.Found], parked: Sequence[store.Found]) -> list[GroupPass]:
         """The held groups whose records are all settled, or in quarantine 72 hours after the lanes passed. A waiting

@@ -8,6 +8,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from services.cli.invoice import with_corrections
+from services.invoices.api import GroupStatus
 from services.usage.consumer import build
 from tests.cli.conftest import Tollbook
 from tests.support.rooms import Log, Rooms
@@ -79,3 +81,15 @@ async def test_one_that_is_not_there_is_named(usage: Usage, tollbook: Tollbook) 
     assert (none.code, "there is no reassignment" in none.err) == (1, True)
     wrong = await tollbook("reassignment", "show", "main")
     assert (wrong.code, "REASSIGNMENT: must be the id of a reassignment" in wrong.err) == (2, True)
+
+
+def test_a_month_that_waits_for_usage_says_that_charges_are_moved_of_before_its_end() -> None:
+    end = datetime(2026, 12, 1, tzinfo=UTC)
+    rows = [
+        GroupStatus("a", "2026-11", end, "waiting", None, "usage"),
+        GroupStatus("b", "2026-11", end, "waiting", None, "balance"),
+        GroupStatus("c", "2026-11", end - timedelta(hours=9), "waiting", None, "usage"),  # in Tokyo it ended before
+    ]
+    said = [row.waiting_for for row in with_corrections(rows, end - timedelta(hours=1))]
+    assert said == ["usage, which moves or re-rates charges since 2026-11-30T23:00:00Z", "balance", "usage"]
+    assert with_corrections(rows, None) == rows

@@ -19,7 +19,7 @@ async def carry_out(name: str) -> None:
     engine = open_engine(load().room_database_url("usage"), application="test.correcting", pool_size=2)
     processor = Processor(build(), engine, Log())
     tick = next(each for each in processor.room.ticks if each.name == name)
-    while await api.is_correcting(engine):
+    while await api.corrected_from(engine) is not None:
         await processor.tick(tick)
     await engine.dispose()
 

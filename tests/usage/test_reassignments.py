@@ -574,6 +574,7 @@ async def test_a_cut_passes_when_the_charges_before_it_are_looked_through(
     await usage.processor.tick(tick["cut"])
     chunks = 0
     while (await api.reassignments(usage.engine))[0].reached_at < THIS.start:
+        assert await api.corrected_from(usage.engine) == (await api.reassignments(usage.engine))[0].reached_at
         await usage.processor.tick(tick["pass"])
         assert (await api.cuts(usage.engine))[0].passed_at is None
         await usage.processor.tick(tick["reassign"])
