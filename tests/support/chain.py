@@ -23,22 +23,23 @@ import socket
 import subprocess
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncpg
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from contracts.topics import TOPICS, USAGE_EVENTS
 from services.cli import idle, verify
 from services.invoices import api as invoices
 from services.kernel.errors import Unavailable
 from services.runtime.broker import Offsets, ensure_topics
-from services.runtime.database import open_engine
+from services.runtime.database import is_retryable, open_engine
 from services.runtime.settings import ROOMS, Settings
 from services.usage import api as usage
 from tests.support import model
@@ -59,6 +60,8 @@ from tests.support.usage_factory import (
 REFUSED_PREFIX = "refuse-"  # events whose id begins so are refused by the database alone
 GRACE = timedelta(hours=49)  # a little more than a period rests after its end
 PARIS = "Europe/Paris"
+T = TypeVar("T")
+
 IDLE_S_MAX = 300.0  # the machine may be busy with other tests
 
 
@@ -115,7 +118,7 @@ class Chain:
     limited: set[str] = field(default_factory=set)  # accounts with a daily spend limit, from before their first use on
     commands: list[Command] = field(default_factory=list)
     facts_before_prices: dict[str, Any] | None = None
-    facts_before_move: dict[str, Any] | None = None
+    facts_before_corrections: dict[str, Any] | None = None  # by the registry, or by new prices
     discards: set[model.Position] = field(default_factory=set)
     armed: set[str] = field(default_factory=set)
     clock_of_copies: Mapping[str, str] = field(default_factory=dict)  # variables of every copy but the first
@@ -307,9 +310,44 @@ class Chain:
         )
         (first,) = account["groups"]
         groups = [first | {"to": _text(since)}, {"from": _text(since), "to": None, "group_id": group_id}]
-        self.facts_before_move = self.facts
+        self._correcting()
         others = [each for each in self.facts["accounts"] if each is not account]
         self.facts = self.facts | {"accounts": [*others, account | {"groups": groups}]}
+
+    async def reprice(self, account_id: str, row: Mapping[str, Any], since: datetime) -> None:
+        """An account gets a book of its own, once in a test, which is dated back: one person plans what was charged meanwhile
+        anew, another one lets it be carried out. Each asks until it is answered, whatever cuts the connection."""
+        own = {**row, "book": f"{account_id}-own", "effective_from": _text(since), "account_id": account_id}
+        await self._insist(lambda engine: usage.import_prices(engine, own["book"], price_file([own]), since))
+        await self._insist(lambda engine: usage.set_book_of(engine, "account", account_id, own["book"]))
+        self._correcting()
+        self.facts = self.facts | {"prices": [*self.facts["prices"], own]}
+        planned = await self._insist(
+            lambda engine: usage.plan_rerate(engine, since, self.now, "ann", "finance", account_ids=[account_id])
+        )
+
+        async def approved(engine: AsyncEngine) -> Any:
+            plan = await usage.rerate(engine, planned.plan_id)
+            if plan.state != "planned":  # the answer was lost
+                return plan
+            return await usage.approve_rerate(engine, plan.plan_id, "bea", "finance")
+
+        await self._insist(approved)
+        await self._insist(lambda engine: usage.execute_rerate(engine, planned.plan_id, "bea", "finance"))
+
+    def _correcting(self) -> None:
+        if self.facts_before_corrections is None:
+            self.facts_before_corrections = self.facts
+
+    async def _insist(self, ask: Callable[[AsyncEngine], Awaitable[T]]) -> T:
+        async with self.engine("usage") as engine:
+            while True:
+                try:
+                    return await ask(engine)
+                except Exception as error:
+                    if not is_retryable(error):
+                        raise
+                await asyncio.sleep(0.05)
 
     async def grant(self, account_id: str, amount: str) -> None:
         await self.wallet_command("grant_goodwill", account_id, amount=amount, currency="USD")
@@ -320,7 +358,7 @@ class Chain:
         books: dict[tuple[str, datetime], list[Mapping[str, Any]]] = defaultdict(list)
         for row in rows:
             books[row["book"], row["effective_from"]].append(row)
-        known = list(dict.fromkeys(row["book"] for row in [*self.facts["prices"], *rows]))
+        known = list(dict.fromkeys(row["book"] for row in [*self.facts["prices"], *rows] if "account_id" not in row))
         async with self.engine("usage") as engine:
             for (book, effective_from), prices in books.items():
                 await usage.import_prices(engine, book, price_file(prices), effective_from)
@@ -661,7 +699,7 @@ class Chain:
         charges, differences = judgement.resolve(stand)
         problems += differences
         charges, differences = model.moved_back(
-            charges, judged_by(self.facts_before_move).charges if self.facts_before_move is not None else {}, moved
+            charges, judged_by(before).charges if (before := self.facts_before_corrections) is not None else {}, moved
         )
         problems += differences
         stored = {str(row["charge_id"]): row["amount_nano"] for row in await self.rows("select * from usage.charge")}

@@ -71,10 +71,13 @@ TOO_MUCH = "100000.00"  # more than anybody uses
 TOPPED_UP = "poor"  # by transfers
 PAYS_BY_CARD, OWES_FOR_GOOD = DEBTORS = "walker", "debtor"  # accounts and payer groups that are invoiced
 MOVER, MOVED_TO = "mover", "movers"  # pays as it goes: nothing of it is owed in the group that it leaves
+REPRICED = "repriced"  # by a book of its own, which is dated back
+OWN_PRICE = {"product": "voice.outbound", "prefix": CALLED[1:5], "price": "0.0210", "minimum": 60, "increment": 60}
 LONG_CALL_S = 86_400  # in the month that is closed, so that something is due
 WITH_WEBHOOKS = ("payer", "lucky", "ringer", "newcomer")  # of one organization
 LOST_WEBHOOKS = 5  # are not taken when they come for the first time; each holds up what comes after it for seconds
 
+CORRECTED = (MOVER, REPRICED)
 PEOPLE = (
     Person("gifted", "lakeside", "payg", None, "1.00", limit=None),
     Person(
@@ -94,6 +97,7 @@ PEOPLE = (
     Person(PAYS_BY_CARD, "lakeside", "invoiced", None, token="tok_twice", limit=None),
     Person(OWES_FOR_GOOD, "lakeside", "invoiced", None, limit=None),
     Person(MOVER, "lakeside", "payg", None, "50.00", limit=None),
+    Person(REPRICED, "lakeside", "payg", None, "50.00", limit=None),
 )  # fmt: skip
 CALLERS = ("dialer", "ringer", "evening")  # nothing else is charged to them than calls that were granted
 LATE_JOINER = Person(
@@ -195,20 +199,28 @@ class MoneyPaths:
         )
         boundary = self.chain.factory_boundary
         await self.chain.publish(
-            self._leg(MOVER, self._name(), 61, ended_at=boundary - timedelta(minutes=self.random.randint(1, 120)))
-            for _ in range(4)
+            self._leg(each, self._name(), 61, ended_at=boundary - timedelta(minutes=self.random.randint(1, 120)))
+            for each in CORRECTED * 4
         )
 
     async def move(self) -> None:
         """It becomes known that another payer group has paid for an account since an hour that was charged already."""
+        await self.chain.move(MOVER, MOVED_TO, await self._charged_since(MOVER))
+
+    async def rerate(self) -> None:
+        """An account gets other prices since an hour that was charged already, and what was charged is charged anew by them."""
+        await self.chain.reprice(REPRICED, OWN_PRICE, await self._charged_since(REPRICED))
+
+    async def _charged_since(self, account_id: str) -> datetime:
+        """An hour of the month that ends, once something of it is charged."""
         since = self.chain.factory_boundary - timedelta(hours=1)
 
-        async def charged_since() -> bool:
+        async def is_charged() -> bool:
             charges = "select 1 from usage.charge where account_id = $1 and event_time >= $2 limit 1"
-            return bool(await self.chain.rows(charges, MOVER, since))
+            return bool(await self.chain.rows(charges, account_id, since))
 
-        await until(charged_since, "something to move is charged", CHARGED_S_MAX)
-        await self.chain.move(MOVER, MOVED_TO, since)
+        await until(is_charged, f"something of {account_id} is charged", CHARGED_S_MAX)
+        return since
 
     async def calls(self, account_id: str, count: int, *, hang_up: bool = True) -> None:
         """So many calls of an account at once, by any of the gateways."""

@@ -1,9 +1,9 @@
 """Random faults against the whole chain, 20 seeds: two copies of every room, processes killed at any instant, relays killed
 between acknowledgement and delete, copies that come and go (rebalances), connections that PostgreSQL cuts, PostgreSQL itself
 killed, Valkey stopped, killed and emptied, aborted transactions, a second copy of everything that believes it is tomorrow (by
-an even seed: yesterday), a cut in the middle of it all, and then a clock that is moved by a day. Meanwhile credits are granted and codes redeemed, payments
-made and refunded, calls promised money by two gateways, an account moved to another payer group, webhooks posted, and at last invoices paid by transfers and by card and written
-off. At the end the reference model, the invariants of recharges and the auditor find nothing wrong.
+an even seed: yesterday), a cut in the middle of it all, and then a clock that is moved by a day. Meanwhile credits are granted
+and codes redeemed, payments made and refunded, calls promised money by two gateways, an account moved to another payer group,
+another one re-rated, webhooks posted, and at last invoices paid by transfers and by card and written off. At the end the reference model, the invariants of recharges and the auditor find nothing wrong.
 
 `make test-faults` runs it. The wrong clock needs Debian's `faketime`; without it the run fails, unless
 `TOLLBOOK_TEST_WITHOUT_FAKETIME=1` gives the second copies the right one. A failing run prints its seed, which repeats its
@@ -32,7 +32,7 @@ from redis.exceptions import RedisError
 from services.runtime.settings import ROOMS
 from tests.support.chain import Chain, Fault, running
 from tests.support.model import nano
-from tests.support.money_paths import PEOPLE, MoneyPaths
+from tests.support.money_paths import CORRECTED, PEOPLE, MoneyPaths
 from tests.support.people import TOKENS, Person
 from tests.support.processes import until, wrong_clock
 from tests.support.servers import TestedServers
@@ -78,6 +78,7 @@ async def test_random_faults_lose_nothing_and_count_nothing_twice(
             raging = both.create_task(storm.rage(STORM_S[0]))
             both.create_task(feed(chain, paths, raging, ("dialer", "ringer"), waves=len(TOKENS), expiring=True))
             both.create_task(paths.move())
+            both.create_task(paths.rerate())
         async with asyncio.TaskGroup() as both:
             both.create_task(storm.kill_postgres())
             both.create_task(paths.calls("dialer", 8))
@@ -437,8 +438,8 @@ class Storm:
         } - {said["kind"] for said in owed}  # fmt: skip
         assert not missing, f"never told of a group: {sorted(missing)}"
         assert any(nano(said["unapplied"]) for said in owed), "no group paid too much"
-        moved = await self.chain.rows("select 1 from usage.charge where replaces is not null")
-        assert moved, "nothing was moved to another payer group"
+        corrected = await self.chain.rows("select distinct account_id from usage.charge where replaces is not null")
+        assert {row["account_id"] for row in corrected} == {*CORRECTED}
         by_card = [said for said in owed if said["kind"] == "payment_recorded" and said["source"] == "card"]
         assert len(by_card) == 1, "an invoice is paid by card once"
         assert paths.webhooks_lost, "every webhook was taken at once"
