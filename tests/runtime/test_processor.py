@@ -108,9 +108,6 @@ async def test_a_lane_that_was_stopped_elsewhere_does_not_hold_up_its_neighbours
     assert lanes[stopped] == "a person looks at it"
 
 
-# ---- a transaction has only so many keys ---------------------------------------------------------------------------
-
-
 @st.composite
 def batches(draw):
     """Records of some lanes as they are fetched, with what is missing before, among and behind them; and how many keys fit."""
@@ -146,8 +143,7 @@ async def test_a_server_that_fails_between_two_parts_of_a_batch_loses_and_double
     seen = []
 
     async def sink(work, records):
-        keys = {record.key for record in records}
-        seen.append(len(keys))
+        seen.append(len({record.key for record in records}))
         if len(seen) == 2:
             raise OperationalError("", None, ConnectionError("cut"))
         await work.execute(insert(copier.RECEIVED), [record.message["data"].data() for record in records])
