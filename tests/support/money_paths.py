@@ -324,8 +324,10 @@ class MoneyPaths:
         await self._refund(await self._given_back_by_us_alone())
 
     async def refund_at_last(self) -> None:
-        """Of such payments whose results have come to their wallets; of one more, should the storm have let none through."""
+        """Of such payments whose results have come to their wallets; of one more, should the storm have let none through. And one
+        is declined, for the same reason."""
         settled = "and attempt_id in (select attempt_id from balance.attempt where state = 'settled')"
+        await self.chain.wallet_command("pay", "guest", amount="10.00", processor="sandbox", token="tok_declined")
         await self.chain.wallet_command("pay", "payer", amount="10.00")
 
         async def is_settled() -> bool:
