@@ -93,10 +93,10 @@ class Processor:
     # ---- batches ---------------------------------------------------------------------------------------------------
 
     async def process(self, source: Input, records: list[Record], ranges: Ranges) -> set[str]:
-        """Apply a batch; ``ranges`` is, per lane, [first offset, next offset) of what was fetched. Returns lanes stopped.
+        """Apply a batch, in parts where it has more keys than one transaction may have. Returns lanes stopped.
 
-        Comes back only when the batch is committed: a failure of a server is waited out, a record that cannot be applied
-        is isolated. Raises `Behind` when the caller must seek.
+        ``ranges`` is, per lane, [first offset, next offset) of what was fetched. Comes back only when the batch
+        is committed: a failure of a server is waited out, a record that cannot be applied is isolated. Raises `Behind` when the caller must seek.
         """
         stopped: set[str] = set()
         lost: list[LinkLost] = []
@@ -104,7 +104,8 @@ class Processor:
         while True:
             try:
                 if ranges:
-                    await self._isolate(source, records, ranges)
+                    for part in _parts(source, records, ranges):
+                        await self._isolate(source, *part)
                     ranges = {}
                 for error in lost:
                     await self._stop(error)
@@ -132,16 +133,10 @@ class Processor:
                 wait = min(RETRY_S_MAX, wait * 2)
 
     async def _isolate(self, source: Input, records: list[Record], ranges: Ranges) -> None:
-        """Commit the batch, in parts where it has more keys than one transaction may have; what only the database (or a bug)
-        refuses is halved until the one record is found.
+        """Commit the batch; what only the database (or a bug) refuses is halved until the one record is found.
 
         That is quarantined if it is from outside; between rooms nothing may be left out, so its lane stops before it.
         """
-        cuts = cuts_by_keys(records, source.max_keys) if source.max_keys is not None else []
-        if cuts:
-            for part in split_at(records, ranges, cuts):
-                await self._isolate(source, *part)
-            return
         try:
             await self._commit(source, records, ranges)
         except (Behind, LinkLost, LaneStopped, asyncio.CancelledError):
@@ -459,6 +454,12 @@ class Processor:
         self.committed()
         for call in work.after_commit:
             call()
+
+
+def _parts(source: Input, records: list[Record], ranges: Ranges) -> list[tuple[list[Record], Ranges]]:
+    """What of a batch goes into each transaction: all of it where its keys are not too many."""
+    cuts = cuts_by_keys(records, source.max_keys) if source.max_keys is not None else []
+    return split_at(records, ranges, cuts) if cuts else [(records, ranges)]
 
 
 def cuts_by_keys(records: Sequence[Record], most: int) -> list[int]:
