@@ -19,6 +19,7 @@ from pathlib import Path
 from threading import Thread
 
 import asyncpg
+import psutil
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -118,6 +119,16 @@ async def test_what_runs_is_used_again(data: Path) -> None:
     second = await start(data, "postgres", "valkey")
     assert second.running == first.running
     assert embedded.running(data).running == first.running
+
+
+async def test_a_clock_that_is_set_meanwhile_loses_no_server(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = await start(data, "valkey")
+    moved = psutil.boot_time() + 60  # by the system's clock the machine seems to have started later
+    monkeypatch.setattr("psutil._psplatform.boot_time", lambda: moved)
+    assert embedded.status(data)["valkey"] == first.running["valkey"]
+    assert (await start(data, "valkey")).running == first.running
+    await stop(data)
+    assert not first.running["valkey"].alive()
 
 
 async def test_only_what_is_asked_for_is_started(data: Path) -> None:
@@ -223,7 +234,7 @@ def test_stopping_a_folder_where_nothing_runs_is_no_error(data: Path) -> None:
 
 
 def test_a_recycled_process_id_is_never_taken_for_a_server() -> None:
-    stranger = embedded.Running(os.getpid(), started=1.0, ports={})
+    stranger = embedded.Running(os.getpid(), started_after_boot_s=1.0, ports={})
     assert not stranger.alive()
     stranger.stop(signal.SIGKILL, 1)
 

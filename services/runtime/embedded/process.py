@@ -24,6 +24,7 @@ _LOG_TAIL_BYTES = 64 * 1024
 _LOG_HEAD_BYTES = 1024 * 1024
 _POLL_S = 0.02
 _KILL_WAIT_S = 10.0
+_SAME_S = 0.005  # half of the tick that the system counts by
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,10 @@ class Command:
 
 @dataclass(frozen=True)
 class Running:
-    """A server process that was started: its id, its start time (seconds since 1970) and its ports by name."""
+    """A server process that was started: its id, when it started (seconds since the machine did) and its ports by name."""
 
     pid: int
-    started: float
+    started_after_boot_s: float
     ports: Mapping[str, int]
 
     def alive(self) -> bool:
@@ -51,7 +52,8 @@ class Running:
     def _process(self) -> psutil.Process | None:
         try:
             process = psutil.Process(self.pid)
-            if abs(process.create_time() - self.started) > 1 or process.status() == psutil.STATUS_ZOMBIE:
+            is_another = abs(_started_after_boot_s(process) - self.started_after_boot_s) > _SAME_S
+            if is_another or process.status() == psutil.STATUS_ZOMBIE:
                 return None
         except psutil.NoSuchProcess:
             return None
@@ -117,9 +119,14 @@ def run(command: Command, log: Path, *, typed: str = "", wait_s: float = 120) ->
 def started(process: subprocess.Popen[bytes], ports: Mapping[str, int]) -> Running:
     """How to recognise a process that was just spawned."""
     try:
-        return Running(process.pid, psutil.Process(process.pid).create_time(), dict(ports))
-    except psutil.NoSuchProcess:  # ended already; no living process has a start time of zero
-        return Running(process.pid, 0.0, dict(ports))
+        return Running(process.pid, _started_after_boot_s(psutil.Process(process.pid)), dict(ports))
+    except psutil.NoSuchProcess:  # ended already; no living process has started before the machine
+        return Running(process.pid, -1.0, dict(ports))
+
+
+def _started_after_boot_s(process: psutil.Process) -> float:
+    """The one start time that stays the same: what the system says in seconds since 1970 moves when the clock is set."""
+    return process.create_time() - psutil.boot_time()
 
 
 def failed(name: str, what: str, log: Path) -> Unavailable:
