@@ -20,7 +20,6 @@ import random
 import re
 import signal
 import socket
-import subprocess
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -91,14 +90,6 @@ class Command:
 
 
 @dataclass
-class Fault:
-    """A process that is to kill itself at a step."""
-
-    room: str
-    step: str  # as `TOLLBOOK_CRASH` takes it: name, or name:passage
-
-
-@dataclass
 class Chain:
     """One installation with everything that a test does to it and knows of it."""
 
@@ -163,19 +154,6 @@ class Chain:
         for name, process in self.processes.running.items():
             if name not in self.armed and process.poll() is not None:
                 raise AssertionError(f"{name} ended by {process.returncode}\n{self.processes.tail(name)}")
-
-    async def crashed(self, fault: Fault, *, copy: int = 1, wait_s: float = 60.0) -> None:
-        """Wait until the process has killed itself at the step; the log of crashes proves it."""
-        name = f"{fault.room}{copy}"
-        process = self.processes.running[name]
-        try:
-            await asyncio.to_thread(process.wait, wait_s)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"{name} never came to {fault.step}\n{self.processes.tail(name)}") from None
-        del self.processes.running[name]
-        step = fault.step.partition(":")[0]
-        assert process.returncode == -9, f"{name} ended by {process.returncode}\n{self.processes.tail(name)}"
-        assert step in self.processes.crashed_at(), f"{name} died elsewhere than at {step}"
 
     # ---- what goes in ------------------------------------------------------------------------------------------------
 
@@ -445,11 +423,12 @@ class Chain:
         index = self.factory_boundary.year * 12 + self.factory_boundary.month - 2 - months
         return f"{index // 12:04d}-{index % 12 + 1:02d}"
 
-    async def move_clock_past_grace(self) -> None:
-        """In the first two days of a month the grace still runs."""
-        ahead = self.factory_boundary + GRACE - self.now
-        if ahead > timedelta(0):
-            await self.move_clock(ahead)
+    async def end_grace(self) -> None:
+        """In the first two days of a month the grace still runs: it is none then. The clock stays what it is, since usage is
+        dated by the broker's, and no credit pays for what was used before it was given."""
+        if self.now < self.factory_boundary + GRACE:
+            async with self.engine("invoices") as engine:
+                await invoices.set_grace(engine, timedelta(0))
 
     async def move_clock(self, forward: timedelta) -> None:
         await self.rows("select runtime.clock_move($1)", forward)

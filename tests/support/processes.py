@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -61,22 +60,29 @@ class Processes:
     def crash_log(self) -> Path:
         return self.logs / "crashes"
 
+    def deaths(self) -> list[tuple[int, str]]:
+        """Every process that killed itself and the step, in order: the proof that the fault happened."""
+        if not self.crash_log.exists():
+            return []
+        lines = [line.split() for line in self.crash_log.read_text().splitlines()]
+        return [(int(process_id), step) for process_id, step in lines]
+
     def crashed_at(self) -> list[str]:
-        """Every step at which a process killed itself, in order: the proof that the fault happened."""
-        return self.crash_log.read_text().splitlines() if self.crash_log.exists() else []
+        """The steps at which processes killed themselves, in order."""
+        return [step for _, step in self.deaths()]
 
     async def wait_crashed(self, name: str, step: str, within_s: float = 45.0) -> None:
-        """Wait for the SIGKILL at this step; anything else fails with the end of the log."""
-        process = self.running.pop(name)
+        """Wait until this very process has killed itself at this step; any other end fails with the end of its log."""
+        process = self.running[name]
         try:
             await asyncio.to_thread(process.wait, within_s)
         except subprocess.TimeoutExpired:
-            process.kill()
+            self.kill(name)
             raise AssertionError(f"{name} never came to {step}\n{self.tail(name)}") from None
-        assert process.returncode == -signal.SIGKILL, (
+        del self.running[name]
+        assert (process.pid, step.partition(":")[0]) in self.deaths(), (
             f"{name} ended by {process.returncode}, not at {step}\n{self.tail(name)}"
         )
-        assert self.crashed_at()[-1:] == [step.partition(":")[0]]
 
     def tail(self, name: str) -> str:
         log = self.logs / f"{name}.log"

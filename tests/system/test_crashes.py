@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from services.runtime.settings import ROOMS, Settings
-from tests.support.chain import Chain, Fault, running
+from tests.support.chain import Chain, running
 from tests.support.people import TOKENS, Person
 from tests.support.servers import TestedServers
 
@@ -87,7 +87,7 @@ async def test_killed_at_every_step_the_chain_is_what_the_model_says(
     async with running(servers, tmp_path, seed=seed, session_ms=1500) as chain:
         chain.start_rooms()
         await chain.found()
-        await chain.move_clock_past_grace()
+        await chain.end_grace()
 
         await beside(drill_all(chain, ANY_TIME), traffic(chain))
         await beside(drill_all(chain, OF_A_CUT), traffic(chain), cuts(chain))
@@ -114,7 +114,7 @@ async def drill(chain: Chain, room: str, steps: Sequence[str]) -> None:
     chain.kill(room)
     for step in steps:
         chain.start(room, crash=step)
-        await chain.crashed(Fault(room, step), wait_s=KILL_S_MAX)
+        await chain.processes.wait_crashed(f"{room}1", step, KILL_S_MAX)
     chain.start(room)
 
 

@@ -30,7 +30,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from services.runtime.settings import ROOMS
-from tests.support.chain import Chain, Fault, running
+from tests.support.chain import Chain, running
 from tests.support.model import nano
 from tests.support.money_paths import CORRECTED, PEOPLE, MoneyPaths
 from tests.support.people import TOKENS, Person
@@ -70,7 +70,7 @@ async def test_random_faults_lose_nothing_and_count_nothing_twice(
         await chain.found(PEOPLE)
         for copy in range(2, COPIES + 1):
             chain.start_rooms(copy)
-        await chain.move_clock_past_grace()
+        await chain.end_grace()
         chain.paths = paths = MoneyPaths(chain)
         await paths.open()
         storm = Storm(chain, servers)
@@ -241,7 +241,7 @@ class Storm:
         self.kill_all(room)
         step = f"{room}.relay.acknowledged"
         self.chain.start(room, crash=step)
-        await self.chain.crashed(Fault(room, step), wait_s=DRILL_S_MAX)
+        await self.chain.processes.wait_crashed(f"{room}1", step, DRILL_S_MAX)
         self.drilled = None
 
     def kill_all(self, room: str) -> None:
@@ -438,6 +438,8 @@ class Storm:
         } - {said["kind"] for said in owed}  # fmt: skip
         assert not missing, f"never told of a group: {sorted(missing)}"
         assert any(nano(said["unapplied"]) for said in owed), "no group paid too much"
+        used = await self.chain.rows("select 1 from balance.ledger_entry where kind = 'credit_used' limit 1")
+        assert used, "no credit paid for anything"
         corrected = await self.chain.rows("select distinct account_id from usage.charge where replaces is not null")
         assert {row["account_id"] for row in corrected} == {*CORRECTED}
         by_card = [said for said in owed if said["kind"] == "payment_recorded" and said["source"] == "card"]

@@ -30,7 +30,7 @@ async def closed(servers: TestedServers, tmp_path_factory: pytest.TempPathFactor
         await chain.publish(chain.factory.mix(700))
         await chain.publish_aborted(chain.factory.inputs[:20])
         await give_up_a_record(chain)
-        await chain.move_clock_past_grace()
+        await chain.end_grace()
         await chain.name_period(chain.period_before(1))
         await chain.passed(chain.period_before(1))
         await chain.name_period(chain.period)
