@@ -283,6 +283,7 @@ BalanceEventKind = Literal[
     "spend_limit_near",
     "spend_limit_reached",
     "invoice_posted",
+    "credit_note_posted",
     "balance_used",
     "drift_found",
     "drift_gone",

@@ -1,4 +1,5 @@
-"""What invoices tells: totals, link and hash of a closed invoice and its closing postings, never its lines; then its states."""
+"""What invoices tells: totals, link and hash of a closed invoice and its closing postings, never its lines; then its states,
+and the credit notes against it."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from pydantic import Field
 
 from contracts.groups import Zone
 from contracts.receivables import InvoiceState
-from contracts.words import CurrencyCode, Id, Instant, Message, Month, SignedAmount, SignedTotal, Text
+from contracts.words import Amount, CurrencyCode, Id, Instant, Message, Month, SignedAmount, SignedTotal, Text
 
 
 class ClosingPosting(Message):
@@ -53,11 +54,11 @@ class InvoiceClosed(Message):
 class InvoiceMoved(Message):
     """What happened to a closed invoice, and how it stands after it; its document does not change.
 
-    ``version`` counts per invoice: the highest holds. due = paid + written off + open. An overdue invoice that is paid in
-    part is told as `partly_paid`, and its state is overdue still.
+    ``version`` counts per invoice: the highest holds. due = paid + written off + credited + open. An overdue invoice that is
+    paid in part is told as `partly_paid`, and its state is overdue still.
     """
 
-    kind: Literal["partly_paid", "paid", "overdue", "written_off"]
+    kind: Literal["partly_paid", "paid", "overdue", "written_off", "credited"]
     invoice_id: UUID
     version: Annotated[int, Field(ge=1)]
     number: Text
@@ -71,6 +72,9 @@ class InvoiceMoved(Message):
     due: SignedTotal
     paid: SignedTotal
     written_off: SignedTotal
+    credited: Annotated[
+        SignedTotal, Field(description="Of what was open, by credit notes; an older record does not say it")
+    ] = "0"
     open: SignedTotal
     owed_by: Annotated[
         tuple[Id, ...] | None,
@@ -78,5 +82,48 @@ class InvoiceMoved(Message):
     ] = None
 
 
-InvoiceEvent = Annotated[InvoiceClosed | InvoiceMoved, Field(discriminator="kind")]
+class CreditNotePosting(Message):
+    """What a credit note gives one account back, tax included: into its wallet, and of what its group owes for it."""
+
+    account_id: Id
+    wallet: Amount = "0"
+    owed: Amount = "0"
+
+
+class ProductCredit(Message):
+    """What a credit note takes back of the revenue of one product, to the nano; below zero where the invoice had given."""
+
+    product: Text
+    exact: SignedTotal
+
+
+class CreditNoteIssued(Message):
+    """A credit note against a closed invoice. total = net + tax = the sum over postings, to the nano; and
+    net = the sum over products - promotion + rounding."""
+
+    kind: Literal["credit_note"] = "credit_note"
+    credit_note_id: UUID
+    number: Text
+    invoice_id: UUID
+    invoice_number: Text
+    group_id: Id
+    organization_id: Id
+    period: Annotated[Month, Field(description="Of the invoice")]
+    issued_on: Instant
+    currency: CurrencyCode
+    net: SignedTotal
+    tax: SignedTotal
+    total: SignedTotal
+    voids: Annotated[bool, Field(description="Nothing of the invoice is left: it is void")]
+    document: Text
+    sha256: Text
+    postings: tuple[CreditNotePosting, ...]
+    products: tuple[ProductCredit, ...]
+    promotion: Annotated[
+        SignedTotal, Field(description="What promotional credit had paid of it, which is not given back")
+    ]
+    rounding: SignedTotal
+
+
+InvoiceEvent = Annotated[InvoiceClosed | InvoiceMoved | CreditNoteIssued, Field(discriminator="kind")]
 """`invoices.events`, keyed by group: read on by ``kind``, and pass over kinds that you do not know."""

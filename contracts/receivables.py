@@ -12,7 +12,7 @@ from pydantic import Field, StringConstraints, TypeAdapter
 
 from contracts.words import Amount, CurrencyCode, Id, Instant, Message, Month, Name, SignedTotal, Text
 
-InvoiceState = Literal["closed", "partly_paid", "paid", "overdue", "written_off"]
+InvoiceState = Literal["closed", "partly_paid", "paid", "overdue", "written_off", "void"]
 InvoiceReference = Annotated[
     str,
     StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f]+$"),
@@ -94,8 +94,8 @@ GroupEventKind = Literal[
 
 
 class InvoiceStanding(Message):
-    """How an invoice stands: due = paid + written off + open. ``version`` counts per invoice from its close on, which is 0:
-    the highest holds."""
+    """How an invoice stands: due = paid + written off + credited + open. ``version`` counts per invoice from its close on,
+    which is 0: the highest holds."""
 
     invoice_id: UUID
     version: Annotated[int, Field(ge=0)]
@@ -106,6 +106,9 @@ class InvoiceStanding(Message):
     due: SignedTotal
     paid: SignedTotal
     written_off: SignedTotal
+    credited: Annotated[
+        SignedTotal, Field(description="Of what was open, by credit notes; an older record does not say it")
+    ] = "0"
     open: SignedTotal
     overdue_since: Instant | None = None
     owed_by: Annotated[
@@ -118,7 +121,8 @@ class GroupEvent(Message):
     """`balance.group_events`: one per transition of what a group owes. ``version`` counts per group.
 
     Those with an ``invoice`` say how it stands after it; of these, `invoice_paid`, `invoice_credited` and
-    `invoice_written_off` moved ``amount`` of it.
+    `invoice_written_off` moved ``amount`` of it. A credit note is told as `invoice_credited`, with its number as ``reference``:
+    what is not open any more is kept, or never was given up.
     """
 
     group_id: Id
@@ -131,11 +135,13 @@ class GroupEvent(Message):
     amount: SignedTotal | None = None
     invoice: InvoiceStanding | None = None
     source: Annotated[
-        Literal["transfer", "card", "balance", "overpayment", "credit", "write_off"] | None,
+        Literal["transfer", "card", "balance", "overpayment", "credit", "write_off", "credit_note"] | None,
         Field(description="What the amount came from"),
     ] = None
     payment_id: UUID | None = None
-    reference: Annotated[Text | None, Field(description="Of the payment, as the bank names it")] = None
+    reference: Annotated[
+        Text | None, Field(description="Of the payment, as the bank names it; the number of a credit note")
+    ] = None
     days: Annotated[int | None, Field(description="Of a notice: since how many days the invoice is overdue")] = None
     command_id: Text | None = None
     reason: Text | None = None

@@ -89,6 +89,29 @@ def spread(amount_nano: int, open_nano: Mapping[str, int], step_nano: int) -> di
     return {account_id: nano for account_id, nano in parts.items() if nano}
 
 
+def free(
+    amount_nano: int, credited_nano: Mapping[str, int], open_nano: Mapping[str, int], step_nano: int
+) -> dict[str, int]:
+    """Whose shares of an invoice a credit note frees: of the accounts that it credits first, then of the others as by `spread`.
+
+    ``credited_nano`` is what it credits each account, at least the amount in all; nothing is freed twice.
+
+    >>> free(40, {"a": 40}, {"a": 48, "b": 48}, 1), free(40, {"a": 40}, {"a": 24, "b": 24}, 1)
+    ({'a': 40}, {'a': 24, 'b': 16})
+    """
+    if amount_nano == sum(open_nano.values()):
+        return dict(open_nano)
+    own = {
+        name: min(nano, open_nano.get(name, 0)) for name, nano in credited_nano.items() if open_nano.get(name, 0) > 0
+    }
+    rest = amount_nano - sum(own.values())
+    if rest:
+        left = {name: nano - own.get(name, 0) for name, nano in open_nano.items()}
+        for name, nano in spread(rest, left, step_nano).items():
+            own[name] = own.get(name, 0) + nano
+    return own
+
+
 def from_wallets(wallets_nano: Mapping[str, int], open_nano: Mapping[str, int], step_nano: int) -> dict[str, int]:
     """What each account pays of an invoice from its own wallet: its share, as far as whole minor units for it are there.
 
@@ -123,15 +146,24 @@ def whole_units(wallet_nano: int, step_nano: int) -> int:
     return max(0, wallet_nano - wallet_nano % step_nano)
 
 
-def state_of(*, due_nano: int, paid_nano: int, written_off_nano: int, is_overdue: bool) -> InvoiceState:
-    """The state of a closed invoice.
+def state_of(
+    *, due_nano: int, paid_nano: int, written_off_nano: int, credited_nano: int, is_overdue: bool, is_void: bool
+) -> InvoiceState:
+    """The state of a closed invoice. One that a credit note voids is void, whatever was paid of it: that is kept.
 
-    >>> def state(paid, written_off=0, is_overdue=False):
-    ...     return state_of(due_nano=96, paid_nano=paid, written_off_nano=written_off, is_overdue=is_overdue)
+    >>> def state(paid, written_off=0, credited=0, is_overdue=False, is_void=False):
+    ...     return state_of(
+    ...         due_nano=96, paid_nano=paid, written_off_nano=written_off, credited_nano=credited, is_overdue=is_overdue,
+    ...         is_void=is_void,
+    ...     )
     >>> state(0), state(50), state(96), state(50, is_overdue=True), state(96, is_overdue=True), state(50, 46)
     ('closed', 'partly_paid', 'paid', 'overdue', 'paid', 'written_off')
+    >>> state(0, credited=12), state(84, credited=12), state(0, credited=96, is_void=True)
+    ('closed', 'paid', 'void')
     """
-    if due_nano == paid_nano + written_off_nano:
+    if is_void:
+        return "void"
+    if due_nano == paid_nano + written_off_nano + credited_nano:
         return "written_off" if written_off_nano else "paid"
     if is_overdue:
         return "overdue"

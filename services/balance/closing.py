@@ -1,21 +1,23 @@
-"""The room's part in closing: it says when every charge of a cut is posted, and posts what a closed invoice moves.
+"""The room's part in closing: it says when every charge of a cut is posted, and posts what a closed invoice moves, and what
+a credit note against one does.
 
 Source: designs/closing, line 11; designs/ledger, section 2.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, TypeVar
 from uuid import UUID
 
 from contracts.closing import Covered, Mark
-from contracts.invoices import ClosingPosting, InvoiceClosed, InvoiceEvent
+from contracts.invoices import ClosingPosting, CreditNoteIssued, InvoiceClosed, InvoiceEvent
 from contracts.topics import BALANCE_POSTINGS, CLOSING_PROGRESS, USAGE_CHARGES
 from services.balance import drift, ledger, receivables_store, store
 from services.balance.book import Book, transaction_id_of
-from services.balance.debts import Debts, Receivable, take
+from services.balance.debts import Credited, Debts, Receivable, take
 from services.balance.evaluation import Tell, evaluate, load
+from services.balance.ledger import TransactionKind
 from services.balance.receivables_store import NewPayer
 from services.balance.wallets import Wallet
 from services.kernel.errors import Corrupt
@@ -24,6 +26,8 @@ from services.kernel.money import parse_amount
 from services.runtime import faults
 from services.runtime.records import Record
 from services.runtime.work import Work
+
+Told = TypeVar("Told", InvoiceClosed, CreditNoteIssued)
 
 WHOLE_CUT = ""
 TAX = "group"  # one rate per group: whose tax it is stands on the invoice
@@ -73,50 +77,60 @@ async def cover(work: Work, *, tell: Tell) -> None:
 
 
 async def invoices(work: Work, records: list[Record], *, tell: Tell) -> None:
-    """Post what closed invoices move, once by invoice id: one transaction an invoice, over all its accounts.
+    """Post what closed invoices and credit notes move, once by their ids: one transaction each, over all its accounts.
 
-    What invoiced accounts have in their wallets pays first, then what the group has paid too much.
+    What invoiced accounts have in their wallets pays a closed invoice first, then what the group has paid too much.
     """
     told: Sequence[InvoiceEvent] = [record.message["data"] for record in records]
-    closed = {each.invoice_id: each for each in told if each.kind == "closed"}
-    done = await store.posted(work, [transaction_id_of("closing", str(invoice_id)) for invoice_id in closed])
-    closed = {
-        invoice_id: invoice
-        for invoice_id, invoice in closed.items()
-        if transaction_id_of("closing", str(invoice_id)) not in done
-    }
-    if not closed:
+    closed = await _not_posted(work, "closing", {each.invoice_id: each for each in told if each.kind == "closed"})
+    notes = {each.credit_note_id: each for each in told if each.kind == "credit_note"}
+    notes = await _not_posted(work, "credit_note", notes)
+    if not closed and not notes:
         return
     book = Book()
-    debts = await _owed(work, closed)
+    debts = await _owed(work, closed, notes.values())
     accounts = {posting.account_id for invoice in closed.values() for posting in invoice.postings}
+    accounts |= {posting.account_id for note in notes.values() for posting in note.postings}
     wallets = await load(work, accounts | await debts.concerned(work))
     for invoice_id in sorted(closed):
         invoice = closed[invoice_id]
         book.post(work, "closing", str(invoice_id), invoice.currency, _entries(invoice), note=invoice.number)
         for posting in invoice.postings:
             _move(work, wallets, posting, invoice)
-    await debts.pay_from_wallets(work, wallets, book)
-    for payer in debts.payers.values():
-        newest = max(each.invoice_id for each in closed.values() if each.group_id == payer.group_id)
-        debts.use_unapplied(work, payer, book, str(newest))
+    if closed:
+        await debts.pay_from_wallets(work, wallets, book)
+    newest = {each.group_id: str(each.invoice_id) for _, each in sorted(closed.items())}
+    for group_id in debts.payers.keys() & newest.keys():
+        debts.use_unapplied(work, debts.payers[group_id], book, newest[group_id])
+    for note in sorted(notes.values(), key=lambda each: (each.issued_on, each.number)):
+        _credit(work, debts, wallets, book, note)
     await debts.look(work)
     await debts.finish(work, wallets)
     await book.write(work)
+    faults.step("balance.invoices.posted")
     await evaluate(work, wallets, funds_of=accounts | debts.funded, tell=tell)
 
 
-async def _owed(work: Work, closed: Mapping[UUID, InvoiceClosed]) -> Debts:
-    """The groups of the invoices of which something is due, locked before wallets, with these invoices among what they owe."""
+async def _not_posted(work: Work, kind: TransactionKind, told: Mapping[UUID, Told]) -> dict[UUID, Told]:
+    done = await store.posted(work, [transaction_id_of(kind, str(name)) for name in told])
+    return {name: each for name, each in told.items() if transaction_id_of(kind, str(name)) not in done}
+
+
+async def _owed(work: Work, closed: Mapping[UUID, InvoiceClosed], notes: Collection[CreditNoteIssued]) -> Debts:
+    """The groups of the invoices of which something is due or credited, locked before wallets, with these invoices among what
+    they owe."""
     due = [invoice for invoice in closed.values() if any(_nano(posting.receivable) for posting in invoice.postings)]
     groups = {
         invoice.group_id: NewPayer(invoice.group_id, invoice.organization_id, invoice.currency, invoice.zone)
         for invoice in due
     }
-    if not groups:
+    credited = [note for note in notes if any(_nano(posting.owed) for posting in note.postings)]
+    if not groups and not credited:
         return Debts((), ())
-    await receivables_store.make_payers(work, groups.values())
-    debts = await take(work, groups)
+    if groups:
+        await receivables_store.make_payers(work, groups.values())
+    named = {str(note.invoice_id) for note in credited}
+    debts = await take(work, groups.keys() | {note.group_id for note in credited}, named)
     for invoice in due:
         shares = {posting.account_id: -_nano(posting.receivable) for posting in invoice.postings}
         debts.add(
@@ -154,9 +168,7 @@ def _nano(text: str) -> int:
 
 
 def _move(work: Work, wallets: dict[str, Wallet], posting: ClosingPosting, invoice: InvoiceClosed) -> None:
-    wallet = wallets.get(posting.account_id)
-    if wallet is None:
-        raise Corrupt(f"an invoice closes charges of account {posting.account_id}, which has no wallet")
+    wallet = _wallet(wallets, posting.account_id)
     amounts = _amounts(posting)
     wallet.wallet_nano += amounts.wallet
     wallet.unbilled_nano += amounts.unbilled
@@ -164,6 +176,42 @@ def _move(work: Work, wallets: dict[str, Wallet], posting: ClosingPosting, invoi
     wallet.tell(
         work, "invoice_posted", amount_nano=amounts.wallet, message=f"invoice {invoice.number} of {invoice.period}"
     )
+
+
+def _credit(work: Work, debts: Debts, wallets: dict[str, Wallet], book: Book, note: CreditNoteIssued) -> None:
+    """What was paid from balances goes back into wallets, what is owed is owed no more. Source: designs/ledger, section 2."""
+    given = {posting.account_id: nano for posting in note.postings if (nano := _nano(posting.wallet))}
+    owed = {posting.account_id: nano for posting in note.postings if (nano := _nano(posting.owed))}
+    done = Credited({}, 0, 0)
+    if owed:
+        invoice = debts.find(note.group_id, str(note.invoice_id)) if note.group_id in debts.payers else None
+        if invoice is None:
+            raise Corrupt(f"credit note {note.number} is against invoice {note.invoice_number}, which is not known")
+        done = debts.credit(work, debts.payers[note.group_id], invoice, owed, note.number, voids=note.voids)
+    entries = ledger.credit_note(
+        note.group_id,
+        by_product={each.product: _nano(each.exact) for each in note.products},
+        tax_nano=_nano(note.tax),
+        jurisdiction=TAX,
+        rounding=-_nano(note.rounding),
+        receivables=done.shares,
+        unapplied_nano=done.kept_nano,
+        wallets=given,
+        write_off_nano=done.regained_nano,
+        promotion_nano=_nano(note.promotion),
+    )
+    book.post(work, "credit_note", str(note.credit_note_id), note.currency, entries, note=note.number)
+    for account_id, nano in given.items():
+        wallet = _wallet(wallets, account_id)
+        wallet.wallet_nano += nano
+        message = f"credit note {note.number} for invoice {note.invoice_number}"
+        wallet.tell(work, "credit_note_posted", amount_nano=nano, message=message)
+
+
+def _wallet(wallets: dict[str, Wallet], account_id: str) -> Wallet:
+    if account_id not in wallets:
+        raise Corrupt(f"an invoice closes charges of account {account_id}, which has no wallet")
+    return wallets[account_id]
 
 
 def _is_reached(mark: dict[str, Any], received: dict[tuple[str, str, int], int]) -> bool:

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 from contracts.receivables import GroupEvent, GroupEventKind, InvoiceStanding, InvoiceState
@@ -29,7 +29,7 @@ locked before wallets."""
 OVERDUE = "overdue"
 """The timer of a group: the next instant at which one of its open invoices becomes overdue, is told of, or suspends."""
 
-Source = Literal["transfer", "card", "balance", "overpayment", "credit", "write_off"]
+Source = Literal["transfer", "card", "balance", "overpayment", "credit", "write_off", "credit_note"]
 
 _TOLD: dict[Source, GroupEventKind] = {
     "transfer": "invoice_paid",
@@ -38,6 +38,7 @@ _TOLD: dict[Source, GroupEventKind] = {
     "overpayment": "invoice_paid",
     "credit": "invoice_credited",
     "write_off": "invoice_written_off",
+    "credit_note": "invoice_credited",
 }
 
 
@@ -53,6 +54,8 @@ class Receivable:
     due_nano: int
     paid_nano: int = 0
     written_off_nano: int = 0
+    credited_nano: int = 0
+    voided: bool = False
     version: int = 0
     overdue_since: datetime | None = None
     noticed_days: int | None = None
@@ -64,12 +67,12 @@ class Receivable:
     def of(cls, row: Any, shares: Mapping[str, int]) -> Receivable:
         """From a row of the table."""
         values = {each.name: getattr(row, each.name) for each in fields(cls) if each.name != "shares"}
-        values |= {name: int(values[name]) for name in ("due_nano", "paid_nano", "written_off_nano")}
+        values |= {name: int(values[name]) for name in ("due_nano", "paid_nano", "written_off_nano", "credited_nano")}
         return cls(**values, shares=dict(shares))
 
     @property
     def open_nano(self) -> int:
-        return self.due_nano - self.paid_nano - self.written_off_nano
+        return self.due_nano - self.paid_nano - self.written_off_nano - self.credited_nano
 
     @property
     def state(self) -> InvoiceState:
@@ -77,7 +80,9 @@ class Receivable:
             due_nano=self.due_nano,
             paid_nano=self.paid_nano,
             written_off_nano=self.written_off_nano,
+            credited_nano=self.credited_nano,
             is_overdue=self.overdue_since is not None,
+            is_void=self.voided,
         )
 
     def standing(self) -> InvoiceStanding:
@@ -92,6 +97,7 @@ class Receivable:
             due=format_nano(self.due_nano),
             paid=format_nano(self.paid_nano),
             written_off=format_nano(self.written_off_nano),
+            credited=format_nano(self.credited_nano),
             open=format_nano(self.open_nano),
             overdue_since=self.overdue_since,
             owed_by=tuple(sorted(self.shares)),
@@ -131,6 +137,14 @@ class Payer:
             **more,
         )
         work.publish(BALANCE_GROUP_EVENTS, self.group_id, f"{self.group_id}:{self.event_version}", event.data())
+
+
+class Credited(NamedTuple):
+    """What a credit note did to an invoice: whose shares are freed, what was written off and is no loss, what is kept."""
+
+    shares: dict[str, int]
+    regained_nano: int
+    kept_nano: int
 
 
 class Debts:
@@ -194,6 +208,31 @@ class Debts:
         """Give up what is open of an invoice; returns the shares."""
         return self._settle(work, payer, invoice, invoice.open_nano, "write_off", **about)
 
+    def credit(
+        self, work: Work, payer: Payer, invoice: Receivable, credited: Mapping[str, int], number: str, *, voids: bool
+    ) -> Credited:
+        """What a credit note takes off an invoice, per account: first what is open, then what was written off, which is no loss
+        any more. The rest was paid, and is kept for the next invoice."""
+        nano = sum(credited.values())
+        freed = min(nano, max(0, invoice.open_nano))
+        regained = min(nano - freed, invoice.written_off_nano)
+        kept = nano - freed - regained
+        shares = applying.free(freed, credited, invoice.shares, _minor_unit(payer.currency)) if freed else {}
+        self._free(invoice, shares)
+        payer.unapplied_nano += kept
+        invoice.voided = invoice.voided or voids
+        if regained:
+            invoice.written_off_nano -= regained
+            self._applied(work, invoice, "write_off", -regained)
+        invoice.credited_nano += freed + regained
+        self._applied(work, invoice, "credit_note", freed + regained)
+        said = f"credit note {number}" + (f"; {format_nano(kept)} is kept for the next invoice" if kept else "")
+        payer.tell(
+            work, "invoice_credited", amount_nano=freed + regained, source="credit_note", invoice=invoice.standing(),
+            reference=number, message=said,
+        )  # fmt: skip
+        return Credited(shares, regained, kept)
+
     async def pay_from_wallets(self, work: Work, wallets: Mapping[str, Wallet], book: Book) -> None:
         """The wallets in hand of invoiced accounts pay what these owe of open invoices, what is due first before others.
 
@@ -253,17 +292,29 @@ class Debts:
             parts = dict(invoice.shares)
         elif parts is None:
             parts = applying.spread(nano, invoice.shares, _minor_unit(payer.currency))
-        for account_id, part in parts.items():
-            invoice.shares[account_id] -= part
-            self._shares[invoice.invoice_id, account_id] = invoice.shares[account_id]
-            self._freed[account_id] += part
-        invoice.shares = {account_id: left for account_id, left in invoice.shares.items() if left}
+        self._free(invoice, parts)
         if source == "write_off":
             invoice.written_off_nano += nano
         else:
             invoice.paid_nano += nano
         if source in ("overpayment", "credit"):
             payer.unapplied_nano -= nano
+        self._applied(work, invoice, source, nano, about.get("payment_id"))
+        payer.tell(work, _TOLD[source], amount_nano=nano, source=source, invoice=invoice.standing(), **about)
+        return dict(parts)
+
+    def _free(self, invoice: Receivable, parts: Mapping[str, int]) -> None:
+        """Accounts owe these parts of an invoice no more."""
+        for account_id, part in parts.items():
+            invoice.shares[account_id] -= part
+            self._shares[invoice.invoice_id, account_id] = invoice.shares[account_id]
+            self._freed[account_id] += part
+        invoice.shares = {account_id: left for account_id, left in invoice.shares.items() if left}
+
+    def _applied(
+        self, work: Work, invoice: Receivable, source: Source, nano: int, payment_id: UUID | None = None
+    ) -> None:
+        """The next step of an invoice, by what was applied to it; one of which nothing is open needs no write-off any more."""
         if not invoice.open_nano:
             invoice.write_off_proposed_by = invoice.write_off_note = None
         invoice.version += 1
@@ -273,13 +324,11 @@ class Debts:
                 "invoice_id": invoice.invoice_id,
                 "version": invoice.version,
                 "source": source,
-                "payment_id": about.get("payment_id"),
+                "payment_id": payment_id,
                 "nano": nano,
                 "at": work.now,
             }
         )
-        payer.tell(work, _TOLD[source], amount_nano=nano, source=source, invoice=invoice.standing(), **about)
-        return dict(parts)
 
     def open_nano(self, group_id: str) -> int:
         """What is open of a group's invoices."""

@@ -378,12 +378,15 @@ def credit_note(
     receivables: Mapping[str, int] | None = None,
     unapplied_nano: int = 0,
     wallets: Mapping[str, int] | None = None,
+    write_off_nano: int = 0,
+    promotion_nano: int = 0,
 ) -> tuple[Entry, ...]:
     """A credit note: revenue - per product, tax -, and + what frees or gives back: receivable, unapplied or wallet.
 
     All amounts as on the note, above zero; ``rounding`` with the sign of the ledger. What is not paid yet lowers receivables,
-    what is paid goes to the group's unapplied or back to wallets; a note of a partly paid invoice does both. Raises `Corrupt`
-    when the two sides differ. Credit note of 10 + tax 2, unpaid, paid, and of a prepaid account:
+    what was written off is no loss any more, what is paid goes to the group's unapplied or back to wallets; a note of a partly
+    paid invoice does more than one. What promotional credit had paid is not given back: it becomes breakage. Raises `Corrupt`
+    when the two sides differ. Credit note of 10 + tax 2, unpaid, paid, and of a prepaid account; unpaid, 3 by credit:
 
     >>> note = dict(by_product={"sms": 10}, tax_nano=2, jurisdiction="X")
     >>> amounts(credit_note("g", receivables={"a": 12}, **note))
@@ -392,10 +395,14 @@ def credit_note(
     {'unapplied:g': 12, 'revenue:sms': -10, 'tax:X': -2}
     >>> amounts(credit_note("g", wallets={"a": 12}, **note))
     {'wallet': 12, 'revenue:sms': -10, 'tax:X': -2}
+    >>> amounts(credit_note("g", receivables={"a": 9}, promotion_nano=3, **note))
+    {'receivable:g': 9, 'breakage': 3, 'revenue:sms': -10, 'tax:X': -2}
     """
     return checked(
         [
             *_freed(group_id, receivables or {}),
+            Entry(WRITE_OFF, write_off_nano),
+            Entry(BREAKAGE, promotion_nano),
             Entry(unapplied(group_id), unapplied_nano),
             *(Entry(WALLET, nano, account_id) for account_id, nano in sorted((wallets or {}).items())),
             *(Entry(revenue(product), -nano) for product, nano in sorted(by_product.items())),

@@ -41,7 +41,7 @@ class GroupDebt:
 
 async def group_debts(engine: AsyncEngine, group_id: str | None = None) -> list[GroupDebt]:
     """Payer groups with open invoices or unapplied money, by id; or this one, if it is known."""
-    open_nano = _owed.due_nano - _owed.paid_nano - _owed.written_off_nano
+    open_nano = _owed.due_nano - _owed.paid_nano - _owed.written_off_nano - _owed.credited_nano
     query = (
         select(
             tables.payer,
@@ -92,7 +92,7 @@ async def set_suspend_after_days(engine: AsyncEngine, days: int) -> None:
         raise InvalidInput(f"must be between 0 and {SUSPEND_AFTER_DAYS_MAX}", field="days")
     due = runtime_tables("balance").due
     owing = select(literal(OVERDUE, Text()), _owed.group_id, CLOCK_NOW.cast(DateTime(timezone=True))).where(
-        _owed.due_nano != _owed.paid_nano + _owed.written_off_nano
+        _owed.due_nano != _owed.paid_nano + _owed.written_off_nano + _owed.credited_nano
     )
     statement = insert(due).from_select(["kind", "key", "due_at"], owing.distinct())
     async with transaction(engine) as connection:
@@ -117,10 +117,12 @@ class ReceivableTotals:
     due_nano: int
     paid_nano: int
     written_off_nano: int
+    credited_nano: int
     shares_nano: int
     closing_nano: int
     applied_nano: int
     applied_as_written_off_nano: int
+    applied_by_credit_notes_nano: int
     applied_from_balance_nano: int
     from_wallets_nano: int
 
@@ -162,6 +164,8 @@ async def audit(engine: AsyncEngine) -> ReceivableAudit:
         applied = await sums(select(_applied.invoice_id, func.sum(_applied.nano)).group_by(_applied.invoice_id))
         given_up = case((_applied.source == "write_off", _applied.nano), else_=0)
         written_off = await sums(select(_applied.invoice_id, func.sum(given_up)).group_by(_applied.invoice_id))
+        credited = case((_applied.source == "credit_note", _applied.nano), else_=0)
+        by_notes = await sums(select(_applied.invoice_id, func.sum(credited)).group_by(_applied.invoice_id))
         from_balance = case((_applied.source == "balance", _applied.nano), else_=0)
         by_balance = await sums(select(_applied.invoice_id, func.sum(from_balance)).group_by(_applied.invoice_id))
         of_invoice = func.split_part(_entry.ref, ":", 1)
@@ -201,9 +205,9 @@ async def audit(engine: AsyncEngine) -> ReceivableAudit:
         invoices=tuple(
             ReceivableTotals(
                 row.invoice_id, row.group_id, row.number, int(row.due_nano), int(row.paid_nano),
-                int(row.written_off_nano), shares.get(row.invoice_id, 0), closings.get(str(row.invoice_id), 0),
-                applied.get(row.invoice_id, 0), written_off.get(row.invoice_id, 0), by_balance.get(row.invoice_id, 0),
-                from_wallets.get(str(row.invoice_id), 0),
+                int(row.written_off_nano), int(row.credited_nano), shares.get(row.invoice_id, 0),
+                closings.get(str(row.invoice_id), 0), applied.get(row.invoice_id, 0), written_off.get(row.invoice_id, 0),
+                by_notes.get(row.invoice_id, 0), by_balance.get(row.invoice_id, 0), from_wallets.get(str(row.invoice_id), 0),
             )
             for row in owed
         ),

@@ -47,7 +47,7 @@ _owed = tables.receivable.c
 _share = tables.receivable_share.c
 _payment = tables.group_payment.c
 _NAMED = bindparam("named", type_=ARRAY(Text))
-_IS_OPEN = _owed.paid_nano + _owed.written_off_nano != _owed.due_nano
+_IS_OPEN = _owed.paid_nano + _owed.written_off_nano + _owed.credited_nano != _owed.due_nano
 
 
 def _any_of(column: Any, name: str) -> Any:
@@ -214,8 +214,8 @@ async def append_receivables(work: Work, rows: Sequence[Mapping[str, Any]]) -> N
     fields = ("invoice_id", "group_id", "number", "period", "due_on", "due_nano")
     new = unnest("new", **{name: tables.receivable.c[name].type for name in fields})
     statement = insert(tables.receivable).from_select(
-        [*fields, "paid_nano", "written_off_nano", "version"],
-        select(*[new.c[name] for name in fields], literal(0), literal(0), literal(0)),
+        [*fields, "paid_nano", "written_off_nano", "credited_nano", "version", "voided"],
+        select(*[new.c[name] for name in fields], *[literal(0)] * 4, literal(False)),
     )
     await work.execute(statement, _arrays("new", fields, [[row[name] for name in fields] for row in rows]))
 
@@ -229,8 +229,8 @@ async def append_shares(work: Work, rows: Sequence[tuple[UUID, str, int]]) -> No
 
 
 _MOVING = (
-    "paid_nano", "written_off_nano", "version", "overdue_since", "noticed_days", "write_off_proposed_by",
-    "write_off_note",
+    "paid_nano", "written_off_nano", "credited_nano", "voided", "version", "overdue_since", "noticed_days",
+    "write_off_proposed_by", "write_off_note",
 )  # fmt: skip
 _moved = unnest("new", **{name: tables.receivable.c[name].type for name in ("invoice_id", *_MOVING)})
 _SAVE_RECEIVABLES = (

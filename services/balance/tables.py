@@ -452,6 +452,8 @@ receivable = Table(
     Column("due_nano", Total, nullable=False),
     Column("paid_nano", Total, nullable=False),
     Column("written_off_nano", Total, nullable=False),
+    Column("credited_nano", Total, nullable=False),  # of what was open, by credit notes
+    Column("voided", Boolean, nullable=False),
     Column("version", Integer, nullable=False),
     Column("overdue_since", Instant),
     Column("noticed_days", Integer),

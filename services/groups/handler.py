@@ -111,6 +111,8 @@ async def keep_owed(work: Work, records: list[Record]) -> None:
     closed: dict[UUID, tuple[UUID, str, list[str], Decimal]] = {}
     moved: dict[UUID, tuple[UUID, int, Decimal, Sequence[str] | None]] = {}
     for each in told:
+        if each.kind == "credit_note":
+            continue  # what it takes off is told by a step of its invoice
         if each.kind != "closed":
             if each.invoice_id not in moved or moved[each.invoice_id][1] < each.version:
                 nano = Decimal(parse_amount(each.open, signed=True))

@@ -184,7 +184,7 @@ class Debtors(Town):
             if each["invoice"] and each["invoice"]["number"] == number
         ]
         newest = max(told, key=lambda each: int(each["version"]), default=None)
-        open_nano = int(row.due_nano - row.paid_nano - row.written_off_nano)
+        open_nano = int(row.due_nano - row.paid_nano - row.written_off_nano - row.credited_nano)
         assert newest is None or (newest["version"], newest["open"]) == (row.version, format_nano(open_nano))
         share = tables.receivable_share.c
         shares = await self.rooms.query(
@@ -226,7 +226,7 @@ class Debtors(Town):
         for each in applications:
             moved[each.invoice_id] += int(each.nano)
         for each in invoices:
-            settled = int(each.paid_nano + each.written_off_nano)
+            settled = int(each.paid_nano + each.written_off_nano + each.credited_nano)
             assert int(each.due_nano) - settled == of_invoice[each.invoice_id]
             assert settled == moved[each.invoice_id]
         for wallet in await self.rooms.query("balance", select(tables.wallet)):
