@@ -14,7 +14,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from contracts.groups import BillingGroup
-from services.invoices import documents, store
+from services.invoices import credit_note_documents, credit_note_store, documents, store
 from services.invoices.accumulation import InvoiceKey, Tally
 from services.invoices.closing import (
     DUE_AFTER,
@@ -24,6 +24,7 @@ from services.invoices.closing import (
     Terms,
     check_request,
 )
+from services.invoices.credit_note_documents import credit_notes_text
 from services.invoices.documents import Document, Settlement, as_text, settlements_text, sha256_of
 from services.invoices.rounding import split_tiers
 from services.kernel.errors import InvalidInput, NotFound, Refused
@@ -83,7 +84,7 @@ async def _reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
 class InvoiceSummary:
     """One invoice of a list. Totals are known once it is closed; ``charges``, ``exact_nano`` and what credits paid always.
 
-    ``standing`` says what became of a closed one: closed (nothing is paid yet), partly_paid, paid, overdue or written_off.
+    ``standing`` says what became of a closed one: closed (nothing is paid yet), partly_paid, paid, overdue, written_off or void.
     """
 
     invoice_id: UUID
@@ -106,6 +107,7 @@ class InvoiceSummary:
     due_on: datetime | None
     paid_nano: int
     written_off_nano: int
+    credited_nano: int
     open_nano: int
 
 
@@ -133,7 +135,7 @@ async def list_invoices(
             int(row.exact_nano or 0), int(row.credits_nano), whole(row.net_nano), whole(row.tax_nano),
             whole(row.total_nano), whole(row.due_nano), row.refused, row.closed_at, row.sha256, row.standing,
             None if row.due_nano is None else row.closed_at + DUE_AFTER,
-            int(row.paid_nano or 0), int(row.written_off_nano or 0),
+            int(row.paid_nano or 0), int(row.written_off_nano or 0), int(row.credited_nano or 0),
             int(row.due_nano or 0) if row.open_nano is None else int(row.open_nano),
         )
         for row in rows
@@ -148,15 +150,19 @@ class Shown:
     body: str
     sha256: str
     settlements: tuple[Settlement, ...] = ()
+    credit_notes: tuple[Document, ...] = ()
 
     @property
     def text(self) -> str:
-        """The invoice as a page to read, and below it what was paid since."""
-        return as_text(self.document) + settlements_text(self.document, self.settlements)
+        """The invoice as a page to read, and below it its credit notes and what was paid since."""
+        since = credit_notes_text(self.credit_notes) + settlements_text(self.document, self.settlements)
+        return as_text(self.document) + since
 
     @property
     def standing(self) -> str:
-        """What became of it: closed, partly_paid, paid, overdue or written_off."""
+        """What became of it: closed, partly_paid, paid, overdue, written_off or void."""
+        if any(each["voids"] for each in self.credit_notes):
+            return "void"
         if self.settlements:
             return self.settlements[-1].state
         return "closed" if parse_amount(self.document["totals"]["due"], signed=True) else "paid"
@@ -171,26 +177,35 @@ class Shown:
 
 async def show(engine: AsyncEngine, reference: str) -> Shown:
     """A closed invoice by number or id. `NotFound` when there is none; `InvalidInput` when two sellers share the number."""
+    async with _reading(engine) as connection:
+        body, sha256 = await find_closed(connection, reference)
+        document = json.loads(body)
+        invoice_id = UUID(document["invoice_id"])
+        rows = await store.load_settlements(connection, invoice_id)
+        notes = (await credit_note_store.load_issued(connection, [invoice_id])).get(invoice_id, [])
+    return Shown(
+        document, body, sha256, tuple(_settlement(row) for row in rows), tuple(json.loads(row.body) for row in notes)
+    )
+
+
+async def find_closed(connection: AsyncConnection, reference: str) -> tuple[str, str]:
+    """Body and SHA-256 of the one closed invoice of this number or id."""
     try:
         as_id = UUID(reference)
     except ValueError:
         as_id = None
-    async with _reading(engine) as connection:
-        found = await store.find_documents(connection, reference, as_id)
-        document = json.loads(found[0][0]) if len(found) == 1 else {}
-        rows = await store.load_settlements(connection, UUID(document["invoice_id"])) if document else []
+    found = await store.find_documents(connection, reference, as_id)
     if not found:
         raise NotFound(f"no closed invoice has the number or id {reference!r}", field="invoice")
     if len(found) > 1:
         raise InvalidInput(f"{len(found)} billing entities have an invoice {reference}: give its id", field="invoice")
-    body, sha256 = found[0]
-    return Shown(document, body, sha256, tuple(_settlement(row) for row in rows))
+    return found[0]
 
 
 def _settlement(row: Any) -> Settlement:
     return Settlement(
         row.at, row.kind, row.state, int(row.amount_nano), row.source, row.reference, int(row.paid_nano),
-        int(row.written_off_nano), int(row.open_nano),
+        int(row.written_off_nano), int(row.credited_nano), int(row.open_nano),
     )  # fmt: skip
 
 
@@ -410,7 +425,7 @@ class Audit:
 async def audit(engine: AsyncEngine, period: str | None = None) -> Audit:
     """Compute every closed invoice of a period (of all) again and compare it with what is stored and hashed.
 
-    Also the hash of every evidence, and that the numbers have no gap. Nothing is asked of open invoices: their charges and
+    Also its credit notes, the hash of every evidence, and that the numbers have no gap. Nothing is asked of open invoices: their charges and
     postings arrive one after the other.
     """
     findings: list[str] = []
@@ -422,6 +437,7 @@ async def audit(engine: AsyncEngine, period: str | None = None) -> Audit:
         tallies = await store.load_tallies(connection, ids)
         paid = await store.load_paid(connection, ids)
         stored = await store.load_documents(connection, ids)
+        notes = await credit_note_store.load_issued(connection, ids)
         kept = await store.load_evidence(connection, {row.cutoff_id for row in rows if row.cutoff_id is not None})
         received_to = await store.load_received(connection)
         ranges = await store.number_ranges(connection)
@@ -450,6 +466,8 @@ async def audit(engine: AsyncEngine, period: str | None = None) -> Audit:
         if row.state == "closed":
             wrong = _judge(invoice, *stored.get(row.invoice_id, ("", "")), hashes)
             findings += [f"invoice {row.number} ({row.group_id} {row.period}): {each}" for each in wrong]
+            if row.invoice_id in notes:
+                findings += credit_note_documents.disagreements(*stored[row.invoice_id], notes[row.invoice_id])
         elif row.state == "nothing" and not _bills_nothing(invoice):
             findings.append(f"{row.group_id} {row.period} was closed with nothing to bill, but has charges")
     findings += [

@@ -24,7 +24,7 @@ CLOSE_SECONDS = 0.25  # a bulk of 500 groups each time
 
 
 def build(settings: Settings) -> Room:
-    """Invoices: what is accumulated, and the ticks that cut and close."""
+    """Invoices: what is accumulated, and the ticks that cut, close and credit."""
     return Room(
         name="invoices",
         inputs=(
@@ -34,7 +34,11 @@ def build(settings: Settings) -> Room:
             Input("groups", (GROUPS_BILLING_GROUPS, GROUPS_ACCOUNTS), handler.registry),
             Input("progress", (CLOSING_PROGRESS,), handler.progress),
         ),
-        ticks=(Tick("cut", handler.cut, CUT_SECONDS), Tick("close", handler.close, CLOSE_SECONDS)),
+        ticks=(
+            Tick("cut", handler.cut, CUT_SECONDS),
+            Tick("close", handler.close, CLOSE_SECONDS),
+            Tick("credit_notes", handler.issue_credit_notes, CUT_SECONDS),
+        ),
         started=_started,
     )
 

@@ -76,11 +76,13 @@ def closed(
     cutoff_id: UUID,
     cutoff_evidence_sha256: str,
 ) -> Document:
-    """The document of a closed invoice; it never changes."""
+    """The document of a closed invoice; it never changes. One whose total is below zero has the form of a credit note."""
     sections = amount_sections(invoice.key, amount, invoice.tally, group.currency, account_names)
     sections["evidence"] |= {"cutoff_id": str(cutoff_id), "cutoff_evidence_sha256": cutoff_evidence_sha256}
+    form = {"type": "credit_note"} if amount.total_nano < 0 else {}
     return _head(invoice.key, group) | {
         "state": "closed",
+        **form,
         "number": number,
         "issued_on": instant_text(issued_on),
         "due_on": instant_text(issued_on + DUE_AFTER),
@@ -327,19 +329,12 @@ def _marks(covered: Covered) -> list[Document]:
 
 def as_text(document: Document) -> str:
     """An invoice or an estimate as a page to read."""
-    group, entity, period = document["billing_group"], document["billing_entity"], document["period"]
+    period = document["period"]
     code, totals, evidence = document["currency"], document["totals"], document["evidence"]
     is_closed = document["state"] == "closed"
-    title = f"INVOICE {document['number']}" if is_closed else f"ESTIMATE as of {document['as_of']}"
-    page = [_sides(title, entity["name"])]
-    page += [_sides("", line) for line in entity["address"].splitlines()]
-    if entity["vat_id"]:
-        page.append(_sides("", f"VAT {entity['vat_id']}"))
-    page += ["", f"{group['company']} ({group['name']}, {group['group_id']})", *group["address"].splitlines()]
-    if group["vat_id"]:
-        page.append(f"VAT {group['vat_id']}")
-    if group["extra"]:
-        page += group["extra"].splitlines()
+    gives_back = document.get("type") == "credit_note"
+    form = "CREDIT NOTE" if gives_back else "INVOICE"
+    page = letterhead(f"{form} {document['number']}" if is_closed else f"ESTIMATE as of {document['as_of']}", document)
     page += ["", f"Period {period['name']}: {period['start']} to {period['end']} ({period['zone']})"]
     if is_closed:
         page.append(f"Issued {document['issued_on']}, due {document['due_on']}")
@@ -359,12 +354,12 @@ def as_text(document: Document) -> str:
         )
     for each in document.get("credits", ()):
         page.append(_row(each["account_name"], "promotional credit", "", "", "", "", each["amount"]))
-    page += ["-" * WIDTH, _sum("rounding", document["rounding"]), _sum("net", totals["net"])]
+    page += ["-" * WIDTH, sum_row("rounding", document["rounding"]), sum_row("net", totals["net"])]
     page += [
-        _sum(f"tax {_percent(document['tax_rate'])}", totals["tax"]),
-        _sum(f"total {code}", totals["total"]),
-        _sum("paid from the balance", totals["paid_from_balance"]),
-        _sum(f"DUE {code}", totals["due"]),
+        sum_row(f"tax {percent(document['tax_rate'])}", totals["tax"]),
+        sum_row(f"total {code}", totals["total"]),
+        sum_row("paid from the balance", totals["paid_from_balance"]),
+        sum_row(f"DUE {code}", totals["due"]),
     ]
     if len(document["accounts"]) > 1:
         page += ["", "Of the total, tax included:"]
@@ -393,6 +388,7 @@ class Settlement:
     reference: str | None
     paid_nano: int
     written_off_nano: int
+    credited_nano: int
     open_nano: int
 
 
@@ -403,6 +399,7 @@ _WORDS = {
     "overpayment": "paid from earlier overpayment",
     "credit": "kept for the next invoice",
     "write_off": "written off",
+    "credit_note": "credited by note",
 }
 
 
@@ -416,14 +413,28 @@ def settlements_text(document: Document, settlements: Collection[Settlement]) ->
         words = _WORDS.get(each.source or "", each.kind.removeprefix("invoice_"))
         reference = f" ({each.reference})" if each.reference else ""
         amount = format_nano(each.amount_nano, decimals_min=decimals)
-        page.append(_sides(f"  {instant_text(each.at)} {words}{reference}", amount))
+        page.append(sides(f"  {instant_text(each.at)} {words}{reference}", amount))
     newest = list(settlements)[-1]
     left = format_nano(newest.open_nano, decimals_min=decimals)
-    page.append(_sides(f"  {newest.state.replace('_', ' ')}, open {document['currency']}", left))
+    page.append(sides(f"  {newest.state.replace('_', ' ')}, open {document['currency']}", left))
     return "\n".join(page) + "\n"
 
 
-def _sides(left: str, right: str) -> str:
+def letterhead(title: str, document: Document) -> list[str]:
+    """Who bills whom."""
+    group, entity = document["billing_group"], document["billing_entity"]
+    page = [sides(title, entity["name"])]
+    page += [sides("", line) for line in entity["address"].splitlines()]
+    if entity["vat_id"]:
+        page.append(sides("", f"VAT {entity['vat_id']}"))
+    page += ["", f"{group['company']} ({group['name']}, {group['group_id']})", *group["address"].splitlines()]
+    if group["vat_id"]:
+        page.append(f"VAT {group['vat_id']}")
+    page += group["extra"].splitlines()
+    return page
+
+
+def sides(left: str, right: str) -> str:
     return f"{left}{right:>{max(1, WIDTH - len(left))}}"
 
 
@@ -431,13 +442,13 @@ def _row(account: str, product: str, center: str, charges: str, quantity: str, p
     return f"{account:<16} {product:<32} {center:<12} {charges:>6} {quantity:>9} {price:>10} {amount:>9}"
 
 
-def _sum(name: str, amount: str) -> str:
+def sum_row(name: str, amount: str) -> str:
     return f"{name:>{WIDTH - 10}} {amount:>9}"
 
 
-def _percent(rate: str) -> str:
+def percent(rate: str) -> str:
     """
-    >>> _percent("0.20"), _percent("0.075")
+    >>> percent("0.20"), percent("0.075")
     ('20 %', '7.5 %')
     """
     return f"{format_nano(parse_amount(rate) * 100)} %"

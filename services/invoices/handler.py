@@ -5,7 +5,9 @@ Accumulation takes about five statements a batch, however many charges; a close 
 
 from __future__ import annotations
 
+import json
 import logging
+from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import Any, Literal
 from uuid import UUID
@@ -15,7 +17,7 @@ from contracts.groups import AccountTimeline, BillingGroup
 from contracts.invoices import InvoiceMoved
 from contracts.receivables import GroupEvent, InvoiceStanding
 from contracts.topics import CLOSING_CUTOFFS, GROUPS_BILLING_GROUPS, INVOICES_EVENTS
-from services.invoices import documents, store
+from services.invoices import credit_note_documents, credit_note_store, credit_notes, documents, store
 from services.invoices.accumulation import InvoiceKey, Tally, fold_charges, fold_postings
 from services.invoices.closing import (
     Coverage,
@@ -39,6 +41,7 @@ from services.runtime.work import Work
 
 log = logging.getLogger(__name__)
 
+NOTES_MAX = 100  # issued in one transaction
 CLOSE_GROUPS_MAX = 500  # one closing transaction: statements are shared by many groups, row locks are held shortly
 
 
@@ -172,6 +175,7 @@ async def settlements(work: Work, records: list[Record]) -> None:
             due=standing.due,
             paid=standing.paid,
             written_off=standing.written_off,
+            credited=standing.credited,
             open=standing.open,
             owed_by=standing.owed_by,
         )
@@ -180,11 +184,16 @@ async def settlements(work: Work, records: list[Record]) -> None:
     faults.step("invoices.settlements.told")
 
 
-def _happened(told: GroupEvent, standing: InvoiceStanding) -> Literal["partly_paid", "paid", "overdue", "written_off"]:
+Happened = Literal["partly_paid", "paid", "overdue", "written_off", "credited"]
+
+
+def _happened(told: GroupEvent, standing: InvoiceStanding) -> Happened:
     if told.kind == "invoice_overdue":
         return "overdue"
     if told.kind == "invoice_written_off":
         return "written_off"
+    if told.source == "credit_note":
+        return "credited"
     return "partly_paid" if parse_amount(standing.open, signed=True) else "paid"
 
 
@@ -335,3 +344,43 @@ async def _issue(
     await store.save_closed(work.connection, closed, each.cutoff_id, work.now)
     await store.save_documents(work.connection, closed)
     faults.step("invoices.close.events")
+
+
+# ---- credit notes --------------------------------------------------------------------------------------------------
+
+
+async def issue_credit_notes(work: Work) -> None:
+    """Tick: number what two persons decided, from the series of the invoices, and tell it; of an invoice one at a time."""
+    rows = await credit_note_store.lock_approved(work.connection, NOTES_MAX)
+    if not rows:
+        return
+    invoices = await store.load_documents(work.connection, {row.invoice_id for row in rows})
+    earlier = await credit_note_store.load_issued(work.connection, {row.invoice_id for row in rows})
+    read = {invoice_id: json.loads(body) for invoice_id, (body, _) in invoices.items()}
+    counts = Counter(read[row.invoice_id]["billing_entity"]["billing_entity_id"] for row in rows)
+    numbers = await store.take_numbers(work.connection, counts)
+    faults.step("invoices.credit_notes.numbered")
+    for row in rows:
+        invoice = read[row.invoice_id]
+        entity = invoice["billing_entity"]
+        entity_id = entity["billing_entity_id"]
+        number = number_text(entity["number_prefix"], numbers[entity_id])
+        numbers[entity_id] += 1
+        before = [credit_notes.parse(json.loads(each.body)) for each in earlier.get(row.invoice_id, ())]
+        note = credit_notes.decide(invoice, before, credit_notes.read(row.asked))
+        document = credit_note_documents.issued(
+            note,
+            row.credit_note_id,
+            invoice,
+            invoices[row.invoice_id][1],
+            number=number,
+            reason=row.reason,
+            at=work.now,
+        )
+        body = documents.canonical(document)
+        sha256 = documents.sha256_of(body)
+        await credit_note_store.save_issued(work.connection, row.credit_note_id, entity_id, number, work.now)
+        await credit_note_store.save_document(work.connection, row.credit_note_id, body, sha256)
+        event = credit_note_documents.issued_event(note, document, sha256, work.now)
+        work.publish(INVOICES_EVENTS, event.group_id, str(row.credit_note_id), event.data())
+    faults.step("invoices.credit_notes.issued")

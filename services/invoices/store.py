@@ -26,6 +26,7 @@ from sqlalchemy import (
     select,
     true,
     tuple_,
+    union_all,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
@@ -45,6 +46,7 @@ from services.invoices.tables import (
     billing_group,
     close_request,
     covered,
+    credit_note,
     cutoff,
     cutoff_evidence,
     document,
@@ -580,7 +582,7 @@ async def save_settlements(connection: AsyncConnection, told: Sequence[GroupEven
         standing = event.invoice
         if standing is None:
             continue
-        amounts = (standing.paid, standing.written_off, standing.open)
+        amounts = (standing.paid, standing.written_off, standing.open, standing.credited)
         rows.append(
             (
                 standing.invoice_id, standing.version, event.kind, event.at, standing.state,
@@ -604,7 +606,8 @@ async def load_received(connection: AsyncConnection) -> dict[LinkKey, int]:
     return {(row.link, row.topic, row.partition): row.received_to for row in rows}
 
 
-# How a closed invoice stands: as balance told it last; before it told anything, one of which nothing is due is paid.
+# How a closed invoice stands: void once all of it is credited; else as balance told it last; before it told anything, one of
+# which nothing is due is paid.
 _newest = (
     select(settlement)
     .where(settlement.c.invoice_id == invoice.c.invoice_id)
@@ -612,8 +615,14 @@ _newest = (
     .limit(1)
     .lateral("newest")
 )
+_VOIDED = exists(
+    select(literal(1)).where(
+        credit_note.c.invoice_id == invoice.c.invoice_id, credit_note.c.state == "issued", credit_note.c.voids
+    )
+)
 _STANDING = case(
     (invoice.c.state != "closed", invoice.c.state),
+    (_VOIDED, "void"),
     (_newest.c.state.is_not(None), _newest.c.state),
     (invoice.c.due_nano == 0, "paid"),
     else_="closed",
@@ -647,6 +656,7 @@ async def list_invoices(
             _STANDING.label("standing"),
             _newest.c.paid_nano,
             _newest.c.written_off_nano,
+            _newest.c.credited_nano,
             _newest.c.open_nano,
         )
         .select_from(
@@ -715,9 +725,13 @@ async def load_states(connection: AsyncConnection, keys: Iterable[InvoiceKey]) -
 
 async def number_ranges(connection: AsyncConnection) -> list[tuple[str, int, int]]:
     """(billing entity, last number given out, documents with a number of it): both are equal when there is no gap."""
+    numbered = union_all(
+        select(invoice.c.billing_entity_id, invoice.c.number),
+        select(credit_note.c.billing_entity_id, credit_note.c.number),
+    ).subquery()
     statement = (
-        select(number_series.c.billing_entity_id, number_series.c.last_number, func.count(invoice.c.number))
-        .outerjoin(invoice, invoice.c.billing_entity_id == number_series.c.billing_entity_id)
+        select(number_series.c.billing_entity_id, number_series.c.last_number, func.count(numbered.c.number))
+        .outerjoin(numbered, numbered.c.billing_entity_id == number_series.c.billing_entity_id)
         .group_by(number_series.c.billing_entity_id, number_series.c.last_number)
         .order_by(number_series.c.billing_entity_id)
     )

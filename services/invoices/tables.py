@@ -137,6 +137,39 @@ settlement = Table(
     Column("paid_nano", Total, nullable=False),
     Column("written_off_nano", Total, nullable=False),
     Column("open_nano", Total, nullable=False),
+    Column("credited_nano", Total, nullable=False),
+)
+
+# ---- credit notes --------------------------------------------------------------------------------------------------
+
+# A decision of two persons against a closed invoice: proposed, approved (or withdrawn), issued with a number.
+credit_note = Table(
+    "credit_note",
+    metadata,
+    Column("credit_note_id", Uuid, primary_key=True),
+    Column("invoice_id", Uuid, nullable=False),
+    Column("asked", Text),  # the lines that are credited, JSON; null: all that is left of the invoice
+    Column("reason", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("net_nano", Total, nullable=False),
+    Column("tax_nano", Total, nullable=False),
+    Column("total_nano", Total, nullable=False),
+    Column("voids", Boolean, nullable=False),
+    Column("proposed_by", Text, nullable=False),
+    Column("proposed_at", Instant, nullable=False),
+    Column("decided_by", Text),
+    Column("decided_at", Instant),
+    Column("billing_entity_id", Text),
+    Column("number", Text),
+    Column("issued_at", Instant),
+)
+
+credit_note_document = Table(
+    "credit_note_document",
+    metadata,
+    Column("credit_note_id", Uuid, primary_key=True),
+    Column("body", Text, nullable=False),  # canonical JSON, byte for byte what is hashed
+    Column("sha256", Text, nullable=False),
 )
 
 # ---- cuts ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,96 @@
+"""SQL of credit notes and nothing else: one function, one statement, named by what it asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ARRAY, Uuid, bindparam, func, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.invoices.tables import credit_note, credit_note_document, invoice
+from services.runtime.lanes import CLOCK_NOW
+
+_IDS = bindparam("ids", type_=ARRAY(Uuid))
+_note = credit_note.c
+_KEPT = select(
+    credit_note, invoice.c.number.label("invoice_number"), invoice.c.group_id, invoice.c.period, invoice.c.currency
+).join_from(credit_note, invoice, invoice.c.invoice_id == _note.invoice_id)
+
+
+async def lock_invoice(connection: AsyncConnection, invoice_id: UUID) -> None:
+    """One decision about a closed invoice at a time."""
+    await connection.execute(select(invoice.c.invoice_id).where(invoice.c.invoice_id == invoice_id).with_for_update())
+
+
+async def propose(connection: AsyncConnection, row: Mapping[str, Any]) -> bool:
+    """Keep a proposal; False where one of its invoice is under way already."""
+    statement = insert(credit_note).values(**row, state="proposed", proposed_at=CLOCK_NOW).on_conflict_do_nothing()
+    return (await connection.execute(statement.returning(_note.credit_note_id))).first() is not None
+
+
+async def load(connection: AsyncConnection, credit_note_id: UUID) -> Any:
+    """A note with what is said of its invoice, or None; locked."""
+    statement = _KEPT.where(_note.credit_note_id == credit_note_id).with_for_update(of=credit_note)
+    return (await connection.execute(statement)).one_or_none()
+
+
+async def find(connection: AsyncConnection, limit: int, **wanted: Any) -> list[Any]:
+    """Notes in the order they were proposed, those with all of these values: `number`, `invoice_id`, `group_id`, `state`."""
+    statement = _KEPT.order_by(_note.proposed_at, _note.credit_note_id).limit(limit)
+    for name, value in wanted.items():
+        if value is not None:
+            statement = statement.where((invoice if name == "group_id" else credit_note).c[name] == value)
+    return list((await connection.execute(statement)).all())
+
+
+async def decide(connection: AsyncConnection, credit_note_id: UUID, state: str, by: str) -> None:
+    """A locked proposal is approved or withdrawn."""
+    statement = update(credit_note).where(_note.credit_note_id == credit_note_id)
+    await connection.execute(statement.values(state=state, decided_by=by, decided_at=CLOCK_NOW))
+
+
+async def lock_approved(connection: AsyncConnection, limit: int) -> list[Any]:
+    """Approved notes that nobody else is issuing, the first to be approved first; of an invoice there is one."""
+    statement = (
+        select(credit_note)
+        .where(_note.state == "approved")
+        .order_by(_note.decided_at, _note.credit_note_id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    return list((await connection.execute(statement)).all())
+
+
+async def load_issued(connection: AsyncConnection, invoice_ids: Iterable[UUID]) -> dict[UUID, list[Any]]:
+    """The notes that were issued against these invoices, each with body and SHA-256 of its document, in their order."""
+    statement = (
+        select(credit_note, credit_note_document.c.body, credit_note_document.c.sha256)
+        .join_from(credit_note, credit_note_document, credit_note_document.c.credit_note_id == _note.credit_note_id)
+        .where(_note.invoice_id == func.any(_IDS))
+        .order_by(_note.issued_at, _note.number)
+    )
+    found: dict[UUID, list[Any]] = {}
+    for row in (await connection.execute(statement, {"ids": sorted(set(invoice_ids))})).all():
+        found.setdefault(row.invoice_id, []).append(row)
+    return found
+
+
+async def save_issued(
+    connection: AsyncConnection, credit_note_id: UUID, entity_id: str, number: str, now: datetime
+) -> None:
+    """A locked note that was approved has its number."""
+    statement = update(credit_note).where(_note.credit_note_id == credit_note_id)
+    await connection.execute(
+        statement.values(state="issued", billing_entity_id=entity_id, number=number, issued_at=now)
+    )
+
+
+async def save_document(connection: AsyncConnection, credit_note_id: UUID, body: str, sha256: str) -> None:
+    """The document of a note; never written again."""
+    await connection.execute(
+        insert(credit_note_document).values(credit_note_id=credit_note_id, body=body, sha256=sha256)
+    )
