@@ -35,6 +35,7 @@ COMMANDS = {
     "rerate": "services.cli.rerate:app",
     "reassignment": "services.cli.reassignment:app",
     "invoice": "services.cli.invoice:app",
+    "credit-note": "services.cli.credit_note:app",
     "webhook": "services.cli.webhook:app",
     "quarantine": "services.cli.quarantine:app",
     "lane": "services.cli.lane:app",

@@ -32,7 +32,7 @@ def in_units(row: Any) -> dict[str, Any]:
     }
 
 
-STATES = ("open", "closed", "nothing", "partly_paid", "paid", "overdue", "written_off")
+STATES = ("open", "closed", "nothing", "partly_paid", "paid", "overdue", "written_off", "void")
 
 
 @app.command("list")
@@ -43,8 +43,8 @@ async def list_(
     state: Annotated[
         str | None,
         typer.Option(
-            help="open, closed (with all that became of it), nothing (closed without an invoice), partly_paid, paid, overdue"
-            " or written_off"
+            help="open, closed (with all that became of it), nothing (closed without an invoice), partly_paid, paid, overdue,"
+            " written_off or void"
         ),
     ] = None,
     paid: Annotated[bool, typer.Option("--paid", help="paid ones only")] = False,
@@ -60,7 +60,7 @@ async def list_(
     if paid + unpaid + overdue + (state is not None) > 1:
         raise InvalidInput("give one of --state, --paid, --unpaid and --overdue", field="state")
     standings = api.PAID if paid else api.UNPAID if unpaid else api.OVERDUE if overdue else None
-    if state in ("partly_paid", "paid", "overdue", "written_off"):
+    if state in ("partly_paid", "paid", "overdue", "written_off", "void"):
         standings, state = frozenset({state}), None
     async with room("invoices") as engine:
         rows = await api.list_invoices(engine, period=period, group_id=group, state=state, standings=standings)  # type: ignore[arg-type]

@@ -30,6 +30,7 @@ from services.balance import api as balance
 from services.balance import receivables_api
 from services.cli.reading import room
 from services.invoices import api as invoices
+from services.invoices import credit_note_api as credit_notes
 from services.kernel.money import format_nano, parse_amount
 from services.kernel.period import period_named
 from services.runtime import resuming
@@ -52,6 +53,7 @@ OPEN = ("waiting", "quarantined")  # classes that a record leaves when somebody 
 
 Lane = tuple[str, int]  # topic, partition
 Link = tuple[str, str, int]  # link, topic, partition
+_Told = dict[str, Mapping[str, Any]]  # what was told of documents, by their ids
 Tell = Callable[[str], None]
 
 
@@ -221,10 +223,10 @@ class Auditor:
         self._tell("records of the cuts")
         first = await self._classes(evidence)
         self._tell("links")
-        second, closed_events = await self._links(links)
+        second, closed_events, note_events = await self._links(links)
         self._tell("invoices and ledger")
         third = self._charges_on_invoices(charges, audit, is_at_rest=is_at_rest)
-        fourth = await self._invoices(audit, closed_events)
+        fourth = await self._invoices(audit, closed_events, note_events)
         fifth = await self._ledger(charges, posted, is_at_rest=is_at_rest)
         sixth = await self._evidence(evidence, audit)
         seventh = await self._tiers_and_reversals()
@@ -386,10 +388,11 @@ class Auditor:
 
     # ---- 2: links ----------------------------------------------------------------------------------------------------
 
-    async def _links(self, links: _Links) -> tuple[Check, dict[str, Mapping[str, Any]]]:
-        """Count every link on its topic; also what `invoices.events` says of each invoice, by id."""
+    async def _links(self, links: _Links) -> tuple[Check, _Told, _Told]:
+        """Count every link on its topic; also what `invoices.events` says of each invoice and of each credit note, by id."""
         found = _Findings("2 every link between rooms is dense and applied to its end")
-        closed_events: dict[str, Mapping[str, Any]] = {}
+        closed_events: _Told = {}
+        note_events: _Told = {}
         for name, link, received, last in links.behind():
             found.differs(f"{name} has applied {received} of {last} on link {link[0]} of {link[1]}/{link[2]}")
         ranges = await self._log.ranges(sorted({(topic, partition) for _, topic, partition in links.given}))
@@ -406,6 +409,8 @@ class Auditor:
                     found.differs(f"link {envelope['link']} of {lane[0]}/{lane[1]}: {wrong}")
                 if lane[0] == INVOICES_EVENTS.name and envelope["data"]["kind"] == "closed":
                     closed_events[envelope["data"]["invoice_id"]] = envelope["data"]
+                if lane[0] == INVOICES_EVENTS.name and envelope["data"]["kind"] == "credit_note":
+                    note_events[envelope["data"]["credit_note_id"]] = envelope["data"]
         for link, last in sorted(links.given.items()):
             lane, count = (link[1], link[2]), counts.pop(link, _Count())
             where = f"link {link[0]} of {lane[0]}/{lane[1]}"
@@ -422,7 +427,7 @@ class Auditor:
                 found.differs(f"{where}: the topic holds seq {count.highest}, {last} were given out")
         for link in counts:
             found.differs(f"{link[1]}/{link[2]} holds records of link {link[0]}, which nobody gave out")
-        return found.check(), closed_events
+        return found.check(), closed_events, note_events
 
     # ---- 3: charges and invoices -------------------------------------------------------------------------------------
 
@@ -454,9 +459,9 @@ class Auditor:
 
     # ---- 4: documents ------------------------------------------------------------------------------------------------
 
-    async def _invoices(self, audit: invoices.Audit, closed_events: Mapping[str, Mapping[str, Any]]) -> Check:
+    async def _invoices(self, audit: invoices.Audit, closed_events: _Told, note_events: _Told) -> Check:
         found = _Findings(
-            "4 every closed invoice is computed again to the last digit, unchanged, and numbered without gap"
+            "4 every closed invoice and credit note is computed again to the last digit, unchanged, and numbered without gap"
         )
         for finding in audit.findings:
             if not finding.startswith("evidence of"):
@@ -487,7 +492,30 @@ class Auditor:
         for invoice_id, event in closed_events.items():
             if invoice_id not in seen and self._period in (None, event["period"]):
                 found.differs(f"invoice {event['number']} was told on {INVOICES_EVENTS.name} and is not there")
+        await self._credit_notes(found, note_events)
         return found.check()
+
+    async def _credit_notes(self, found: _Findings, note_events: _Told) -> None:
+        """What was told of each is what it says."""
+        engine, seen = self._engines["invoices"], set()
+        for each in await credit_notes.credit_notes(engine, state="issued", limit=ALL):
+            name, note_id = f"credit note {each.number}", str(each.credit_note_id)
+            seen.add(note_id)
+            if self._period not in (None, each.period):
+                continue
+            found.seen["credit notes"] += 1
+            shown = await credit_notes.show(engine, note_id)
+            event = note_events.get(note_id)
+            if event is None:
+                found.differs(f"{name} was never told on {INVOICES_EVENTS.name}")
+                continue
+            for what in ("number", "invoice_number", "group_id", "period", "voids"):
+                found.expect(f"{name} {what} as it was told", getattr(each, what), event[what])
+            for what in ("net", "tax", "total"):
+                found.expect(f"{name} {what} as it was told", shown.document["totals"][what], event[what])
+            found.expect(f"{name} sha256 as it was told", shown.sha256, event["sha256"])
+        for note_id in note_events.keys() - seen:
+            found.differs(f"credit note {note_id} was told on {INVOICES_EVENTS.name} and is not there")
 
     # ---- 5: ledger ---------------------------------------------------------------------------------------------------
 
@@ -543,6 +571,7 @@ class Auditor:
         await self._payments(found)
         if is_at_rest:
             await self._closings(found)
+            await self._credited(found)
         return found.check()
 
     async def _payments(self, found: _Findings) -> None:
@@ -587,6 +616,27 @@ class Auditor:
             found.expect(f"closing of invoice {each.number}", have, want)
         for ref in posted:
             found.differs(f"a closing is posted for invoice {ref}, which is not closed")
+
+    async def _credited(self, found: _Findings) -> None:
+        """Every issued credit note is posted once: what it gives back, and what is no revenue and no tax any more."""
+        posted = await balance.transaction_totals(self._engines["balance"], "credit_note")
+        engine = self._engines["invoices"]
+        found.seen["credit notes"] = len(posted)
+        for each in await credit_notes.credit_notes(engine, state="issued", limit=ALL):
+            sums = posted.pop(str(each.credit_note_id), None)
+            if sums is None:
+                found.differs(f"credit note {each.number} is not posted")
+                continue
+            totals = (await credit_notes.show(engine, str(each.credit_note_id))).document["totals"]
+            want = {name: parse_amount(totals[name]) for name in ("to_balance", "owed", "tax")}
+            have = {
+                "to_balance": sums.get("wallet", 0),
+                "owed": sum(sums.get(name, 0) for name in ("receivable", "unapplied", "write_off")),
+                "tax": -sums.get("tax", 0),
+            }
+            found.expect(f"what credit note {each.number} moved", have, want)
+        for ref in posted:
+            found.differs(f"credit note {ref} is posted, which is not issued")
 
     # ---- 6: evidence -------------------------------------------------------------------------------------------------
 
@@ -644,15 +694,17 @@ class Auditor:
     async def _receivables(self, *, is_at_rest: bool) -> Check:
         """Each figure against one from another source: tables, ledger, and what invoices shows."""
         found = _Findings(
-            "9 every invoice is due, paid and written off as the ledger says, and accounts owe their shares"
+            "9 every invoice is due, paid, written off and credited as the ledger says, and accounts owe their shares"
         )
         kept = await receivables_api.audit(self._engines["balance"])
         found.seen["invoices"], found.seen["payments"] = len(kept.invoices), len(kept.payments)
         for each in kept.invoices:
-            name, settled = f"invoice {each.number} of {each.group_id}", each.paid_nano + each.written_off_nano
+            name = f"invoice {each.number} of {each.group_id}"
+            settled = each.paid_nano + each.written_off_nano + each.credited_nano
             for what, have, want in (
                 ("due, and what its close posted", each.due_nano, each.closing_nano),
-                ("paid and written off, and what was applied to it", settled, each.applied_nano),
+                ("paid, written off and credited, and what was applied to it", settled, each.applied_nano),
+                ("credited, and what notes took off it", each.credited_nano, each.applied_by_credit_notes_nano),
                 ("written off, and what was given up of it", each.written_off_nano, each.applied_as_written_off_nano),
                 (
                     "paid from the balance, and what wallets paid",
@@ -687,15 +739,15 @@ class Auditor:
     async def _standings(self, found: _Findings, kept: receivables_api.ReceivableAudit) -> None:
         """What invoices shows of each is what balance has."""
         shown = {
-            each.invoice_id: (each.paid_nano, each.written_off_nano, each.open_nano)
+            each.invoice_id: (each.paid_nano, each.written_off_nano, each.credited_nano, each.open_nano)
             for each in await invoices.list_invoices(self._engines["invoices"], state="closed", limit=ALL)
         }
         for each in kept.invoices:
-            open_nano = each.due_nano - each.paid_nano - each.written_off_nano
+            open_nano = each.due_nano - each.paid_nano - each.written_off_nano - each.credited_nano
             found.expect(
-                f"invoice {each.number} (paid, written off, open) as it is shown",
+                f"invoice {each.number} (paid, written off, credited, open) as it is shown",
                 shown.get(each.invoice_id),
-                (each.paid_nano, each.written_off_nano, open_nano),
+                (each.paid_nano, each.written_off_nano, each.credited_nano, open_nano),
             )
 
     # ---- facts -------------------------------------------------------------------------------------------------------

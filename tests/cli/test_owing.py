@@ -96,7 +96,7 @@ async def test_the_auditor_compares_every_figure_of_a_payment(town: Debtors) -> 
         (["list", "--paid", "--overdue"], "state: give one of --state, --paid, --unpaid and --overdue\n"),
         (
             ["list", "--state", "lost"],
-            "state: must be one of open, closed, nothing, partly_paid, paid, overdue, written_off\n",
+            "state: must be one of open, closed, nothing, partly_paid, paid, overdue, written_off, void\n",
         ),
     ],
 )
