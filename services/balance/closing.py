@@ -124,7 +124,7 @@ async def _owed(work: Work, closed: Mapping[UUID, InvoiceClosed], notes: Collect
         invoice.group_id: NewPayer(invoice.group_id, invoice.organization_id, invoice.currency, invoice.zone)
         for invoice in due
     }
-    credited = [note for note in notes if any(_nano(posting.owed) for posting in note.postings)]
+    credited = [note for note in notes if note.voids or any(_nano(posting.owed) for posting in note.postings)]
     if not groups and not credited:
         return Debts((), ())
     if groups:
@@ -183,10 +183,10 @@ def _credit(work: Work, debts: Debts, wallets: dict[str, Wallet], book: Book, no
     given = {posting.account_id: nano for posting in note.postings if (nano := _nano(posting.wallet))}
     owed = {posting.account_id: nano for posting in note.postings if (nano := _nano(posting.owed))}
     done = Credited({}, 0, 0)
-    if owed:
-        invoice = debts.find(note.group_id, str(note.invoice_id)) if note.group_id in debts.payers else None
-        if invoice is None:
-            raise Corrupt(f"credit note {note.number} is against invoice {note.invoice_number}, which is not known")
+    invoice = debts.find(note.group_id, str(note.invoice_id)) if note.group_id in debts.payers else None
+    if invoice is None and owed:
+        raise Corrupt(f"credit note {note.number} is against invoice {note.invoice_number}, which is not known")
+    if invoice is not None and (owed or note.voids):
         done = debts.credit(work, debts.payers[note.group_id], invoice, owed, note.number, voids=note.voids)
     entries = ledger.credit_note(
         note.group_id,

@@ -12,6 +12,7 @@ from services.cli.asynchronous import asynchronous
 from services.cli.invoice import Invoice, in_units
 from services.cli.output import Format, Output, console, show_json, show_rows
 from services.cli.reading import room
+from services.kernel.currency import currency
 from services.kernel.errors import InvalidInput
 from services.kernel.money import format_nano, parse_amount
 
@@ -82,7 +83,7 @@ async def approve(note_id: NoteId, role: Role = "finance", actor: Actor = "", ou
 @app.command()
 @asynchronous
 async def withdraw(note_id: NoteId, role: Role = "finance", actor: Actor = "", output: Output = Format.table) -> None:
-    """Give up a credit note that nobody has approved."""
+    """Give up a credit note that is not issued yet."""
     from services.invoices import credit_note_api as api
 
     await _decide(api.withdraw, note_id, actor, role, output)
@@ -122,7 +123,7 @@ def asked(text: str) -> Asked:
     """A line to credit, as it is typed.
 
     >>> asked("sales:voice.outbound:postpaid=4.00")
-    Asked(account_id='sales', product='voice.outbound', nano=4000000000, prepaid=False)
+    Asked(account_id='sales', product='voice.outbound', amount_nano=4000000000, prepaid=False)
     """
     from services.invoices.credit_notes import Asked
 
@@ -161,8 +162,15 @@ def _say(found: KeptNote, output: Format) -> None:
     if output is Format.json:
         show_json(_told(found))
         return
-    amounts = [format_nano(nano, decimals_min=2) for nano in (found.net_nano, found.tax_nano, found.total_nano)]
-    what = "all that is left of" if found.lines is None else f"{len(found.lines)} lines of"
+    decimals = currency(found.currency).exponent
+    net, tax, total = (
+        format_nano(nano, decimals_min=decimals) for nano in (found.net_nano, found.tax_nano, found.total_nano)
+    )
+    what = (
+        "all that is left of"
+        if found.lines is None
+        else f"{len(found.lines)} line{'s' if len(found.lines) > 1 else ''} of"
+    )
     then = {
         "proposed": f"another person approves it: tollbook credit-note approve {found.credit_note_id}",
         "approved": "it is numbered within a second: see tollbook credit-note list",
@@ -171,7 +179,7 @@ def _say(found: KeptNote, output: Format) -> None:
     }[found.state]
     console.print(
         f"credit note {found.credit_note_id} is {found.state}: {what} invoice {found.invoice_number},"
-        f" net {amounts[0]} + tax {amounts[1]} = {amounts[2]} {found.currency}; {then}",
+        f" net {net} + tax {tax} = {total} {found.currency}; {then}",
         markup=False,
         soft_wrap=True,
     )

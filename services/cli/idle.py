@@ -1,9 +1,9 @@
 """When is everything that was published processed? One answer, for the demo and for tests.
 
 All lanes stand at the ends of their topics, every link has arrived whole, nothing lies in an outbox, nothing waits in a
-replay lane, no timer is due, no errand under way and no charge to be corrected. No room can be asked at the same instant as another, so the question
-is put twice: when both rounds find the rooms idle and find the same positions, they were idle at every instant between the
-two rounds.
+replay lane, no timer is due, no errand under way, no charge to be corrected and no credit note to be issued. No room can be
+asked at the same instant as another, so the question is put twice: when both rounds find the rooms idle and find the same
+positions, they were idle at every instant between the two rounds.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from sqlalchemy import and_, func, literal, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from contracts.topics import TOPICS, Topic, topic_of
+from services.invoices import credit_note_api as credit_notes
 from services.kernel.errors import Unavailable
 from services.runtime.broker import Offsets
 from services.runtime.database import open_engine, transaction
@@ -85,6 +86,8 @@ class Idle:
                 rows = await _state(connection, room, self._errands[room])
             if room == "usage" and await usage.corrected_from(engine) is not None:
                 undone.append("usage has charges to move or to re-rate")
+            if room == "invoices" and await credit_notes.credit_notes(engine, state="approved", limit=1):
+                undone.append("invoices has a credit note to issue")
             lanes = {(topic, partition) for what, _, topic, partition, _ in rows if what == "lane"}
             undone += [
                 f"{room} has not begun to read {topic}/{partition}"

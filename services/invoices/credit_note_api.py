@@ -79,8 +79,10 @@ async def propose(
     `Refused` (``under_way``) while another note of the invoice is.
     """
     _need_finance(role)
-    if not reason.strip() or len(reason) > REASON_MAX:
-        raise InvalidInput(f"say why, in 1 to {REASON_MAX} characters: it stands on the document", field="reason")
+    if not reason.strip() or len(reason) > REASON_MAX or not reason.isprintable():
+        raise InvalidInput(
+            f"say why, in 1 to {REASON_MAX} characters and one line: it stands on the document", field="reason"
+        )
     refuse_card_number(reason, field="reason")
     if lines is not None and not 0 < len(lines) <= LINES_MAX:
         raise InvalidInput(f"must name 1 to {LINES_MAX} lines, or none for all of the invoice", field="line")
@@ -88,7 +90,7 @@ async def propose(
         body, _ = await find_closed(connection, reference)
         document = json.loads(body)
         invoice_id = UUID(document["invoice_id"])
-        await credit_note_store.lock_invoice(connection, invoice_id)
+        await credit_note_store.lock_invoices(connection, [invoice_id])
         note = decide(document, await _earlier(connection, invoice_id), lines)
         credit_note_id = uuid4()
         made = {
@@ -125,13 +127,13 @@ async def approve(engine: AsyncEngine, credit_note_id: UUID, by: str, role: str)
 
 
 async def withdraw(engine: AsyncEngine, credit_note_id: UUID, by: str, role: str) -> KeptNote:
-    """Give up a proposal; `Refused` for one that was approved: what is issued stays."""
+    """Give up a note that is not issued yet; `Refused` for one that is: it stays."""
     _need_finance(role)
     async with transaction(engine) as connection:
         row = await _of_id(connection, credit_note_id)
-        if row.state in ("approved", "issued"):
-            raise Refused(f"{row.decided_by} has approved it: it stays", field="credit_note", code="approved")
-        if row.state == "proposed":
+        if row.state == "issued":
+            raise Refused(f"it is issued with number {row.number}: it stays", field="credit_note", code="issued")
+        if row.state != "withdrawn":
             await credit_note_store.decide(connection, credit_note_id, "withdrawn", by)
         return _kept(await credit_note_store.load(connection, credit_note_id))
 

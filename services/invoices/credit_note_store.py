@@ -21,9 +21,11 @@ _KEPT = select(
 ).join_from(credit_note, invoice, invoice.c.invoice_id == _note.invoice_id)
 
 
-async def lock_invoice(connection: AsyncConnection, invoice_id: UUID) -> None:
-    """One decision about a closed invoice at a time."""
-    await connection.execute(select(invoice.c.invoice_id).where(invoice.c.invoice_id == invoice_id).with_for_update())
+async def lock_invoices(connection: AsyncConnection, invoice_ids: Iterable[UUID]) -> None:
+    """Of a closed invoice one note is proposed or issued at a time, each when the one before it is there to be read."""
+    statement = select(invoice.c.invoice_id).where(invoice.c.invoice_id == func.any(_IDS))
+    statement = statement.order_by(invoice.c.invoice_id).with_for_update()
+    await connection.execute(statement, {"ids": sorted(set(invoice_ids))})
 
 
 async def propose(connection: AsyncConnection, row: Mapping[str, Any]) -> bool:

@@ -49,7 +49,7 @@ class Asked:
 
     account_id: str
     product: str
-    nano: int
+    amount_nano: int
     prepaid: bool | None = None
 
 
@@ -136,18 +136,18 @@ def _of_lines(invoice: Document, whole: CreditNote, left: CreditNote, asked: Seq
         line = _find(invoice, whole.lines, each)
         if line in lines:
             raise InvalidInput(f"{_name(line)} is named twice; name it once, with the sum", field="line")
-        if each.nano <= 0 or each.nano % 10 ** (9 - exponent):
+        if each.amount_nano <= 0 or each.amount_nano % 10 ** (9 - exponent):
             raise InvalidInput(
-                f"{format_nano(each.nano)} of {_name(line)} must be above 0, with at most {exponent} decimals",
+                f"{format_nano(each.amount_nano)} of {_name(line)} must be above 0, with at most {exponent} decimals",
                 field="line",
             )
         most = left.lines[line].minor_nano
-        if each.nano > most:
+        if each.amount_nano > most:
             raise Refused(
                 f"at most {format_nano(max(0, most))} is left of {_name(line)} on invoice {number}", field="line",
                 code="more_than_left",
             )  # fmt: skip
-        lines[line] = Amount(each.nano, each.nano)
+        lines[line] = Amount(each.amount_nano, each.amount_nano)
     net = sum(each.minor_nano for each in lines.values())
     if net > left.net_nano:
         raise Refused(
@@ -275,11 +275,11 @@ def written(asked: Sequence[Asked] | None) -> str | None:
     """What was asked, as it is kept until the note is issued.
 
     >>> read(written([Asked("a", "sms", 4_000_000_000, True)]))
-    (Asked(account_id='a', product='sms', nano=4000000000, prepaid=True),)
+    (Asked(account_id='a', product='sms', amount_nano=4000000000, prepaid=True),)
     """
     if asked is None:
         return None
-    return json.dumps([[each.account_id, each.product, format_nano(each.nano), each.prepaid] for each in asked])
+    return json.dumps([[each.account_id, each.product, format_nano(each.amount_nano), each.prepaid] for each in asked])
 
 
 def read(text: str | None) -> tuple[Asked, ...] | None:

@@ -31,7 +31,7 @@ from services.invoices.closing import (
     periods_ending,
 )
 from services.invoices.rounding import Bill
-from services.kernel.errors import Corrupt
+from services.kernel.errors import Corrupt, TollbookError
 from services.kernel.ids import cutoff_id
 from services.kernel.money import parse_amount
 from services.kernel.period import period_named
@@ -354,20 +354,25 @@ async def issue_credit_notes(work: Work) -> None:
     rows = await credit_note_store.lock_approved(work.connection, NOTES_MAX)
     if not rows:
         return
+    await credit_note_store.lock_invoices(work.connection, {row.invoice_id for row in rows})
     invoices = await store.load_documents(work.connection, {row.invoice_id for row in rows})
     earlier = await credit_note_store.load_issued(work.connection, {row.invoice_id for row in rows})
-    read = {invoice_id: json.loads(body) for invoice_id, (body, _) in invoices.items()}
-    counts = Counter(read[row.invoice_id]["billing_entity"]["billing_entity_id"] for row in rows)
-    numbers = await store.take_numbers(work.connection, counts)
-    faults.step("invoices.credit_notes.numbered")
+    decided: list[tuple[Any, documents.Document, credit_notes.CreditNote]] = []
     for row in rows:
-        invoice = read[row.invoice_id]
+        invoice = json.loads(invoices[row.invoice_id][0])
+        before = [credit_notes.parse(json.loads(each.body)) for each in earlier.get(row.invoice_id, ())]
+        try:
+            decided.append((row, invoice, credit_notes.decide(invoice, before, credit_notes.read(row.asked))))
+        except TollbookError as error:  # it was possible when it was proposed; the others do not wait for it
+            log.critical("credit note %s cannot be issued, withdraw it: %s", row.credit_note_id, error)
+    entities = Counter(invoice["billing_entity"]["billing_entity_id"] for _, invoice, _ in decided)
+    numbers = await store.take_numbers(work.connection, entities)
+    faults.step("invoices.credit_notes.numbered")
+    for row, invoice, note in decided:
         entity = invoice["billing_entity"]
         entity_id = entity["billing_entity_id"]
         number = number_text(entity["number_prefix"], numbers[entity_id])
         numbers[entity_id] += 1
-        before = [credit_notes.parse(json.loads(each.body)) for each in earlier.get(row.invoice_id, ())]
-        note = credit_notes.decide(invoice, before, credit_notes.read(row.asked))
         document = credit_note_documents.issued(
             note,
             row.credit_note_id,

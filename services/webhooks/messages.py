@@ -22,8 +22,10 @@ SECRET_BYTES = 32
 PREFIXES: Mapping[Topic, str] = {BALANCE_EVENTS: "balance", BALANCE_GROUP_EVENTS: "group", INVOICES_EVENTS: "invoice"}
 """The first word of a type, by the topic that its events come from."""
 
-LEDGER_FIELDS = frozenset({"postings", "posting_rounding", "posting_tax", "owed_by"})
-"""Of an invoice: what our own ledger posts, and whose shares are open, of tens of thousands of accounts. No receiver needs it."""
+LEDGER_FIELDS = frozenset(
+    {"postings", "posting_rounding", "posting_tax", "owed_by", "products", "promotion", "rounding"}
+)
+"""Of an invoice or a credit note: what our own ledger posts, and whose shares are open, of tens of thousands of accounts. No receiver needs it."""
 
 OURS = frozenset({"contradiction", "drift_found", "drift_gone", "finance_alarm"})
 """Kinds that tell who runs the installation of its own books and processors. They stay on Kafka."""

@@ -26,6 +26,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +37,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from contracts.topics import TOPICS, USAGE_EVENTS
 from services.cli import idle, verify
 from services.invoices import api as invoices
+from services.invoices import credit_note_api as credit_notes
+from services.invoices.credit_notes import Asked
 from services.kernel.errors import Unavailable
 from services.runtime.broker import Offsets, ensure_topics
 from services.runtime.database import is_retryable, open_engine
@@ -110,6 +113,9 @@ class Chain:
     commands: list[Command] = field(default_factory=list)
     facts_before_prices: dict[str, Any] | None = None
     facts_before_corrections: dict[str, Any] | None = None  # by the registry, or by new prices
+    credited: set[str] = field(
+        default_factory=set
+    )  # groups whose invoice of the month that ends is taken back, all of it
     discards: set[model.Position] = field(default_factory=set)
     armed: set[str] = field(default_factory=set)
     clock_of_copies: Mapping[str, str] = field(default_factory=dict)  # variables of every copy but the first
@@ -313,12 +319,37 @@ class Chain:
         await self._insist(approved)
         await self._insist(lambda engine: usage.execute_rerate(engine, planned.plan_id, "bea", "finance"))
 
+    async def credit(self, group_id: str, *lines: Asked) -> None:
+        """One person proposes to credit lines of a group's invoice of the month that ended, or all that is left of it, and another
+        one approves."""
+        (row,) = await self.rows(
+            "select number from invoices.invoice where group_id = $1 and period = $2", group_id, self.period
+        )
+
+        async def proposed(engine: AsyncEngine) -> credit_notes.KeptNote:
+            for each in await credit_notes.credit_notes(engine, group_id=group_id, state="proposed"):
+                return each  # the answer was lost
+            return await credit_notes.propose(engine, row["number"], "wrong", "ann", "finance", lines or None)
+
+        note = await self._insist(proposed, "invoices")
+        approve = partial(credit_notes.approve, credit_note_id=note.credit_note_id, by="bea", role="finance")
+        await self._insist(approve, "invoices")
+        if not lines:
+            self.credited.add(group_id)
+
+    async def credits_carried_out(self) -> bool:
+        """Whether every credit note is issued and posted."""
+        return not await self.rows(
+            "select 1 from invoices.credit_note note left join balance.transaction made"
+            " on made.kind = 'credit_note' and made.ref = note.credit_note_id::text where made.ref is null"
+        )
+
     def _correcting(self) -> None:
         if self.facts_before_corrections is None:
             self.facts_before_corrections = self.facts
 
-    async def _insist(self, ask: Callable[[AsyncEngine], Awaitable[T]]) -> T:
-        async with self.engine("usage") as engine:
+    async def _insist(self, ask: Callable[[AsyncEngine], Awaitable[T]], room: str = "usage") -> T:
+        async with self.engine(room) as engine:
             while True:
                 try:
                     return await ask(engine)
@@ -741,6 +772,7 @@ class Chain:
             transfers=self.paths.transfers.values() if self.paths is not None else (),
             group_payments=self.paths.group_payments.values() if self.paths is not None else (),
             write_offs=self.paths.written_off if self.paths is not None else (),
+            credited=[each for each in closed if each.period == self.period and each.group_id in self.credited],
         )
         for row in await self.rows("select account_id, wallet_nano, unbilled_nano from balance.wallet"):
             account_id = row["account_id"]

@@ -1729,6 +1729,21 @@ class Ledger:
         owed = self.receivable(group_id)
         self.post({f"receivable:{group_id}": owed, "write_off": -owed})
 
+    def credit_note(self, invoice: Invoice) -> None:
+        """All of an invoice is taken back: what its close and its charges said of it. What a group still owes, it owes no more; what it
+        has paid is kept for it."""
+        entries: Counter[str] = Counter({"tax": -invoice.tax_nano})
+        if invoice.prepaid:
+            entries[f"wallet:{invoice.lines[0].account_id}"] = invoice.total_nano
+        else:
+            freed = min(invoice.total_nano, self.receivable(invoice.group_id))
+            entries[f"receivable:{invoice.group_id}"] = freed
+            entries[f"unapplied:{invoice.group_id}"] = invoice.total_nano - freed
+        entries["rounding"] -= invoice.net_nano - invoice.exact_nano
+        for line in invoice.lines:
+            entries[f"revenue:{line.product}"] -= line.exact_nano
+        self.post(entries)
+
     def results(self, account_id: str, said: Iterable[Result], processor: str = "sandbox") -> None:
         """All that a processor said of one payment."""
         wallet, withheld = payment_effect(said)
@@ -1795,10 +1810,11 @@ def make_ledger(
     transfers: Iterable[tuple[str, int]] = (),
     group_payments: Iterable[tuple[str, int]] = (),
     write_offs: Iterable[str] = (),
+    credited: Iterable[Invoice] = (),
 ) -> Ledger:
     """The whole ledger of a run: opening balances, goodwill, settled payments (account, nanos) or all that was said of each
     payment (account, results), credits (what was spent of each, what lapsed), charges, closings, transfers of a bank (account,
-    nanos), and what groups paid (group, nanos) or were let off after the last close."""
+    nanos), and what groups paid (group, nanos) or were let off, and which invoices were credited, after the last close."""
     ledger = Ledger()
     for account_id, amount_nano in openings:
         ledger.opening(account_id, amount_nano)
@@ -1820,6 +1836,8 @@ def make_ledger(
         ledger.group_payment(group_id, amount_nano)
     for group_id in write_offs:
         ledger.write_off(group_id)
+    for invoice in credited:
+        ledger.credit_note(invoice)
     return ledger
 
 

@@ -70,6 +70,7 @@ PAYS_IN_PART, PAYS_TOO_MUCH = "northwind", "alone"  # payer groups that are invo
 TOO_MUCH = "100000.00"  # more than anybody uses
 TOPPED_UP = "poor"  # by transfers
 PAYS_BY_CARD, OWES_FOR_GOOD = DEBTORS = "walker", "debtor"  # accounts and payer groups that are invoiced
+OVERBILLED, SORRY = CREDITED = "overbilled", "sorry"  # one is invoiced, the other pays as it goes
 MOVER, MOVED_TO = "mover", "movers"  # pays as it goes: nothing of it is owed in the group that it leaves
 REPRICED = "repriced"  # by a book of its own, which is dated back
 OWN_PRICE = {"product": "voice.outbound", "prefix": CALLED[1:5], "price": "0.0210", "minimum": 60, "increment": 60}
@@ -96,6 +97,8 @@ PEOPLE = (
     Person("evening", "lakeside", "payg", None, "0.50", limit=None),
     Person(PAYS_BY_CARD, "lakeside", "invoiced", None, token="tok_twice", limit=None),
     Person(OWES_FOR_GOOD, "lakeside", "invoiced", None, limit=None),
+    Person(OVERBILLED, "lakeside", "invoiced", None, limit=None),
+    Person(SORRY, "lakeside", "payg", None, "50.00", limit=None),
     Person(MOVER, "lakeside", "payg", None, "50.00", limit=None),
     Person(REPRICED, "lakeside", "payg", None, "50.00", limit=None),
 )  # fmt: skip
@@ -161,7 +164,7 @@ class MoneyPaths:
         await self.chain.make_group(MOVED_TO, "lakeside", tax_rate="0.10")
         await self.chain.publish(
             self._leg(each, self._name(), LONG_CALL_S, ended_at=self.chain.factory_boundary - timedelta(hours=1))
-            for each in DEBTORS
+            for each in (*DEBTORS, *CREDITED)
         )
         topics = await KnownTopics.asked(self.chain.settings, (PAYMENTS_REQUESTS, BALANCE_EVENTS))
         for _ in range(2):

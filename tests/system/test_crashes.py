@@ -48,6 +48,11 @@ OF_A_CLOSE = {
     "webhooks": [f"webhooks.invoices.{step}" for step in BATCH],
     "groups": [f"groups.invoices.{step}" for step in BATCH],
 }
+# What happens only when an invoice is credited.
+OF_A_NOTE = {
+    "invoices": ["invoices.credit_notes.numbered", "invoices.credit_notes.issued"],
+    "balance": ["balance.invoices.posted"],
+}
 # What happens all the time: every other input, every relay, the timers that answer and time out payments, and replays.
 ANY_TIME = {
     room: [
@@ -63,6 +68,7 @@ ANY_TIME["payments"] += [f"payments.{lane}.{step}" for lane in ("due", "errand")
 # Timers of balance inquire about who is silent and give up; commands that came before their account are replayed.
 ANY_TIME["balance"] += [f"balance.due.{step}" for step in ("outbox", "committed")]
 ANY_TIME["balance"] += [f"balance.replay.{step}" for step in ("taken", "outbox", "committed")]
+PLANS = (ANY_TIME, OF_A_CUT, OF_A_CLOSE, OF_A_NOTE)
 
 WAVE_S = 1.0
 WAVE_AHEAD = timedelta(seconds=30)  # the clock is moved: balance inquires about who has been silent for minutes
@@ -71,7 +77,7 @@ KILL_S_MAX = 480.0  # to come to a step, all kills of other rooms before it incl
 
 
 def test_the_plan_names_every_input_of_every_room_at_every_step() -> None:
-    planned = Counter(step for plan in (ANY_TIME, OF_A_CUT, OF_A_CLOSE) for steps in plan.values() for step in steps)
+    planned = Counter(step for plan in PLANS for steps in plan.values() for step in steps)
     assert set(planned.values()) == {1}
     for room in ROOMS:
         inputs = importlib.import_module(f"services.{room}.consumer").build(Settings()).inputs
@@ -93,12 +99,11 @@ async def test_killed_at_every_step_the_chain_is_what_the_model_says(
         await beside(drill_all(chain, OF_A_CUT), traffic(chain), cuts(chain))
 
         await close(chain)
+        await credit(chain)
         await chain.publish(chain.factory.mix(100))
         await chain.rest()
         chain.processes.stop()
-        planned = Counter(
-            step for plan in (ANY_TIME, OF_A_CUT, OF_A_CLOSE) for steps in plan.values() for step in steps
-        )
+        planned = Counter(step for plan in PLANS for steps in plan.values() for step in steps)
         assert Counter(chain.processes.crashed_at()) == planned
         assert await chain.judged() == []
         assert await chain.audited() == []
@@ -130,6 +135,15 @@ async def close(chain: Chain) -> None:
         await asyncio.sleep(0)  # the usage that was not armed is dead before anything is decided
         await chain.decide_quarantine()
     await chain.finished()
+
+
+async def credit(chain: Chain) -> None:
+    """All of two invoices is taken back, one postpaid and one prepaid, with those who number and post that killed on the way."""
+    async with asyncio.TaskGroup() as group:
+        for room, steps in OF_A_NOTE.items():
+            group.create_task(drill(chain, room, steps))
+        for group_id in ("northwind", "late-payers"):
+            await chain.credit(group_id)
 
 
 async def drill_all(chain: Chain, plan: Mapping[str, Sequence[str]]) -> None:

@@ -29,10 +29,12 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from services.invoices.credit_notes import Asked
+from services.kernel.money import NANO
 from services.runtime.settings import ROOMS
 from tests.support.chain import Chain, running
 from tests.support.model import nano
-from tests.support.money_paths import CORRECTED, PEOPLE, MoneyPaths
+from tests.support.money_paths import CORRECTED, OVERBILLED, PEOPLE, SORRY, MoneyPaths
 from tests.support.people import TOKENS, Person
 from tests.support.processes import until, wrong_clock
 from tests.support.servers import TestedServers
@@ -96,6 +98,7 @@ async def test_random_faults_lose_nothing_and_count_nothing_twice(
         await storm.calm()
         await chain.finished()
         await debts(storm, paths)
+        await credits(storm, chain)
         await transfers(storm, paths)
         await chain.publish(chain.factory.mix(50))
         await chain.grant("evening", "0.50")
@@ -154,6 +157,21 @@ async def debts(storm: Storm, paths: MoneyPaths) -> None:
     storm.kill_all("payments")
     storm.revive_all()
     await until(paths.debts_settled, "what was to be paid by card or written off is settled", DRILL_S_MAX)
+
+
+async def credits(storm: Storm, chain: Chain) -> None:
+    """A part of an invoice is credited, then all of it, and all of one that was paid from the balance, with every copy of
+    invoices and of balance killed on the way."""
+    line = Asked(OVERBILLED, "voice.outbound", NANO)
+    for asked in ([(OVERBILLED, line), (SORRY,)], [(OVERBILLED,)]):
+        for each in asked:
+            await chain.credit(*each)
+        await asyncio.sleep(storm.random.uniform(0.0, 1.0))
+        storm.happened["killed with credit notes under way"] += not await chain.credits_carried_out()
+        storm.kill_all("invoices")
+        storm.kill_all("balance")
+        storm.revive_all()
+        await until(chain.credits_carried_out, "credit notes are carried out", DRILL_S_MAX)
 
 
 async def transfers(storm: Storm, paths: MoneyPaths) -> None:
@@ -386,6 +404,7 @@ class Storm:
         for kind in (
             "kill", "revive", "cut connections", "postgres killed", "join", "leave", "valkey gone", "valkey emptied", "aborted",
             "clock moved", "transaction cut off", "killed with transfers under way", "killed with debts under way",
+            "killed with credit notes under way",
         ):  # fmt: skip
             assert self.happened[kind], f"no {kind} in {dict(self.happened)}"
         died = self.chain.processes.crashed_at()
