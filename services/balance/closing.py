@@ -79,7 +79,8 @@ async def cover(work: Work, *, tell: Tell) -> None:
 async def invoices(work: Work, records: list[Record], *, tell: Tell) -> None:
     """Post what closed invoices and credit notes move, once by their ids: one transaction each, over all its accounts.
 
-    What invoiced accounts have in their wallets pays a closed invoice first, then what the group has paid too much.
+    What invoiced accounts have in their wallets pays a closed invoice first, then what the group has paid too much: what notes give
+    back of earlier invoices, too.
     """
     told: Sequence[InvoiceEvent] = [record.message["data"] for record in records]
     closed = await _not_posted(work, "closing", {each.invoice_id: each for each in told if each.kind == "closed"})
@@ -92,6 +93,10 @@ async def invoices(work: Work, records: list[Record], *, tell: Tell) -> None:
     accounts = {posting.account_id for invoice in closed.values() for posting in invoice.postings}
     accounts |= {posting.account_id for note in notes.values() for posting in note.postings}
     wallets = await load(work, accounts | await debts.concerned(work))
+    in_order = sorted(notes.values(), key=lambda each: (each.issued_on, each.number))
+    for note in in_order:
+        if note.invoice_id not in closed:
+            _credit(work, debts, wallets, book, note)
     for invoice_id in sorted(closed):
         invoice = closed[invoice_id]
         book.post(work, "closing", str(invoice_id), invoice.currency, _entries(invoice), note=invoice.number)
@@ -102,8 +107,9 @@ async def invoices(work: Work, records: list[Record], *, tell: Tell) -> None:
     newest = {each.group_id: str(each.invoice_id) for _, each in sorted(closed.items())}
     for group_id in debts.payers.keys() & newest.keys():
         debts.use_unapplied(work, debts.payers[group_id], book, newest[group_id])
-    for note in sorted(notes.values(), key=lambda each: (each.issued_on, each.number)):
-        _credit(work, debts, wallets, book, note)
+    for note in in_order:
+        if note.invoice_id in closed:
+            _credit(work, debts, wallets, book, note)
     await debts.look(work)
     await debts.finish(work, wallets)
     await book.write(work)
@@ -204,6 +210,7 @@ def _credit(work: Work, debts: Debts, wallets: dict[str, Wallet], book: Book, no
     for account_id, nano in given.items():
         wallet = _wallet(wallets, account_id)
         wallet.wallet_nano += nano
+        wallet.has_paid = False  # what it owes of other invoices, it pays by this, too
         message = f"credit note {note.number} for invoice {note.invoice_number}"
         wallet.tell(work, "credit_note_posted", amount_nano=nano, message=message)
 
