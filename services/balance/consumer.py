@@ -39,7 +39,7 @@ from services.runtime.settings import Settings
 
 CHARGES_MAX = 20_000
 # A batch costs by its accounts more than by its charges, and all of their wallets are locked for as long as all of them take:
-# a call that wants to start waits for no more of its neighbours than these.
+# a call that wants to start waits for the neighbours on its own lane, and for others only as long as all are no more than these.
 ACCOUNTS_MAX = 250
 
 

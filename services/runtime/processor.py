@@ -458,38 +458,30 @@ class Processor:
 
 def _parts(source: Input, records: list[Record], ranges: Ranges) -> list[tuple[list[Record], Ranges]]:
     """What of a batch goes into each transaction: all of it where its keys are not too many."""
-    cuts = cuts_by_keys(records, source.max_keys) if source.max_keys is not None else []
+    cuts = cuts_before_lanes(records, source.max_keys) if source.max_keys is not None else []
     return split_at(records, ranges, cuts) if cuts else [(records, ranges)]
 
 
-def cuts_by_keys(records: Sequence[Record], most: int) -> list[int]:
-    """Where to cut a batch so that no part has more keys than this: before a lane whose keys do not fit as well, inside one only
-    if it has too many by itself. All records of a key are in one lane, so few keys are in two parts.
+def cuts_before_lanes(records: Sequence[Record], most: int) -> list[int]:
+    """Where to cut a batch so that lanes are together only as far as they have no more keys than this.
+
+    A lane is never cut: all records of a key are in one, so every key is in one part. Most keys of a lane come again and again, and
+    would be in both of its halves and cost twice.
 
     >>> def r(lane, key): return Record("t", 0, 0, 0, key, None, lane)
-    >>> batch = [r("a", b"1"), r("a", b"2"), r("a", b"1"), r("b", b"3"), r("b", b"4"), r("b", b"3")]
-    >>> cuts_by_keys(batch, 4), cuts_by_keys(batch, 3), cuts_by_keys(batch, 1)
-    ([], [3], [1, 2, 3, 4, 5])
+    >>> batch = [r("a", b"1"), r("a", b"2"), r("a", b"1"), r("b", b"3"), r("b", b"4"), r("c", b"5")]
+    >>> cuts_before_lanes(batch, 5), cuts_before_lanes(batch, 3), cuts_before_lanes(batch, 1)
+    ([], [3], [3, 5])
     """
-    if len({record.key for record in records}) <= most:
-        return []
     cuts: list[int] = []
     seen: set[bytes | None] = set()
     at = 0
     for _, lane in groupby(records, attrgetter("lane")):
         keys = [record.key for record in lane]
-        if len(seen.union(keys)) > most:
-            if seen:
-                cuts.append(at)
+        if seen and len(seen.union(keys)) > most:
+            cuts.append(at)
             seen = set()
-        if len(own := set(keys)) <= most:
-            seen |= own
-        else:
-            for index, key in enumerate(keys):
-                if key not in seen and len(seen) == most:
-                    cuts.append(at + index)
-                    seen = set()
-                seen.add(key)
+        seen.update(keys)
         at += len(keys)
     return cuts
 

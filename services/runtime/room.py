@@ -29,7 +29,8 @@ class Input:
     decodes them and quarantines what it refuses. ``parked`` is told every record quarantined in the same transaction,
     ``discarded`` every one a person gave up. ``reading`` is how records are read of which only some fields are needed, where
     that is worth it: the handler then judges what it reads, see `contracts.reading`. One transaction takes at most
-    ``max_records``, of at most ``max_keys`` keys: where a key stands for a row that others wait for, so many are locked at once.
+    ``max_records``, of several lanes only as far as they have at most ``max_keys`` keys: where a key stands for a row that
+    others wait for, hardly more are locked at once.
     """
 
     name: str
