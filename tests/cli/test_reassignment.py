@@ -16,10 +16,8 @@ from tests.support.rooms import Log, Rooms
 from tests.support.servers import Database
 from tests.support.usage_registry import LONG_AGO, leg
 from tests.support.usage_room import Usage
-from tests.usage.test_reassignments import inbound, told
+from tests.usage.test_reassignments import MOVED, NOW, inbound, told
 
-NOW = datetime.now(UTC).replace(microsecond=0)
-MOVED = NOW - timedelta(hours=2)
 NUMBER = "+13135550199"
 
 
