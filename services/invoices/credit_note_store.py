@@ -72,7 +72,7 @@ async def load_issued(connection: AsyncConnection, invoice_ids: Iterable[UUID]) 
     statement = (
         select(credit_note, credit_note_document.c.body, credit_note_document.c.sha256)
         .join_from(credit_note, credit_note_document, credit_note_document.c.credit_note_id == _note.credit_note_id)
-        .where(_note.invoice_id == func.any(_IDS))
+        .where(_note.invoice_id == func.any(_IDS), _note.state == "issued")
         .order_by(_note.issued_at, _note.number)
     )
     found: dict[UUID, list[Any]] = {}

@@ -22,7 +22,7 @@ SEED = 20
 
 @pytest.fixture(scope="module")
 async def closed(servers: TestedServers, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Chain]:
-    """A month of usage, closed, with held groups, replays, discards, late records; the rooms are stopped."""
+    """A month of usage, closed, with held groups, replays, discards, late records, a credit note; the rooms are stopped."""
     folder: Path = tmp_path_factory.mktemp("verify")
     async with running(servers, folder, seed=SEED) as chain:
         chain.start_rooms()
@@ -38,6 +38,7 @@ async def closed(servers: TestedServers, tmp_path_factory: pytest.TempPathFactor
         await chain.passed(chain.period)
         await chain.decide_quarantine()
         await chain.finished()
+        await chain.credit("late-payers")
         await chain.publish(chain.factory.mix(200))
         await chain.idle()
         chain.processes.stop()
@@ -141,6 +142,23 @@ CORRUPTIONS = {
         "with edited as (select invoice_id, replace(body, 'Tollbook Inc.', 'Somebody Inc.') as body from {table})"
         " update {table} d set body = e.body, sha256 = encode(sha256(convert_to(e.body, 'UTF8')), 'hex')"
         " from edited e where e.invoice_id = d.invoice_id",
+    ),
+    "a credit note was edited, and its hash": (
+        4,
+        "invoices.credit_note_document",
+        "with edited as (select credit_note_id, replace(body, '\"reason\":', '\"reason\":\"all\",\"was\":') as body from {table})"
+        " update {table} d set body = e.body, sha256 = encode(sha256(convert_to(e.body, 'UTF8')), 'hex')"
+        " from edited e where e.credit_note_id = d.credit_note_id",
+    ),
+    "a credit note is not issued any more": (
+        4,
+        "invoices.credit_note",
+        "update {table} set state = 'approved', number = null, issued_at = null where state = 'issued'",
+    ),
+    "what a credit note gave back is gone": (
+        5,
+        "balance.entry",
+        "delete from {table} where transaction_id in (select id from balance.transaction where kind = 'credit_note')",
     ),
     "a number was left out": (4, "invoices.number_series", "update {table} set last_number = last_number + 1"),
     "an entry of the ledger is gone": (
