@@ -24,9 +24,10 @@ import uuid
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -849,6 +850,7 @@ class Chain:
             )
             for row in await self.rows("select * from balance.attempt")
         ]  # fmt: skip
+        attempts = in_order(attempts, await self.published("balance.events"))
         credited = [
             (row["ref"], row["nano"])
             for row in await self.rows(
@@ -957,6 +959,32 @@ class Chain:
                 read = re.search(rb'"account_id": *"([^"]+)"', record.value or b"")
                 found.add(payers.get(read[1].decode("utf-8", "replace"), "") if read else "")
         return found
+
+
+def in_order(attempts: Iterable[Attempt], events: Iterable[Mapping[str, Any]]) -> list[Attempt]:
+    """The attempts, none of which ends after the one that was told after its end has begun.
+
+    Each instant is that at which a transaction began: one that has waited for the wallet of another one seems to be earlier than
+    that. What came first is what was told first.
+    """
+    told = {(said["attempt_id"], said["kind"].removeprefix("recharge_")): said["version"] for said in events}
+    ends = ("settled", "declined", "failed", "abandoned")
+    own: dict[str, list[Attempt]] = defaultdict(list)
+    for each in attempts:
+        own[each.account_id].append(each)
+    ordered = []
+    for mine in own.values():
+        recharges = [each for each in mine if (each.attempt_id, "requested") in told and each.kind == "auto"]
+        recharges.sort(key=lambda each: told[each.attempt_id, "requested"])
+        following = {one.attempt_id: other for one, other in pairwise(recharges)}
+        for each in mine:
+            after = following.get(each.attempt_id)
+            landed = next((told[each.attempt_id, end] for end in ends if (each.attempt_id, end) in told), None)
+            if after is not None and landed is not None and landed < told[after.attempt_id, "requested"]:
+                assert each.ended_at is not None, f"{each.attempt_id} was told as ended"
+                each = replace(each, ended_at=min(each.ended_at, after.requested_at))
+            ordered.append(each)
+    return ordered
 
 
 def _differ(have: Mapping[str, Any], want: Mapping[str, Any]) -> list[str]:

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support import model
+from tests.support.chain import in_order
 from tests.support.model import (
     NANO,
     Attempt,
@@ -1289,3 +1290,32 @@ def test_cut_through_a_mix_bills_every_charge_once() -> None:
     late = [charge for charge in grouped if charge.bill_to != charge.period]
     assert late
     assert {(charge.period, charge.bill_to) for charge in late} == {("2026-10", "2026-11")}
+
+
+@pytest.mark.parametrize(
+    ("ended_as", "problems"),
+    [(2, []), (4, ["account a: second was asked for while first flew"])],
+)
+def test_what_came_first_is_what_was_told_first_whenever_its_transaction_began(
+    ended_as: int, problems: list[str]
+) -> None:
+    """The second recharge is dated before the end of the first one, whose wallet it waited for; or it did not wait."""
+    first = model.Attempt("first", "a", nano("10"), NOW, "settled", ended_at=NOW + timedelta(seconds=2))
+    second = model.Attempt(
+        "second", "a", nano("10"), NOW + timedelta(seconds=1), "settled", ended_at=NOW + timedelta(seconds=3)
+    )
+    told = [
+        (1, "first", "requested"),
+        (ended_as, "first", "settled"),
+        (3, "second", "requested"),
+        (5, "second", "settled"),
+    ]
+    events = [{"version": version, "attempt_id": name, "kind": f"recharge_{kind}"} for version, name, kind in told]
+    account = RestingAccount("a", NOW, nano("100"), None)
+    found = model.check_recharge_invariants(
+        in_order([first, second], events),
+        [account],
+        [("first", nano("10")), ("second", nano("10"))],
+        NOW + timedelta(hours=1),
+    )
+    assert found == problems
