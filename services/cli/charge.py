@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
-from uuid import UUID
 
 import typer
 
 from services.cli.asynchronous import asynchronous
 from services.cli.output import Format, Output, console, instant, plain, show_json, show_rows
-from services.cli.reading import room
-from services.kernel.errors import InvalidInput
+from services.cli.reading import identifier, room
 from services.kernel.money import format_nano
 
 if TYPE_CHECKING:
@@ -56,14 +54,9 @@ async def explain(
     """Say how a charge came about: the price that matched, what was billed, each step of the arithmetic, who pays and why."""
     from services.usage import api
 
-    try:
-        identifier = UUID(charge_id)
-    except ValueError:
-        raise InvalidInput(
-            "must be the id of a charge; `tollbook charge list ACCOUNT` shows them", field="CHARGE"
-        ) from None
+    wanted = identifier(charge_id, "a charge", "charge list ACCOUNT", field="CHARGE")
     async with room("usage") as engine:
-        explained = await api.charge(engine, identifier)
+        explained = await api.charge(engine, wanted)
     if output is Format.json:
         reversed_by = plain({"reversed_by": explained.reversed_by})
         steps = {"steps": explained.steps, "who_pays": explained.who_pays}

@@ -11,7 +11,7 @@ from services.cli.asking import Actor, me
 from services.cli.asynchronous import asynchronous
 from services.cli.invoice import Invoice, in_units
 from services.cli.output import Format, Output, console, show_json, show_rows
-from services.cli.reading import room
+from services.cli.reading import identifier, room
 from services.kernel.currency import currency
 from services.kernel.errors import InvalidInput
 from services.kernel.money import format_nano, parse_amount
@@ -141,14 +141,9 @@ def asked(text: str) -> Asked:
 
 
 async def _decide(decide: Decision, note_id: str, actor: str, role: str, output: Format) -> None:
-    try:
-        identifier = UUID(note_id)
-    except ValueError:
-        raise InvalidInput(
-            "must be the id of a credit note; `tollbook credit-note list` shows them", field="ID"
-        ) from None
+    wanted = identifier(note_id, "a credit note", "credit-note list", field="ID")
     async with room("invoices") as engine:
-        found = await decide(engine, identifier, actor or me(), role)
+        found = await decide(engine, wanted, actor or me(), role)
     _say(found, output)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from uuid import UUID
 
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -13,6 +14,19 @@ from services.runtime.database import is_data_error, open_engine, sqlstate
 from services.runtime.settings import Settings, load
 
 POOL_SIZE = 2  # a command asks one thing after the other
+
+
+def identifier(text: str, what: str, shown_by: str, *, field: str) -> UUID:
+    """An id as it is typed; ``shown_by`` is the command that shows those there are.
+
+    >>> identifier("1", "a charge", "charge list ACCOUNT", field="CHARGE")
+    Traceback (most recent call last):
+    services.kernel.errors.InvalidInput: CHARGE: must be the id of a charge; `tollbook charge list ACCOUNT` shows them
+    """
+    try:
+        return UUID(text)
+    except ValueError:
+        raise InvalidInput(f"must be the id of {what}; `tollbook {shown_by}` shows them", field=field) from None
 
 
 @asynccontextmanager

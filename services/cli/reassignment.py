@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
-from uuid import UUID
 
 import typer
 
 from services.cli.asynchronous import asynchronous
 from services.cli.output import Format, Output, console, instant, plain, show_json, show_rows
-from services.cli.reading import room
-from services.kernel.errors import InvalidInput
+from services.cli.reading import identifier, room
 
 if TYPE_CHECKING:
     from services.usage.reassignments import Reassignment
@@ -64,14 +62,9 @@ async def show(
     """Show what one change of the registry moved from where to where, and which charges stay as they are and why."""
     from services.usage import api
 
-    try:
-        identifier = UUID(reassignment_id)
-    except ValueError:
-        raise InvalidInput(
-            "must be the id of a reassignment; `tollbook reassignment list` shows them", field="REASSIGNMENT"
-        ) from None
+    wanted = identifier(reassignment_id, "a reassignment", "reassignment list", field="REASSIGNMENT")
     async with room("usage") as engine:
-        found = await api.reassignment(engine, identifier, limit=charges)
+        found = await api.reassignment(engine, wanted, limit=charges)
     if output is Format.json:
         show_json(told(found))
         return

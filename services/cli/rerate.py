@@ -12,8 +12,7 @@ from services.cli.account import instant_of
 from services.cli.asking import Actor, me
 from services.cli.asynchronous import asynchronous
 from services.cli.output import Format, Output, console, instant, plain, show_json, show_rows
-from services.cli.reading import room
-from services.kernel.errors import InvalidInput
+from services.cli.reading import identifier, room
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -91,9 +90,9 @@ async def show(
     """Show a re-rate: what it changes, who decided what, how far it is, and what was charged beside what was planned."""
     from services.usage import api
 
-    identifier = _id(plan_id)
+    wanted = _id(plan_id)
     async with room("usage") as engine:
-        found = await api.rerate(engine, identifier, limit=charges, stale_only=stale)
+        found = await api.rerate(engine, wanted, limit=charges, stale_only=stale)
     _say(found, output)
 
 
@@ -140,17 +139,14 @@ async def cancel(plan_id: PlanId, role: Role = "finance", actor: Actor = "", out
 
 
 async def _decide(decide: Decision, plan_id: str, actor: str, role: str, output: Format) -> None:
-    identifier = _id(plan_id)
+    wanted = _id(plan_id)
     async with room("usage") as engine:
-        found = await decide(engine, identifier, actor or me(), role)
+        found = await decide(engine, wanted, actor or me(), role)
     _say(found, output)
 
 
 def _id(text: str) -> UUID:
-    try:
-        return UUID(text)
-    except ValueError:
-        raise InvalidInput("must be the id of a re-rate; `tollbook rerate list` shows them", field="PLAN") from None
+    return identifier(text, "a re-rate", "rerate list", field="PLAN")
 
 
 def told(found: Plan) -> dict[str, Any]:

@@ -190,16 +190,20 @@ async def show(engine: AsyncEngine, reference: str) -> Shown:
 
 async def find_closed(connection: AsyncConnection, reference: str) -> tuple[str, str]:
     """Body and SHA-256 of the one closed invoice of this number or id."""
-    try:
-        as_id = UUID(reference)
-    except ValueError:
-        as_id = None
-    found = await store.find_documents(connection, reference, as_id)
+    found = await store.find_documents(connection, reference, as_id(reference))
     if not found:
         raise NotFound(f"no closed invoice has the number or id {reference!r}", field="invoice")
     if len(found) > 1:
         raise InvalidInput(f"{len(found)} billing entities have an invoice {reference}: give its id", field="invoice")
     return found[0]
+
+
+def as_id(reference: str) -> UUID | None:
+    """A reference, if it is an id and not a number."""
+    try:
+        return UUID(reference)
+    except ValueError:
+        return None
 
 
 def _settlement(row: Any) -> Settlement:

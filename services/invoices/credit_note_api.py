@@ -17,7 +17,7 @@ from uuid import UUID, uuid4
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from services.invoices import credit_note_store
-from services.invoices.api import find_closed
+from services.invoices.api import as_id, find_closed
 from services.invoices.credit_note_documents import as_text
 from services.invoices.credit_notes import Asked, CreditNote, Document, decide, parse, read, written
 from services.kernel.cards import refuse_card_number
@@ -145,30 +145,23 @@ async def credit_note(engine: AsyncEngine, credit_note_id: UUID) -> KeptNote:
 
 
 async def credit_notes(
-    engine: AsyncEngine, *, invoice_id: UUID | None = None, group_id: str | None = None, state: State | None = None,
-    limit: int = LIST_MAX,
-) -> list[KeptNote]:  # fmt: skip
-    """Notes in the order in which they were proposed: of an invoice, of a payer group, in a state, or all."""
+    engine: AsyncEngine, *, group_id: str | None = None, state: State | None = None, limit: int = LIST_MAX
+) -> list[KeptNote]:
+    """Notes in the order in which they were proposed: of a payer group, in a state, or all."""
     async with transaction(engine) as connection:
-        rows = await credit_note_store.find(connection, limit, invoice_id=invoice_id, group_id=group_id, state=state)
+        rows = await credit_note_store.find(connection, limit, group_id, state)
     return [_kept(row) for row in rows]
 
 
 async def show(engine: AsyncEngine, reference: str) -> ShownNote:
     """An issued note by number or id; `NotFound` where there is none, `InvalidInput` when two sellers share the number."""
     async with transaction(engine) as connection:
-        try:
-            wanted: dict[str, Any] = {"credit_note_id": UUID(reference)}
-        except ValueError:
-            wanted = {"number": reference}
-        found = await credit_note_store.find(connection, 2, state="issued", **wanted)
-        if not found:
-            raise NotFound(f"no issued credit note has the number or id {reference!r}", field="credit_note")
-        if len(found) > 1:
-            raise InvalidInput(f"two billing entities have a credit note {reference}: give its id", field="credit_note")
-        rows = (await credit_note_store.load_issued(connection, [found[0].invoice_id]))[found[0].invoice_id]
-    (row,) = (row for row in rows if row.credit_note_id == found[0].credit_note_id)
-    return ShownNote(json.loads(row.body), row.body, row.sha256)
+        found = await credit_note_store.find_issued(connection, reference, as_id(reference))
+    if not found:
+        raise NotFound(f"no issued credit note has the number or id {reference!r}", field="credit_note")
+    if len(found) > 1:
+        raise InvalidInput(f"two billing entities have a credit note {reference}: give its id", field="credit_note")
+    return ShownNote(json.loads(found[0].body), found[0].body, found[0].sha256)
 
 
 async def _earlier(connection: AsyncConnection, invoice_id: UUID) -> list[CreditNote]:

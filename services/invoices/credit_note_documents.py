@@ -13,7 +13,7 @@ from services.invoices.credit_notes import CreditNote, decide, parse, read
 from services.invoices.documents import WIDTH, Document, canonical, letterhead, percent, sha256_of, sides, sum_row
 from services.kernel.currency import currency
 from services.kernel.errors import TollbookError
-from services.kernel.money import format_nano
+from services.kernel.money import format_nano, parse_amount
 from services.kernel.period import instant_text
 
 SCHEMA = "tollbook.credit_note.v1"
@@ -206,9 +206,9 @@ def disagreements(invoice_body: str, invoice_sha256: str, rows: Iterable[Any]) -
 
 def _gets(account: Mapping[str, str]) -> str:
     said = []
-    if any(digit in account["to_balance"] for digit in "123456789"):
+    if parse_amount(account["to_balance"]):
         said.append(f"{account['to_balance']} back to the balance")
-    if any(digit in account["owed"] for digit in "123456789"):
+    if parse_amount(account["owed"]):
         said.append(f"{account['owed']} off what is owed")
     return ", ".join(said)
 

@@ -20,6 +20,12 @@ _KEPT = select(
     credit_note, invoice.c.number.label("invoice_number"), invoice.c.group_id, invoice.c.period, invoice.c.currency
 ).join_from(credit_note, invoice, invoice.c.invoice_id == _note.invoice_id)
 
+_ISSUED = (
+    select(credit_note, credit_note_document.c.body, credit_note_document.c.sha256)
+    .join_from(credit_note, credit_note_document, credit_note_document.c.credit_note_id == _note.credit_note_id)
+    .where(_note.state == "issued")
+)
+
 
 async def lock_invoices(connection: AsyncConnection, invoice_ids: Iterable[UUID]) -> None:
     """Of a closed invoice one note is proposed or issued at a time, each when the one before it is there to be read."""
@@ -40,12 +46,12 @@ async def load(connection: AsyncConnection, credit_note_id: UUID) -> Any:
     return (await connection.execute(statement)).one_or_none()
 
 
-async def find(connection: AsyncConnection, limit: int, **wanted: Any) -> list[Any]:
-    """Notes in the order they were proposed, those with all of these values: `number`, `invoice_id`, `group_id`, `state`."""
+async def find(connection: AsyncConnection, limit: int, group_id: str | None, state: str | None) -> list[Any]:
+    """Notes in the order they were proposed: of this group, in this state, or all."""
     statement = _KEPT.order_by(_note.proposed_at, _note.credit_note_id).limit(limit)
-    for name, value in wanted.items():
-        if value is not None:
-            statement = statement.where((invoice if name == "group_id" else credit_note).c[name] == value)
+    for column, wanted in ((invoice.c.group_id, group_id), (_note.state, state)):
+        if wanted is not None:
+            statement = statement.where(column == wanted)
     return list((await connection.execute(statement)).all())
 
 
@@ -69,16 +75,17 @@ async def lock_approved(connection: AsyncConnection, limit: int) -> list[Any]:
 
 async def load_issued(connection: AsyncConnection, invoice_ids: Iterable[UUID]) -> dict[UUID, list[Any]]:
     """The notes that were issued against these invoices, each with body and SHA-256 of its document, in their order."""
-    statement = (
-        select(credit_note, credit_note_document.c.body, credit_note_document.c.sha256)
-        .join_from(credit_note, credit_note_document, credit_note_document.c.credit_note_id == _note.credit_note_id)
-        .where(_note.invoice_id == func.any(_IDS), _note.state == "issued")
-        .order_by(_note.issued_at, _note.number)
-    )
+    statement = _ISSUED.where(_note.invoice_id == func.any(_IDS)).order_by(_note.issued_at, _note.number)
     found: dict[UUID, list[Any]] = {}
     for row in (await connection.execute(statement, {"ids": sorted(set(invoice_ids))})).all():
         found.setdefault(row.invoice_id, []).append(row)
     return found
+
+
+async def find_issued(connection: AsyncConnection, number: str, as_id: UUID | None) -> list[Any]:
+    """The issued notes of this number or id, each with body and SHA-256 of its document."""
+    same = _note.number == number if as_id is None else _note.credit_note_id == as_id
+    return list((await connection.execute(_ISSUED.where(same))).all())
 
 
 async def save_issued(

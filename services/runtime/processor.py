@@ -93,7 +93,7 @@ class Processor:
     # ---- batches ---------------------------------------------------------------------------------------------------
 
     async def process(self, source: Input, records: list[Record], ranges: Ranges) -> set[str]:
-        """Apply a batch, in parts where it has more keys than one transaction may have. Returns lanes stopped.
+        """Apply a batch, in parts where its lanes have more keys than may be together. Returns lanes stopped.
 
         ``ranges`` is, per lane, [first offset, next offset) of what was fetched. Comes back only when the batch
         is committed: a failure of a server is waited out, a record that cannot be applied is isolated. Raises `Behind` when the caller must seek.
@@ -457,7 +457,7 @@ class Processor:
 
 
 def _parts(source: Input, records: list[Record], ranges: Ranges) -> list[tuple[list[Record], Ranges]]:
-    """What of a batch goes into each transaction: all of it where its keys are not too many."""
+    """What of a batch goes into each transaction: all of it where its lanes may be together."""
     cuts = cuts_before_lanes(records, source.max_keys) if source.max_keys is not None else []
     return split_at(records, ranges, cuts) if cuts else [(records, ranges)]
 

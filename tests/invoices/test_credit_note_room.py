@@ -21,7 +21,7 @@ from services.runtime import faults
 from services.runtime.database import transaction
 from services.runtime.room import Tick
 from tests.invoices.neighbours import Neighbours, neighbours
-from tests.invoices.test_room import close_the_month, engine, northwind
+from tests.invoices.test_room import close_the_month, close_two_invoices, engine
 
 CENT = NANO // 100
 WEST = [Asked("west", "voice.outbound", 5 * CENT)]
@@ -30,10 +30,7 @@ WEST = [Asked("west", "voice.outbound", 5 * CENT)]
 @pytest.fixture
 async def around(database):
     made = await neighbours(database)
-    northwind(made)
-    made.group("lakeside")
-    made.charge("frontdesk", "0.028", group_id="lakeside", plan="payg")
-    await close_the_month(made)
+    await close_two_invoices(made)
     yield made
     await made.rooms.__aexit__()
 

@@ -63,6 +63,14 @@ def northwind(around: Neighbours):
         around.charge(account_id, amount)
 
 
+async def close_two_invoices(around: Neighbours):
+    """Northwind's of the month, postpaid, and one of a prepaid account."""
+    northwind(around)
+    around.group("lakeside")
+    around.charge("frontdesk", "0.028", group_id="lakeside", plan="payg")
+    await close_the_month(around)
+
+
 # ---- accumulation ----------------------------------------------------------------------------------------------------
 
 

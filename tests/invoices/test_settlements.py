@@ -10,16 +10,13 @@ from contracts.topics import BALANCE_GROUP_EVENTS
 from services.invoices import api
 from services.kernel.period import instant_text
 from tests.invoices.neighbours import Neighbours, neighbours
-from tests.invoices.test_room import close_the_month, engine, northwind
+from tests.invoices.test_room import close_two_invoices, engine
 
 
 @pytest.fixture
 async def around(database):
     made = await neighbours(database)
-    northwind(made)
-    made.group("lakeside")
-    made.charge("frontdesk", "0.028", group_id="lakeside", plan="payg")
-    await close_the_month(made)
+    await close_two_invoices(made)
     yield made
     await made.rooms.__aexit__()
 
