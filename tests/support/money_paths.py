@@ -178,7 +178,7 @@ class MoneyPaths:
                 )
                 self.codes.append(Code(made.code, amount, shared, most))
         await self._schedule()
-        await self._grant_to("gifted", "100", shared=False, expires_at=_tomorrow())  # more than is ever spent of it
+        await self._spend_credit()
         await self._tell_too_early()
         await self.chain.join(LATE_JOINER, self.chain.newly_opened_at)
 
@@ -278,6 +278,19 @@ class MoneyPaths:
             except (TimeoutError, Unavailable):
                 self.happened["answer lost"] += 1
                 await asyncio.sleep(0.05)
+
+    async def _spend_credit(self) -> None:
+        """Credits that are there before any use, one that ends and one that does not, and a use that one of them pays for
+        whenever it is charged: in the storm balance may be down for as long as everything else is granted and used."""
+        await self._grant_to("gifted", "100", shared=False, expires_at=_tomorrow())  # more than is ever spent of it
+        await self._grant_to("gifted", "0.3", shared=False, expires_at=None)
+
+        async def are_there() -> bool:
+            self.chain.check_alive()
+            return len(await self._credits()) == len(self.grants)
+
+        await until(are_there, "credits are there", CHARGED_S_MAX)
+        await self.chain.publish([self._leg("gifted", self._name(), 61)])
 
     async def _grant(self, *, expiring: bool) -> None:
         account_id, shared = self.random.choice(
