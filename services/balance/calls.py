@@ -245,7 +245,7 @@ class Desk:
     def __init__(self, rows: Collection[Mapping[str, Any]]) -> None:
         """From the columns of wallets, one at least, each with the one clock's instant."""
         self.now: datetime = next(iter(rows))["now"]
-        self.wallets = {row["account_id"]: Wallet.of_values(row) for row in rows}
+        self.wallets = {row["account_id"]: Wallet.of(row) for row in rows}
         self.leases = Leases(self.wallets, self.now)
         self.short: set[str] = set()  # accounts that have less than somebody asked for
         self.in_need: set[str] = set()  # accounts that shared credits make a difference to, which are not in hand

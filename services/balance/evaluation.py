@@ -113,8 +113,8 @@ async def load_for_attempts(work: Work, attempt_ids: Iterable[UUID]) -> dict[str
     return await _in_hand(work, await store.lock_wallets_of_attempts(work, attempt_ids))
 
 
-async def _in_hand(work: Work, rows: Iterable[Any]) -> dict[str, Wallet]:
-    wallets = {row.account_id: Wallet.of(row) for row in rows}
+async def _in_hand(work: Work, rows: Iterable[Mapping[str, Any]]) -> dict[str, Wallet]:
+    wallets = {row["account_id"]: Wallet.of(row) for row in rows}
     await lapse(work.connection, wallets, work.now)
     return wallets
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from datetime import date, datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import (
     BigInteger,
+    ColumnElement,
     Date,
     DateTime,
     Integer,
@@ -123,31 +124,26 @@ async def add_to_wallets(work: Work, additions: Sequence[Addition]) -> list[Stan
     return [Standing._make(row) for row in await _ADD_TO_WALLETS.tuples(work.connection, parameters)]
 
 
-_WALLETS = select(tables.wallet, *SHARED.c).join_from(
-    tables.wallet, SHARED, true()
-)  # with what the group shares, which no wallet's lock holds
-_LOCK_WALLETS = (
-    _WALLETS.where(_any_of(_wallet.account_id, "ids")).order_by(_wallet.account_id).with_for_update(of=tables.wallet)
+def _locked(which: ColumnElement[bool]) -> Plain:
+    """Whole rows with what the group shares, which no wallet's lock holds; locked in order of their ids."""
+    rows = select(tables.wallet, *SHARED.c).join_from(tables.wallet, SHARED, true()).where(which)
+    return Plain(rows.order_by(_wallet.account_id).with_for_update(of=tables.wallet))
+
+
+_LOCK_WALLETS = _locked(_any_of(_wallet.account_id, "ids"))
+_LOCK_WALLETS_OF_ATTEMPTS = _locked(
+    _wallet.account_id.in_(select(_attempt.account_id).where(_any_of(_attempt.attempt_id, "ids")))
 )
 
 
-async def lock_wallets(work: Work, account_ids: Iterable[str]) -> Sequence[Row[Any]]:
+async def lock_wallets(work: Work, account_ids: Iterable[str]) -> list[dict[str, Any]]:
     """The whole rows, locked in order of their ids; unknown ones are left out."""
-    return (await work.execute(_LOCK_WALLETS, {"ids": sorted(set(account_ids))})).all()
+    return await _LOCK_WALLETS.rows(work.connection, {"ids": sorted(set(account_ids))})
 
 
-_LOCK_WALLETS_OF_ATTEMPTS = (
-    _WALLETS.where(
-        _wallet.account_id.in_(select(tables.attempt.c.account_id).where(_any_of(tables.attempt.c.attempt_id, "ids")))
-    )
-    .order_by(_wallet.account_id)
-    .with_for_update(of=tables.wallet)
-)
-
-
-async def lock_wallets_of_attempts(work: Work, attempt_ids: Iterable[UUID]) -> Sequence[Row[Any]]:
+async def lock_wallets_of_attempts(work: Work, attempt_ids: Iterable[UUID]) -> list[dict[str, Any]]:
     """The whole rows of the accounts that these attempts belong to, locked in order of their ids."""
-    return (await work.execute(_LOCK_WALLETS_OF_ATTEMPTS, {"ids": sorted(set(attempt_ids))})).all()
+    return await _LOCK_WALLETS_OF_ATTEMPTS.rows(work.connection, {"ids": sorted(set(attempt_ids))})
 
 
 _SAVED = [column for column in tables.wallet.columns if column.name != "account_id"]
@@ -865,13 +861,14 @@ async def save_told(work: Work, rows: Sequence[SpendTold]) -> None:
 # ---- low-balance levels --------------------------------------------------------------------------------------------
 
 _level = tables.level.c
-_LEVELS = select(tables.level).where(_any_of(_level.account_id, "ids"))
+_LEVELS = Plain(select(_level.account_id, _level.nano).where(_any_of(_level.account_id, "ids")))
 _FORGET_LEVELS = delete(tables.level).where(_any_of(_level.account_id, "ids"))
 
 
 async def levels_of(work: Work, account_ids: Iterable[str]) -> list[tuple[str, int]]:
     """(account, nanos) of every level of these accounts. Their wallets are locked."""
-    return [(row.account_id, row.nano) for row in await work.execute(_LEVELS, {"ids": sorted(account_ids)})]
+    rows = await _LEVELS.tuples(work.connection, {"ids": sorted(account_ids)})
+    return [(account_id, nano) for account_id, nano in rows]
 
 
 async def forget_levels(work: Work, account_ids: Iterable[str]) -> None:
@@ -1164,19 +1161,34 @@ async def forget_days(work: Work, before: date) -> None:
 
 IN_FLIGHT = ("requested", "unknown")
 
-_ATTEMPTS_SINCE = (
-    select(tables.attempt)
+
+class Tried(NamedTuple):
+    """What the decision about a recharge needs of an attempt."""
+
+    account_id: str
+    kind: str
+    state: str
+    amount_nano: int
+    requested_at: datetime
+
+
+_ATTEMPTS_SINCE = Plain(
+    select(*[_attempt[name] for name in Tried._fields])
     .where(
         _any_of(_attempt.account_id, "ids"),
-        or_(_attempt.requested_at > bindparam("since", type_=DateTime(timezone=True)), _attempt.state.in_(IN_FLIGHT)),
+        or_(
+            _attempt.requested_at > bindparam("since", type_=DateTime(timezone=True)),
+            *[_attempt.state == state for state in IN_FLIGHT],
+        ),
     )
     .order_by(_attempt.account_id, _attempt.requested_at)
 )
 
 
-async def attempts_since(work: Work, account_ids: Iterable[str], since: datetime) -> Sequence[Row[Any]]:
+async def attempts_since(work: Work, account_ids: Iterable[str], since: datetime) -> list[Tried]:
     """Attempts after an instant, and what is in flight however old, oldest first. The wallets are locked."""
-    return (await work.execute(_ATTEMPTS_SINCE, {"ids": sorted(account_ids), "since": since})).all()
+    rows = await _ATTEMPTS_SINCE.tuples(work.connection, {"ids": sorted(account_ids), "since": since})
+    return [Tried._make(row) for row in rows]
 
 
 async def load_attempts(work: Work, attempt_ids: Iterable[UUID]) -> Sequence[Row[Any]]:
@@ -1204,9 +1216,17 @@ class NewAttempt:
     inquiries: int = 0
 
 
+_NEW_ATTEMPT = [each.name for each in fields(NewAttempt)]
+_new_attempts = unnest("new", **{name: _attempt[name].type for name in _NEW_ATTEMPT})
+_APPEND_ATTEMPTS = Plain(
+    insert(tables.attempt).from_select(_NEW_ATTEMPT, select(*[_new_attempts.c[name] for name in _NEW_ATTEMPT]))
+)
+
+
 async def append_attempts(work: Work, attempts: Sequence[NewAttempt]) -> None:
     """New attempts; the index of those in flight refuses a second one of an account."""
-    await work.execute(insert(tables.attempt), [asdict(attempt) for attempt in attempts])
+    columns = {f"new_{name}": [getattr(attempt, name) for attempt in attempts] for name in _NEW_ATTEMPT}
+    await _APPEND_ATTEMPTS.touched(work.connection, columns)
 
 
 async def save_attempts(work: Work, states: Mapping[UUID, tuple[str, datetime | None]]) -> None:

@@ -72,14 +72,9 @@ class Wallet:
     has_paid: bool = False  # what it could of invoices, in this transaction
 
     @classmethod
-    def of(cls, row: Any) -> Wallet:
-        """From a row with the columns of the table, and others maybe."""
-        return cls.of_values(row._mapping)
-
-    @classmethod
-    def of_values(cls, values: Mapping[str, Any]) -> Wallet:
+    def of(cls, row: Mapping[str, Any]) -> Wallet:
         """From the columns of the table, and others maybe."""
-        wallet = cls(*_columns_of(values))
+        wallet = cls(*_columns_of(row))
         wallet.was_suspended = wallet.is_suspended
         return wallet
 
