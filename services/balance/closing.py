@@ -79,8 +79,7 @@ async def cover(work: Work, *, tell: Tell) -> None:
 async def invoices(work: Work, records: list[Record], *, tell: Tell) -> None:
     """Post what closed invoices and credit notes move, once by their ids: one transaction each, over all its accounts.
 
-    What invoiced accounts have in their wallets pays a closed invoice first, then what the group has paid too much: what notes give
-    back of earlier invoices, too.
+    In the order in which they were told, so that what pays what does not depend on how the log is cut into batches.
     """
     told: Sequence[InvoiceEvent] = [record.message["data"] for record in records]
     closed = await _not_posted(work, "closing", {each.invoice_id: each for each in told if each.kind == "closed"})
@@ -93,23 +92,11 @@ async def invoices(work: Work, records: list[Record], *, tell: Tell) -> None:
     accounts = {posting.account_id for invoice in closed.values() for posting in invoice.postings}
     accounts |= {posting.account_id for note in notes.values() for posting in note.postings}
     wallets = await load(work, accounts | await debts.concerned(work))
-    in_order = sorted(notes.values(), key=lambda each: (each.issued_on, each.number))
-    for note in in_order:
-        if note.invoice_id not in closed:
-            _credit(work, debts, wallets, book, note)
-    for invoice_id in sorted(closed):
-        invoice = closed[invoice_id]
-        book.post(work, "closing", str(invoice_id), invoice.currency, _entries(invoice), note=invoice.number)
-        for posting in invoice.postings:
-            _move(work, wallets, posting, invoice)
-    if closed:
-        await debts.pay_from_wallets(work, wallets, book)
-    newest = {each.group_id: str(each.invoice_id) for _, each in sorted(closed.items())}
-    for group_id in debts.payers.keys() & newest.keys():
-        debts.use_unapplied(work, debts.payers[group_id], book, newest[group_id])
-    for note in in_order:
-        if note.invoice_id in closed:
-            _credit(work, debts, wallets, book, note)
+    for each in told:
+        if each.kind == "closed" and closed.pop(each.invoice_id, None) is not None:
+            _close(work, debts, wallets, book, each)
+        elif each.kind == "credit_note" and notes.pop(each.credit_note_id, None) is not None:
+            _credit(work, debts, wallets, book, each)
     await debts.look(work)
     await debts.finish(work, wallets)
     await book.write(work)
@@ -123,12 +110,11 @@ async def _not_posted(work: Work, kind: TransactionKind, told: Mapping[UUID, Tol
 
 
 async def _owed(work: Work, closed: Mapping[UUID, InvoiceClosed], notes: Collection[CreditNoteIssued]) -> Debts:
-    """The groups of the invoices of which something is due or credited, locked before wallets, with these invoices among what
-    they owe."""
-    due = [invoice for invoice in closed.values() if any(_nano(posting.receivable) for posting in invoice.postings)]
+    """The groups of the invoices of which something is due or credited, locked before wallets."""
     groups = {
         invoice.group_id: NewPayer(invoice.group_id, invoice.organization_id, invoice.currency, invoice.zone)
-        for invoice in due
+        for invoice in closed.values()
+        if _is_due(invoice)
     }
     credited = [note for note in notes if note.voids or any(_nano(posting.owed) for posting in note.postings)]
     if not groups and not credited:
@@ -136,21 +122,36 @@ async def _owed(work: Work, closed: Mapping[UUID, InvoiceClosed], notes: Collect
     if groups:
         await receivables_store.make_payers(work, groups.values())
     named = {str(note.invoice_id) for note in credited}
-    debts = await take(work, groups.keys() | {note.group_id for note in credited}, named)
-    for invoice in due:
-        shares = {posting.account_id: -_nano(posting.receivable) for posting in invoice.postings}
-        debts.add(
-            Receivable(
-                invoice_id=invoice.invoice_id,
-                group_id=invoice.group_id,
-                number=invoice.number,
-                period=invoice.period,
-                due_on=invoice.due_on,
-                due_nano=sum(shares.values()),
-                shares={account_id: nano for account_id, nano in shares.items() if nano},
-            )
+    return await take(work, groups.keys() | {note.group_id for note in credited}, named)
+
+
+def _is_due(invoice: InvoiceClosed) -> bool:
+    return any(_nano(posting.receivable) for posting in invoice.postings)
+
+
+def _close(work: Work, debts: Debts, wallets: dict[str, Wallet], book: Book, invoice: InvoiceClosed) -> None:
+    """What invoiced accounts have in their wallets pays it first, then what the group has to its credit."""
+    invoice_id = str(invoice.invoice_id)
+    book.post(work, "closing", invoice_id, invoice.currency, _entries(invoice), note=invoice.number)
+    for posting in invoice.postings:
+        _move(work, wallets, posting, invoice)
+    if not _is_due(invoice):
+        return
+    shares = {posting.account_id: -_nano(posting.receivable) for posting in invoice.postings}
+    debts.add(
+        Receivable(
+            invoice_id=invoice.invoice_id,
+            group_id=invoice.group_id,
+            number=invoice.number,
+            period=invoice.period,
+            due_on=invoice.due_on,
+            due_nano=sum(shares.values()),
+            shares={account_id: nano for account_id, nano in shares.items() if nano},
         )
-    return debts
+    )
+    payer = debts.payers[invoice.group_id]
+    debts.pay_from_wallets(work, payer, wallets, book)
+    debts.use_unapplied(work, payer, book, invoice_id)
 
 
 def _entries(invoice: InvoiceClosed) -> tuple[ledger.Entry, ...]:
@@ -185,15 +186,17 @@ def _move(work: Work, wallets: dict[str, Wallet], posting: ClosingPosting, invoi
 
 
 def _credit(work: Work, debts: Debts, wallets: dict[str, Wallet], book: Book, note: CreditNoteIssued) -> None:
-    """What was paid from balances goes back into wallets, what is owed is owed no more. Source: designs/ledger, section 2."""
+    """What was paid from balances goes back into wallets, what is owed is owed no more; what came for the group pays what else
+    it owes. Source: designs/ledger, section 2."""
     given = {posting.account_id: nano for posting in note.postings if (nano := _nano(posting.wallet))}
     owed = {posting.account_id: nano for posting in note.postings if (nano := _nano(posting.owed))}
-    done = Credited({}, 0, 0)
+    done = Credited({}, 0, {}, 0)
     invoice = debts.find(note.group_id, str(note.invoice_id)) if note.group_id in debts.payers else None
     if invoice is None and owed:
         raise Corrupt(f"credit note {note.number} is against invoice {note.invoice_number}, which is not known")
     if invoice is not None and (owed or note.voids):
         done = debts.credit(work, debts.payers[note.group_id], invoice, owed, note.number, voids=note.voids)
+        given = {each: given.get(each, 0) + done.wallets.get(each, 0) for each in sorted({*given, *done.wallets})}
     entries = ledger.credit_note(
         note.group_id,
         by_product={each.product: _nano(each.exact) for each in note.products},
@@ -210,9 +213,10 @@ def _credit(work: Work, debts: Debts, wallets: dict[str, Wallet], book: Book, no
     for account_id, nano in given.items():
         wallet = _wallet(wallets, account_id)
         wallet.wallet_nano += nano
-        wallet.has_paid = False  # what it owes of other invoices, it pays by this, too
         message = f"credit note {note.number} for invoice {note.invoice_number}"
         wallet.tell(work, "credit_note_posted", amount_nano=nano, message=message)
+    if done.kept_nano:
+        debts.use_kept(work, debts.payers[note.group_id], done.kept_nano, book, str(note.credit_note_id))
 
 
 def _wallet(wallets: dict[str, Wallet], account_id: str) -> Wallet:

@@ -62,13 +62,20 @@ class Receivable:
     write_off_proposed_by: str | None = None
     write_off_note: str | None = None
     shares: dict[str, int] = field(default_factory=dict)
+    from_wallets: dict[str, int] = field(default_factory=dict)  # what each account's wallet paid, less what it got back
 
     @classmethod
-    def of(cls, row: Any, shares: Mapping[str, int]) -> Receivable:
-        """From a row of the table."""
-        values = {each.name: getattr(row, each.name) for each in fields(cls) if each.name != "shares"}
+    def of(cls, row: Any, shares: Iterable[Any]) -> Receivable:
+        """From a row of the table and those of its shares."""
+        values = {name: getattr(row, name) for name in _COLUMNS}
         values |= {name: int(values[name]) for name in ("due_nano", "paid_nano", "written_off_nano", "credited_nano")}
-        return cls(**values, shares=dict(shares))
+        made = cls(**values)
+        for share in shares:
+            if share.open_nano:
+                made.shares[share.account_id] = share.open_nano
+            if share.from_wallet_nano:
+                made.from_wallets[share.account_id] = share.from_wallet_nano
+        return made
 
     @property
     def open_nano(self) -> int:
@@ -102,6 +109,9 @@ class Receivable:
             overdue_since=self.overdue_since,
             owed_by=tuple(sorted(self.shares)),
         )
+
+
+_COLUMNS = [each.name for each in fields(Receivable) if each.name not in ("shares", "from_wallets")]
 
 
 @dataclass(slots=True)
@@ -140,10 +150,12 @@ class Payer:
 
 
 class Credited(NamedTuple):
-    """What a credit note did to an invoice: whose shares are freed, what was written off and is no loss, what is kept."""
+    """What a credit note did to an invoice: whose shares are freed, what was written off and is no loss, what goes back to
+    wallets that had paid it, what is kept."""
 
     shares: dict[str, int]
     regained_nano: int
+    wallets: dict[str, int]
     kept_nano: int
 
 
@@ -157,10 +169,11 @@ class Debts:
             self._invoices[invoice.group_id][invoice.invoice_id] = invoice
         self._new: list[Receivable] = []
         self._touched: dict[UUID, Receivable] = {}
-        self._shares: dict[tuple[UUID, str], int] = {}
+        self._moved: set[tuple[UUID, str]] = set()  # shares
         self._applications: list[dict[str, Any]] = []
         self._freed: dict[str, int] = defaultdict(int)
         self._spent: list[tuple[str, int, Receivable]] = []
+        self._out_of: dict[str, int] = defaultdict(int)  # the same by account
         self._members: list[tuple[str, str]] = []
         self._timers: dict[str, datetime] = {}
 
@@ -211,14 +224,27 @@ class Debts:
     def credit(
         self, work: Work, payer: Payer, invoice: Receivable, credited: Mapping[str, int], number: str, *, voids: bool
     ) -> Credited:
-        """What a credit note takes off an invoice, per account: first what is open, then what was written off, which is no loss
-        any more. The rest was paid, and is kept for the next invoice."""
+        """What a credit note takes off an invoice, per account: first what is open, but for what an account's own wallet paid of
+        what is credited to it; then what was written off, which is no loss any more. The rest was paid: by wallets, into which it
+        goes back, or by money that came for the group, which is kept for its other invoices."""
         nano = sum(credited.values())
-        freed = min(nano, max(0, invoice.open_nano))
+        step = _minor_unit(payer.currency)
+        back = {
+            account_id: min(each - max(0, invoice.shares.get(account_id, 0)), invoice.from_wallets.get(account_id, 0))
+            for account_id, each in credited.items()
+        }
+        back = {account_id: each for account_id, each in back.items() if each > 0}
+        freed = min(nano - sum(back.values()), max(0, invoice.open_nano))
         regained = min(nano - freed, invoice.written_off_nano)
-        kept = nano - freed - regained
-        shares = applying.free(freed, credited, invoice.shares, _minor_unit(payer.currency)) if freed else {}
+        paid = nano - freed - regained
+        if paid < sum(back.values()):
+            back = applying.spread(paid, back, step) if paid else {}
+        kept = paid - sum(back.values())
+        shares = applying.free(freed, credited, invoice.shares, step) if freed else {}
         self._free(invoice, shares)
+        for account_id, each in back.items():
+            invoice.from_wallets[account_id] -= each
+            self._moved.add((invoice.invoice_id, account_id))
         payer.unapplied_nano += kept
         invoice.voided = invoice.voided or voids
         if regained:
@@ -226,25 +252,25 @@ class Debts:
             self._applied(work, invoice, "write_off", -regained)
         invoice.credited_nano += freed + regained
         self._applied(work, invoice, "credit_note", freed + regained)
-        said = f"credit note {number}" + (f"; {format_nano(kept)} is kept for the next invoice" if kept else "")
+        said = f"credit note {number}" + (f"; {format_nano(kept)} was paid and is for other invoices" if kept else "")
         payer.tell(
             work, "invoice_credited", amount_nano=freed + regained, source="credit_note", invoice=invoice.standing(),
             reference=number, message=said,
         )  # fmt: skip
-        return Credited(shares, regained, kept)
+        return Credited(shares, regained, back, kept)
 
-    async def pay_from_wallets(self, work: Work, wallets: Mapping[str, Wallet], book: Book) -> None:
-        """The wallets in hand of invoiced accounts pay what these owe of open invoices, what is due first before others.
+    def pay_from_wallets(self, work: Work, payer: Payer, wallets: Mapping[str, Wallet], book: Book) -> None:
+        """The wallets in hand of invoiced accounts pay what these owe of the group's invoices, what is due first before others.
 
         A wallet is never taken below zero by it, and what a payment by card brought for a group is left for that.
         """
-        purses = {account_id: wallet.own_nano for account_id, wallet in wallets.items() if pays_from_wallet(wallet)}
-        owing = {name for each in self._invoices.values() for invoice in each.values() for name in invoice.shares}
-        for account_id in purses.keys() & owing:  # others owe of groups that are not in hand
-            wallets[account_id].has_paid = True
-        for group_id in sorted(self.payers):
-            for invoice in sorted(self._invoices[group_id].values(), key=lambda each: (each.due_on, each.number)):
-                self._pay_from(work, self.payers[group_id], invoice, purses, book)
+        purses = {
+            account_id: wallet.own_nano - self._out_of[account_id]
+            for account_id, wallet in wallets.items()
+            if pays_from_wallet(wallet)
+        }
+        for invoice in sorted(self._invoices[payer.group_id].values(), key=lambda each: (each.due_on, each.number)):
+            self._pay_from(work, payer, invoice, purses, book)
 
     def _pay_from(self, work: Work, payer: Payer, invoice: Receivable, purses: dict[str, int], book: Book) -> None:
         pays = applying.from_wallets(purses, invoice.shares, _minor_unit(payer.currency))
@@ -256,6 +282,9 @@ class Debts:
         book.post(work, "balance_used", ref, payer.currency, entries, note=invoice.number)
         for account_id, nano in pays.items():
             purses[account_id] -= nano
+            invoice.from_wallets[account_id] = invoice.from_wallets.get(account_id, 0) + nano
+            self._moved.add((invoice.invoice_id, account_id))
+            self._out_of[account_id] += nano
             self._spent.append((account_id, nano, invoice))
 
     def use_unapplied(self, work: Work, payer: Payer, book: Book, ref: str) -> None:
@@ -268,7 +297,11 @@ class Debts:
                 shares = self._settle(work, payer, invoice, invoice.open_nano, "credit")
                 entries = ledger.unapplied_used(payer.group_id, shares)
                 book.post(work, "unapplied_used", f"credit {invoice.invoice_id}", payer.currency, entries)
-        paid, _ = self.pay(work, payer, payer.unapplied_nano, "overpayment")
+        self.use_kept(work, payer, payer.unapplied_nano, book, ref)
+
+    def use_kept(self, work: Work, payer: Payer, nano: int, book: Book, ref: str) -> None:
+        """So much of what the group has to its credit pays its open invoices, what is due first before others."""
+        paid, _ = self.pay(work, payer, nano, "overpayment")
         if paid:
             book.post(work, "unapplied_used", ref, payer.currency, ledger.unapplied_used(payer.group_id, paid))
 
@@ -307,7 +340,7 @@ class Debts:
         """Accounts owe these parts of an invoice no more."""
         for account_id, part in parts.items():
             invoice.shares[account_id] -= part
-            self._shares[invoice.invoice_id, account_id] = invoice.shares[account_id]
+            self._moved.add((invoice.invoice_id, account_id))
             self._freed[account_id] += part
         invoice.shares = {account_id: left for account_id, left in invoice.shares.items() if left}
 
@@ -422,10 +455,9 @@ class Debts:
         changed = [payer for payer in self.payers.values() if payer.changed]
         if self._new:
             await receivables_store.append_receivables(work, [_row(each) for each in self._new])
-            shares = [
-                (each.invoice_id, account_id, nano) for each in self._new for account_id, nano in each.shares.items()
-            ]
-            await receivables_store.append_shares(work, [*shares, *self._settled_at_once(shares)])
+            # Those that are settled already have a row like any other.
+            keys = self._moved | {(each.invoice_id, account_id) for each in self._new for account_id in each.shares}
+            await receivables_store.append_shares(work, _shares(self._new, keys))
         if changed:
             await receivables_store.save_payers(
                 work, [(each.group_id, each.event_version, each.unapplied_nano, each.suspends) for each in changed]
@@ -433,19 +465,13 @@ class Debts:
         if self._touched:
             await receivables_store.save_receivables(work, [_row(each) for each in self._touched.values()])
         new = {each.invoice_id for each in self._new}
-        moved = [(*key, nano) for key, nano in self._shares.items() if key[0] not in new]
-        if moved:
+        known = [each for own in self._invoices.values() for each in own.values() if each.invoice_id not in new]
+        if moved := _shares(known, self._moved):
             await receivables_store.save_shares(work, moved)
         if self._applications:
             await receivables_store.append_applications(work, self._applications)
         if self._timers:
             await work.set_timers(OVERDUE, self._timers)
-
-    def _settled_at_once(self, shares: Iterable[tuple[UUID, str, int]]) -> list[tuple[UUID, str, int]]:
-        """Shares of new invoices that are paid already: they have a row like any other."""
-        new = {each.invoice_id for each in self._new}
-        known = {(invoice_id, account_id) for invoice_id, account_id, _ in shares}
-        return [(*key, nano) for key, nano in self._shares.items() if key[0] in new and key not in known]
 
 
 def pays_from_wallet(wallet: Wallet) -> bool:
@@ -464,7 +490,17 @@ def _minor_unit(code: str) -> int:
 
 
 def _row(invoice: Receivable) -> dict[str, Any]:
-    return {each.name: getattr(invoice, each.name) for each in fields(invoice) if each.name != "shares"}
+    return {name: getattr(invoice, name) for name in _COLUMNS}
+
+
+def _shares(invoices: Iterable[Receivable], keys: Iterable[tuple[UUID, str]]) -> list[tuple[UUID, str, int, int]]:
+    """Rows (invoice, account, open, paid by its wallet) of such of these shares as are of these invoices."""
+    by_id = {each.invoice_id: each for each in invoices}
+    return [
+        (invoice_id, account_id, invoice.shares.get(account_id, 0), invoice.from_wallets.get(account_id, 0))
+        for invoice_id, account_id in sorted(keys)
+        if (invoice := by_id.get(invoice_id)) is not None
+    ]
 
 
 def judge_overdue(work: Work, wallet: Wallet, *, suspends: bool) -> None:
@@ -481,4 +517,4 @@ async def take(work: Work, group_ids: Iterable[str], references: Iterable[str] =
     known = [row.group_id for row in rows]
     owed = await receivables_store.load_receivables(work, known, references) if known else []
     shares = await receivables_store.load_shares(work, [row.invoice_id for row in owed]) if owed else {}
-    return Debts(map(Payer.of, rows), (Receivable.of(row, shares.get(row.invoice_id, {})) for row in owed))
+    return Debts(map(Payer.of, rows), (Receivable.of(row, shares.get(row.invoice_id, ())) for row in owed))

@@ -169,7 +169,8 @@ async def wallets_pay(work: Work, keys: list[str], *, tell: Tell) -> None:
     debts = await take(work, await receivables_store.groups_owed(work, keys))
     wallets = await load(work, {*keys} | await debts.concerned(work))
     book = Book()
-    await debts.pay_from_wallets(work, wallets, book)
+    for group_id in sorted(debts.payers):
+        debts.pay_from_wallets(work, debts.payers[group_id], wallets, book)
     for account_id in wallets.keys() & {*keys}:
         wallets[account_id].has_paid = True  # whatever came of it: all that they owe was in hand
     await debts.look(work)

@@ -16,7 +16,6 @@ from sqlalchemy import (
     Boolean,
     Row,
     Text,
-    Uuid,
     and_,
     bindparam,
     cast,
@@ -189,12 +188,14 @@ async def load_receivables(work: Work, group_ids: Iterable[str], references: Ite
     return (await work.execute(statement, parameters | ({"named": named} if named else {}))).all()
 
 
-async def load_shares(work: Work, invoice_ids: Iterable[UUID]) -> dict[UUID, dict[str, int]]:
-    """What each account still owes of these invoices. Their groups are locked."""
-    statement = select(tables.receivable_share).where(_any_of(_share.invoice_id, "ids"), _share.open_nano != 0)
-    shares: dict[UUID, dict[str, int]] = {}
+async def load_shares(work: Work, invoice_ids: Iterable[UUID]) -> dict[UUID, list[Row[Any]]]:
+    """What each account still owes of these invoices, and what its wallet paid. Their groups are locked."""
+    statement = select(tables.receivable_share).where(
+        _any_of(_share.invoice_id, "ids"), or_(_share.open_nano != 0, _share.from_wallet_nano != 0)
+    )
+    shares: dict[UUID, list[Row[Any]]] = {}
     for row in (await work.execute(statement, {"ids": sorted(set(invoice_ids))})).all():
-        shares.setdefault(row.invoice_id, {})[row.account_id] = row.open_nano
+        shares.setdefault(row.invoice_id, []).append(row)
     return shares
 
 
@@ -220,12 +221,14 @@ async def append_receivables(work: Work, rows: Sequence[Mapping[str, Any]]) -> N
     await work.execute(statement, _arrays("new", fields, [[row[name] for name in fields] for row in rows]))
 
 
-async def append_shares(work: Work, rows: Sequence[tuple[UUID, str, int]]) -> None:
-    """(invoice, account, nano) of invoices that were closed."""
-    fields = ("invoice_id", "account_id", "open_nano")
-    new = unnest("new", invoice_id=Uuid(), account_id=Text(), open_nano=BigInteger())
-    statement = insert(tables.receivable_share).from_select(list(fields), select(*[new.c[name] for name in fields]))
-    await work.execute(statement, _arrays("new", fields, rows))
+_SHARE = [column.name for column in tables.receivable_share.columns]
+_shares = unnest("new", **{column.name: column.type for column in tables.receivable_share.columns})
+
+
+async def append_shares(work: Work, rows: Sequence[tuple[UUID, str, int, int]]) -> None:
+    """(invoice, account, open, paid by its wallet) of invoices that were closed."""
+    statement = insert(tables.receivable_share).from_select(_SHARE, select(*[_shares.c[name] for name in _SHARE]))
+    await work.execute(statement, _arrays("new", _SHARE, rows))
 
 
 _MOVING = (
@@ -246,17 +249,16 @@ async def save_receivables(work: Work, rows: Sequence[Mapping[str, Any]]) -> Non
     await work.execute(_SAVE_RECEIVABLES, _arrays("new", fields, [[row[name] for name in fields] for row in rows]))
 
 
-_open = unnest("new", invoice_id=Uuid(), account_id=Text(), open_nano=BigInteger())
 _SAVE_SHARES = (
     update(tables.receivable_share)
-    .where(_share.invoice_id == _open.c.invoice_id, _share.account_id == _open.c.account_id)
-    .values(open_nano=_open.c.open_nano)
+    .where(_share.invoice_id == _shares.c.invoice_id, _share.account_id == _shares.c.account_id)
+    .values(open_nano=_shares.c.open_nano, from_wallet_nano=_shares.c.from_wallet_nano)
 )
 
 
-async def save_shares(work: Work, rows: Sequence[tuple[UUID, str, int]]) -> None:
-    """What accounts still owe of invoices whose groups are locked."""
-    await work.execute(_SAVE_SHARES, _arrays("new", ("invoice_id", "account_id", "open_nano"), rows))
+async def save_shares(work: Work, rows: Sequence[tuple[UUID, str, int, int]]) -> None:
+    """The same of invoices that were closed before, whose groups are locked."""
+    await work.execute(_SAVE_SHARES, _arrays("new", _SHARE, rows))
 
 
 # ---- payments ------------------------------------------------------------------------------------------------------

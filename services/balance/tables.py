@@ -467,6 +467,8 @@ receivable_share = Table(
     Column("invoice_id", Uuid, primary_key=True),
     Column("account_id", Text, primary_key=True),
     Column("open_nano", BigInteger, nullable=False),
+    # What the account's own wallet paid of it, less what a credit note gave back.
+    Column("from_wallet_nano", BigInteger, nullable=False),
 )
 
 group_payment = Table(
