@@ -21,12 +21,20 @@ from services.kernel.money import format_nano, parse_amount
 Document = Mapping[str, Any]
 
 
+Part = tuple[str, bool]
+"""Of an invoice: what an account paid from its balance (True) or owes of it."""
+
+
 class Line(NamedTuple):
     """What an account used of a product, paid from its balance or on invoice; on several lines of the invoice, perhaps."""
 
     account_id: str
     product: str
     prepaid: bool
+
+    @property
+    def part(self) -> Part:
+        return self.account_id, self.prepaid
 
 
 class Amount(NamedTuple):
@@ -91,7 +99,8 @@ def decide(invoice: Document, earlier: Iterable[CreditNote], asked: Sequence[Ask
     """The note that credits these lines of a closed invoice, or all that is left of it.
 
     The tax of all notes together is that of their sum, so notes that credit everything give back all of it; each account gets
-    the tax of its own lines, by the largest remainder. Promotional credit is not given back: where all is credited, what it had
+    the tax of its own lines, by the largest remainder. A unit of tax for which an account's part has no room is left to the note
+    that takes the rest; where all lines of a part are named, so is one by which they were rounded to more than it. Promotional credit is not given back: where all is credited, what it had
     paid is taken off. Refused: what exceeds what is left of the invoice, of the line, or of what the account paid; all of an
     invoice on which an account was given back more than it used. An invoice of 10.00 + 20 % tax, of which 4.00 is credited:
 
@@ -131,23 +140,10 @@ def decide(invoice: Document, earlier: Iterable[CreditNote], asked: Sequence[Ask
 def _of_lines(invoice: Document, whole: CreditNote, left: CreditNote, asked: Sequence[Asked]) -> CreditNote:
     number = invoice["number"]
     exponent = currency(invoice["currency"]).exponent
-    lines: dict[Line, Amount] = {}
-    for each in asked:
-        line = _find(invoice, whole.lines, each)
-        if line in lines:
-            raise InvalidInput(f"{_name(line)} is named twice; name it once, with the sum", field="line")
-        if each.amount_nano <= 0 or each.amount_nano % 10 ** (9 - exponent):
-            raise InvalidInput(
-                f"{format_nano(each.amount_nano)} of {_name(line)} must be above 0, with at most {exponent} decimals",
-                field="line",
-            )
-        most = left.lines[line].minor_nano
-        if each.amount_nano > most:
-            raise Refused(
-                f"at most {format_nano(max(0, most))} is left of {_name(line)} on invoice {number}", field="line",
-                code="more_than_left",
-            )  # fmt: skip
-        lines[line] = Amount(each.amount_nano, each.amount_nano)
+    lines = _named(invoice, left, asked, exponent)
+    may_take_all = _given_back_to(left) is None
+    if may_take_all and _in_full(lines, left):
+        return left
     net = sum(each.minor_nano for each in lines.values())
     if net > left.net_nano:
         raise Refused(
@@ -159,28 +155,67 @@ def _of_lines(invoice: Document, whole: CreditNote, left: CreditNote, asked: Seq
     rate = parse_amount(invoice["tax_rate"], field="tax_rate")
     credited = whole.net_nano - left.net_nano
     tax = tax_of(credited + net, rate, exponent) - (whole.tax_nano - left.tax_nano)
-    used: dict[tuple[str, bool], int] = defaultdict(int)
+    if may_take_all and net + tax == left.total_nano:
+        return left
+    used: dict[Part, int] = defaultdict(int)
     for line, amount in lines.items():
-        used[line.account_id, line.prepaid] += amount.minor_nano
+        used[line.part] += amount.minor_nano
     parts = sorted(used)
     gets = dict(zip(parts, share_total(net + tax, [used[part] for part in parts], rate, exponent), strict=True))
+    rounding = 0
+    for part in parts:
+        account_id, prepaid = part
+        most, what = left.shares[account_id][0 if prepaid else 1], "paid from its balance" if prepaid else "owed"
+        if gets[part] <= most:
+            continue
+        over = max(0, used[part] - most)
+        if left.promotion.minor_nano or (over and not _in_full(lines, left, part)):
+            raise Refused(
+                f"with tax {format_nano(gets[part])} would be given back to account {account_id}, of whose part of invoice"
+                f" {number} {format_nano(max(0, most))} is left ({what})",
+                field="line",
+                code="more_than_left",
+            )
+        rounding -= over
+        tax -= gets[part] - most - over
+        gets[part] = most
     shares = {
         account_id: Share(gets.get((account_id, True), 0), gets.get((account_id, False), 0))
         for account_id in sorted({account_id for account_id, _ in parts})
     }
-    for account_id, share in shares.items():
-        for nano, most, what in zip(share, left.shares[account_id], ("paid from its balance", "owed"), strict=True):
-            if nano > most:
-                raise Refused(
-                    f"with tax {format_nano(nano)} would be given back to account {account_id}, of whose part of invoice"
-                    f" {number} {format_nano(max(0, most))} is left ({what})",
-                    field="line",
-                    code="more_than_left",
-                )
-    note = CreditNote(lines, Amount(0, 0), 0, tax, shares)
-    if note.total_nano < left.total_nano or _given_back_to(left) is not None:
-        return note
-    return left  # all of it after all: what is left of rounding and exact sums goes with it
+    return CreditNote(lines, Amount(0, 0), rounding, tax, shares)
+
+
+def _named(invoice: Document, left: CreditNote, asked: Sequence[Asked], exponent: int) -> dict[Line, Amount]:
+    """The lines that are asked for, each with what is to be credited of it."""
+    lines: dict[Line, Amount] = {}
+    for each in asked:
+        line = _find(invoice, left.lines, each)
+        if line in lines:
+            raise InvalidInput(f"{_name(line)} is named twice; name it once, with the sum", field="line")
+        if each.amount_nano <= 0 or each.amount_nano % 10 ** (9 - exponent):
+            raise InvalidInput(
+                f"{format_nano(each.amount_nano)} of {_name(line)} must be above 0, with at most {exponent} decimals",
+                field="line",
+            )
+        most = left.lines[line].minor_nano
+        if each.amount_nano > most:
+            raise Refused(
+                f"at most {format_nano(max(0, most))} is left of {_name(line)} on invoice {invoice['number']}",
+                field="line",
+                code="more_than_left",
+            )
+        lines[line] = Amount(each.amount_nano, each.amount_nano)
+    return lines
+
+
+def _in_full(lines: Mapping[Line, Amount], left: CreditNote, part: Part | None = None) -> bool:
+    """Whether these are all lines of which something is left, of a part or of the invoice, and all of it."""
+    return all(
+        line in lines and lines[line].minor_nano == most.minor_nano
+        for line, most in left.lines.items()
+        if most.minor_nano > 0 and part in (None, line.part)
+    )
 
 
 def _given_back_to(left: CreditNote) -> str | None:

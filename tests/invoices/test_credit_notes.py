@@ -121,6 +121,12 @@ def test_promotional_credit_is_not_given_back():
     ):
         decide(of, [], [Asked("a", "voice.outbound", 7 * NANO)])
     assert decide(of, [], [Asked("a", "voice.outbound", 6 * NANO)]) == whole  # all that was paid: nothing is left
+    assert decide(of, [], [Asked("a", "voice.outbound", 10 * NANO)]) == whole
+    of = invoice([used("a", "10"), used("b", "10")], credits={("a", False): 4 * NANO})
+    with pytest.raises(Refused, match=r"12 would be given back to account a, of whose part .* 7.2 is left \(owed\)"):
+        decide(of, [], [Asked("a", "voice.outbound", 10 * NANO)])
+    with pytest.raises(Refused, match="with tax 8.4 would be given back to account a"):
+        decide(of, [], [Asked("a", "voice.outbound", 7 * NANO)])
 
 
 def test_lines_of_several_months_and_cost_centers_are_one():
@@ -128,6 +134,42 @@ def test_lines_of_several_months_and_cost_centers_are_one():
     assert amounts(decide(of, [], [Asked("a", "voice.outbound", 3 * NANO)])) == ("3", "0", "3")
     with pytest.raises(Refused, match=r"at most 4 is left of voice.outbound of account a"):
         decide(of, [], [Asked("a", "voice.outbound", 5 * NANO)])
+
+
+def test_every_line_in_full_is_all_of_it_in_whatever_order_and_however_many_notes():
+    of = invoice([used("a", "10.02"), used("b", "10.02")])  # 12.03 and 12.02 with tax
+    first = decide(of, [], [Asked("a", "voice.outbound", 1002 * CENT)])
+    assert (amounts(first), shares(first)) == (("10.02", "2", "12.02"), {"a": ("0", "12.02")})
+    rest = decide(of, [first], [Asked("b", "voice.outbound", 1002 * CENT)])
+    assert (amounts(rest), shares(rest), rest.voids) == (
+        ("10.02", "2.01", "12.03"), {"a": ("0", "0.01"), "b": ("0", "12.02")}, True,
+    )  # fmt: skip
+    named = [
+        Asked(name, "voice.outbound", cents * CENT) for name, cents in (("east", 36), ("west", 12), ("offshore", 11))
+    ]
+    assert decide(NORTHWIND, [], named) == decide(NORTHWIND, [], None)
+    halves = invoice([used("a", "0.0055", product="sms"), used("a", "0.0055", product="mms")], rate_nano=0)
+    assert halves["totals"]["total"] == "0.01"  # of two lines of 0.01
+    assert decide(halves, [], [Asked("a", "sms", CENT), Asked("a", "mms", CENT)]) == decide(halves, [], None)
+
+
+@given(
+    nanos=st.lists(st.integers(5 * 10**6, 40 * NANO), min_size=1, max_size=5),
+    rate=st.sampled_from([0, TWENTY_PERCENT, 75_000_000, 190_000_000]),
+    turns=st.randoms(use_true_random=False),
+)
+def test_lines_credited_in_full_one_by_one_are_never_refused_and_void_the_invoice(
+    nanos: list[int], rate: int, turns: Any
+) -> None:
+    of = invoice([used(f"a{number}", format_nano(nano)) for number, nano in enumerate(nanos)], rate_nano=rate)
+    left = parse_amount(of["totals"]["total"])
+    assume(left)
+    notes: list[CreditNote] = []
+    for line in turns.sample(of["lines"], len(of["lines"])):
+        if left and (cents := parse_amount(line["amount"])):
+            notes.append(decide(of, notes, [Asked(line["account_id"], line["product"], cents)]))
+            left -= notes[-1].total_nano
+    assert (left, notes[-1].voids) == (0, True)
 
 
 def test_nobody_is_taken_anything_from():
@@ -160,11 +202,18 @@ def test_what_cannot_be_credited_says_so(asked: list[Asked], sentence: str):
 
 
 def test_an_account_gets_at_most_what_it_pays():
-    """Its line was rounded up, its part of the invoice was not."""
+    """Its lines were rounded up, its part of the invoice was not."""
     of = invoice([used("a", "0.355"), used("b", "0.355")], rate_nano=0)
     assert [each["due"] for each in of["accounts"]] == ["0.36", "0.35"]
-    with pytest.raises(Refused, match=r"0.36 would be given back to account b, of whose part .* 0.35 is left"):
-        decide(of, [], [Asked("b", "voice.outbound", 36 * CENT)])
+    note = decide(of, [], [Asked("b", "voice.outbound", 36 * CENT)])
+    assert (shares(note), note.rounding_nano) == ({"b": ("0", "0.35")}, -CENT)
+    products = ("data", "lookup", "mms", "sms")
+    of = invoice([used("a", "10"), *(used("b", "0.355", product=each) for each in products)], rate_nano=0)
+    assert [each["due"] for each in of["accounts"]] == ["10.00", "1.42"]
+    first = decide(of, [], [Asked("b", product, 36 * CENT) for product in products[:3]])
+    with pytest.raises(Refused, match=r"0.35 would be given back to account b, of whose part .* 0.34 is left"):
+        decide(of, [first], [Asked("b", "sms", 35 * CENT)])
+    assert shares(decide(of, [first], [Asked("b", "sms", 36 * CENT)])) == {"b": ("0", "0.34")}
 
 
 def test_the_page_says_what_is_credited_and_why():
