@@ -81,7 +81,9 @@ async def create(
     ] = None,
     currency: Annotated[str, typer.Option(help="ISO 4217")] = "USD",
     credit_limit: Annotated[str, typer.Option(help="of an invoiced account")] = "0",
-    role: Role = "owner",
+    role: Annotated[
+        str, typer.Option(help="as whom: owner, billing_admin, or operator for an invoiced account")
+    ] = "owner",
     actor: Actor = "",
     command_id: CommandId = None,
     output: Output = Format.table,

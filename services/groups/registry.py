@@ -288,6 +288,8 @@ def create_account(registry: Registry, command: CreateAccount, now: datetime) ->
     account_id = command.account_id or new_id(command, "account")
     _must_be_new(registry.accounts, account_id, "account", "account_id")
     currency(command.currency)
+    if command.plan == "invoiced":
+        sharing.require_operator(command.role, "let an account be invoiced")
     limit = sharing.credit_limit(command.plan, parse_amount(command.credit_limit, field="credit_limit"))
     target = sharing.destination(command.plan, organization, command.group_id)
     place = sharing.DEFAULT_ZONE

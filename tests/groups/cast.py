@@ -86,6 +86,7 @@ def _rest(opened: str) -> Iterator[dict[str, Any]]:
             "account_id": account,
             "name": account,
             "plan": "invoiced",
+            "role": "operator",
             "credit_limit": "100",
             "opened_at": opened,
         }

@@ -81,7 +81,9 @@ class Desk:
         )
 
     async def account(self, account_id: str, plan: str = "payg", organization: str = "lakeside", **fields: Any) -> Any:
-        """An account."""
+        """An account; an invoiced one by the operator."""
+        if plan == "invoiced":
+            fields = {"role": "operator"} | fields
         return await self.done(
             "create_account", organization, account_id=account_id, name=account_id, plan=plan, **fields
         )

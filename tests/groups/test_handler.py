@@ -361,7 +361,7 @@ async def test_in_strict_a_prepaid_account_is_alone_in_its_group(desk):
     await desk.group("g")
     await desk.account("a", group_id="g")
     for plan in ("payg", "invoiced"):
-        asked = {"name": "x", "plan": plan, "group_id": "g"}
+        asked = {"name": "x", "plan": plan, "group_id": "g", "role": "operator"}
         assert await desk.refused("create_account", **asked) == ("payg_alone", "group_id")
     await desk.account("t", "trial")
     assert await desk.refused("upgrade_account", account_id="t", group_id="g") == ("payg_alone", "group_id")
@@ -370,7 +370,7 @@ async def test_in_strict_a_prepaid_account_is_alone_in_its_group(desk):
 async def test_in_strict_invoiced_accounts_share_after_an_operators_approval_only(desk):
     await desk.group("g")
     await desk.account("a", "invoiced", group_id="g")
-    second = {"account_id": "b", "name": "b", "plan": "invoiced", "group_id": "g"}
+    second = {"account_id": "b", "name": "b", "plan": "invoiced", "group_id": "g", "role": "operator"}
     assert await desk.refused("create_account", **second) == ("sharing_not_approved", "group_id")
     for changes, refusal in (
         ({"role": "owner"}, ("not_permitted", "role")),
@@ -398,7 +398,7 @@ async def test_nothing_crosses_an_organization(desk):
     await desk.account("mine", "invoiced")
     period = (await desk.coming()).name
     move = {"period": period, "account_ids": ["mine"], "group_id": "theirs"}
-    assert await desk.refused("create_account", name="x", plan="invoiced", group_id="theirs") == (
+    assert await desk.refused("create_account", name="x", plan="invoiced", role="operator", group_id="theirs") == (
         "not_found",
         "group_id",
     )
@@ -425,7 +425,14 @@ async def test_the_credit_limit_is_for_invoiced_accounts(desk):
         asked = {"name": "x", "plan": plan, "credit_limit": "1"}
         assert await desk.refused("create_account", **asked) == ("credit_limit_not_allowed", "credit_limit")
     asked = {"name": "x", "plan": "invoiced", "credit_limit": "4000000001"}
-    assert await desk.refused("create_account", **asked) == ("credit_limit_too_high", "credit_limit")
+    assert await desk.refused("create_account", **asked, role="operator") == ("credit_limit_too_high", "credit_limit")
+
+
+async def test_only_an_operator_creates_an_invoiced_account(desk):
+    for role in ("owner", "billing_admin", "finance"):
+        asked = {"name": "x", "plan": "invoiced", "credit_limit": "100", "role": role}
+        assert await desk.refused("create_account", **asked) == ("not_permitted", "role")
+    await desk.done("create_account", name="x", plan="invoiced", credit_limit="100", role="operator")
 
 
 async def test_an_operator_sets_another_credit_limit_of_an_invoiced_account(desk):

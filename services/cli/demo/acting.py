@@ -121,6 +121,7 @@ class Acting:
             {
                 "kind": "create_account", **who, "name": account["account"], "plan": account["plan"],
                 "opened_at": opened_at, "group_id": account.get("group"), "credit_limit": account.get("credit_limit"),
+                "role": "operator" if account["plan"] == "invoiced" else "owner",
             }
         ]  # fmt: skip
         if account.get("level_2"):
