@@ -35,6 +35,7 @@ from contracts.balance import (
 )
 from services.balance import daily_spend, ledger, levels, paying, payments, recharge, store
 from services.balance.book import Book
+from services.balance.credits import ALONE_NANO_MAX
 from services.balance.decoding import decode
 from services.balance.evaluation import Tell, evaluate, load
 from services.balance.promotions import PromotionCommand, Promotions
@@ -275,6 +276,13 @@ def _grant_goodwill(work: Work, wallet: Wallet, command: GrantGoodwill, book: Bo
     amount = _amount(wallet, command.amount, command.currency, PAYMENT_NANO_MAX)
     if amount == 0:
         raise InvalidInput("must be above zero", field="amount", code="invalid_amount")
+    if amount > ALONE_NANO_MAX:
+        raise Refused(
+            f"more than {format_nano(ALONE_NANO_MAX)} needs a second person: grant a promotional credit, which another one"
+            " approves",
+            field="amount",
+            code="needs_approval",
+        )
     ref = f"{wallet.account_id}/{command.command_id}"
     book.post(
         work, "goodwill", ref, wallet.currency, ledger.goodwill(wallet.account_id, amount),

@@ -161,8 +161,11 @@ def refund_payment(work: Work, wallet: Wallet, command: RefundPayment, till: Til
     nano = left if command.amount is None else parse_amount(command.amount)
     if left <= 0:
         raise Refused("nothing of this payment is left to give back", field="attempt_id", code="nothing_left")
+    exponent = currency(attempt.currency).exponent
+    if nano % 10 ** (9 - exponent):
+        raise InvalidInput(f"must have at most {exponent} decimals in {attempt.currency}", field="amount")
     if not 0 < nano <= left:
-        text = format_nano(left, decimals_min=currency(attempt.currency).exponent)
+        text = format_nano(left, decimals_min=exponent)
         raise Refused(
             f"must be above zero and at most the {text} {attempt.currency} that is left of the payment",
             field="amount",

@@ -113,6 +113,8 @@ def _check_names(payouts: Iterable[Payout], known: Sequence[str]) -> None:
 def _check(payout: Payout) -> None:
     if not payout.payout_id or len(payout.payout_id) > 128:
         raise InvalidInput("must be the id that the processor gave it, at most 128 characters", field="payout_id")
-    currency(payout.currency)
+    exponent = currency(payout.currency).exponent
+    if payout.nano % 10 ** (9 - exponent):
+        raise InvalidInput(f"must have at most {exponent} decimals in {payout.currency}", field="amount")
     if payout.nano == 0 or abs(payout.nano) > WALLET_NANO_MAX:
         raise InvalidInput(f"must not be zero, and at most {format_nano(WALLET_NANO_MAX)}", field="amount")

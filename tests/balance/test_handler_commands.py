@@ -160,6 +160,14 @@ async def test_an_amount_beyond_what_a_wallet_holds_is_refused(town: Town) -> No
     assert [field for _, field in await refusals(town)] == ["amount"] * 3
 
 
+async def test_goodwill_of_more_than_one_person_may_promise_is_refused(town: Town) -> None:
+    town.command("grant_goodwill", "desk", amount="1000.000000001", currency="USD")
+    town.command("grant_goodwill", "desk", amount="1000", currency="USD", role="finance")
+    await town.settle()
+    assert await refusals(town) == [("needs_approval", "amount")]
+    assert await town.balance("desk") == "1000"
+
+
 # ---- card numbers --------------------------------------------------------------------------------------------------
 
 

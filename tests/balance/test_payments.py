@@ -665,6 +665,16 @@ async def test_a_refund_is_asked_for_once_and_debits_when_it_is_confirmed(town: 
     assert sorted((row.amount_nano // 10**9, row.state) for row in rows) == [(30, "refunded"), (70, "refunded")]
 
 
+async def test_a_refund_is_of_whole_minor_units(town: Town, name: str) -> None:
+    attempt = await paid(town, name)
+    for amount in ("10.001", "0.000000001"):
+        give_back(town, name, attempt, amount=amount)
+    await town.settle()
+    said = [(each["field"], each["message"]) for each in town.events(name, "command_refused")]
+    assert said == [("amount", "must have at most 2 decimals in USD")] * 2
+    assert await town.balance(name) == "100"
+
+
 async def test_a_refund_that_fails_leaves_the_money_and_can_be_asked_for_again(town: Town, name: str) -> None:
     attempt = await paid(town, name, "tok_refund_fails")
     for _ in range(2):
