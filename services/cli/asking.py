@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import uuid
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -41,6 +42,7 @@ async def ask(output: Format, *, actor: str = "", **fields: Any) -> None:
     build(fields)  # what is wrong in itself is said at once, whether a server runs or not
     answer = await _before(fields)
     if answer is None:
+        await _refuse_unknown(fields)
         fields["command_id"] = fields.get("command_id") or str(uuid.uuid4())
         try:
             async with wire.opened() as opened:
@@ -92,6 +94,30 @@ async def _why(fields: dict[str, Any]) -> Refused | None:
             code="quarantined",
         )
     return None
+
+
+async def _refuse_unknown(fields: dict[str, Any]) -> None:
+    """A command to a wallet or a payer group that nobody knows would wait, and be carried out by whoever creates it later: a
+    mistyped id. `NotFound` for one that is in neither of the two rooms; a new one may not have come to balance yet."""
+    from services.balance import api, receivables_api
+    from services.groups import api as groups
+
+    kind = fields["kind"]
+    if kind not in TO_WALLETS | TO_PAYERS:
+        return
+    async with room("balance") as engine:
+        if kind in TO_WALLETS:
+            known: Sequence[Any] = await api.balances(engine, [fields["account_id"]])
+        else:
+            known = await receivables_api.group_debts(engine, fields["group_id"])
+    if known:
+        return
+    async with room("groups") as engine:
+        await (
+            groups.account(engine, fields["account_id"])
+            if kind in TO_WALLETS
+            else groups.group(engine, fields["group_id"])
+        )
 
 
 async def _before(fields: dict[str, Any]) -> wire.Answer | None:

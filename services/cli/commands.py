@@ -13,6 +13,7 @@ from contracts.groups import groups_command
 from contracts.receivables import GroupCommand, group_command
 from contracts.sentences import first_problem
 from contracts.topics import BALANCE_COMMANDS, BALANCE_GROUP_COMMANDS, GROUPS_COMMANDS, Topic
+from services.kernel.currency import currency
 from services.kernel.errors import InvalidInput
 
 TO_WALLETS = frozenset(each.model_fields["kind"].default for each in get_args(get_args(BalanceCommand)[0]))
@@ -32,6 +33,8 @@ def build(fields: Mapping[str, Any]) -> tuple[Topic, str, Any]:
     given = {name: value for name, value in fields.items() if value is not None}
     given.setdefault("command_id", str(uuid.uuid4()))
     try:
+        if "currency" in given:
+            currency(given["currency"])
         if given["kind"] in TO_WALLETS:
             wallet = balance_command.validate_python(given)
             return BALANCE_COMMANDS, wallet.account_id, wallet

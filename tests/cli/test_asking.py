@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
-from services.cli import wire
+from services.cli import asking, wire
 from services.cli.commands import build
 from tests.cli.conftest import Tollbook
 from tests.support.processes import Processes
@@ -32,7 +33,9 @@ def rooms(
 async def test_a_command_that_waits_for_its_account_says_so(
     tollbook: Tollbook, rooms: Processes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """As a program has it that sends without looking, or where the registry is ahead of balance."""
     monkeypatch.setattr(wire, "ANSWER_S_MAX", 2.0)
+    monkeypatch.setattr(asking, "_refuse_unknown", AsyncMock())
     command = ("account", "open-balance", "nobody", "1.00", "--currency", "USD", "--command-id", "c-1")
     nobody_runs = await tollbook(*command)
     assert (nobody_runs.code, "no answer within 2 s" in nobody_runs.err) == (1, True)
@@ -47,6 +50,25 @@ async def test_a_command_that_waits_for_its_account_says_so(
     assert "`tollbook quarantine list --room balance --all`" in said
     listed = (await tollbook("quarantine", "list", "--room", "balance", "--all", "--output", "json")).json
     assert any(f"discard record {row['id']};" in said for row in listed)
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (("account", "pay", "vip", "30", "--token", "tok_ok"), "account: there is no account vip"),
+        (("account", "goodwill", "vip", "5"), "account: there is no account vip"),
+        (("invoice", "pay", "5", "--group", "vip", "--reference", "R1"), "payer group: there is no payer group vip"),
+        (("account", "goodwill", "vip", "5", "--currency", "XTS"), "currency: XTS has no row in the currency table"),
+    ],
+)
+async def test_a_mistyped_account_group_or_currency_is_refused_before_anything_is_sent(
+    tollbook: Tollbook, database: Database, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], says: str
+) -> None:
+    for name, value in database.environment(TOLLBOOK_KAFKA="127.0.0.1:1").items():
+        monkeypatch.setenv(name, value)
+    refused = await tollbook(*command)
+    assert refused.code in (1, 2)
+    assert says in " ".join(refused.err.split())
 
 
 async def test_an_answer_comes_back_and_a_refusal_is_exit_1_with_reason_and_field(
