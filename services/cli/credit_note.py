@@ -36,7 +36,7 @@ Role = Annotated[str, typer.Option(help="as whom: finance")]
 COLUMNS = {
     "credit_note_id": "credit note", "state": "state", "number": "number", "invoice_number": "invoice",
     "group_id": "group", "net": "net", "tax": "tax", "total": "total", "currency": "currency",
-    "proposed_by": "proposed by", "decided_by": "decided by", "reason": "reason",
+    "proposed_by": "proposed by", "decided_by": "approved by", "reason": "reason", "refused": "cannot be issued",
 }  # fmt: skip
 
 
@@ -111,12 +111,14 @@ async def list_(
 async def show(
     reference: Annotated[str, typer.Argument(metavar="NOTE", help="its number or id")], output: Output = Format.table
 ) -> None:
-    """An issued credit note as a page to read; or as the JSON whose hash was published."""
+    """A credit note as a page to read, or as the JSON whose hash is published; before it is issued what it would be, for who
+    approves it."""
     from services.invoices import credit_note_api as api
 
     async with room("invoices") as engine:
         shown = await api.show(engine, reference)
     typer.echo(shown.body if output is Format.json else shown.text, nl=output is Format.json)
+    _warn(shown.warnings)
 
 
 def asked(text: str) -> Asked:
@@ -153,7 +155,13 @@ def _told(found: KeptNote) -> dict[str, Any]:
     return {**in_units(found), "lines": lines}
 
 
+def _warn(warnings: tuple[str, ...]) -> None:
+    for warning in warnings:
+        typer.echo(f"note: {warning}", err=True)
+
+
 def _say(found: KeptNote, output: Format) -> None:
+    _warn(found.warnings)
     if output is Format.json:
         show_json(_told(found))
         return
@@ -167,7 +175,8 @@ def _say(found: KeptNote, output: Format) -> None:
         else f"{len(found.lines)} line{'s' if len(found.lines) > 1 else ''} of"
     )
     then = {
-        "proposed": f"another person approves it: tollbook credit-note approve {found.credit_note_id}",
+        "proposed": f"another person approves it: tollbook credit-note approve {found.credit_note_id}; what each account gets"
+        f" back: tollbook credit-note show {found.credit_note_id}",
         "approved": "it is numbered within a second: see tollbook credit-note list",
         "issued": f"it is number {found.number}",
         "withdrawn": "nothing moves",

@@ -183,9 +183,8 @@ async def show(engine: AsyncEngine, reference: str) -> Shown:
         invoice_id = UUID(document["invoice_id"])
         rows = await store.load_settlements(connection, invoice_id)
         notes = (await credit_note_store.load_issued(connection, [invoice_id])).get(invoice_id, [])
-    return Shown(
-        document, body, sha256, tuple(_settlement(row) for row in rows), tuple(json.loads(row.body) for row in notes)
-    )
+        before = tuple(credit_note_documents.documents_of(notes))
+    return Shown(document, body, sha256, tuple(_settlement(row) for row in rows), before)
 
 
 async def find_closed(connection: AsyncConnection, reference: str) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from contracts.invoices import CreditNoteIssued, CreditNotePosting, ProductCredi
 from services.invoices.credit_notes import CreditNote, decide, parse, read
 from services.invoices.documents import WIDTH, Document, canonical, letterhead, percent, sha256_of, sides, sum_row
 from services.kernel.currency import currency
-from services.kernel.errors import TollbookError
+from services.kernel.errors import Corrupt, TollbookError
 from services.kernel.money import format_nano, parse_amount
 from services.kernel.period import instant_text
 
@@ -173,6 +173,16 @@ def credit_notes_text(notes: Sequence[Document]) -> str:
     return "\n".join(page) + "\n"
 
 
+def documents_of(rows: Iterable[Any]) -> list[Document]:
+    """The documents of these issued notes; `Corrupt` where one is gone."""
+    found: list[Document] = []
+    for row in rows:
+        if row.body is None:
+            raise Corrupt(f"credit note {row.number} is issued and has no document")
+        found.append(json.loads(row.body))
+    return found
+
+
 def disagreements(invoice_body: str, invoice_sha256: str, rows: Iterable[Any]) -> list[str]:
     """What the notes of an invoice say otherwise than they do when they are worked out again, each after those before it."""
     invoice = json.loads(invoice_body)
@@ -180,6 +190,9 @@ def disagreements(invoice_body: str, invoice_sha256: str, rows: Iterable[Any]) -
     wrong = []
     for row in rows:
         name = f"credit note {row.number} of invoice {invoice['number']}"
+        if row.body is None:
+            wrong.append(f"{name} has no document")
+            continue
         try:
             note = decide(invoice, earlier, read(row.asked))
         except TollbookError as error:

@@ -7,11 +7,12 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ARRAY, Uuid, bindparam, func, select, update
+from sqlalchemy import ARRAY, Uuid, and_, bindparam, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.invoices.tables import credit_note, credit_note_document, invoice
+from services.invoices.credit_notes import Line
+from services.invoices.tables import credit_note, credit_note_document, invoice, line
 from services.runtime.lanes import CLOCK_NOW
 
 _IDS = bindparam("ids", type_=ARRAY(Uuid))
@@ -20,9 +21,9 @@ _KEPT = select(
     credit_note, invoice.c.number.label("invoice_number"), invoice.c.group_id, invoice.c.period, invoice.c.currency
 ).join_from(credit_note, invoice, invoice.c.invoice_id == _note.invoice_id)
 
-_ISSUED = (
+_ISSUED = (  # one whose document is gone is still issued: nobody may credit the same again
     select(credit_note, credit_note_document.c.body, credit_note_document.c.sha256)
-    .join_from(credit_note, credit_note_document, credit_note_document.c.credit_note_id == _note.credit_note_id)
+    .outerjoin_from(credit_note, credit_note_document, credit_note_document.c.credit_note_id == _note.credit_note_id)
     .where(_note.state == "issued")
 )
 
@@ -47,18 +48,30 @@ async def load(connection: AsyncConnection, credit_note_id: UUID) -> Any:
 
 
 async def find(connection: AsyncConnection, limit: int, group_id: str | None, state: str | None) -> list[Any]:
-    """Notes in the order they were proposed: of this group, in this state, or all."""
-    statement = _KEPT.order_by(_note.proposed_at, _note.credit_note_id).limit(limit)
+    """The newest notes, in the order they were proposed: of this group, in this state, or all."""
+    statement = _KEPT.order_by(_note.proposed_at.desc(), _note.credit_note_id.desc()).limit(limit)
     for column, wanted in ((invoice.c.group_id, group_id), (_note.state, state)):
         if wanted is not None:
             statement = statement.where(column == wanted)
-    return list((await connection.execute(statement)).all())
+    return list((await connection.execute(statement)).all())[::-1]
 
 
-async def decide(connection: AsyncConnection, credit_note_id: UUID, state: str, by: str) -> None:
-    """A locked proposal is approved or withdrawn."""
+async def approve(connection: AsyncConnection, credit_note_id: UUID, by: str) -> None:
+    """A locked proposal is approved."""
     statement = update(credit_note).where(_note.credit_note_id == credit_note_id)
-    await connection.execute(statement.values(state=state, decided_by=by, decided_at=CLOCK_NOW))
+    await connection.execute(statement.values(state="approved", decided_by=by, decided_at=CLOCK_NOW))
+
+
+async def withdraw(connection: AsyncConnection, credit_note_id: UUID, by: str) -> None:
+    """A locked note that is not issued is given up."""
+    statement = update(credit_note).where(_note.credit_note_id == credit_note_id)
+    await connection.execute(statement.values(state="withdrawn", withdrawn_by=by, withdrawn_at=CLOCK_NOW))
+
+
+async def refuse(connection: AsyncConnection, credit_note_id: UUID, why: str) -> bool:
+    """A locked note that is approved cannot be issued; whether that is news."""
+    statement = update(credit_note).where(_note.credit_note_id == credit_note_id, _note.refused.is_distinct_from(why))
+    return bool((await connection.execute(statement.values(refused=why))).rowcount)
 
 
 async def lock_approved(connection: AsyncConnection, limit: int) -> list[Any]:
@@ -82,6 +95,24 @@ async def load_issued(connection: AsyncConnection, invoice_ids: Iterable[UUID]) 
     return found
 
 
+async def given_back(connection: AsyncConnection, invoice_id: UUID) -> dict[Line, int]:
+    """Of what an invoice says of its own period: what later invoices of its group give back, above zero."""
+    other = invoice.alias("other").c
+    exact = func.sum(line.c.exact_nano)
+    key = (line.c.account_id, line.c.product, line.c.prepaid)
+    statement = (
+        select(*key, -exact)
+        .join_from(
+            invoice, other.invoice_id.table, and_(other.group_id == invoice.c.group_id, other.period > invoice.c.period)
+        )
+        .join(line, and_(line.c.invoice_id == other.invoice_id, line.c.period == invoice.c.period))
+        .where(invoice.c.invoice_id == invoice_id)
+        .group_by(*key)
+        .having(exact < 0)
+    )
+    return {Line(*row[:3]): int(row[3]) for row in (await connection.execute(statement)).all()}
+
+
 async def find_issued(connection: AsyncConnection, number: str, as_id: UUID | None) -> list[Any]:
     """The issued notes of this number or id, each with body and SHA-256 of its document."""
     same = _note.number == number if as_id is None else _note.credit_note_id == as_id
@@ -94,7 +125,7 @@ async def save_issued(
     """A locked note that was approved has its number."""
     statement = update(credit_note).where(_note.credit_note_id == credit_note_id)
     await connection.execute(
-        statement.values(state="issued", billing_entity_id=entity_id, number=number, issued_at=now)
+        statement.values(state="issued", billing_entity_id=entity_id, number=number, issued_at=now, refused=None)
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from services.invoices.rounding import share_total, tax_of
 from services.kernel.currency import currency
 from services.kernel.errors import InvalidInput, Refused
-from services.kernel.money import format_nano, parse_amount
+from services.kernel.money import format_nano, parse_amount, round_minor
 
 Document = Mapping[str, Any]
 
@@ -140,7 +140,7 @@ def decide(invoice: Document, earlier: Iterable[CreditNote], asked: Sequence[Ask
 def _of_lines(invoice: Document, whole: CreditNote, left: CreditNote, asked: Sequence[Asked]) -> CreditNote:
     number = invoice["number"]
     exponent = currency(invoice["currency"]).exponent
-    lines = _named(invoice, left, asked, exponent)
+    lines = _named(invoice, left, asked)
     may_take_all = _given_back_to(left) is None
     if may_take_all and _in_full(lines, left):
         return left
@@ -186,8 +186,9 @@ def _of_lines(invoice: Document, whole: CreditNote, left: CreditNote, asked: Seq
     return CreditNote(lines, Amount(0, 0), rounding, tax, shares)
 
 
-def _named(invoice: Document, left: CreditNote, asked: Sequence[Asked], exponent: int) -> dict[Line, Amount]:
+def _named(invoice: Document, left: CreditNote, asked: Sequence[Asked]) -> dict[Line, Amount]:
     """The lines that are asked for, each with what is to be credited of it."""
+    exponent = currency(invoice["currency"]).exponent
     lines: dict[Line, Amount] = {}
     for each in asked:
         line = _find(invoice, left.lines, each)
@@ -216,6 +217,23 @@ def _in_full(lines: Mapping[Line, Amount], left: CreditNote, part: Part | None =
         for line, most in left.lines.items()
         if most.minor_nano > 0 and part in (None, line.part)
     )
+
+
+def given_back_twice(invoice: Document, notes: Iterable[CreditNote], given_back: Mapping[Line, int]) -> list[str]:
+    """A sentence for each line of which these notes and later invoices together give back more than it says.
+
+    ``given_back`` is what later invoices give back of the lines by themselves, to the nano: a voided call, a re-rate. Nobody can
+    say whether a note is for the same calls, so people are told, and decide.
+    """
+    exponent = currency(invoice["currency"]).exponent
+    left = _whole(invoice)
+    for note in notes:
+        left = _without(left, note)
+    return [
+        f"a later invoice gives {format_nano(round_minor(nano, exponent))} of {_name(line)} back by itself as well"
+        for line, nano in sorted(given_back.items())
+        if line in left.lines and round_minor(nano, exponent) > max(0, left.lines[line].minor_nano)
+    ]
 
 
 def _given_back_to(left: CreditNote) -> str | None:

@@ -360,11 +360,12 @@ async def issue_credit_notes(work: Work) -> None:
     decided: list[tuple[Any, documents.Document, credit_notes.CreditNote]] = []
     for row in rows:
         invoice = json.loads(invoices[row.invoice_id][0])
-        before = [credit_notes.parse(json.loads(each.body)) for each in earlier.get(row.invoice_id, ())]
         try:
+            before = map(credit_notes.parse, credit_note_documents.documents_of(earlier.get(row.invoice_id, ())))
             decided.append((row, invoice, credit_notes.decide(invoice, before, credit_notes.read(row.asked))))
         except TollbookError as error:  # it was possible when it was proposed; the others do not wait for it
-            log.critical("credit note %s cannot be issued, withdraw it: %s", row.credit_note_id, error)
+            if await credit_note_store.refuse(work.connection, row.credit_note_id, str(error)):
+                log.critical("credit note %s cannot be issued, withdraw it: %s", row.credit_note_id, error)
     entities = Counter(invoice["billing_entity"]["billing_entity_id"] for _, invoice, _ in decided)
     numbers = await store.take_numbers(work.connection, entities)
     faults.step("invoices.credit_notes.numbered")

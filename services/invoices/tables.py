@@ -157,8 +157,11 @@ credit_note = Table(
     Column("voids", Boolean, nullable=False),
     Column("proposed_by", Text, nullable=False),
     Column("proposed_at", Instant, nullable=False),
-    Column("decided_by", Text),
+    Column("decided_by", Text),  # who approved it
     Column("decided_at", Instant),
+    Column("withdrawn_by", Text),
+    Column("withdrawn_at", Instant),
+    Column("refused", Text),  # why it cannot be issued, though it is approved
     Column("billing_entity_id", Text),
     Column("number", Text),
     Column("issued_at", Instant),

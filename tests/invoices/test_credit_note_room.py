@@ -15,7 +15,7 @@ from services.invoices import credit_note_api as notes
 from services.invoices.credit_notes import Asked
 from services.invoices.documents import sha256_of
 from services.invoices.tables import credit_note, credit_note_document
-from services.kernel.errors import InvalidInput, NotFound, NotPermitted, Refused
+from services.kernel.errors import Corrupt, InvalidInput, NotFound, NotPermitted, Refused
 from services.kernel.money import NANO
 from services.runtime import faults
 from services.runtime.database import transaction
@@ -121,7 +121,7 @@ async def test_two_persons_decide_and_one_note_at_a_time(around):
     with pytest.raises(Refused, match=r"a credit note of invoice .* is under way: approve or withdraw it first"):
         await proposed(around, None)
     withdrawn = await notes.withdraw(engine(around), note_id, "ann", "finance")
-    assert withdrawn.state == "withdrawn"
+    assert (withdrawn.state, withdrawn.decided_by, withdrawn.withdrawn_by) == ("withdrawn", None, "ann")
     with pytest.raises(Refused, match="ann has withdrawn it; propose it anew"):
         await notes.approve(engine(around), note_id, "bob", "finance")
     await around.settle()
@@ -199,6 +199,62 @@ async def test_who_proposes_while_a_note_is_issued_knows_of_it(around, monkeypat
         await second
 
 
+async def test_who_decides_is_told_what_a_later_invoice_gives_back_as_well(around):
+    """A publisher voids calls after the close."""
+    first = await notes.propose(engine(around), number_of(around), "wrong price", "ann", "finance", None)
+    assert first.warnings == ()
+    late = first.credit_note_id
+    around.charge("east", "-0.3000", period=first.period)
+    around.charge("west", "0.1000", period=first.period)
+    await around.settle()
+    said = "a later invoice gives 0.3 of voice.outbound of account east back by itself as well"
+    assert (await notes.show(engine(around), str(late))).warnings == (said,)
+    await notes.withdraw(engine(around), late, "bob", "finance")
+    number = number_of(around)
+    for cents, warnings in ((6, ()), (7, (said,))):  # of 0.36
+        line = [Asked("east", "voice.outbound", cents * CENT)]
+        made = await notes.propose(engine(around), number, "wrong price", "ann", "finance", line)
+        assert made.warnings == warnings
+        await notes.withdraw(engine(around), made.credit_note_id, "bob", "finance")
+    assert (await issued(around, None)).voids  # people decide
+    assert await audited(around) == ()
+
+
+async def test_who_approves_sees_what_each_account_gets_back(around):
+    note_id = await proposed(around, WEST)
+    draft = await notes.show(engine(around), str(note_id))
+    assert (draft.document["number"], draft.sha256 == sha256_of(draft.body)) == ("DRAFT", True)
+    assert "CREDIT NOTE DRAFT" in draft.text
+    assert "West: 0.06 off what is owed" in draft.text
+    await notes.withdraw(engine(around), note_id, "ann", "finance")
+    with pytest.raises(NotFound, match=f"ann has withdrawn credit note {note_id}"):
+        await notes.show(engine(around), str(note_id))
+
+
+async def test_the_newest_notes_are_listed_and_actors_are_names(around, monkeypatch):
+    for _ in range(3):
+        newest = await proposed(around, WEST)
+        await notes.withdraw(engine(around), newest, "bob", "finance")
+    rows = await notes.credit_notes(engine(around), limit=2)
+    assert (len(rows), rows[-1].credit_note_id) == (2, newest)
+    assert rows[0].proposed_at < rows[1].proposed_at
+    for actor in ("4111 1111 1111 1111", "two\nlines", ""):
+        with pytest.raises(InvalidInput) as wrong:
+            await notes.propose(engine(around), number_of(around), "wrong price", actor, "finance", WEST)
+        assert wrong.value.field == "actor"
+
+
+async def test_a_note_that_cannot_be_issued_is_told_of_once(around, database, caplog):
+    broken = await proposed(around, WEST)
+    async with database.connected() as owner:
+        await owner.execute("update invoices.credit_note set asked = replace(asked, '0.05', '9')")
+    await notes.approve(engine(around), broken, "bob", "finance")
+    for _ in range(3):
+        await around.settle()
+    assert caplog.text.count("cannot be issued, withdraw it") == 1
+    assert "at most 0.12 is left" in str((await notes.credit_note(engine(around), broken)).refused)
+
+
 async def test_a_note_that_cannot_be_issued_holds_up_no_other_and_can_be_withdrawn(around, database):
     broken = await proposed(around, WEST)
     async with database.connected() as owner:
@@ -241,6 +297,11 @@ async def test_the_audit_finds_what_was_changed_by_hand(around, database):
     assert "does not have the hash" in second
     async with database.connected() as owner:
         await owner.execute("delete from invoices.credit_note_document")
+    (gone,) = await audited(around)
+    assert gone.endswith("has no document")
+    with pytest.raises(Corrupt, match="credit note TB-000003 is issued and has no document"):
+        await proposed(around, None)  # it would credit the same again
+    async with database.connected() as owner:
         await owner.execute("update invoices.credit_note set state = 'approved', number = null, issued_at = null")
     assert await audited(around) == ("numbers of billing entity seller: 3 were given out, 2 documents have one",)
     assert note.number == "TB-000003"
