@@ -1690,6 +1690,7 @@ class Ledger:
     """Ledger accounts by name; > 0 credits, < 0 debits; every transaction sums to zero."""
 
     balances: Counter[str] = field(default_factory=Counter)
+    _from_wallets: dict[str, dict[str, int]] = field(default_factory=dict)  # by group: what paid its invoice
 
     def post(self, entries: Mapping[str, int]) -> None:
         if sum(entries.values()) != 0:
@@ -1730,15 +1731,18 @@ class Ledger:
         self.post({f"receivable:{group_id}": owed, "write_off": -owed})
 
     def credit_note(self, invoice: Invoice) -> None:
-        """All of an invoice is taken back: what its close and its charges said of it. What a group still owes, it owes no more; what it
-        has paid is kept for it."""
+        """All of an invoice is taken back: what its close and its charges said of it. What a wallet paid goes back into it; what a
+        group still owes, it owes no more; what it has paid is kept for it."""
         entries: Counter[str] = Counter({"tax": -invoice.tax_nano})
         if invoice.prepaid:
             entries[f"wallet:{invoice.lines[0].account_id}"] = invoice.total_nano
         else:
-            freed = min(invoice.total_nano, self.receivable(invoice.group_id))
+            back = self._from_wallets.get(invoice.group_id, {})
+            rest = invoice.total_nano - sum(back.values())
+            freed = min(rest, self.receivable(invoice.group_id))
             entries[f"receivable:{invoice.group_id}"] = freed
-            entries[f"unapplied:{invoice.group_id}"] = invoice.total_nano - freed
+            entries[f"unapplied:{invoice.group_id}"] = rest - freed
+            entries.update({f"wallet:{account_id}": paid for account_id, paid in back.items()})
         entries["rounding"] -= invoice.net_nano - invoice.exact_nano
         for line in invoice.lines:
             entries[f"revenue:{line.product}"] -= line.exact_nano
@@ -1781,6 +1785,7 @@ class Ledger:
         account_id, purse_nano = purses.popitem()
         paid = min(purse_nano, max(0, invoice.total_nano))
         self.post({f"wallet:{account_id}": -paid, f"receivable:{invoice.group_id}": paid})
+        self._from_wallets[invoice.group_id] = {account_id: paid}
 
     def wallet(self, account_id: str) -> int:
         return self.balances[f"wallet:{account_id}"]
