@@ -58,6 +58,18 @@ class PayByCard(_Command):
     invoice: InvoiceReference | None = None
 
 
+class ReturnMoney(_Command):
+    """Finance has sent back money that is kept for the group: paid too much, or credited after it was paid. Never more than is
+    kept. The same reference of the same bank is recorded once for a group."""
+
+    kind: Literal["return_money"] = "return_money"
+    amount: Amount
+    currency: CurrencyCode
+    bank: Annotated[Id, Field(description="Which sent it; its clearing account has this name")] = "bank"
+    reference: Reference
+    note: Text = ""
+
+
 class ProposeWriteOff(_Command):
     """Finance proposes to give up what is open of an invoice; nothing moves until another person approves it."""
 
@@ -73,7 +85,9 @@ class ApproveWriteOff(_Command):
     invoice: InvoiceReference
 
 
-GroupCommand = Annotated[RecordPayment | PayByCard | ProposeWriteOff | ApproveWriteOff, Field(discriminator="kind")]
+GroupCommand = Annotated[
+    RecordPayment | PayByCard | ReturnMoney | ProposeWriteOff | ApproveWriteOff, Field(discriminator="kind")
+]
 group_command: TypeAdapter[GroupCommand] = TypeAdapter(GroupCommand)
 
 
@@ -84,6 +98,7 @@ GroupEventKind = Literal[
     "payment_recorded",
     "payment_known",
     "card_payment_requested",
+    "money_returned",
     "write_off_proposed",
     "invoice_paid",
     "invoice_credited",

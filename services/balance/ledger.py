@@ -40,6 +40,7 @@ TransactionKind = Literal[
     "balance_used",
     "invoice_paid",
     "unapplied_used",
+    "unapplied_returned",
     "credit_note",
     "write_off",
 ]
@@ -366,6 +367,15 @@ def unapplied_used(group_id: str, shares: Mapping[str, int]) -> tuple[Entry, ...
     {'receivable:g': 4, 'unapplied:g': -4}
     """
     return checked([*_freed(group_id, shares), Entry(unapplied(group_id), -sum(shares.values()))])
+
+
+def unapplied_returned(group_id: str, bank: str, nano: int) -> tuple[Entry, ...]:
+    """What is kept for a group is sent back to it: unapplied -4, clearing +4.
+
+    >>> amounts(unapplied_returned("g", "bank", 4))
+    {'clearing:bank': 4, 'unapplied:g': -4}
+    """
+    return checked([Entry(clearing(bank), nano), Entry(unapplied(group_id), -nano)])
 
 
 def credit_note(

@@ -13,7 +13,14 @@ from uuid import UUID
 
 from pydantic_core import to_json
 
-from contracts.receivables import ApproveWriteOff, PayByCard, ProposeWriteOff, RecordPayment, group_command
+from contracts.receivables import (
+    ApproveWriteOff,
+    PayByCard,
+    ProposeWriteOff,
+    RecordPayment,
+    ReturnMoney,
+    group_command,
+)
 from services.balance import ledger, orders, receivables_store, store
 from services.balance.book import Book, transaction_id_of
 from services.balance.commands import WAIT_MAX
@@ -32,7 +39,7 @@ from services.runtime import faults, parking
 from services.runtime.records import Record
 from services.runtime.work import Work
 
-Command = RecordPayment | PayByCard | ProposeWriteOff | ApproveWriteOff
+Command = RecordPayment | PayByCard | ReturnMoney | ProposeWriteOff | ApproveWriteOff
 
 _USED_AGAIN = Refused(
     "this id was used for another command of the group; give each command an id of its own",
@@ -46,7 +53,7 @@ async def commands(work: Work, records: list[Record], *, tell: Tell) -> None:
     asked = [(record, command) for record in records if (command := _read(work, record)) is not None]
     if not asked:
         return
-    references = {command.invoice for _, command in asked if command.invoice is not None}
+    references = {name for _, command in asked if (name := _names(command)) is not None}
     debts = await take(work, {command.group_id for _, command in asked}, references)
     ready = [command for record, command in asked if _can_run(work, record, command, debts)]
     if not ready:
@@ -62,6 +69,8 @@ async def commands(work: Work, records: list[Record], *, tell: Tell) -> None:
         and _refusal(each, debts) is None
     ]
     transfers = await Transfers.of(work, arrived)
+    sent = {_sent_as(each) for each in ready if isinstance(each, ReturnMoney)}
+    sent_before = await store.posted(work, [transaction_id_of("unapplied_returned", ref) for ref in sent])
     book = Book()
     log: list[dict[str, Any]] = []
     cards: list[tuple[PayByCard, bytes]] = []
@@ -79,7 +88,10 @@ async def commands(work: Work, records: list[Record], *, tell: Tell) -> None:
             continue
         refused: TollbookError | None = None
         try:
-            _CARRY_OUT[type(command)](work, debts, payer, command, book, transfers)
+            if isinstance(command, ReturnMoney):
+                _return_money(work, payer, command, book, sent_before)
+            else:
+                _CARRY_OUT[type(command)](work, debts, payer, command, book, transfers)
         except TollbookError as error:
             refused = error
             _refuse(work, payer, command, error)
@@ -200,6 +212,11 @@ def _read(work: Work, record: Record) -> Command | None:
         return None
 
 
+def _names(command: Command) -> str | None:
+    """The invoice that a command is about, if it is about one."""
+    return None if isinstance(command, ReturnMoney) else command.invoice
+
+
 def _is_id(reference: str) -> bool:
     """Whether an invoice is named by its id: the digits of one in three hundred ids happen to look like a card number."""
     try:
@@ -210,12 +227,13 @@ def _is_id(reference: str) -> bool:
 
 def _can_run(work: Work, record: Record, command: Command, debts: Debts) -> bool:
     """Whether the group and the invoice are known; if not, the command waits and is shown when it has waited long."""
-    about = {"group_id": command.group_id, "invoice": command.invoice}
+    invoice = _names(command)
+    about = {"group_id": command.group_id, "invoice": invoice}
     if command.group_id not in debts.payers:
         reason, name, missing = "unknown_group", "group_id", f"the registry knows no payer group {command.group_id}"
-    elif command.invoice is not None and debts.find(command.group_id, command.invoice) is None:
+    elif invoice is not None and debts.find(command.group_id, invoice) is None:
         reason, name = "unknown_invoice", "invoice"
-        missing = f"no invoice {command.invoice} of group {command.group_id} is known of which something was due"
+        missing = f"no invoice {invoice} of group {command.group_id} is known of which something was due"
     else:
         return True
     if record.replayed:
@@ -277,6 +295,40 @@ def _record_payment(
     payer.tell(
         work, "payment_recorded", amount_nano=nano, source="transfer", command_id=command.command_id,
         message=_said(nano, left), **about,
+    )  # fmt: skip
+
+
+def _sent_as(command: ReturnMoney) -> str:
+    return f"{command.group_id}:{command.bank}:{command.reference}"
+
+
+def _return_money(work: Work, payer: Payer, command: ReturnMoney, book: Book, sent_before: set[UUID]) -> None:
+    """Money that is kept for the group has left by our bank; ``sent_before`` are the transactions of those that did before."""
+    _need_finance(command)
+    check_bank(command.bank)
+    nano = parse_amount(command.amount)
+    check_money(nano, command.currency, payer.currency, _billed(payer))
+    transaction_id = transaction_id_of("unapplied_returned", ref := _sent_as(command))
+    if transaction_id in sent_before:
+        raise Refused(
+            f"{command.reference} of {command.bank} was recorded before for this group; nothing is changed",
+            field="reference",
+            code="reference_used",
+        )
+    if nano > payer.unapplied_nano:
+        raise Refused(
+            f"at most {format_nano(payer.unapplied_nano)} is kept for the group", field="amount", code="more_than_kept"
+        )
+    sent_before.add(transaction_id)
+    payer.unapplied_nano -= nano
+    entries = ledger.unapplied_returned(payer.group_id, command.bank, nano)
+    book.post(
+        work, "unapplied_returned", ref, payer.currency, entries, actor=command.actor,
+        note=command.note or command.reference,
+    )  # fmt: skip
+    payer.tell(
+        work, "money_returned", amount_nano=nano, reference=command.reference, command_id=command.command_id,
+        message=f"{format_nano(nano)} was sent back",
     )  # fmt: skip
 
 
@@ -384,9 +436,10 @@ def _need_finance(command: Command) -> None:
 
 
 def _invoice(debts: Debts, command: Command) -> Receivable:
-    found = debts.find(command.group_id, command.invoice or "")
+    reference = _names(command) or ""
+    found = debts.find(command.group_id, reference)
     if found is None:
-        raise InvalidInput(f"no invoice {command.invoice} of group {command.group_id}", field="invoice")
+        raise InvalidInput(f"no invoice {reference} of group {command.group_id}", field="invoice")
     return found
 
 

@@ -117,6 +117,7 @@ CAUSES = {
     "balance_used": "invoice paid from balance",
     "invoice_paid": "payment of invoice",
     "unapplied_used": "earlier payment used for invoice",
+    "unapplied_returned": "money sent back",
     "credit_note": "credit note",
     "write_off": "write-off of invoice",
 }

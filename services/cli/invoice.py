@@ -238,6 +238,27 @@ async def pay(
     )  # fmt: skip
 
 
+@app.command("return")
+@asynchronous
+async def return_(
+    amount: Annotated[str, typer.Argument(metavar="AMOUNT", help="what was sent back, such as 46.00")],
+    group: Annotated[str, typer.Option(help="the payer group, for which it was kept")],
+    reference: Annotated[str, typer.Option(help="the bank's id of the transfer: the same one is recorded once")],
+    bank: Annotated[str, typer.Option(help="which sent it")] = "bank",
+    currency: Annotated[str, typer.Option(help="ISO 4217")] = "USD",
+    note: Annotated[str, typer.Option(help="for the log")] = "",
+    role: Role = "finance",
+    actor: Actor = "",
+    command_id: CommandId = None,
+    output: Output = Format.table,
+) -> None:
+    """Record that money kept for a payer group was sent back by the bank: what it has paid too much, as `debts` shows it."""
+    await ask(
+        output, actor=actor, kind="return_money", group_id=group, amount=amount, currency=currency, bank=bank,
+        reference=reference, note=note, role=role, command_id=command_id,
+    )  # fmt: skip
+
+
 @app.command("pay-by-card")
 @asynchronous
 async def pay_by_card(

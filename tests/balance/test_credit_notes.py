@@ -271,6 +271,36 @@ async def test_what_promotion_had_paid_is_not_given_back_and_rounding_is_undone(
     assert await town.owes("east") == "72"
 
 
+# ---- what is kept ---------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_kept_is_sent_back_once_and_never_more_than_is_kept(town: Debtors) -> None:
+    await founded(town)
+    await town.close("TB-1", {"east": "96"})
+    town.pay("96")
+    await town.settle()
+    await credit(town, "CN-1", "TB-1", {"east": "96"}, voids=True)
+    money = {"currency": "USD", "reference": "R-9"}
+    for amount, more in (("96.01", {}), ("0.001", {}), ("50", {"role": "owner"}), ("50", {"bank": "stripe"})):
+        town.order("return_money", amount=amount, **(money | more))
+    town.order("return_money", amount="50", command_id="back", note="left us", **money)
+    town.order("return_money", amount="50", command_id="back", note="left us", **money)
+    town.order("return_money", amount="46", **money)
+    await town.settle()
+    assert refusals(town) == [
+        ("more_than_kept", "amount"), ("invalid_amount", "amount"), ("not_permitted", "role"), ("not_a_bank", "bank"),
+        ("reference_used", "reference"),
+    ]  # fmt: skip
+    assert await town.unapplied() == "46"
+    (told,) = town.told("northwind", "money_returned")
+    assert (told["amount"], told["unapplied"], told["reference"], told["command_id"]) == ("50", "46", "R-9", "back")
+    town.order("return_money", amount="46", currency="USD", reference="R-10")
+    await town.settle()
+    assert await town.unapplied() == "0"
+    sums = await api.transaction_totals(town.rooms.processors["balance"].engine, "unapplied_returned")
+    assert sorted(each["clearing"] for each in sums.values()) == [46 * 10**9, 50 * 10**9]
+
+
 # ---- wallets -------------------------------------------------------------------------------------------------------
 
 
