@@ -248,7 +248,9 @@ def test_a_bad_line_is_refused_by_field_and_its_neighbours_go_on(changes: dict[s
     assert [(refused.line, refused.field) for refused in report.refusals] == [(2, field)]
 
 
-@pytest.mark.parametrize("data", [b"nothing of it\n", b"\xff\n", b"x" * 200_000 + b"\n", line("asterisk"), line("sql")])
+@pytest.mark.parametrize(
+    "data", [b"nothing of it\n", b"\xff\n", b"a\rb\xff\n", b"x" * 200_000 + b"\n", line("asterisk"), line("sql")]
+)
 def test_a_line_of_another_template_is_refused(data: bytes) -> None:
     _, report = read(data + line(), "freeswitch-csv")
     assert (report.refused, report.published) == (1, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -47,7 +48,7 @@ def _rows(records: BinaryIO, part: MappedCsv, report: ImportReport) -> Iterator[
     columns = None if part.header else _Columns(part, None)
     for line, raw, complete in lines(records, report):
         if columns is None:
-            columns = _Columns(part, part.dialect.split(raw.decode("utf-8", "replace"), strict=False))
+            columns = _Columns(part, _header(raw, part))
             continue
         try:
             values = columns.values(raw, complete)
@@ -55,6 +56,13 @@ def _rows(records: BinaryIO, part: MappedCsv, report: ImportReport) -> Iterator[
             yield line, refused
             continue
         yield line, values
+
+
+def _header(raw: bytes, part: MappedCsv) -> list[str]:
+    try:
+        return part.dialect.split(raw.decode("utf-8", "replace"), strict=False)
+    except csv.Error:
+        raise InvalidInput("has a CR within it; end the lines of the file by LF or CR LF", field="header") from None
 
 
 class _Columns:

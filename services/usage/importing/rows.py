@@ -47,19 +47,24 @@ def lines(
 def text_of(raw: bytes, complete: bool, column: Callable[[int], str], dialect: Dialect = COMMAS) -> str:
     """The characters of a row, or `Refused` naming the field in which it goes on too long or is not UTF-8."""
     if not complete:
-        index = max(len(dialect.split(raw.decode("latin-1"), strict=False)) - 1, 0)
         raise Refused(
             "too_long",
-            column(index),
+            column(_last_field(raw, dialect)),
             f"the row is longer than {ROW_BYTES_MAX} bytes in this field; a row of the switch never is",
         )
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        before = dialect.split(raw[: error.start].decode("latin-1") + "x", strict=False)
+        index = _last_field(raw[: error.start] + b"x", dialect)
         raise Refused(
-            "encoding", column(len(before) - 1), "is not UTF-8; convert the file to UTF-8 and import it again"
+            "encoding", column(index), "is not UTF-8; convert the file to UTF-8 and import it again"
         ) from None
+
+
+def _last_field(beginning: bytes, dialect: Dialect) -> int:
+    """The index of the field in which the beginning of a row ends, whatever it holds. A CR separates no fields, but outside
+    of quotes csv refuses it, strict or not."""
+    return max(len(dialect.split(beginning.decode("latin-1").replace("\r", ""), strict=False)) - 1, 0)
 
 
 def fields_of(text: str, column: Callable[[int], str], dialect: Dialect = COMMAS) -> list[str]:
@@ -68,5 +73,7 @@ def fields_of(text: str, column: Callable[[int], str], dialect: Dialect = COMMAS
         return dialect.split(text)
     except csv.Error as error:
         raise Refused(
-            "not_csv", column(dialect.misquoted(text)), f"is not CSV ({error}); check the quotes of the row"
+            "not_csv",
+            column(dialect.misquoted(text)),
+            f"is not CSV ({error}); check its quotes, and that lines end by LF or CR LF",
         ) from None
