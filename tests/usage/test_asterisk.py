@@ -397,6 +397,7 @@ def test_without_uniqueids_a_channel_name_that_comes_again_after_a_restart_is_a_
         (line(columns(end="2018-11-31 00:00:00")), "end", "invalid"),
         (line(columns(end="2018-11-29 20:20:16")), "end", "invalid"),
         (line(columns(start="29.11.2018 20:20")), "start", "invalid"),
+        (line(columns(end="9999-12-31 23:59:59")), "end", "invalid"),
         (line(columns(channel="PJSIP/" + "x" * 300)), "channel", "invalid"),
         (line(columns(channel="PJSIP/11\x0015-00000001")), "channel", "invalid"),
     ],

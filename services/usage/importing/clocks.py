@@ -39,9 +39,12 @@ def local_candidates(local: datetime, profile: SwitchProfile, field: str) -> tup
     """The instants that a wall clock of the switch's zone can mean: two in the hour that is set back."""
     earlier = local.replace(tzinfo=profile.tz)
     later = earlier.replace(fold=1)
-    if earlier.utcoffset() == later.utcoffset():
-        return (earlier.astimezone(UTC),)
-    candidates = tuple(sorted((earlier.astimezone(UTC), later.astimezone(UTC))))
+    try:
+        if earlier.utcoffset() == later.utcoffset():
+            return (earlier.astimezone(UTC),)
+        candidates = tuple(sorted((earlier.astimezone(UTC), later.astimezone(UTC))))
+    except OverflowError:  # the last hours of 9999 west of Greenwich, the first of 0001 east of it
+        raise Refused("invalid", field, "is outside the calendar in UTC; check the switch's clock") from None
     if candidates[0].astimezone(profile.tz).replace(tzinfo=None) != local:
         raise Refused(
             "invalid", field, f"does not exist in {profile.zone} (the clock was set forward); check the profile's zone"
