@@ -504,6 +504,7 @@ def test_documents_follow_each_other_in_any_form_and_a_broken_one_ends_where_the
         (b'{"variables": {"x": "' + b"x" * 2 * DOCUMENT_BYTES_MAX + b'"}}\n', "document", "too_long"),
         (b"{\n" + b" " * 4_000 * 300 + b"\n}\n", "document", "too_long"),
         (document(uuid=""), "uuid", "invalid"),
+        (document(encoded=False, uuid="\ud800"), "uuid", "invalid"),
         (document(direction="sideways"), "direction", "invalid"),
         (document(billsec="1.5"), "billsec", "invalid"),
         (document(end_uepoch="soon"), "end_uepoch", "invalid"),

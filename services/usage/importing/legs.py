@@ -22,7 +22,7 @@ EVENT_ID_MAX = 256  # of the contract
 _SECONDS = re.compile(r"[0-9]{1,9}", re.ASCII)
 _FRACTION = re.compile(r"([0-9]{1,9})(?:\.[0-9]{0,9})?", re.ASCII)
 _ACCOUNT = re.compile(ID_PATTERN)
-_PRINTABLE = re.compile(r"[^\x00-\x1f\x7f]+")
+_PRINTABLE = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]+")  # JSON may hold half a character, which UTF-8 cannot
 
 
 @dataclass(frozen=True, slots=True)
