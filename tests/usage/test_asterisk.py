@@ -486,16 +486,24 @@ def test_a_file_that_is_no_profile_is_refused(data: bytes, name: str, message: s
         parse_profile(data, name)
 
 
+TOML = (
+    'publisher = "detroit"\nsource = "/switches/detroit"\nzone = "America/Detroit"\ncountry = "US"\n'
+    "international_prefixes = [\"011\"]\ninternal = ['^\\d{3,5}$']\n"
+    '[[trunks]]\nchannel = "PJSIP/thinQ"\n[[accounts]]\ncode = "22.."\naccount = "field"\n'
+    '[numbers]\n"+12484329407" = "support"\n'
+)
+
+
 def test_a_profile_may_be_toml(tmp_path: Path) -> None:
     file = tmp_path / "switch.toml"
-    file.write_text(
-        'publisher = "detroit"\nsource = "/switches/detroit"\nzone = "America/Detroit"\ncountry = "US"\n'
-        "international_prefixes = [\"011\"]\ninternal = ['^\\d{3,5}$']\n"
-        '[[trunks]]\nchannel = "PJSIP/thinQ"\n[[accounts]]\ncode = "22.."\naccount = "field"\n'
-        '[numbers]\n"+12484329407" = "support"\n'
-    )
+    file.write_text(TOML)
     switch = read_profile(file)
     assert (switch.account_of_code("2215"), switch.is_internal("1115")) == ("field", True)
+
+
+@pytest.mark.parametrize(("text", "name"), [(json.dumps(PROFILE), "switch.json"), (TOML, "switch.toml")])
+def test_a_byte_order_mark_is_no_part_of_a_profile(text: str, name: str) -> None:
+    assert parse_profile(text.encode("utf-8-sig"), name) == parse_profile(text.encode(), name)
 
 
 def test_a_profile_that_is_not_there_is_named(tmp_path: Path) -> None:

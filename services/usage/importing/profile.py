@@ -204,9 +204,9 @@ def parse_profile(data: bytes, name: str) -> SwitchProfile:
         raise InvalidInput(f"{name} is larger than {PROFILE_BYTES_MAX} bytes", field="profile")
     try:
         if name.endswith(".toml"):
-            document: Any = tomllib.loads(data.decode("utf-8"))
+            document: Any = tomllib.loads(data.decode("utf-8-sig"))
         elif name.endswith(".json"):
-            document = json.loads(data.decode("utf-8"), object_pairs_hook=_no_field_twice)
+            document = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_no_field_twice)
         else:
             raise InvalidInput(f"{name} is neither .json nor .toml; rename it to what it holds", field="profile")
     except (ValueError, RecursionError) as error:
