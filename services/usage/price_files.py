@@ -73,6 +73,15 @@ class PriceFile:
 class _Line:
     number: int
     fields: dict[str, str]
+    surplus: int  # fields beyond the header: half of 0,25 is another price
+
+    def check_length(self) -> None:
+        if self.surplus:
+            named = len(self.fields)
+            raise InvalidInput(
+                f"the line has {named + self.surplus} fields, the header {named}; quote a field that holds a comma",
+                field=f"column {named + 1}",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +177,7 @@ def read_price_file(
     currency = ""
     for line in lines:
         try:
+            line.check_length()
             product = line.fields.get("product", "")
             if not by_country:
                 check_product(product, by_product=by_product)
@@ -211,6 +221,7 @@ def read_windows(data: bytes) -> tuple[Window, ...]:
     for line in lines:
         fields = {name: line.fields.get(name, "") for name in (*_WINDOW_COLUMNS, "holidays")}
         try:
+            line.check_length()
             add_window(windows, fields)
         except InvalidInput as error:
             raise InvalidInput(f"line {line.number}, {error}", field="windows") from None
@@ -248,7 +259,11 @@ def _table(data: bytes, field: str = "price file") -> tuple[list[str], list[_Lin
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]
-        lines = [_Line(reader.line_num, dict(zip(header, row, strict=False))) for row in reader if row]
+        lines = [
+            _Line(reader.line_num, dict(zip(header, row, strict=False)), max(len(row) - len(header), 0))
+            for row in reader
+            if row
+        ]
     except csv.Error as error:
         raise InvalidInput(f"line {reader.line_num} is not CSV ({error}); check its quotes", field=field) from None
     return header, lines

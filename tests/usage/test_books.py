@@ -258,6 +258,7 @@ def test_a_prefix_file_gives_its_rows_as_they_stand() -> None:
         ("voice.outbound,+49,0.01", "currency"),
         ("voice.inbond,+49,0.01,60,60,0,USD", "product"),
         ("voice.outbound,+0,0.01,60,60,0,USD", "prefix"),
+        ("voice.outbound,+49,0.01,60,60,0,USD,junk", "column 8"),
         ("voice.outbound,1,0.02,60,60,0,USD", "prefix"),
     ],
 )
@@ -265,6 +266,22 @@ def test_a_bad_line_is_named_and_its_neighbours_go_on(line: str, field: str) -> 
     file = file_of(PREFIX_HEADER, "voice.outbound,+1,0.01,60,60,0,USD", line, "voice.outbound,+33,0.03,6,6,0,USD")
     assert [row.prefix for row in file.rows] == ["+1", "+33"]
     assert [(refused.line, refused.field) for refused in file.refused] == [(3, field)]
+
+
+@pytest.mark.parametrize(
+    ("header", "line"),
+    [
+        ("product,prefix,currency,price_per_minute", "voice.outbound,49,USD,0,25"),
+        ("iso_country,currency,price_per_minute", "DE,USD,0,03"),
+        ("product,prefix,currency,price", "voice.outbound,49,USD,1,234.50"),
+    ],
+)
+def test_a_price_with_a_comma_is_no_price_of_what_stands_before_it(header: str, line: str) -> None:
+    file = file_of(header, line.rpartition(",")[0], line)
+    named = header.count(",") + 1
+    assert [str(refused) for refused in file.refused] == [
+        f"line 3, column {named + 1}: the line has {named + 1} fields, the header {named}; quote a field that holds a comma"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -276,6 +276,10 @@ def test_a_country_may_have_prices_in_windows() -> None:
         (b"id,zone,days,from,to\na,UTC,mon,8,18:00\n", 'line 2, from: must be a time such as "08:00"'),
         (b"id,zone,days,from,to\na,UTC,mon\n", "line 2, from"),
         (
+            b"id,zone,days,from,to,holidays\na,UTC,mon,08:00,18:00,2026-12-25,2026-12-26\n",
+            "line 2, column 7: the line has 7 fields, the header 6; quote a field that holds a comma",
+        ),
+        (
             b"id,zone,days,from,to\na,UTC,mon,08:00,09:00\na,UTC,tue,08:00,09:00\n",
             "line 3, id: there is a window a already",
         ),
