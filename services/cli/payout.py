@@ -87,6 +87,13 @@ def read(file: Path) -> list[Payout]:
     for row in reader:
         if len(found) == ROWS_MAX:
             raise InvalidInput(f"has more than {ROWS_MAX} lines; import it in parts", field="file")
+        if surplus := row.get(None):  # half of 1,234.50 is another amount
+            named = len(reader.fieldnames or ())
+            raise InvalidInput(
+                f"line {reader.line_num} has {named + len(surplus)} fields, the header {named}; quote a field that holds a"
+                " comma",
+                field="file",
+            )
         try:
             nano = parse_amount(row["amount"], signed=True)
         except InvalidInput as wrong:

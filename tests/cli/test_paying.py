@@ -50,6 +50,10 @@ async def test_payments_are_shown_with_their_states_and_results_and_pay_outs_are
         assert ran.json == {"posted": 2 - known, "known": known}
     listed = (await tollbook("payout", "list", "--output", "json")).json
     assert sorted((each["payout_id"], each["amount"]) for each in listed) == [("po_1", "50"), ("po_2", "-5")]
+    file.write_text("processor,payout_id,currency,amount\nsandbox,po_3,USD,5\nsandbox,po_4,USD,1,234.50\n")
+    cut = await tollbook("payout", "import", str(file))
+    sentence = "file: line 3 has 5 fields, the header 4; quote a field that holds a comma\n"
+    assert (cut.code, cut.err) == (2, sentence)
     engine = town.rooms.processors["balance"].engine
     totals = await api.ledger_totals(engine)
     assert (totals["USD", "bank"], totals["USD", "clearing"]) == (-45 * 10**9, (-70 + 45) * 10**9)
