@@ -339,14 +339,19 @@ async def use(
     ] = None,
     output: Output = Format.table,
 ) -> None:
-    """Give an account or an organization a book of its own."""
+    """Give an account or an organization that is registered a book of its own."""
+    from services.groups import api as groups_api
     from services.usage import api
 
     if (account is None) == (organization is None):
         raise InvalidInput("name either an account or an organization", field="account")
-    async with room("usage") as engine:
-        if book is not None:
+    async with room("usage") as engine, room("groups") as registry:
+        if book is not None:  # to take one back nobody need be there: it may have been given to a mistyped name
             await _check_known(engine, [book])
+            if account is not None:
+                await groups_api.account(registry, account)
+            elif organization is not None:
+                await groups_api.organization(registry, organization)
         if account is not None:
             await api.set_book_of(engine, "account", account, book)
         elif organization is not None:

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from services.cli.reading import room
+from services.groups.consumer import build
 from tests.cli.conftest import Tollbook
+from tests.groups.desk import Desk
+from tests.support.rooms import Log, Rooms
 from tests.support.servers import Database
 
 DEMO = Path(__file__).parents[2] / "deploy" / "demo"
@@ -207,6 +210,23 @@ async def test_a_diff_says_what_a_version_a_book_or_a_file_changes(on_database: 
 async def test_a_book_that_is_to_be_asked_must_exist(on_database: Tollbook, asked: tuple[str, ...]) -> None:
     ran = await on_database("price", *asked, "no-such-book")
     assert (ran.code, ran.err) == (2, "BOOK: there is no price book no-such-book; import it first\n")
+
+
+async def test_a_book_is_given_to_who_is_registered_and_taken_back_from_anybody(
+    on_database: Tollbook, database: Database
+) -> None:
+    """A mistyped account would go on paying list prices, and nobody would know."""
+    async with Rooms(Log(), database, [build()]) as rooms:
+        registry = Desk(rooms)
+        await registry.done("create_organization", name="Lakeside")
+        await registry.done("create_account", account_id="desk", name="Desk", plan="trial")
+    await on_database("price", "import", str(DEMO / "inbound_prices.csv"), "--book", "own", "--from", "2026-10-01")
+    for kind, name in (("account", "desk"), ("organization", "lakeside")):
+        given = await on_database("price", "use", "own", f"--{kind}", name)
+        assert (given.code, given.out) == (0, f"{name} has the book own\n")
+        mistyped = await on_database("price", "use", "own", f"--{kind}", "dsek")
+        assert (mistyped.code, mistyped.out, mistyped.err) == (1, "", f"{kind}: there is no {kind} dsek\n")
+        assert (await on_database("price", "use", f"--{kind}", "dsek")).code == 0
 
 
 async def test_the_clock_of_a_movable_database_moves_forward(on_database: Tollbook) -> None:
