@@ -130,11 +130,13 @@ async def _import(
     if output is Format.json:
         facts = plain(report) | {"legs": report.legs, "dry_run": dry_run}
         show_json(facts | (tried.facts() if tried is not None else {}))
-        return
-    for line in in_words(report, dry_run=dry_run):
-        console.print(line, markup=False)
-    if tried is not None:
-        tried.show()
+    else:
+        for line in in_words(report, dry_run=dry_run):
+            console.print(line, markup=False)
+        if tried is not None:
+            tried.show()
+    if report.is_unusable:
+        raise typer.Exit(1)
 
 
 def _size(file: Path) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.cli.conftest import Tollbook
 
 DEMO = Path(__file__).parents[2] / "deploy" / "demo"
@@ -23,3 +25,29 @@ async def test_a_dry_run_says_so_and_names_the_first_refusals(tollbook: Tollbook
     assert ran.code == 0
     assert ran.out.startswith("1000 rows: 386 would be published, 572 internal, 15 no leg, 27 refused\n")
     assert "is no telephone number, and nobody answered" in ran.out
+
+
+SAMPLE = (DEMO / "asterisk_master.csv").read_bytes().splitlines(keepends=True)
+UNREADABLE, LEG, UNANSWERED = b"1115,1115\n", SAMPLE[1], SAMPLE[92]
+
+
+@pytest.mark.parametrize(
+    ("rows", "code"),
+    [
+        ([UNREADABLE, UNREADABLE], 1),
+        ([UNREADABLE, UNANSWERED], 1),
+        ([UNREADABLE, LEG], 0),
+        ([UNANSWERED], 0),
+        ([], 0),
+    ],
+)
+async def test_a_file_of_which_no_row_is_usable_is_exit_1(
+    tollbook: Tollbook, tmp_path: Path, rows: list[bytes], code: int
+) -> None:
+    """Whoever imports by a script would not see that nothing was billed."""
+    file = tmp_path / "records.csv"
+    file.write_bytes(b"".join(rows))
+    for output in ("table", "json"):
+        ran = await tollbook("import", str(file), "--profile", PROFILE, "--dry-run", "--output", output)
+        assert (ran.code, ran.err) == (code, "")
+    assert ran.json["rows"] == len(rows)

@@ -69,6 +69,11 @@ class ImportReport:
             + self.refused_by_code["invalid"]
         )
 
+    @property
+    def is_unusable(self) -> bool:
+        """Whether every row was refused, and not only calls that nobody answered, of which nothing is lost."""
+        return self.rows == self.refused > self.refused_by_code["unanswered_no_number"]
+
     def refuse(self, row: RefusedRow) -> None:
         self.refused += 1
         self.refused_by_code[row.code] += 1
