@@ -13,7 +13,7 @@ from services.cli.account import instant_of
 from services.cli.asynchronous import asynchronous
 from services.cli.output import Format, Output, console, instant, plain, show_json, show_rows
 from services.cli.reading import room
-from services.kernel.errors import InvalidInput
+from services.kernel.errors import InvalidInput, Refused
 from services.kernel.money import format_nano
 from services.usage.books import BookVersion, Price, PriceRow
 from services.usage.comparing import Change, Kind, compare
@@ -74,15 +74,21 @@ async def import_(
     minimum_s: Annotated[int, typer.Option(help="seconds billed at least, where a line does not say it")] = 60,
     increment_s: Annotated[int, typer.Option(help="steps of seconds above them, where a line does not say it")] = 60,
     windows: Windows = None,
+    allow_refused: Annotated[
+        bool, typer.Option("--allow-refused", help="import what can be used of a file that has mistakes")
+    ] = False,
     output: Output = Format.table,
 ) -> None:
-    """Add a version to a price book. Lines that cannot be used are named; the others go on."""
+    """Add a version to a price book, or none where a line has a mistake. Countries that by the number plan have no numbers
+    of their own are named, and the others go on."""
     from services.usage import api
 
     start = instant_of(effective_from, "from")
     prices = read_prices(file, windows, minimum_s=minimum_s, increment_s=increment_s)
-    async with room("usage") as engine:
-        version = await api.import_prices(engine, book, prices, start, is_default=default)
+    version = None
+    if allow_refused or not prices.mistakes:
+        async with room("usage") as engine:
+            version = await api.import_prices(engine, book, prices, start, is_default=default)
     if output is Format.json:
         show_json(
             {
@@ -94,14 +100,23 @@ async def import_(
                 "refused": plain(prices.refused),
             }
         )
-        return
-    console.print(
-        f"{book} version {version}: {len(prices.rows)} prices in {prices.currency} from {instant(start)}", markup=False
-    )
-    for refusal in prices.refused[:REFUSALS_SHOWN]:
-        console.print(f"refused: {refusal}", markup=False)
-    if len(prices.refused) > REFUSALS_SHOWN:
-        console.print(f"and {len(prices.refused) - REFUSALS_SHOWN} more; --output json names all")
+    else:
+        if version is not None:
+            also = f", {len(prices.refused)} refused" if prices.refused else ""
+            console.print(
+                f"{book} version {version}: {len(prices.rows)} prices in {prices.currency} from {instant(start)}{also}",
+                markup=False,
+            )
+        for refusal in prices.refused[:REFUSALS_SHOWN]:
+            console.print(f"refused: {refusal}", markup=False)
+        if len(prices.refused) > REFUSALS_SHOWN:
+            console.print(f"and {len(prices.refused) - REFUSALS_SHOWN} more; --output json names all")
+    if version is None:
+        raise Refused(
+            f"has mistakes ({len(prices.mistakes)}), and a version replaces the whole list, so nothing was imported; mend"
+            " them, or leave out what is refused by --allow-refused",
+            field="FILE",
+        )
 
 
 @app.command("list")

@@ -233,4 +233,4 @@ def _text(value: Any, name: str, example: str | None = None) -> str:
 
 
 def _refusal(place: str, error: InvalidInput) -> RefusedPrice:
-    return RefusedPrice(None, f"{place}.{error.field}" if error.field else place, error.message)
+    return RefusedPrice(None, f"{place}.{error.field}" if error.field else place, error.message, error.code)

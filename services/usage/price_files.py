@@ -29,6 +29,8 @@ from services.usage.windows import Window, window_of
 PRICE_FILE_BYTES_MAX = 16 * 2**20  # the longest prefix lists of carriers are a few megabytes
 SECONDS_MAX = 3_600  # of a minimum or an increment: more than an hour is a mistyped price list
 
+NO_NUMBERS = "no_numbers"  # the code of a refusal: by number-plan data a country has no numbers, or shares them
+
 _OPTIONAL = {"minimum_s", "increment_s", "connection_fee", "window"}
 _WINDOW_COLUMNS = {"id", "zone", "days", "from", "to"}
 _COUNTRY_COLUMNS = {"iso_country", "price_per_minute", "currency"}
@@ -52,6 +54,7 @@ class RefusedPrice:
     line: int | None
     field: str
     message: str
+    code: str = InvalidInput.code
 
     def __str__(self) -> str:
         where = f"line {self.line}, " if self.line is not None else ""
@@ -67,6 +70,12 @@ class PriceFile:
     refused: tuple[RefusedPrice, ...]
     windows: tuple[Window, ...] = ()
     schedules: tuple[Schedule, ...] = ()
+
+    @property
+    def mistakes(self) -> tuple[RefusedPrice, ...]:
+        """What is refused for what the file says. A country without numbers of its own is no mistake: every list by country
+        has some."""
+        return tuple(refusal for refusal in self.refused if refusal.code != NO_NUMBERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,7 +301,7 @@ def _check_header(header: list[str]) -> None:
 
 
 def _refusal(line: _Line, error: InvalidInput) -> RefusedPrice:
-    return RefusedPrice(line.number, error.field or "line", error.message)
+    return RefusedPrice(line.number, error.field or "line", error.message, error.code)
 
 
 def _terms(fields: dict[str, str], minimum_s: int, increment_s: int) -> Terms:
@@ -415,6 +424,7 @@ def _country(text: str) -> str:
         raise InvalidInput(
             f"{text} is in no number plan, so it has no prefixes; remove the line, or price its numbers by prefix",
             field="iso_country",
+            code=NO_NUMBERS,
         )
     return text
 
@@ -458,6 +468,7 @@ def _rows_of_calling_code(
                 "price_per_minute",
                 f"numbers that begin with {', '.join(prefixes)} cannot be told apart ({prices}); they have no price:"
                 " price them by prefix",
+                NO_NUMBERS,
             )
         )
     for country, (line, _) in priced.items():
@@ -469,5 +480,6 @@ def _rows_of_calling_code(
                     "iso_country",
                     f"the numbers of {country} cannot be told apart from those of {owners} on +{calling_code}, which is"
                     " not in the list; price them by prefix",
+                    NO_NUMBERS,
                 )
             )

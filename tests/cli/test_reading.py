@@ -92,9 +92,34 @@ async def test_a_price_file_becomes_a_version_and_what_is_refused_is_named(on_da
     assert (imported.json["version"], imported.json["effective_from"]) == (1, "2026-10-01T00:00:00Z")
     assert [refused["message"][:30] for refused in imported.json["refused"]] == ["AN is in no number plan, so it"]
     again = await on_database("price", "import", file, "--book", "list", "--from", "2026-11-01")
-    assert again.out.startswith("list version 2: ")
+    assert again.out.startswith("list version 2: 1111 prices in USD from 2026-11-01T00:00:00Z, 1 refused\n")
     listed = (await on_database("price", "list", "--output", "json")).json
     assert [(row["book_id"], row["version"], row["prices"]) for row in listed] == [("list", 1, 1111), ("list", 2, 1111)]
+
+
+async def test_a_price_file_with_a_mistake_becomes_no_version_unless_it_is_left_out(
+    on_database: Tollbook, tmp_path: Path
+) -> None:
+    """A version replaces the whole list: what a mistake leaves out would have no price any more."""
+    file = tmp_path / "prices.csv"
+    file.write_text("iso_country,price_per_minute,currency\nDE,0.01,USD\nFR,0.0x,USD\nAN,0.02,USD\nIT,0,03,USD\n")
+    arguments = ("price", "import", str(file), "--book", "list", "--from", "2026-01-01")
+    refused = await on_database(*arguments)
+    assert (refused.code, [line.partition(":")[0] for line in refused.out.splitlines()]) == (1, ["refused"] * 3)
+    assert refused.err == (
+        "FILE: has mistakes (2), and a version replaces the whole list, so nothing was imported; mend them, or leave out"
+        " what is refused by --allow-refused\n"
+    )
+    told = await on_database(*arguments, "-o", "json")
+    assert (told.code, told.json["version"]) == (1, None)
+    assert [(each["line"], each["code"]) for each in told.json["refused"]] == [
+        (3, "invalid_amount"), (4, "no_numbers"), (5, "invalid"),
+    ]  # fmt: skip
+    assert (await on_database("price", "list", "-o", "json")).json == []
+    allowed = await on_database(*arguments, "--allow-refused")
+    assert (allowed.code, allowed.out.splitlines()[0]) == (
+        0, "list version 1: 1 prices in USD from 2026-01-01T00:00:00Z, 3 refused",
+    )  # fmt: skip
 
 
 WINDOWED = {
@@ -114,9 +139,19 @@ async def test_a_json_file_is_imported_and_each_number_has_its_price_at_its_time
 ) -> None:
     file = tmp_path / "prices.json"
     file.write_text(json.dumps(WINDOWED))
-    imported = (
-        await on_database("price", "import", str(file), "--book", "night", "--from", "2026-01-01", "-o", "json")
-    ).json
+    arguments = (
+        "price",
+        "import",
+        str(file),
+        "--book",
+        "night",
+        "--from",
+        "2026-01-01",
+        "--allow-refused",
+        "-o",
+        "json",
+    )
+    imported = (await on_database(*arguments)).json
     assert (imported["prices"], imported["refused"][0]["field"]) == (3, "prices[2].price")
     file.write_text(json.dumps(WINDOWED | {"prices": [WINDOWED["prices"][0] | {"price": "0.03"}]}))  # type: ignore[index]
     await on_database("price", "import", str(file), "--book", "night", "--from", "2026-06-01")
@@ -170,11 +205,11 @@ async def test_a_csv_file_takes_its_windows_from_a_second_one(on_database: Tollb
     )
     windows.write_text("id,zone,days,from,to\nday,America/Detroit,mon-fri,08:00,18:00\n")
     arguments = ("price", "import", str(prices), "--book", "list", "--from", "2026-01-01")
-    assert (await on_database(*arguments)).out.splitlines()[1] == (
-        "refused: line 3, window: there is no usable window day; name it among the windows"
+    assert (await on_database(*arguments)).out == (
+        "refused: line 3, window: there is no usable window day; name it among the windows\n"
     )
     imported = await on_database(*arguments, "--windows", str(windows))
-    assert imported.out == "list version 2: 2 prices in USD from 2026-01-01T00:00:00Z\n"
+    assert imported.out == "list version 1: 2 prices in USD from 2026-01-01T00:00:00Z\n"
 
 
 async def test_a_diff_says_what_a_version_a_book_or_a_file_changes(on_database: Tollbook, tmp_path: Path) -> None:
