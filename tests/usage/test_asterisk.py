@@ -461,6 +461,7 @@ def test_refusals_are_named_up_to_a_bound_and_counted_beyond_it() -> None:
         ({"international_prefixes": ["+"]}, "international_prefixes.0: must be 1 to 15 digits"),
         ({"accounts": [{"code": "1115"}]}, "accounts.0.account: is missing in switch.json"),
         ({"numbers": {"2484329407": "support"}}, "numbers.2484329407: must be a telephone number such as"),
+        ({"internal": ["1{99999999999}"]}, r"internal.0: '1\{99999999999\}' is no regular expression"),
         ({"colour": "red"}, "colour: is no field of a switch profile"),
         ({"publisher": 7}, "publisher: must be a text in quotes"),
     ],

@@ -27,7 +27,7 @@ class Part(BaseModel):
 def _pattern(text: str) -> str:
     try:
         re.compile(text)
-    except re.error as error:
+    except (re.error, OverflowError) as error:  # the latter of a repetition such as {99999999999}
         raise ValueError(f"{text!r} is no regular expression ({error}); mend it or escape its special signs") from None
     return text
 
