@@ -35,6 +35,7 @@ from services.kernel.errors import Corrupt
 from services.kernel.money import format_nano, parse_amount
 from services.kernel.period import period_named
 from services.runtime import resuming
+from services.runtime.broker import start_client
 from services.runtime.database import transaction
 from services.runtime.settings import ROOMS, Settings
 from services.runtime.tables import runtime_tables
@@ -829,6 +830,6 @@ async def _opened(settings: Settings) -> AsyncIterator[tuple[dict[str, AsyncEngi
             auto_offset_reset="none",
             fetch_max_wait_ms=50,
         )
-        await consumer.start()
         stack.push_async_callback(consumer.stop)
+        await start_client(consumer, settings)
         yield engines, _Log(consumer, settings.topic_prefix)

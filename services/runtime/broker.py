@@ -274,7 +274,7 @@ async def abandon(producer: AIOKafkaProducer) -> None:
 async def ensure_topics(settings: Settings, topics: dict[str, Topic]) -> None:
     """Create the topics (full name without prefix → declaration) that are missing, with their settings."""
     admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap)
-    await _start(admin, settings)
+    await start_client(admin, settings)
     try:
         existing = set(await admin.list_topics())
         brokers = len((await admin.describe_cluster())["brokers"])
@@ -311,7 +311,7 @@ class Offsets:
 
     async def start(self) -> None:
         self._admin = AIOKafkaAdminClient(bootstrap_servers=self._settings.kafka_bootstrap)
-        await _start(self._admin, self._settings)
+        await start_client(self._admin, self._settings)
         self._consumer = AIOKafkaConsumer(
             bootstrap_servers=self._settings.kafka_bootstrap,
             client_id="tollbook-offsets",
@@ -319,7 +319,7 @@ class Offsets:
             enable_auto_commit=False,
             metadata_max_age_ms=METADATA_MAX_AGE_MS,
         )
-        await _start(self._consumer, self._settings)
+        await start_client(self._consumer, self._settings)
 
     async def stop(self) -> None:
         if self._consumer is not None:
@@ -410,7 +410,7 @@ async def read_log(settings: Settings, name: str, partition: int, start: int, en
         fetch_max_bytes=FETCH_BYTES_MAX,
         max_partition_fetch_bytes=FETCH_BYTES_MAX,
     )
-    await _start(consumer, settings)
+    await start_client(consumer, settings)
     try:
         place = TopicPartition(settings.topic_prefix + name, partition)
         consumer.assign([place])
@@ -423,7 +423,8 @@ async def read_log(settings: Settings, name: str, partition: int, start: int, en
         await consumer.stop()
 
 
-async def _start(client: Any, settings: Settings) -> None:
+async def start_client(client: Any, settings: Settings) -> None:
+    """Start a client of Kafka; `Unavailable` when no broker answers."""
     try:
         await client.start()
     except KafkaConnectionError as error:

@@ -97,6 +97,16 @@ async def test_a_server_that_does_not_answer_is_said_in_a_sentence(
     assert ran.err.count("\n") == 1
 
 
+async def test_verify_says_in_a_sentence_that_no_kafka_answers(
+    tollbook: Tollbook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOLLBOOK_POSTGRES", "postgresql://127.0.0.1:9/tollbook")
+    monkeypatch.setenv("TOLLBOOK_ROOM_PASSWORD", "x")
+    monkeypatch.setenv("TOLLBOOK_KAFKA", "127.0.0.1:9")
+    ran = await tollbook("verify")
+    assert (ran.code, ran.err) == (1, "kafka: no Kafka broker answers at 127.0.0.1:9; check TOLLBOOK_KAFKA\n")
+
+
 async def test_help_names_every_command(tollbook: Tollbook) -> None:
     ran = await tollbook("--help")
     assert ran.code == 0
