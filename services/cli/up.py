@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -65,7 +66,7 @@ async def up(
         if not stop.is_set():
             rooms.start(copies=copies)
             rooms.start([GATEWAY])  # one: copies on one machine would each need a port
-            await _watch(settings, rooms, stop)
+            await _watch(settings, names, rooms, stop)
     finally:
         if rooms.copies:
             say("stopping the rooms")
@@ -81,14 +82,22 @@ def say(line: str) -> None:
     console.print(line, markup=False)
 
 
-async def _watch(settings: Settings, rooms: RoomProcesses, stop: asyncio.Event) -> None:
+async def _watch(
+    settings: Settings, servers: Iterable[embedded.Name], rooms: RoomProcesses, stop: asyncio.Event
+) -> None:
     engine = open_engine(settings.room_database_url("groups"), application="tollbook.up", pool_size=1)
     shown: set[str] = set()
+    ended: set[embedded.Name] = set()
     try:
         with Live(console=console, auto_refresh=False, transient=False) as live:
             while not stop.is_set():
                 for copy in rooms.look():
                     say(_crash(copy))
+                running = embedded.status(settings.data)
+                gone = {name for name in servers if running[name] is None}
+                for name in sorted(gone - ended):
+                    say(_end_of_server(name, settings.data))
+                ended = gone
                 beats = await _beats(engine)
                 if console.is_terminal:
                     live.update(_table(rooms, beats), refresh=True)
@@ -145,3 +154,8 @@ def _tell_new(beats: dict[str, Beat], shown: set[str], tell: Callable[[str], Non
 def _crash(copy: Copy) -> str:
     wait_s = (copy.starts_at or 0.0) - time.monotonic()
     return f"{copy.room} ended with code {copy.exit_code}; it starts again in {max(wait_s, 0):.1f} s; see {copy.log}"
+
+
+def _end_of_server(name: str, data: Path) -> str:
+    # It is not started again by itself, as a room is: what ended it, such as a full disk, is for a person to look at first.
+    return f"{name} has ended; see {embedded.log_of(data, name)}, then stop this by Ctrl-C and start it again"
