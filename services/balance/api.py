@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, get_args
 from uuid import UUID
 
@@ -366,8 +366,8 @@ async def ledger_entries(
     """Entries from ``since`` on and before ``until`` (now), oldest first, in pages; those of a transaction follow each other.
 
     ``account_id``: those about this account. ``ledger_account``: a full name such as clearing:bank, or a kind for all of
-    it. Costs what was posted in that time, whatever was before. `InvalidInput` when the end is before the start; `NotFound`
-    for an account without a wallet and for a ledger account on which nothing was ever posted.
+    it. Costs what was posted in that time, whatever was before. `InvalidInput` when the end is before the start, or after
+    today; `NotFound` for an account without a wallet and for a ledger account on which nothing was ever posted.
     """
     async with transaction(engine.execution_options(isolation_level="REPEATABLE READ")) as connection:
         end = await _end(connection, since, until)
@@ -406,13 +406,38 @@ async def ledger_entries(
 
 
 async def _end(connection: AsyncConnection, since: datetime, until: datetime | None) -> datetime:
-    """The end of a time that begins at ``since``: ``until``, else now. `InvalidInput` when it is before the start."""
-    end: datetime = until or (await connection.execute(select(CLOCK_NOW))).scalar_one()
-    if end < since:
-        if until is None:
-            raise InvalidInput(f"lies in the future; now is {instant_text(end)}", field="from")
+    """The end of a time that begins at ``since``: ``until``, else now. `InvalidInput` when it is before the start or in the future.
+
+    The end of today is not in the future but now: a day that is asked for whole ends there.
+    """
+    now = await _now(connection)
+    if until is not None and until < since:
         raise InvalidInput("must not be before the start", field="to")
-    return end
+    if since > now:
+        raise _in_the_future("from", now)
+    if until is not None and until > _midnight(now) + timedelta(days=1):
+        raise _in_the_future("to", now)
+    return now if until is None else min(until, now)
+
+
+async def _now(connection: AsyncConnection) -> datetime:
+    now: datetime = (await connection.execute(select(CLOCK_NOW))).scalar_one()
+    return now
+
+
+def _midnight(now: datetime) -> datetime:
+    return now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+
+
+def _in_the_future(field: str, now: datetime) -> InvalidInput:
+    return InvalidInput(f"lies in the future; now is {instant_text(now)}", field=field)
+
+
+async def _check_has_come(engine: AsyncEngine, at: datetime) -> None:
+    async with transaction(engine) as connection:
+        now = await _now(connection)
+    if at > now:
+        raise _in_the_future("at", now)
 
 
 def _is_on(ledger_account: str) -> ColumnElement[bool]:
@@ -425,7 +450,7 @@ async def statement(
 ) -> AccountStatement:
     """What an account had at ``since``, each movement from then on and before ``until`` (now), and what it has after.
 
-    `NotFound` for an account without a wallet; `InvalidInput` when the end is before the start.
+    `NotFound` for an account without a wallet; `InvalidInput` when the end is before the start, or after today.
     """
     async with transaction(engine) as connection:
         end = await _end(connection, since, until)
@@ -449,12 +474,12 @@ async def statement(
 async def start_of_month(engine: AsyncEngine) -> datetime:
     """When this month began in UTC, by the one clock."""
     async with transaction(engine) as connection:
-        now: datetime = (await connection.execute(select(CLOCK_NOW))).scalar_one()
-    return now.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+        return _midnight(await _now(connection)).replace(day=1)
 
 
 async def position(engine: AsyncEngine, account_id: str, at: datetime) -> PositionRow:
-    """What an account had and owed just before an instant."""
+    """What an account had and owed just before an instant; `InvalidInput` for one that has not come."""
+    await _check_has_come(engine, at)
     return (await statement(engine, account_id, at, at)).closing
 
 
@@ -887,8 +912,10 @@ async def ledger_totals(engine: AsyncEngine) -> dict[tuple[str, str], int]:
 async def trial_balance(engine: AsyncEngine, at: datetime | None = None) -> TrialBalance:
     """The balance of every ledger account by its full name and currency, of all entries or of those before an instant.
 
-    Reads the whole ledger. After a payment of 100 through sandbox: clearing:sandbox -100, wallet 100, the sum is 0.
+    `InvalidInput` for an instant that has not come. Reads the whole ledger. After a payment of 100 through sandbox: clearing:sandbox -100, wallet 100, the sum is 0.
     """
+    if at is not None:
+        await _check_has_come(engine, at)
     nano = func.sum(_ledger.nano)
     query = select(_ledger.ledger, _ledger.currency, nano.label("nano"))
     query = query.group_by(_ledger.currency, _ledger.ledger).order_by(_ledger.currency, _ledger.ledger)

@@ -37,7 +37,9 @@ AccountId = Annotated[str, typer.Argument(metavar="ACCOUNT", help="the account's
 Since = Annotated[
     str | None, typer.Option("--from", help="such as 2026-10-01, included; else the start of this month, UTC")
 ]
-Until = Annotated[str | None, typer.Option("--to", help="such as 2026-11-01, not included; else now")]
+Until = Annotated[
+    str | None, typer.Option("--to", help="such as 2026-11-01, not included, tomorrow at the latest; else now")
+]
 Organization = Annotated[str, typer.Option(help="the organization it belongs to")]
 
 

@@ -70,3 +70,24 @@ async def test_a_past_balance_and_what_is_asked_wrongly(tollbook: Tollbook, town
     unknown = await tollbook("account", "statement", "nobody")
     assert unknown.code != 0
     assert "no wallet of an account nobody" in unknown.err + unknown.out
+
+
+async def test_what_has_not_come_is_refused_and_the_end_of_today_is_now(tollbook: Tollbook, town: Town) -> None:
+    for arguments, field in (
+        (("account", "show", "desk", "--at", "2099-01-01"), "at"),
+        (("ledger", "totals", "--at", "2099-01-01"), "at"),
+        (("account", "statement", "desk", "--to", "2099-01-01"), "to"),
+        (("ledger", "entries", "--to", "2099-01-01"), "to"),
+    ):
+        ran = await tollbook(*arguments, "--output", "json")
+        assert (ran.code, ran.out, ran.err.startswith(f"{field}: lies in the future; now is 20")) == (2, "", True), (
+            ran.err
+        )
+    today = (await town.now()).date()
+    asked = ("account", "statement", "desk", "--from", str(today), "--to", str(today + timedelta(days=1)))
+    told = (await tollbook(*asked, "--output", "json")).json
+    assert told["start"] == f"{today}T00:00:00Z"
+    assert told["closing"]["balance"] == "25.4579999"
+    assert told["start"] < told["end"] <= instant_text(await town.now())
+    later = await tollbook(*asked[:-1], str(today + timedelta(days=2)))
+    assert (later.code, later.err.startswith("to: lies in the future")) == (2, True)
