@@ -15,6 +15,7 @@ from services.cli.output import Format, Output, console, instant, plain, show_fa
 from services.cli.reading import room
 from services.kernel.errors import InvalidInput, Refused
 from services.kernel.money import format_nano, parse_amount
+from services.kernel.period import period_named
 
 if TYPE_CHECKING:
     from services.invoices.api import GroupStatus
@@ -30,6 +31,15 @@ def in_units(row: Any) -> dict[str, Any]:
         name.removesuffix("_nano"): value if not name.endswith("_nano") or value is None else format_nano(int(value))
         for name, value in plain(row).items()
     }
+
+
+async def _check_known(group: str | None) -> None:
+    """For a list that is empty: that of a payer group that there is not would read as one of which there is nothing."""
+    from services.groups import api
+
+    if group is not None:
+        async with room("groups") as engine:
+            await api.group(engine, group)
 
 
 STATES = ("open", "closed", "nothing", "partly_paid", "paid", "overdue", "written_off", "void")
@@ -59,11 +69,15 @@ async def list_(
         raise InvalidInput(f"must be one of {', '.join(STATES)}", field="state")
     if paid + unpaid + overdue + (state is not None) > 1:
         raise InvalidInput("give one of --state, --paid, --unpaid and --overdue", field="state")
+    if period is not None:
+        period_named(period)  # before anything is asked
     standings = api.PAID if paid else api.UNPAID if unpaid else api.OVERDUE if overdue else None
     if state in ("partly_paid", "paid", "overdue", "written_off", "void"):
         standings, state = frozenset({state}), None
     async with room("invoices") as engine:
         rows = await api.list_invoices(engine, period=period, group_id=group, state=state, standings=standings)  # type: ignore[arg-type]
+    if not rows:
+        await _check_known(group)
     columns = {
         "period": "period", "group_id": "group", "standing": "state", "number": "number", "charges": "charges",
         "exact": "exact", "net": "net", "tax": "tax", "total": "total", "due": "due", "open": "to pay",
@@ -155,6 +169,8 @@ async def status(
     async with room("invoices") as engine:
         rows = await api.status(engine, period, group_id=group)
         cuts = await api.cuts(engine)
+    if not rows:
+        await _check_known(group)
     if any(row.waiting_for == "usage" for row in rows):
         async with room("usage") as engine:
             rows = with_corrections(rows, await usage.corrected_from(engine))
@@ -310,6 +326,8 @@ async def debts(
 
     async with room("balance") as engine:
         rows = await receivables_api.group_debts(engine, group)
+    if not rows:
+        await _check_known(group)
     columns = {
         "group_id": "group", "invoices": "invoices", "open": "to pay", "unapplied": "paid too much",
         "currency": "currency", "suspends": "suspended",

@@ -50,6 +50,8 @@ async def test_an_empty_list_is_an_empty_json_list(on_database: Tollbook, argume
     [
         (["account", "show", "nobody"], "account: there is no account nobody"),
         (["group", "show", "none"], "payer group: there is no payer group none"),
+        (["invoice", "list", "--group", "none"], "payer group: there is no payer group none"),
+        (["invoice", "debts", "--group", "none"], "payer group: there is no payer group none"),
         (["org", "show", "none"], "organization: there is no organization none"),
         (["quarantine", "show", "7"], "ID: there is no record 7 in the quarantine of usage"),
         (["charge", "explain", "2046e3a9-494c-8eae-94fc-f1a3ae1e2b14"], "charge_id: there is no charge 2046e3a9-494c-8eae-94fc-f1a3ae1e2b14"),

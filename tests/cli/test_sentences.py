@@ -19,6 +19,8 @@ PROFILE = str(DEMO / "switch_profile.json")
         (["clock", "move", "5 weeks"], "BY: must be a whole number with s, m, h or d, such as 49h"),
         (["charge", "explain", "x"], "CHARGE: must be the id of a charge; `tollbook charge list ACCOUNT` shows them"),
         (["invoice", "list", "--state", "lost"], "state: must be one of open, closed, nothing, partly_paid, paid, overdue, written_off, void"),
+        (["invoice", "list", "--month", "nov"], 'period: must be a month such as "2026-10"'),
+        (["invoice", "list", "--month", "2026-99"], 'period: must be a month such as "2026-10"'),
         (["quarantine", "replay"], "ID: name records by id, or all of one reason by --reason"),
         (["quarantine", "list", "--room", "x"], "room: there is no room 'x'; the rooms are usage, balance, groups, invoices, payments, webhooks"),
         (["price", "use", "list"], "account: name either an account or an organization"),
