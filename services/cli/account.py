@@ -240,7 +240,8 @@ async def release(
 # ---- wallets -------------------------------------------------------------------------------------------------------
 
 
-@app.command("open-balance")
+# Unknown options are taken for arguments: an amount below zero looks like one.
+@app.command("open-balance", context_settings={"ignore_unknown_options": True})
 @asynchronous
 async def open_balance(
     account_id: AccountId,

@@ -71,6 +71,15 @@ async def test_a_number_that_is_too_large_is_exit_2(tollbook: Tollbook, argument
     assert "Input should be less than or equal to" in ran.err
 
 
+async def test_an_amount_below_zero_is_an_amount_and_a_mistyped_option_is_none(tollbook: Tollbook) -> None:
+    ran = await tollbook("account", "open-balance", "desk", "-2.50")
+    assert (ran.code, "no embedded server runs below" in ran.err) == (1, True)  # nothing is wrong with the command line
+    assert (await tollbook("account", "open-balance", "desk", "-5e1")).err == (
+        'amount: must be a decimal string such as "10.00" or "-2.50"\n'
+    )
+    assert (await tollbook("account", "open-balance", "desk", "-5", "--curency", "EUR")).code == 2
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
