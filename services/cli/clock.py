@@ -23,15 +23,15 @@ _SPAN = re.compile(r"([0-9]{1,6})([smhd])", re.ASCII)
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
-def span(text: str) -> timedelta:
+def span(text: str, field: str) -> timedelta:
     """A time span: whole seconds, minutes, hours or days.
 
-    >>> span("49h")
+    >>> span("49h", "BY")
     datetime.timedelta(days=2, seconds=3600)
     """
     match = _SPAN.fullmatch(text)
     if match is None:
-        raise InvalidInput("must be a whole number with s, m, h or d, such as 49h", field="BY")
+        raise InvalidInput("must be a whole number with s, m, h or d, such as 49h", field=field)
     return timedelta(seconds=int(match[1]) * _SECONDS[match[2]])
 
 
@@ -50,7 +50,7 @@ async def move(
     by: Annotated[str, typer.Argument(help="such as 90s, 15m, 49h or 31d")], output: Output = Format.table
 ) -> None:
     """Move the clock forward; it never goes back. Only in a database that was made movable."""
-    forward = span(by)
+    forward = span(by, "BY")
     now = await moved(load(), forward)
     show_facts({"now": now}, output)
 

@@ -209,8 +209,9 @@ async def grace(
     """How long after its end a month is cut."""
     from services.invoices import api
 
+    wanted = None if to is None else span(to, "SPAN")
     async with room("invoices") as engine:
-        terms = await (api.terms(engine) if to is None else api.set_grace(engine, span(to)))
+        terms = await (api.terms(engine) if wanted is None else api.set_grace(engine, wanted))
     show_facts({"grace_s": int(terms.grace / timedelta(seconds=1)), "automatic_from": terms.automatic_from}, output)
 
 

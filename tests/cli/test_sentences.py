@@ -17,6 +17,7 @@ PROFILE = str(DEMO / "switch_profile.json")
     [
         (["run", "kitchen"], "ROOM: there is no room 'kitchen'; what runs is usage, balance, groups, invoices, payments, webhooks, gateway"),
         (["clock", "move", "5 weeks"], "BY: must be a whole number with s, m, h or d, such as 49h"),
+        (["invoice", "grace", "abc"], "SPAN: must be a whole number with s, m, h or d, such as 49h"),
         (["charge", "explain", "x"], "CHARGE: must be the id of a charge; `tollbook charge list ACCOUNT` shows them"),
         (["invoice", "list", "--state", "lost"], "state: must be one of open, closed, nothing, partly_paid, paid, overdue, written_off, void"),
         (["invoice", "list", "--month", "nov"], 'period: must be a month such as "2026-10"'),
