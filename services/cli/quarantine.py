@@ -47,10 +47,12 @@ async def list_(
     async with room(_known(room_name)) as engine, transaction(engine) as connection:
         rows = await parking.listing(connection, runtime_tables(room_name), states=states, reason=reason, limit=limit)
     columns = {
-        "id": "id", "state": "state", "reason": "reason", "field": "field", "message": "message", "topic": "topic",
-        "partition": "p", "offset": "offset",
+        "id": "id", "state": "state", "reason": "reason", "account": "account", "field": "field", "message": "message",
+        "topic": "topic", "partition": "p", "offset": "offset",
     }  # fmt: skip
-    show_rows(rows, columns, output, empty=f"nothing stands in the quarantine of {room_name}", right=("id", "offset"))
+    empty = f"nothing stands in the quarantine of {room_name}"
+    shown = rows if output is Format.json else [plain(row) | {"account": row.about.get("account_id")} for row in rows]
+    show_rows(shown, columns, output, empty=empty, right=("id", "offset"))
 
 
 @app.command()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from datetime import UTC, datetime
+
 import pytest
 
 from services.usage import api
@@ -9,7 +12,7 @@ from services.usage.consumer import build
 from tests.cli.conftest import Tollbook
 from tests.support.rooms import Log, Rooms
 from tests.support.servers import Database
-from tests.support.usage_registry import TOPIC, Sender
+from tests.support.usage_registry import TOPIC, Sender, leg
 
 
 async def test_records_are_given_up_by_name_only_and_replayed_by_reason_too(
@@ -57,3 +60,21 @@ async def test_a_record_is_shown_with_its_headers(
     assert shown.out.endswith('\n\nce_id: e1\nce_source: größe\ntrace: (no value)\nraw: �\n\n{"account_id": "sales"}\n')
     as_json = (await tollbook("quarantine", "show", str(row.id), "--output", "json")).json
     assert as_json["headers"] == [["ce_id", "e1"], ["ce_source", "größe"], ["trace", None], ["raw", "�"]]
+
+
+async def test_the_list_names_the_account_of_each_record(
+    tollbook: Tollbook, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in database.environment().items():
+        monkeypatch.setenv(name, value)
+    log = Log()
+    async with Rooms(log, database, [build()]) as rooms:
+        sender = Sender(log)
+        sender.publisher()
+        await rooms.pump()
+        sender.leg(leg("e1", datetime.now(UTC), "nobody"))
+        log.write(TOPIC, value=b"no JSON", partition=0)
+        await rooms.pump()
+    table = (await tollbook("quarantine", "list")).out
+    assert re.search(r"quarantined +unknown_account +nobody +data\.account_id +is not registered", table), table
+    assert re.search(r"quarantined +not_json +the record is not JSON", table), table
