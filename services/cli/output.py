@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+import re
 import textwrap
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import datetime
@@ -21,6 +22,7 @@ from rich.text import Text
 
 from services.kernel.period import instant_text
 
+_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 PLAIN_WIDTH = 160  # of output that goes to a file or a pipe, where nobody knows the width of a screen
 
 
@@ -113,11 +115,13 @@ def show_rows(
         console.print(empty)
         return
     aligned = set(right)
+    cells = {name: [cell(_field(row, name)) for row in rows] for name in columns}
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name, heading in columns.items():
-        table.add_column(heading, justify="right" if name in aligned else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*[Text(cell(_field(row, name))) for name in columns])
+        is_id = any(map(_ID.fullmatch, cells[name]))  # copied into other commands, so it stays in one piece
+        table.add_column(heading, justify="right" if name in aligned else "left", overflow="fold", no_wrap=is_id)
+    for row in zip(*cells.values(), strict=True):
+        table.add_row(*map(Text, row))
     console.print(table)
 
 

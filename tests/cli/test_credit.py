@@ -40,6 +40,16 @@ async def test_codes_are_shown_once_and_a_large_promise_needs_another_person(tol
     assert (credit["state"], credit["granted"], credit["spent"], credit["remaining"]) == ("open", "10", "0", "10")
 
 
+async def test_the_id_of_a_credit_stands_in_one_piece_to_be_copied_into_its_approval(
+    tollbook: Tollbook, town: Town
+) -> None:
+    note = "for a winter in which nothing went as it was promised to them"
+    town.command("grant_credit", "desk", amount="1500", currency="USD", note=note, expires_at="2099-01-01T00:00:00Z")
+    await town.settle()
+    [credit] = (await tollbook("credit", "list", "--output", "json")).json
+    assert credit["credit_id"] in (await tollbook("credit", "list")).out
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
