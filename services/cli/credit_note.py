@@ -9,8 +9,8 @@ import typer
 
 from services.cli.asking import Actor, me
 from services.cli.asynchronous import asynchronous
-from services.cli.invoice import Invoice, in_units
-from services.cli.output import Format, Output, console, show_json, show_rows
+from services.cli.invoice import Invoice
+from services.cli.output import Format, Output, console, in_units, show_json, show_rows
 from services.cli.reading import identifier, room
 from services.kernel.currency import currency
 from services.kernel.errors import InvalidInput

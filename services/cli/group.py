@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from services.cli.asking import Actor, CommandId, Role, ask
 from services.cli.asynchronous import asynchronous
-from services.cli.output import Format, Output, plain, show_facts, show_rows
+from services.cli.output import Format, Output, in_units, show_facts, show_rows
 from services.cli.reading import room
+
+if TYPE_CHECKING:
+    from services.groups.api import GroupNow
 
 app = typer.Typer(no_args_is_help=True, help="Payer groups: who gets the invoice.")
 
@@ -82,7 +85,7 @@ async def list_(
     from services.groups import api
 
     async with room("groups") as engine:
-        rows = await api.groups(engine, organization)
+        rows = [_as_told(group) for group in await api.groups(engine, organization)]
     columns = {
         "group_id": "group", "organization_id": "organization", "name": "name", "members": "accounts", "zone": "zone",
         "currency": "currency", "tax_rate": "tax rate", "pricing_model": "pricing model",
@@ -97,4 +100,9 @@ async def show(group_id: GroupId, output: Output = Format.table) -> None:
     from services.groups import api
 
     async with room("groups") as engine:
-        show_facts(plain(await api.group(engine, group_id)), output)
+        show_facts(_as_told(await api.group(engine, group_id)), output)
+
+
+def _as_told(group: GroupNow) -> dict[str, Any]:
+    facts = in_units(group)
+    return facts | {"sharing": facts["sharing"] and in_units(facts["sharing"])}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from services.cli.asking import Actor, CommandId, Role, ask, me
 from services.cli.asynchronous import asynchronous
 from services.cli.clock import span
-from services.cli.output import Format, Output, console, instant, plain, show_facts, show_json, show_rows
+from services.cli.output import Format, Output, console, in_units, instant, show_facts, show_json, show_rows
 from services.cli.reading import room
 from services.kernel.errors import InvalidInput, Refused
 from services.kernel.money import format_nano, parse_amount
@@ -23,14 +23,6 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Estimates, closing a month, invoices and their payment.")
 
 Period = Annotated[str, typer.Option(help="a month such as 2026-10")]
-
-
-def in_units(row: Any) -> dict[str, Any]:
-    """The fields of a row as programs read them: amounts as decimal strings, not as nanos."""
-    return {
-        name.removesuffix("_nano"): value if not name.endswith("_nano") or value is None else format_nano(int(value))
-        for name, value in plain(row).items()
-    }
 
 
 async def _check_known(group: str | None) -> None:

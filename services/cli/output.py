@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from services.kernel.money import format_nano
 from services.kernel.period import instant_text
 
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -78,6 +79,14 @@ def plain(value: Any) -> Any:
     if isinstance(value, Iterable) and not isinstance(value, str):
         return [plain(each) for each in value]
     return value
+
+
+def in_units(row: Any) -> dict[str, Any]:
+    """The fields of a row as programs read them: amounts as decimal strings, not as nanos."""
+    return {
+        name.removesuffix("_nano"): value if not name.endswith("_nano") or value is None else format_nano(int(value))
+        for name, value in plain(row).items()
+    }
 
 
 def instant(value: datetime | None) -> str:
