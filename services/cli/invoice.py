@@ -97,16 +97,23 @@ async def show(
     async with room("invoices") as engine:
         shown = await api.show(engine, reference)
     if payments:
-        show_facts(
-            {
-                "number": shown.document["number"],
-                "state": shown.standing,
-                "due": shown.document["totals"]["due"],
-                "open": format_nano(shown.open_nano),
-                "payments": [in_units(each) for each in shown.settlements],
-            },
-            output,
-        )
+        steps = [in_units(each) for each in shown.settlements]
+        facts = {
+            "number": shown.document["number"],
+            "state": shown.standing,
+            "due": shown.document["totals"]["due"],
+            "open": format_nano(shown.open_nano),
+        }
+        if output is Format.json:
+            show_json(facts | {"payments": steps})
+            return
+        show_facts(facts, output)
+        console.print()
+        columns = {
+            "at": "at", "kind": "what", "state": "state", "amount": "amount", "source": "from", "reference": "reference",
+            "open": "to pay",
+        }  # fmt: skip
+        show_rows(steps, columns, output, empty="no payment yet", right=("amount", "open"))
     elif output is Format.json:
         typer.echo(shown.body)
     else:

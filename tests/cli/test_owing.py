@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -14,6 +15,9 @@ from services.cli.commands import build
 from services.cli.reading import room
 from services.cli.verify import Auditor, Check
 from tests.cli.conftest import Tollbook
+from tests.invoices.neighbours import neighbours
+from tests.invoices.test_room import close_two_invoices
+from tests.invoices.test_settlements import closed, told
 from tests.support.receivables_factory import Debtors
 from tests.support.servers import Database
 
@@ -51,6 +55,25 @@ async def test_the_term_of_suspension_is_shown_and_set(tollbook: Tollbook, town:
     assert (await tollbook("invoice", "suspend-after", "-o", "json")).json == {"suspend_after_days": 21}
     assert (await tollbook("invoice", "suspend-after", "40", "-o", "json")).json == {"suspend_after_days": 40}
     assert (await tollbook("invoice", "suspend-after", "366")).err == "days: must be between 0 and 365\n"
+
+
+async def test_what_was_paid_of_an_invoice_is_a_table_for_people_and_a_list_for_programs(
+    tollbook: Tollbook, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in database.environment().items():
+        monkeypatch.setenv(name, value)
+    made = await neighbours(database)
+    await close_two_invoices(made)
+    asked = ("invoice", "show", closed(made)["number"], "--payments")
+    assert (await tollbook(*asked)).out.endswith("\n\nno payment yet\n")
+    told(made, "invoice_paid", 1, "partly_paid", "0.30", amount="0.30", source="transfer", reference="R1")
+    await made.settle()
+    table = (await tollbook(*asked)).out
+    assert re.search(r"^\S+Z +invoice_paid +partly_paid +0\.3 +transfer +R1 +0\.42$", table, re.MULTILINE), table
+    assert "{" not in table
+    (paid,) = (await tollbook(*asked, "-o", "json")).json["payments"]
+    assert (paid["amount"], paid["reference"], paid["open"]) == ("0.3", "R1", "0.42")
+    await made.rooms.__aexit__()
 
 
 async def checked() -> Check:
