@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, TypeAdapter
 
 from contracts.words import E164, Amount, CurrencyCode, Id, Instant, Message, Month, Name, Text
 
@@ -19,6 +19,34 @@ Zone = Annotated[
 TaxRate = Annotated[str, StringConstraints(pattern=r"^(0(\.[0-9]{1,6})?|1(\.0{1,6})?)$"), Field(examples=["0.20"])]
 NumberPrefix = Annotated[str, StringConstraints(pattern=r"^[A-Z0-9-]{0,16}$")]
 Email = Annotated[str, StringConstraints(pattern=r"^[^@\s]+@[^@\s]+$", max_length=254)]
+
+
+def _vat_id(text: str) -> str:
+    """The compact form of a VAT id of the EU, whose check digits are right; what other countries give out, as it is.
+
+    >>> _vat_id("de 136 695 976"), _vat_id("CHE-123.456.788 MWST")
+    ('DE136695976', 'CHE-123.456.788 MWST')
+    """
+    from stdnum.eu import vat
+    from stdnum.exceptions import ValidationError
+
+    if not any(map(str.isdigit, text)):
+        raise ValueError('must be a VAT id such as "DE136695976"; leave it out where there is none')
+    if text.strip()[:2].lower() not in vat.MEMBER_STATES | {"el"}:  # Greece writes EL
+        return text
+    try:
+        return vat.validate(text)
+    except ValidationError:
+        raise ValueError(
+            'is no VAT id of its country: a digit is wrong, missing or too many; write it whole, such as "DE136695976"'
+        ) from None
+
+
+VatId = Annotated[
+    Text,
+    AfterValidator(_vat_id),
+    Field(description="Of the EU only with the right check digits", examples=["DE136695976"]),
+]
 
 
 # ---- timelines -----------------------------------------------------------------------------------------------------
@@ -158,6 +186,12 @@ def _is_none(value: object) -> bool:
     return value is None
 
 
+class GivenBillingInformation(BillingInformation):
+    """Only what is given is checked: a group from before VAT ids were checked stays readable."""
+
+    vat_id: VatId | None = None
+
+
 class _Command(Message):
     command_id: Annotated[Id, Field(description="The same id is carried out once")]
     actor: Annotated[Name, Field(description="Who asks, for the log")]
@@ -185,7 +219,7 @@ class CreateBillingEntity(_Command):
     billing_entity_id: Id
     name: Name
     address: Text
-    vat_id: Text | None = None
+    vat_id: VatId | None = None
     number_prefix: NumberPrefix = ""
 
 
@@ -194,7 +228,7 @@ class CreateGroup(_Command):
     group_id: Id | None = None
     name: Name
     billing_entity_id: Id | None = None
-    billing_information: BillingInformation
+    billing_information: GivenBillingInformation
     account_id: Id | None = None
     zone: Zone = "UTC"
     currency: CurrencyCode = "USD"

@@ -40,6 +40,8 @@ PROFILE = str(DEMO / "switch_profile.json")
          "opened_at: must lie in the years 0001 to 9999, in UTC too"),
         (["group", "create", "g", "--organization", "x", "--company", "X", "--tax-rate", "20"],
          'tax_rate: must be a rate from 0 to 1 such as "0.20"'),
+        (["group", "create", "g", "--organization", "x", "--company", "X", "--vat-id", "hello world"],
+         'billing_information.vat_id: must be a VAT id such as "DE136695976"; leave it out where there is none'),
         (["import", "missing.csv", "--profile", PROFILE, "--dry-run"], "FILE: missing.csv cannot be read: No such file or directory"),
         (["import", PROFILE, "--profile", PROFILE, "--format", "avaya", "--dry-run"], "format: 'avaya' is no format; use one of asterisk, asterisk-realtime, freeswitch-csv, freeswitch-json, csv"),
         (["import", PROFILE, "--profile", "missing.json"], "profile: missing.json cannot be read: No such file or directory"),

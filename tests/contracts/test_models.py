@@ -6,7 +6,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from contracts.balance import balance_command
-from contracts.groups import AccountTimeline
+from contracts.groups import AccountTimeline, BillingInformation, GivenBillingInformation
 from contracts.topics import BALANCE_COMMANDS, USAGE_EVENTS
 from contracts.words import Amount, SignedAmount
 
@@ -98,3 +98,29 @@ def test_a_timeline_comes_back_as_it_was_sent():
     }  # fmt: skip
     decoded = AccountTimeline.model_validate_json(json.dumps(timeline))
     assert json.loads(json.dumps(decoded.data())) == timeline
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        ("DE136695976", "DE136695976"),
+        (" de 136.695.976", "DE136695976"),
+        ("FR 61 954 506 077", "FR61954506077"),
+        ("EL 094259216", "EL094259216"),
+        ("BE697449992", "BE0697449992"),  # as it was written before 2005
+        ("GB 980 7806 84", "GB 980 7806 84"),
+        ("12-3456789", "12-3456789"),
+        (None, None),
+    ],
+)
+def test_vat_ids_of_the_eu_are_kept_compact_and_others_as_they_are(written, kept):
+    assert GivenBillingInformation(company="X", vat_id=written).vat_id == kept
+
+
+@pytest.mark.parametrize(
+    "written", ["DE136695967", "DE13669597", "EL094259217", "XI980780685", "FR", "hello world", ""]
+)
+def test_a_vat_id_whose_digits_are_wrong_is_refused_when_it_is_given_and_readable_when_it_is_kept(written):
+    with pytest.raises(ValidationError):
+        GivenBillingInformation(company="X", vat_id=written)
+    assert BillingInformation(company="X", vat_id=written).vat_id == written

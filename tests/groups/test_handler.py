@@ -263,9 +263,16 @@ async def test_the_first_billing_entity_is_the_default_and_others_are_named(desk
 
 
 async def test_a_payer_group_is_published_with_all_that_its_invoice_needs(desk):
-    information = {"company": "Lakeside", "address": "1 Lake Road", "vat_id": "X1", "emails": ["a@b"], "extra": "PO 7"}
+    information = {
+        "company": "Lakeside",
+        "address": "1 Lake Road",
+        "vat_id": "DE136695976",
+        "emails": ["a@b"],
+        "extra": "PO 7",
+    }
+    given = information | {"vat_id": "de 136 695 976"}
     await desk.done(
-        "create_group", group_id="g", name="G", billing_information=information, zone="Europe/Paris", tax_rate="0.20",
+        "create_group", group_id="g", name="G", billing_information=given, zone="Europe/Paris", tax_rate="0.20",
         pricing_model="wholesale",
     )  # fmt: skip
     state = desk.state(BILLING_GROUPS, "g")
@@ -274,6 +281,14 @@ async def test_a_payer_group_is_published_with_all_that_its_invoice_needs(desk):
         "zone": "Europe/Paris", "currency": "USD", "tax_rate": "0.20", "pricing_model": "wholesale", "account_id": None,
         "deleted_at": None,
     }  # fmt: skip
+
+
+async def test_a_vat_id_whose_check_digit_is_wrong_is_refused(desk):
+    given = BILLING | {"vat_id": "DE136695967"}
+    said = await desk.refused("create_group", name="g", billing_information=given)
+    assert said == ("invalid_command", "billing_information.vat_id")
+    entity = {"billing_entity_id": "eu", "name": "x", "address": "", "role": "operator", "vat_id": "DE136695967"}
+    assert await desk.refused("create_billing_entity", **entity) == ("invalid_command", "vat_id")
 
 
 async def test_a_group_needs_a_zone_and_a_currency_that_exist(desk):
