@@ -73,13 +73,19 @@ async def list_(output: Output = Format.table) -> None:
 
 def read(file: Path) -> list[Payout]:
     """The pay-outs of a CSV file. `InvalidInput` names the line and the column that is wrong."""
-    from services.balance.api import Payout
-
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(f"cannot be read: {type(error).__name__}", field="file") from None
-    reader = csv.DictReader(text.splitlines())
+    try:
+        return _rows(csv.DictReader(text.splitlines()))
+    except csv.Error as error:
+        raise InvalidInput(f"is not CSV: {error}", field="file") from None
+
+
+def _rows(reader: csv.DictReader[str]) -> list[Payout]:
+    from services.balance.api import Payout
+
     missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
     if missing:
         raise InvalidInput(f"has no column {', '.join(missing)}; it needs {', '.join(COLUMNS)}", field="file")
@@ -95,7 +101,7 @@ def read(file: Path) -> list[Payout]:
                 field="file",
             )
         try:
-            nano = parse_amount(row["amount"], signed=True)
+            nano = parse_amount(row["amount"] or "", signed=True)
         except InvalidInput as wrong:
             raise InvalidInput(f"line {reader.line_num}: {wrong.message}", field="amount") from None
         found.append(Payout(row["processor"] or "", row["payout_id"] or "", nano, row["currency"] or ""))

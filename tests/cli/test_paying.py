@@ -54,6 +54,14 @@ async def test_payments_are_shown_with_their_states_and_results_and_pay_outs_are
     cut = await tollbook("payout", "import", str(file))
     sentence = "file: line 3 has 5 fields, the header 4; quote a field that holds a comma\n"
     assert (cut.code, cut.err) == (2, sentence)
+    for text, sentence in (
+        ("sandbox,po_3,USD\n", 'amount: line 2: must be a decimal string of ASCII digits such as "10.00"'),
+        (f"sandbox,{'x' * 200_000},USD,5\n", "file: is not CSV: field larger than field limit"),
+        ("sandbox,po_3,USD,5.005\n", "amount: must have at most 2 decimals in USD"),
+    ):
+        file.write_text(f"processor,payout_id,currency,amount\n{text}")
+        wrong = await tollbook("payout", "import", str(file))
+        assert (wrong.code, wrong.err.startswith(sentence)) == (2, True), wrong.err
     engine = town.rooms.processors["balance"].engine
     totals = await api.ledger_totals(engine)
     assert (totals["USD", "bank"], totals["USD", "clearing"]) == (-45 * 10**9, (-70 + 45) * 10**9)
