@@ -1172,16 +1172,15 @@ class Tried(NamedTuple):
     requested_at: datetime
 
 
+_SINCE = bindparam("since", type_=DateTime(timezone=True))
+_tried = select(*[_attempt[name] for name in Tried._fields]).where(_any_of(_attempt.account_id, "ids"))
+# Constants and no parameters: a plan for any value could not use the index of what is in flight.
+_is_in_flight = _attempt.state.in_([literal_column(f"'{state}'") for state in IN_FLIGHT])
+# Two reads, each by its index: of the two conditions in one, a plan for any values looks at all attempts of an account.
 _ATTEMPTS_SINCE = Plain(
-    select(*[_attempt[name] for name in Tried._fields])
-    .where(
-        _any_of(_attempt.account_id, "ids"),
-        or_(
-            _attempt.requested_at > bindparam("since", type_=DateTime(timezone=True)),
-            *[_attempt.state == state for state in IN_FLIGHT],
-        ),
-    )
-    .order_by(_attempt.account_id, _attempt.requested_at)
+    _tried.where(_attempt.requested_at > _SINCE)
+    .union_all(_tried.where(_attempt.requested_at <= _SINCE, _is_in_flight))
+    .order_by("account_id", "requested_at")
 )
 
 
