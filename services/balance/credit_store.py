@@ -16,13 +16,17 @@ from sqlalchemy import (
     Uuid,
     and_,
     bindparam,
+    column,
     delete,
     func,
     insert,
+    literal_column,
     or_,
     select,
     true,
     tuple_,
+    union,
+    union_all,
     update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -57,13 +61,16 @@ def _at(now: Any) -> Any:
 
 # ---- credits -------------------------------------------------------------------------------------------------------
 
+# Each part by an index that holds only credits of which something is left: what was spent is never looked at again.
+_OF_OWNERS = union_all(
+    select(_credit.credit_id).where(_any_of(_credit.account_id, "accounts"), _credit.is_left),
+    select(_credit.credit_id).where(_credit.account_id.is_(None), _any_of(_credit.group_id, "groups"), _credit.is_left),
+    select(func.unnest(bindparam("ids", type_=ARRAY(Uuid)))),
+)
+# Looked at again once a row is locked: whoever held it may have spent the rest.
 _BY_OWNER = select(*_IN_HAND).where(
-    or_(
-        _any_of(_credit.account_id, "accounts"),
-        and_(_credit.account_id.is_(None), _any_of(_credit.group_id, "groups")),
-        _any_of(_credit.credit_id, "ids"),
-    ),
-    or_(_credit.remaining_nano > 0, _any_of(_credit.credit_id, "ids")),
+    _credit.credit_id == func.any(func.array(_OF_OWNERS.scalar_subquery())),
+    or_(_credit.is_left, _any_of(_credit.credit_id, "ids")),
 )
 _BY_OWNER_LOCKED = _BY_OWNER.order_by(_credit.credit_id).with_for_update()
 _BY_OWNER_FREE = _BY_OWNER.order_by(_credit.credit_id).with_for_update(skip_locked=True)
@@ -283,7 +290,7 @@ SHARED = (
         _member.account_id == _wallet.account_id,
         _at(CLOCK_NOW),
         _credit.account_id.is_(None),
-        _credit.remaining_nano > 0,
+        _credit.is_left,
     )
     .correlate(tables.wallet)
     .lateral("shared")
@@ -312,7 +319,7 @@ _HAD_A_SHARE = (
         _any_of(_member.account_id, "ids"),
         _member.end_at <= CLOCK_NOW,
         _credit.account_id.is_(None),
-        _credit.remaining_nano > 0,
+        _credit.is_left,
         _credit.valid_from < _member.end_at,
     )
 )
@@ -323,21 +330,30 @@ async def had_a_share(work: Work, account_ids: Iterable[str]) -> set[str]:
     return set((await work.execute(_HAD_A_SHARE, {"ids": sorted(set(account_ids))})).scalars())
 
 
-_shared = (
+_asked = (
+    func.unnest(bindparam("groups", type_=ARRAY(Text)))
+    .table_valued(column("group_id", Text), name="asked")
+    .render_derived(name="asked")
+)
+# Of a group whose last credit was spent there is a row as well: it is concerned by that.
+_left_of_group = (
     select(
-        _credit.group_id,
-        func.sum(_credit.remaining_nano).label("nano"),
-        func.sum(_credit.held_nano).filter(_credit.expired_at.is_(None)).label("held_nano"),
+        func.coalesce(func.sum(_credit.remaining_nano), 0).label("nano"),
+        func.coalesce(func.sum(_credit.held_nano), 0).label("held_nano"),
     )
-    .where(_any_of(_credit.group_id, "groups"), _credit.account_id.is_(None))
-    .group_by(_credit.group_id)
+    .where(_credit.group_id == _asked.c.group_id, _credit.account_id.is_(None), _credit.is_left)
+    .lateral("left_of_group")
+)
+_shared = (
+    select(_asked.c.group_id, _left_of_group.c.nano, _left_of_group.c.held_nano)
+    .join_from(_asked, _left_of_group, true())
     .subquery("shared")
 )
 _FUNDS = _shared.c.nano + sum(
     (_wallet[name] for name in ("credit_nano", "credit_limit_nano", "unbilled_nano", "receivable_nano")),
     start=_wallet.wallet_nano - _wallet.on_its_way_nano,
 )
-_AVAILABLE = _FUNDS - _wallet.held_nano - func.coalesce(_shared.c.held_nano, 0)
+_AVAILABLE = _FUNDS - _wallet.held_nano - _shared.c.held_nano
 _IS_WARNED = or_(_wallet.level_next_nano >= _AVAILABLE, _wallet.level_told_nano < _AVAILABLE)
 _SHARING = (
     select(_shared.c.group_id)
@@ -462,18 +478,21 @@ async def clock_now(connection: AsyncConnection) -> datetime:
 # ---- the hot path --------------------------------------------------------------------------------------------------
 
 _pairs = unnest("paid", account_id=Text(), group_id=Text(), taken_back=Integer())
-_LEFT = or_(_credit.remaining_nano > 0, _pairs.c.taken_back > 0)
-_owners = (
-    select(_pairs.c.account_id)
-    .join_from(_pairs, tables.credit, _credit.account_id == _pairs.c.account_id)
-    .where(_LEFT)
-    .union(
+_OF_ACCOUNT = _credit.account_id == _pairs.c.account_id
+_OF_GROUP = and_(_credit.group_id == _pairs.c.group_id, _credit.account_id.is_(None))
+_owners = union(
+    *[
+        select(_pairs.c.account_id).join_from(_pairs, tables.credit, and_(whose, _credit.is_left))
+        for whose in (_OF_ACCOUNT, _OF_GROUP)
+    ],
+    # One is enough, whatever is left of it: where something is taken back, those that were spent may have paid for it.
+    *[
         select(_pairs.c.account_id)
-        .join_from(_pairs, tables.credit, and_(_credit.group_id == _pairs.c.group_id, _credit.account_id.is_(None)))
-        .where(_LEFT)
-    )
-    .subquery("credited")
-)
+        .join_from(_pairs, select(_credit.credit_id).where(whose).limit(literal_column("1")).lateral(), true())
+        .where(_pairs.c.taken_back > 0)
+        for whose in (_OF_ACCOUNT, _OF_GROUP)
+    ],
+).subquery("credited")
 CREDITED = select(func.array_agg(_owners.c.account_id)).scalar_subquery().label("credited")
 """The accounts of a batch that credits may pay for, or that one has paid for where a charge is taken back or replaced: null
 for none."""

@@ -7,6 +7,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Computed,
     Date,
     DateTime,
     Identity,
@@ -106,6 +107,8 @@ credit = Table(
     Column("note", Text),
     # What calls hold of it. Of one that has expired it is worth nothing, and goes when those calls end.
     Column("held_nano", BigInteger, nullable=False, server_default="0"),
+    # For indexes: it changes twice in a credit's life, so that paying moves no entry of theirs.
+    Column("is_left", Boolean, Computed("remaining_nano > 0", persisted=True), nullable=False),
 )
 
 # Which credits paid a charge, in order of their places; below zero: what its reversal gave back.
