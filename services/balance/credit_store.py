@@ -426,10 +426,14 @@ async def lock_vouchers(work: Work, digests: Iterable[bytes]) -> Sequence[Row[An
     return rows
 
 
-async def redeemed_by(work: Work, voucher_ids: Iterable[UUID]) -> set[tuple[UUID, str]]:
-    """(voucher, beneficiary) of every redemption of these vouchers, which are locked."""
-    statement = select(_redemption.voucher_id, _redemption.beneficiary).where(_any_of(_redemption.voucher_id, "ids"))
-    rows = await work.execute(statement, {"ids": sorted(voucher_ids)})
+_REDEEMED_BY = select(_redemption.voucher_id, _redemption.beneficiary).where(
+    _any_of(_redemption.voucher_id, "ids"), _any_of(_redemption.beneficiary, "names")
+)
+
+
+async def redeemed_by(work: Work, voucher_ids: Iterable[UUID], beneficiaries: Iterable[str]) -> set[tuple[UUID, str]]:
+    """(voucher, beneficiary) of every redemption of these vouchers, which are locked, by these beneficiaries."""
+    rows = await work.execute(_REDEEMED_BY, {"ids": sorted(voucher_ids), "names": sorted(beneficiaries)})
     return {(row.voucher_id, row.beneficiary) for row in rows}
 
 

@@ -53,11 +53,13 @@ class Promotions:
         if not mine:
             return cls()
         self = cls(wallets, await credit_store.groups_now(work, wallets))
-        digests = {digest_of_code(command.code) for command in mine if isinstance(command, RedeemCode)}
-        if digests:
+        redeeming = [command for command in mine if isinstance(command, RedeemCode)]
+        if redeeming:
+            digests = {digest_of_code(command.code) for command in redeeming}
             self.vouchers = {row.digest: row for row in await credit_store.lock_vouchers(work, digests)}
             ids = {row.voucher_id for row in self.vouchers.values()}
-            self.redeemed = await credit_store.redeemed_by(work, ids)
+            names = {name for command in redeeming for name in self._beneficiaries(command.account_id)}
+            self.redeemed = await credit_store.redeemed_by(work, ids, names)
         approving = {command.credit_id for command in mine if isinstance(command, ApproveCredit)}
         if approving:
             rows = await credit_store.load_credits(work, approving, lock=True)
@@ -154,7 +156,7 @@ class Promotions:
             raise Refused(f"the code is in {voucher.currency}", field="code", code="wrong_currency")
         group = self.groups.get(wallet.account_id)
         shared = voucher.shared and group is not None and not group.scoped
-        beneficiary = f"group {group.group_id}" if shared and group is not None else f"account {wallet.account_id}"
+        beneficiary = self._beneficiaries(wallet.account_id)[1 if shared else 0]
         if (voucher.voucher_id, beneficiary) in self.redeemed:
             raise Refused(f"the code was redeemed for {beneficiary} before", field="code", code="already_redeemed")
         times = self.times.get(voucher.voucher_id, 0)
@@ -181,6 +183,11 @@ class Promotions:
         )
         self.new_credits.append(row)
         self._begin(work, wallet, _Proposed(**row), command.command_id, command.actor, book)
+
+    def _beneficiaries(self, account_id: str) -> list[str]:
+        """For whom an account can redeem a code: itself, then its payer group if it has one."""
+        group = self.groups.get(account_id)
+        return [f"account {account_id}", *([] if group is None else [f"group {group.group_id}"])]
 
     def _begin(self, work: Work, wallet: Wallet, credit: _Proposed, command_id: str, actor: str, book: Book) -> None:
         """From now on it pays: posted, told, its end set; a shared one lets all accounts of its group be looked at.
