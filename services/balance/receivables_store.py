@@ -28,6 +28,7 @@ from sqlalchemy import (
     or_,
     select,
     tuple_,
+    union_all,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert as upsert
@@ -45,7 +46,6 @@ _member = tables.membership.c
 _owed = tables.receivable.c
 _share = tables.receivable_share.c
 _payment = tables.group_payment.c
-_NAMED = bindparam("named", type_=ARRAY(Text))
 _IS_OPEN = _owed.paid_nano + _owed.written_off_nano + _owed.credited_nano != _owed.due_nano
 
 
@@ -175,17 +175,40 @@ async def append_memberships(work: Work, rows: Sequence[tuple[str, datetime, dat
 # ---- invoices and shares -------------------------------------------------------------------------------------------
 
 
+_OF_GROUPS = _any_of(_owed.group_id, "ids")
+_OPEN = select(tables.receivable).where(_OF_GROUPS, _IS_OPEN)
+# Each part by its index: of the conditions in one, joined by an or, all invoices of the group are looked at.
+_OPEN_OR_NAMED = select(tables.receivable).where(
+    _owed.invoice_id
+    == func.any(
+        func.array(
+            union_all(
+                select(_owed.invoice_id).where(_OF_GROUPS, _IS_OPEN),
+                select(_owed.invoice_id).where(_OF_GROUPS, _any_of(_owed.number, "numbers")),
+                select(_owed.invoice_id).where(_OF_GROUPS, _any_of(_owed.invoice_id, "invoice_ids")),
+            ).scalar_subquery()
+        )
+    )
+)
+
+
 async def load_receivables(work: Work, group_ids: Iterable[str], references: Iterable[str] = ()) -> Sequence[Row[Any]]:
     """What is open of these groups, and their invoices with these numbers or ids. The groups are locked."""
-    named = sorted(set(references))
-    statement = select(tables.receivable).where(
-        _any_of(_owed.group_id, "ids"),
-        or_(_IS_OPEN, _any_of(_owed.number, "named"), cast(_owed.invoice_id, Text) == func.any(_NAMED))
-        if named
-        else _IS_OPEN,
-    )
     parameters: dict[str, Any] = {"ids": sorted(set(group_ids))}
-    return (await work.execute(statement, parameters | ({"named": named} if named else {}))).all()
+    named = sorted(set(references))
+    if not named:
+        return (await work.execute(_OPEN, parameters)).all()
+    parameters |= {"numbers": named, "invoice_ids": [each for each in map(_invoice_id, named) if each is not None]}
+    return (await work.execute(_OPEN_OR_NAMED, parameters)).all()
+
+
+def _invoice_id(reference: str) -> UUID | None:
+    """An id, if it is one as people see it."""
+    try:
+        invoice_id = UUID(reference)
+    except ValueError:
+        return None
+    return invoice_id if str(invoice_id) == reference else None
 
 
 async def load_shares(work: Work, invoice_ids: Iterable[UUID]) -> dict[UUID, list[Row[Any]]]:
