@@ -164,6 +164,7 @@ async def card_settled(work: Work, keys: list[str], *, tell: Tell) -> None:
         )
     if recorded:
         await receivables_store.append_payments(work, recorded)
+        await receivables_store.end_card_payments(work, [row["payment_id"] for row in recorded])
     await debts.look(work)
     wallets = await load(work, debts.accounts | moved.keys())
     for account_id, nano in moved.items():

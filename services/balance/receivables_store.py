@@ -20,7 +20,6 @@ from sqlalchemy import (
     bindparam,
     cast,
     delete,
-    exists,
     func,
     insert,
     literal,
@@ -344,17 +343,20 @@ async def card_payments(work: Work, attempt_ids: Iterable[UUID]) -> Sequence[Row
     return (await work.execute(statement, {"ids": sorted(set(attempt_ids))})).all()
 
 
+async def end_card_payments(work: Work, attempt_ids: Iterable[UUID]) -> None:
+    """These attempts have paid invoices of their groups, which are locked."""
+    card = tables.card_payment.c
+    statement = update(tables.card_payment).where(_any_of(card.attempt_id, "ids")).values(has_paid=True)
+    await work.execute(statement, {"ids": sorted(set(attempt_ids))})
+
+
 async def groups_in_flight(work: Work, group_ids: Iterable[str]) -> set[str]:
     """Which of these groups have a card payment whose result is missing or has not paid invoices. The groups are locked."""
     attempt, card = tables.attempt.c, tables.card_payment.c
-    has_paid = exists().where(_payment.payment_id == card.attempt_id)
     statement = (
         select(card.group_id)
         .join(tables.attempt, attempt.attempt_id == card.attempt_id)
-        .where(
-            _any_of(card.group_id, "ids"),
-            or_(attempt.state.in_(["requested", "unknown"]), and_(attempt.state == "settled", ~has_paid)),
-        )
+        .where(_any_of(card.group_id, "ids"), ~card.has_paid, attempt.state.in_(["requested", "unknown", "settled"]))
     )
     return set((await work.execute(statement, {"ids": sorted(set(group_ids))})).scalars())
 

@@ -498,6 +498,7 @@ card_payment = Table(
     Column("group_id", Text, nullable=False),
     Column("invoice_id", Uuid),
     Column("actor", Text, nullable=False),
+    Column("has_paid", Boolean, nullable=False, server_default="false"),
 )
 
 # What of an invoice was paid from where; a payment is null where it was the group's unapplied money.
