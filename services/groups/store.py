@@ -15,6 +15,7 @@ from sqlalchemy import (
     BigInteger,
     Column,
     Label,
+    Select,
     Table,
     Text,
     Uuid,
@@ -24,6 +25,7 @@ from sqlalchemy import (
     or_,
     select,
     tuple_,
+    union_all,
     update,
 )
 from sqlalchemy.dialects.postgresql import Range, aggregate_order_by, insert
@@ -133,7 +135,7 @@ async def payer_groups(work: Work, ids: Iterable[str], account_ids: Iterable[str
             entity.c.number_prefix.label("entity_number_prefix"),
         )
         .join(entity, entity.c.billing_entity_id == tables.payer_group.c.billing_entity_id)
-        .where(or_(_is_one_of(tables.payer_group.c.group_id, "ids"), tables.payer_group.c.group_id.in_(paying)))
+        .where(_is_one_of_both(tables.payer_group.c.group_id, "ids", paying))
     )
     rows = await work.execute(statement, {"ids": sorted(ids), "account_ids": sorted(account_ids)})
     return {row.group_id: _payer_group(row) for row in rows.all()}
@@ -142,14 +144,18 @@ async def payer_groups(work: Work, ids: Iterable[str], account_ids: Iterable[str
 async def accounts(work: Work, ids: Iterable[str], group_ids: Iterable[str]) -> dict[str, Account]:
     """These accounts, and the members of these groups at any time, with their plans and groups."""
     number = tables.account.c.account_no
-    members = select(tables.account_group.c.account_no).where(_is_one_of(tables.account_group.c.group_id, "group_ids"))
+    members = (
+        select(tables.account.c.account_id)
+        .join(tables.account_group, tables.account_group.c.account_no == number)
+        .where(_is_one_of(tables.account_group.c.group_id, "group_ids"))
+    )
     statement = select(
         tables.account,
         *_spans("plans", tables.account_plan, tables.account_plan.c.plan, tables.account_plan.c.account_no, number),
         *_spans(
             "groups", tables.account_group, tables.account_group.c.group_id, tables.account_group.c.account_no, number
         ),
-    ).where(or_(_is_one_of(tables.account.c.account_id, "ids"), number.in_(members)))
+    ).where(_is_one_of_both(tables.account.c.account_id, "ids", members))
     rows = await work.execute(statement, {"ids": sorted(ids), "group_ids": sorted(group_ids)})
     return {
         row.account_id: Account(
@@ -334,6 +340,12 @@ async def remember_cuts(work: Work, cuts: dict[UUID, datetime]) -> set[UUID]:
 
 def _is_one_of(column: Any, parameter: str) -> Any:
     return column == func.any(bindparam(parameter, type_=ARRAY(Text())))
+
+
+def _is_one_of_both(column: Any, parameter: str, others: Select[Any]) -> Any:
+    """One of these, or of what is found. In one array, as by an or of the two the whole table would be looked at."""
+    asked = select(func.unnest(bindparam(parameter, type_=ARRAY(Text()))))
+    return column == func.any(func.array(union_all(asked, others).scalar_subquery()))
 
 
 def _spans(name: str, table: Table, value: Any, number: Any, of: Any) -> tuple[Label[Any], ...]:
