@@ -523,7 +523,8 @@ def _add_to_summed() -> Select[Any]:
     of_others = select(
         entry.account_id, *[case((_part == name, entry.nano), else_=0).label(name) for name in _OWN]
     ).where(
-        entry.transaction_id.in_(select(func.unnest(fresh.c.transaction_ids))),
+        # As an array: how many there are is not guessed from how many seals there are.
+        entry.transaction_id == func.any(func.array(select(func.unnest(fresh.c.transaction_ids)).scalar_subquery())),
         entry.account_id.is_not(None),
         _part.in_(_OWN),
     )
