@@ -22,12 +22,12 @@ from pydantic import SecretStr
 from contracts.balance import OpenBalance, SaveMethod, SetPreferences
 from contracts.groups import (
     ApproveSharing,
-    BillingInformation,
     CreateAccount,
     CreateBillingEntity,
     CreateGroup,
     CreateOrganization,
     CreatePublisher,
+    GivenBillingInformation,
 )
 from contracts.topics import (
     BALANCE_COMMANDS,
@@ -219,7 +219,7 @@ def _registry(everybody: Iterable[Customer], opened_at: datetime) -> list[Messag
             **operator,
         ),
     ]
-    information = BillingInformation(company="Metro")
+    information = GivenBillingInformation(company="Metro")
     for fleet in sorted({customer.fleet for customer in everybody if customer.fleet is not None}):
         commands += [
             CreateGroup(
