@@ -127,6 +127,8 @@ class Stripe:
     async def _hear_event(self, event: Mapping[str, Any], hear: Hear) -> None:
         """Tell what an event says of an attempt of ours. All else is acknowledged and overlooked, before it is read: what others
         take through the same account may be in any currency and carry any metadata."""
+        if event.get("account"):  # of an account that is connected to ours: its money is not ours
+            return
         said = event["data"]["object"]
         kind = str(event["type"])
         answer_of: Callable[[Mapping[str, Any]], Answer | None]

@@ -32,6 +32,8 @@ Take = Callable[[Mapping[str, Any]], Awaitable[None]]
 
 def verified(body: bytes, signature: str, secret: str, now: float) -> Mapping[str, Any]:
     """The event in a body that Stripe signed within `TOLERANCE_S` of ``now``. `InvalidInput` for anything else."""
+    if not signature.isascii():  # the library compares texts, and raises for these
+        raise InvalidInput("is no signature", field="Stripe-Signature")
     try:
         text = body.decode()
         stripe.WebhookSignature.verify_header(text, signature, secret, None)

@@ -360,6 +360,8 @@ def test_a_body_that_is_no_event_is_refused_by_its_field() -> None:
     signed = stripe.WebhookSignature.generate_signature_header("[]", SECRET, 1_000)
     with pytest.raises(InvalidInput, match="is no event"):
         verified(b"[]", signed, SECRET, 1_000)
+    with pytest.raises(InvalidInput, match="Stripe-Signature: is no signature"):
+        verified(b"{}", "t=1000,v1=\xff", SECRET, 1_000)  # as a header of any bytes is read
 
 
 # ---- with the wallet -----------------------------------------------------------------------------------------------

@@ -107,6 +107,33 @@ async def test_a_part_that_stripe_refuses_to_give_back_can_be_asked_for_again(ti
     assert (sorted(await till.refunds()), await till.wallet()) == (["failed", "refunded"], "0")
 
 
+async def test_what_an_account_that_is_connected_to_ours_took_is_not_ours(till: Till) -> None:
+    """Whatever it wrote on it: the id of an attempt stands in our events."""
+    await till.pay("cus_1:pm_bank", method_kind="bank_debit")
+    (intent,) = till.double.intents.values()
+    theirs = {
+        "id": "pi_theirs", "object": "payment_intent", "status": "succeeded", "amount": 10_000, "amount_received": 10_000,
+        "currency": "usd", "metadata": intent["metadata"],
+    }  # fmt: skip
+    part = {"object": "refund", "status": "succeeded", "amount": 1, "currency": "usd", "payment_intent": "pi_theirs"}
+    for kind, said in (
+        ("payment_intent.succeeded", theirs),
+        ("refund.created", part | {"id": "re_1", "metadata": {}}),
+        ("charge.dispute.created", part | {"id": "dp_1", "object": "dispute", "metadata": {}}),
+    ):
+        event = {
+            "id": f"evt_{kind}",
+            "object": "event",
+            "type": kind,
+            "account": "acct_other",
+            "data": {"object": said},
+        }
+        assert await till.double.deliver(till.door.port, event) == 200
+    await till.town.settle()
+    assert (await till.wallet(), await till.town.quarantined()) == ("0", [])
+    assert [each.state for each in await till.town.attempts("frontdesk")] == ["requested"]
+
+
 async def test_a_refund_that_takes_its_time_is_looked_after_without_webhooks(till: Till) -> None:
     await till.pay("cus_1:pm_bank", method_kind="bank_debit")
     (intent,) = till.double.intents.values()
