@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 import certifi
 import httpcore
@@ -33,7 +34,9 @@ ADDRESSES_MAX = 3  # that are tried, of a name with many
 PIECE_BYTES_MAX = 1_000  # of the answer's body: enough for a sentence, no place to keep things
 PIECE_S_MAX = 2.0  # the status has decided: nobody waits for the rest
 ERROR_CHARACTERS_MAX = 300
-LOOK_UPS_MAX = 64  # threads: the system's resolver blocks, and a name that does not answer must hold up no other
+# Threads: the system's resolver blocks, longer than a call may take, and a name that does not answer must hold up no other; so
+# they are several times the calls at once.
+LOOK_UPS_MAX = 512
 
 Lookup = Callable[[str, int], Awaitable[Sequence[str]]]
 _look_ups = ThreadPoolExecutor(LOOK_UPS_MAX, thread_name_prefix="webhooks-look-up")
@@ -119,7 +122,11 @@ class Caller:
         async with (
             httpcore.AsyncConnectionPool(ssl_context=self._tls, network_backend=_To(addresses)) as pool,
             pool.stream(
-                "POST", target.url, headers=list(sent.items()), content=body.encode(), extensions={"timeout": timeouts}
+                "POST",
+                _asked(target),
+                headers=list(sent.items()),
+                content=body.encode(),
+                extensions={"timeout": timeouts},
             ) as response,
         ):
             limit.reschedule(None)  # the status is here: a body that never ends changes nothing any more
@@ -151,6 +158,17 @@ class _To(httpcore.AnyIOBackend):
             except (httpcore.ConnectError, httpcore.ConnectTimeout):
                 continue
         return await super().connect_tcp(self._addresses[-1], port, timeout, local_address, socket_options)
+
+
+def _asked(target: Target) -> httpcore.URL:
+    """The URL as it was registered: the client's own parser drops what follows a `;` in its last segment, and an empty query."""
+    rest = target.url.partition("://")[2][len(target.authority) :]
+    return httpcore.URL(
+        scheme=urlsplit(target.url).scheme,
+        host=target.host,
+        port=target.port,
+        target=rest if rest.startswith("/") else f"/{rest}",
+    )
 
 
 def _tls() -> ssl.SSLContext:

@@ -72,6 +72,13 @@ async def test_a_certificate_that_is_not_trusted_or_of_another_name_is_refused(
         assert receiver.requests == []
 
 
+@pytest.mark.parametrize("path", ["/a/b;c=d/e;f=g?h=i;j", "/x?", "/x;", "/", "/%2F;%3B?a=%3F", ""])
+async def test_the_path_is_asked_for_as_it_was_registered(receiver: Receiver, path: str) -> None:
+    caller = Caller(Allowed(LOOPBACK.networks, http=True), lookup=at_the_loopback)
+    assert (await caller.call(f"http://{NAME}:{receiver.port}{path}", {}, "{}")).status == 200
+    assert receiver.requests[0].path == path or "/"
+
+
 async def test_the_next_address_of_a_name_is_tried_when_one_does_not_answer(receiver: Receiver) -> None:
     async def two(host: str, port: int) -> list[str]:
         return ["127.0.0.2", "127.0.0.1"]  # the receiver listens at the second alone
