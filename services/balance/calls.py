@@ -82,7 +82,18 @@ class Release:
     call_leg_id: str
 
 
-Request = Authorize | Renew | Settle | Release
+@dataclass(frozen=True, slots=True)
+class Again:
+    """A call wants to start that has no price now, or whose account is closed: ``error`` says so. One that was granted before is
+    answered as before, since its answer may have been lost."""
+
+    account_id: str
+    call_leg_id: str
+    content: bytes
+    error: TollbookError
+
+
+Request = Authorize | Again | Renew | Settle | Release
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,6 +361,17 @@ class Desk:
             rates=asked.rates, content=request.content,
         )  # fmt: skip
         return self.grant(wallet, begun, asked, request.seconds, before_s=0, number=0)
+
+    @answer.register
+    def _again(self, request: Again) -> Answer:
+        wallet = self.wallets.get(request.account_id)
+        call = None if wallet is None else self._found(request.account_id, request.call_leg_id)
+        is_first_grant = (
+            call is not None and call.runs(self.now) and not call.number and call.content == request.content
+        )
+        if wallet is None or call is None or not is_first_grant:
+            raise request.error
+        return self._granted(wallet, call)
 
     @answer.register
     def _renew(self, request: Renew) -> Answer:

@@ -6,6 +6,7 @@ the path.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -14,10 +15,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from services.kernel.errors import InvalidInput
 
 JSON = "application/json"
+BODY_BYTES_MAX = 16_384  # a call takes a few hundred; what is checked holds up all other calls of this process
+BODY_S_MAX = 10.0
 
 
 class BodyRoute(APIRoute):
@@ -32,14 +37,31 @@ class BodyRoute(APIRoute):
         endpoint = self.endpoint
 
         async def handle(request: Request) -> Response:
-            document = await request.body()
             # A browser sends other types to other sites without asking them first.
             if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON:
                 raise InvalidInput(f"must be {JSON}", field="content-type")
             try:
+                async with asyncio.timeout(BODY_S_MAX):
+                    document = await _read(request)
+            except TimeoutError:
+                raise HTTPException(408, f"the body did not come within {BODY_S_MAX:.0f} s") from None
+            except ClientDisconnect:
+                return Response(status_code=400)  # nobody is there to read it
+            try:
                 asked = validate(document)
             except ValidationError as error:
-                raise RequestValidationError(error.errors(include_url=False, include_input=False)) from None
+                wrong = error.errors(include_url=False, include_input=False)[0]
+                raise RequestValidationError([wrong | {"loc": ("body", *wrong["loc"])}]) from None
             return Response(to_json(await endpoint(asked)), media_type=JSON)
 
         return handle
+
+
+async def _read(request: Request) -> bytes:
+    pieces, size = [], 0
+    async for piece in request.stream():
+        size += len(piece)
+        if size > BODY_BYTES_MAX:
+            raise HTTPException(413, f"the body must be at most {BODY_BYTES_MAX} bytes")
+        pieces.append(piece)
+    return b"".join(pieces)

@@ -18,11 +18,12 @@ from contracts.cloudevents import Attribute
 from contracts.usage import CALL_SECONDS_MAX
 from contracts.words import E164, Id
 from services.balance.api import Holds
-from services.balance.calls import Answer, Authorize, Ended, Grant, Release, Renew, Settle
+from services.balance.calls import Again, Answer, Authorize, Ended, Grant, Release, Renew, Settle
 from services.balance.holding import SLICE_S_MAX, Rate
 from services.balance.spending import CallAsked, RefusalReason, Refused
 from services.gateway.bodies import BodyRoute
-from services.kernel.errors import Corrupt
+from services.kernel.errors import Corrupt, NotFound
+from services.kernel.errors import Refused as Unpriced
 from services.kernel.ids import content_digest
 from services.kernel.money import format_nano
 from services.usage.api import Quote, Quotes
@@ -147,14 +148,17 @@ def routes(quotes: Quotes, holds: Holds) -> APIRouter:
     @router.post("/authorize")
     async def authorize(plan: AuthorizeCall) -> Granted | NotGranted:
         """Ask whether a call may start, and for its first slice."""
-        found = await quoted(plan)
+        content = content_digest(
+            to_json([plan.direction, plan.called, plan.caller, plan.outbound_profile, plan.seconds])
+        )
+        try:
+            found = await quoted(plan)
+        except (NotFound, Unpriced) as error:
+            return _decided(await holds.ask(Again(plan.account_id, plan.call_leg_id, content, error)))
         asked = CallAsked(
             plan.account_id, plan.outbound_profile, found.price_nano, found.currency,
             tuple(Rate(*each) for each in found.rates), found.maximum_nano, found.maximum_profile,
         )  # fmt: skip
-        content = content_digest(
-            to_json([plan.direction, plan.called, plan.caller, plan.outbound_profile, plan.seconds])
-        )
         return _decided(await holds.ask(Authorize(asked, plan.call_leg_id, plan.seconds, content)))
 
     @router.post("/renew")

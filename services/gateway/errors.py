@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DBAPIError, InterfaceError
+from sqlalchemy.exc import TimeoutError as NoConnection
 from starlette.exceptions import HTTPException
 
 from services.kernel.errors import InvalidInput, NotFound, NotPermitted, Refused, TollbookError, Unavailable
@@ -35,7 +36,7 @@ def explain(app: FastAPI) -> None:
     app.add_exception_handler(TollbookError, _of_ours)
     app.add_exception_handler(RequestValidationError, _of_body)
     app.add_exception_handler(HTTPException, _of_path)
-    for kind in (DBAPIError, InterfaceError, OSError):
+    for kind in (DBAPIError, InterfaceError, NoConnection, OSError):
         app.add_exception_handler(kind, _of_server)
 
 
@@ -65,7 +66,7 @@ async def _of_ours(_: Request, error: Exception) -> JSONResponse:
 async def _of_body(_: Request, error: Exception) -> JSONResponse:
     """The first thing that is wrong with a body or a parameter. What was sent is not repeated: it may be anything."""
     first: Mapping[str, Any] = error.errors()[0] if isinstance(error, RequestValidationError) else {}
-    place = [str(part) for part in first.get("loc", ()) if part not in ("body", "query", "path")]
+    place = [str(part) for part in first.get("loc", ())[1:]]  # the first says where: in the body, the query or the path
     if first.get("type") == "json_invalid":
         return _shown(400, "invalid_json", "the body must be one JSON object")
     return _shown(422, "invalid", str(first.get("msg", "is not what it must be")), field=".".join(place) or None)
@@ -74,13 +75,15 @@ async def _of_body(_: Request, error: Exception) -> JSONResponse:
 async def _of_path(request: Request, error: Exception) -> JSONResponse:
     status = error.status_code if isinstance(error, HTTPException) else 500
     headers = error.headers if isinstance(error, HTTPException) else None
-    code = {404: "unknown_path", 405: "wrong_method"}.get(status, "refused")
+    code = {404: "unknown_path", 405: "wrong_method", 408: "timeout", 413: "too_large"}.get(status, "refused")
     message = f"there is no {request.method} {request.url.path} here; /openapi.json lists what there is"
-    return _shown(status, code, message, headers=headers)
+    if status in (408, 413) and isinstance(error, HTTPException):
+        message = error.detail
+    return _shown(status, code, message, field="body" if status == 413 else None, headers=headers)
 
 
 async def _of_server(_: Request, error: Exception) -> JSONResponse:
     log.error("a server failed: %s", type(error).__name__, exc_info=error)
-    if is_retryable(error):
+    if is_retryable(error) or isinstance(error, NoConnection):
         return _shown(503, "unavailable", "the database does not answer; ask again", retry_can_help=True)
     return _shown(500, "internal_error", "this could not be answered; the log of the gateway says why")

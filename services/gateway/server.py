@@ -46,7 +46,7 @@ POOL_SIZE = 4  # one transaction of calls at a time, beside what people read
 
 def application(quotes: Quotes, holds: Holds, balance: AsyncEngine) -> FastAPI:
     """All paths of the gateway."""
-    app = FastAPI(title="Tollbook", version=version("tollbook"), docs_url=None, redoc_url=None)
+    app = FastAPI(title="Tollbook", version=version("tollbook"), docs_url=None, redoc_url=None, redirect_slashes=False)
     errors.explain(app)
     app.include_router(calls.routes(quotes, holds))
     app.include_router(accounts.routes(balance))

@@ -11,6 +11,7 @@ import pytest
 from fastapi import FastAPI
 
 from services.balance.api import Holds
+from services.gateway.bodies import BODY_BYTES_MAX
 from services.gateway.server import application
 from services.runtime.database import open_engine
 from services.usage import api as usage_api
@@ -119,6 +120,9 @@ async def test_a_refusal_is_an_answer_with_its_reason(town: Town, gateway: Askin
         ("authorize", PLAN | CALL | {"seconds": 0}, 422, "invalid", "seconds"),
         ("authorize", PLAN | CALL | {"seconds": "60"}, 422, "invalid", "seconds"),
         ("authorize", PLAN | CALL | {"colour": "red"}, 422, "invalid", "colour"),
+        ("authorize", PLAN | CALL | {"body": "red"}, 422, "invalid", "body"),
+        ("authorize", b" " * (BODY_BYTES_MAX + 1), 413, "too_large", "body"),
+        ("authorize/", PLAN | CALL, 404, "unknown_path", None),
         ("authorize", PLAN, 422, "invalid", "call_leg_id"),
         ("authorize", PLAN | {"call_leg_id": "a\x00b"}, 422, "invalid", "call_leg_id"),
         ("authorize", PLAN | CALL | {"direction": "inbound", "outbound_profile": "p"}, 422, "invalid", "outbound_profile"),
@@ -147,6 +151,25 @@ async def test_a_body_must_say_that_it_is_json(gateway: Asking) -> None:
         assert status == expected
         if status == 422:
             assert (shown["error"]["code"], shown["error"]["field"]) == ("invalid", "content-type")
+
+
+async def test_a_granted_call_that_is_asked_for_again_is_answered_as_before_though_it_has_no_price_now(
+    town: Town, quotes: Quotes, gateway: Asking
+) -> None:
+    granted = await gateway.post("/v1/calls/authorize", PLAN | CALL)
+    assert (granted[0], granted[1]["decision"]) == (200, "granted")
+    other = b"product,prefix,price_per_minute,currency\nvoice.outbound,44,0.02,USD\n"
+    start = LONG_AGO + timedelta(days=1)
+    await usage_api.import_prices(
+        town.rooms.processors["usage"].engine, "list", read_price_file(other), start, is_default=True
+    )
+    await quotes.refresh()
+    assert await gateway.post("/v1/calls/authorize", PLAN | CALL) == granted
+    for changed in ({"call_leg_id": "another"}, {"seconds": 60}):
+        status, shown = await gateway.post("/v1/calls/authorize", PLAN | CALL | changed)
+        assert (status, shown["error"]["code"]) == (404, "no_price")
+    await gateway.post("/v1/calls/settle", CALL | {"seconds": 5})
+    assert (await gateway.post("/v1/calls/authorize", PLAN | CALL))[1]["error"]["code"] == "no_price"
 
 
 async def test_a_conflict_and_an_unknown_account_of_the_reading_paths(gateway: Asking) -> None:
