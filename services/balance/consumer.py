@@ -31,6 +31,7 @@ from services.balance import (
     results,
     sealing,
     silence,
+    store,
 )
 from services.balance.refuse_fast import RefuseFast
 from services.runtime.processor import Processor
@@ -112,4 +113,5 @@ def room(refuse_fast: RefuseFast) -> Room:
         },
         started=started,
         stopped=refuse_fast.stop,
+        warmed=store.UNDER_WALLET_LOCKS,
     )

@@ -1400,3 +1400,10 @@ async def received_and_posted(
         {(link, topic, part): seq for way, link, topic, part, seq in rows if way == "in"},
         sorted((link, topic, part, seq) for way, link, topic, part, seq in rows if way == "out"),
     )
+
+
+UNDER_WALLET_LOCKS = (
+    _ADD_TO_WALLETS, _LOCK_WALLETS, _ATTEMPTS_SINCE, _APPEND_ATTEMPTS, _LEVELS, _SAVE_WALLETS, _READ_CALLS, _READ_LAPSED,
+    _READ_CALLS_AND_LAPSED, _SAVE_CALLS,
+)  # fmt: skip
+"""What runs while the wallets of a batch are locked, and calls wait for them."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import asyncpg
-from sqlalchemy import ARRAY, Table, TableValuedAlias, bindparam, column, func, text
+from sqlalchemy import ARRAY, Table, TableValuedAlias, bindparam, column, event, func, text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -44,25 +45,40 @@ def open_engine(
     pool_size: int = POOL_SIZE,
     lock_timeout_ms: int | None = None,
     idle_ms_max: int = IDLE_MS_MAX,
+    warmed: Sequence[Plain] = (),
 ) -> AsyncEngine:
     """The engine of a room. Parameters never reach a log: they may hold personal data.
 
     ``lock_timeout_ms``: a statement gives up that waits for a lock this long; without it, it waits. ``idle_ms_max``: a
     transaction in which nothing is asked for this long is ended by the server, as if the connection were cut; 0: never.
+    ``warmed``: statements that each new connection runs with nothing at first, see `Plain.of_nothing`.
     """
     own = {"application_name": application, "jit": "off", "timezone": "UTC", **_VANISHED}
     own["idle_in_transaction_session_timeout"] = str(idle_ms_max)
     if lock_timeout_ms is not None:
         own["lock_timeout"] = str(lock_timeout_ms)
-    return create_async_engine(
+    engine = create_async_engine(
         url,
         pool_size=pool_size,
         max_overflow=4,
         pool_use_lifo=True,  # the connection that was used last has its statements prepared and its plans made
         pool_pre_ping=False,
         hide_parameters=True,
-        connect_args={"server_settings": own},
+        # The driver would forget a statement after five minutes, and prepare it anew under whatever is locked then.
+        connect_args={"server_settings": own, "max_cached_statement_lifetime": 0},
     )
+    if warmed:
+        event.listen(engine.sync_engine, "connect", partial(_warm, warmed))
+    return engine
+
+
+def _warm(warmed: Sequence[Plain], connection: Any, _record: Any) -> None:
+    async def run(driver: Any) -> None:
+        for statement in warmed:
+            await driver.fetch(statement.text, *statement.of_nothing)
+
+    with suppress(asyncpg.PostgresError):  # tables that are not there yet are said by whoever needs them
+        connection.run_async(run)
 
 
 @asynccontextmanager
@@ -153,6 +169,7 @@ class Plain:
         self.text = str(compiled)
         self._names: list[str] = compiled.positiontup
         self._constants: dict[str, Any] = {name: each for name, each in compiled.params.items() if each is not None}
+        self._lists = {name for name, bound in compiled.binds.items() if isinstance(bound.type, ARRAY)}
 
     async def tuples(self, connection: AsyncConnection, parameters: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
         """The rows, in the order of their columns."""
@@ -169,6 +186,12 @@ class Plain:
         async with _watched(connection) as driver:
             status: str = await driver.execute(self.text, *self.values(parameters))
         return int(status.rpartition(" ")[2])
+
+    @property
+    def of_nothing(self) -> list[Any]:
+        """Values with which a statement over arrays finds and changes nothing. The first run of a statement on a connection reads
+        the server's catalogs and takes some milliseconds: under locks, others would wait for that."""
+        return self.values({name: [] if name in self._lists else None for name in self._names} | self._constants)
 
     def values(self, parameters: Mapping[str, Any]) -> list[Any]:
         """What it is run with, in order of their places."""

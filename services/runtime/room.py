@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from contracts.reading import Reading
 from contracts.topics import Topic, topic_of
+from services.runtime.database import Plain
 from services.runtime.parking import Parked, ParkedRow
 from services.runtime.records import Record
 from services.runtime.work import Work
@@ -103,6 +104,7 @@ class Room:
     jobs: tuple[Job, ...] = ()
     started: Callable[[Processor], Awaitable[None]] | None = None
     stopped: Callable[[], Awaitable[None]] | None = None
+    warmed: Sequence[Plain] = ()  # statements that run under locks for which others wait
 
     def input(self, name: str) -> Input:
         return next(each for each in self.inputs if each.name == name)

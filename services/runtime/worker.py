@@ -247,7 +247,9 @@ class Worker:
         self.room = room
         self.settings = settings
         self.name = f"{socket.gethostname()}-{os.getpid()}"
-        self.engine = open_engine(settings.room_database_url(room.name), application=f"tollbook.{room.name}")
+        self.engine = open_engine(
+            settings.room_database_url(room.name), application=f"tollbook.{room.name}", warmed=room.warmed
+        )
         self.processor = Processor(room, self.engine, self)
         self.broker = build_broker(settings, room.name)
         self.offsets = Offsets(settings)

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import Text, bindparam, func, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from services.balance.store import UNDER_WALLET_LOCKS
 from services.runtime.database import Kept, Plain, is_retryable, open_engine, transaction
 from tests.support.servers import Database
 
@@ -30,6 +31,23 @@ async def test_its_settings_are_its_own(engine: AsyncEngine) -> None:
     await kept.close()
     async with transaction(engine) as connection:
         assert (await connection.execute(text("show plan_cache_mode"))).scalar() == "auto"
+
+
+async def test_a_new_connection_has_what_runs_under_locks_prepared_and_nothing_is_changed_by_it(
+    database: Database,
+) -> None:
+    nowhere = Plain(select(text("1")).select_from(text("balance.not_there_yet")))
+    rows = "select count(*) from balance.wallet"
+    async with database.connected() as owner:
+        before = await owner.fetchval(rows)
+        for warmed in (UNDER_WALLET_LOCKS, (nowhere, *UNDER_WALLET_LOCKS)):
+            engine = open_engine(database.room("balance"), application="test.warm", pool_size=1, warmed=warmed)
+            async with transaction(engine) as connection:
+                found = await connection.execute(text("select statement from pg_prepared_statements"))
+                prepared = set(found.scalars())
+                assert {each.text for each in UNDER_WALLET_LOCKS} <= prepared or warmed[0] is nowhere
+            await engine.dispose()
+        assert await owner.fetchval(rows) == before == 0
 
 
 async def test_each_statement_is_a_transaction_and_a_connection_that_was_cut_is_opened_again(
