@@ -84,6 +84,6 @@ async def _of_path(request: Request, error: Exception) -> JSONResponse:
 
 async def _of_server(_: Request, error: Exception) -> JSONResponse:
     log.error("a server failed: %s", type(error).__name__, exc_info=error)
-    if is_retryable(error) or isinstance(error, NoConnection):
+    if is_retryable(error):
         return _shown(503, "unavailable", "the database does not answer; ask again", retry_can_help=True)
     return _shown(500, "internal_error", "this could not be answered; the log of the gateway says why")

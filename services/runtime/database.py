@@ -11,6 +11,7 @@ import asyncpg
 from sqlalchemy import ARRAY, Table, TableValuedAlias, bindparam, column, event, func, text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.sql.expression import Executable
 from sqlalchemy.types import TypeEngine
@@ -139,7 +140,7 @@ def is_retryable(error: BaseException) -> bool:
         return True
     if isinstance(error, DBAPIError):
         return error.connection_invalidated
-    return isinstance(error, OSError | TimeoutError | asyncpg.InterfaceError | Unavailable)
+    return isinstance(error, OSError | TimeoutError | NoConnection | asyncpg.InterfaceError | Unavailable)
 
 
 def unnest(name: str, /, **columns: TypeEngine[Any]) -> TableValuedAlias:
@@ -191,7 +192,7 @@ class Plain:
     def of_nothing(self) -> list[Any]:
         """Values with which a statement over arrays finds and changes nothing. The first run of a statement on a connection reads
         the server's catalogs and takes some milliseconds: under locks, others would wait for that."""
-        return self.values({name: [] if name in self._lists else None for name in self._names} | self._constants)
+        return [self._constants.get(name, [] if name in self._lists else None) for name in self._names]
 
     def values(self, parameters: Mapping[str, Any]) -> list[Any]:
         """What it is run with, in order of their places."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 
 import asyncpg
 import pytest
 from sqlalchemy import Text, bindparam, func, select, text
+from sqlalchemy.exc import TimeoutError as NoConnection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.balance.store import UNDER_WALLET_LOCKS
@@ -121,3 +123,16 @@ async def test_the_server_lets_go_of_a_process_that_vanished_or_is_frozen(databa
 
 async def test_what_the_server_says_of_a_transaction_that_was_idle_for_too_long_can_be_tried_again() -> None:
     assert is_retryable(asyncpg.IdleInTransactionSessionTimeoutError("terminating connection"))
+
+
+async def test_a_pool_whose_connections_are_all_taken_can_be_asked_again(database: Database) -> None:
+    """Else a worker would take the record in hand for the fault of a database that stands still."""
+    engine = open_engine(database.room("balance"), application="test.pool", pool_size=1)
+    engine.sync_engine.pool._timeout = 0.1  # type: ignore[attr-defined]
+    async with AsyncExitStack() as taken:
+        for _ in range(5):  # one, and four that may be opened beside it
+            await taken.enter_async_context(engine.connect())
+        with pytest.raises(NoConnection) as raised:
+            await taken.enter_async_context(engine.connect())
+    assert is_retryable(raised.value)
+    await engine.dispose()
