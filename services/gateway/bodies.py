@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from services.kernel.errors import InvalidInput
+from services.runtime.http_server import read_body
 
 JSON = "application/json"
 BODY_BYTES_MAX = 16_384  # a call takes a few hundred; what is checked holds up all other calls of this process
@@ -42,11 +43,13 @@ class BodyRoute(APIRoute):
                 raise InvalidInput(f"must be {JSON}", field="content-type")
             try:
                 async with asyncio.timeout(BODY_S_MAX):
-                    document = await _read(request)
+                    document = await read_body(request, BODY_BYTES_MAX)
             except TimeoutError:
                 raise HTTPException(408, f"the body did not come within {BODY_S_MAX:.0f} s") from None
             except ClientDisconnect:
                 return Response(status_code=400)  # nobody is there to read it
+            if document is None:
+                raise HTTPException(413, f"the body must be at most {BODY_BYTES_MAX} bytes")
             try:
                 asked = validate(document)
             except ValidationError as error:
@@ -55,13 +58,3 @@ class BodyRoute(APIRoute):
             return Response(to_json(await endpoint(asked)), media_type=JSON)
 
         return handle
-
-
-async def _read(request: Request) -> bytes:
-    pieces, size = [], 0
-    async for piece in request.stream():
-        size += len(piece)
-        if size > BODY_BYTES_MAX:
-            raise HTTPException(413, f"the body must be at most {BODY_BYTES_MAX} bytes")
-        pieces.append(piece)
-    return b"".join(pieces)

@@ -18,7 +18,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from services.kernel.errors import InvalidInput, Unavailable
-from services.runtime.http_server import HttpServer
+from services.runtime.http_server import HttpServer, read_body
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class Door:
         """Listen; an event is acknowledged once ``take`` has returned."""
 
         async def receive(request: Request) -> Response:
-            body = await _body(request)
+            body = await read_body(request, BODY_BYTES_MAX)
             if body is None:
                 return PlainTextResponse(f"at most {BODY_BYTES_MAX} bytes", 413)
             try:
@@ -100,13 +100,3 @@ class Door:
         if self._server is not None and self._serving is not None:
             self._server.stop()
             await self._serving
-
-
-async def _body(request: Request) -> bytes | None:
-    """The raw bytes; None when there are too many."""
-    body = b""
-    async for piece in request.stream():
-        body += piece
-        if len(body) > BODY_BYTES_MAX:
-            return None
-    return body

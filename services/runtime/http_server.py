@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import uvicorn
+from starlette.requests import Request
 
 
 class HttpServer(uvicorn.Server):
@@ -18,3 +19,14 @@ class HttpServer(uvicorn.Server):
     def stop(self) -> None:
         """Take no more connections, answer what was asked, end."""
         self.should_exit = True
+
+
+async def read_body(request: Request, bytes_max: int) -> bytes | None:
+    """The raw bytes of a request; None, and the rest unread, when there are more than so many."""
+    pieces, size = [], 0
+    async for piece in request.stream():
+        size += len(piece)
+        if size > bytes_max:
+            return None
+        pieces.append(piece)
+    return b"".join(pieces)
