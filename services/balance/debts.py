@@ -173,7 +173,6 @@ class Debts:
         self._applications: list[dict[str, Any]] = []
         self._freed: dict[str, int] = defaultdict(int)
         self._spent: list[tuple[str, int, Receivable]] = []
-        self._out_of: dict[str, int] = defaultdict(int)  # the same by account
         self._members: list[tuple[str, str]] = []
         self._timers: dict[str, datetime] = {}
 
@@ -264,11 +263,10 @@ class Debts:
 
         A wallet is never taken below zero by it, and what a payment by card brought for a group is left for that.
         """
-        purses = {
-            account_id: wallet.own_nano - self._out_of[account_id]
-            for account_id, wallet in wallets.items()
-            if pays_from_wallet(wallet)
-        }
+        purses = {account_id: wallet.own_nano for account_id, wallet in wallets.items() if pays_from_wallet(wallet)}
+        for account_id, nano, _ in self._spent:  # what has paid already leaves the wallet at the end
+            if account_id in purses:
+                purses[account_id] -= nano
         for invoice in sorted(self._invoices[payer.group_id].values(), key=lambda each: (each.due_on, each.number)):
             self._pay_from(work, payer, invoice, purses, book)
 
@@ -284,7 +282,6 @@ class Debts:
             purses[account_id] -= nano
             invoice.from_wallets[account_id] = invoice.from_wallets.get(account_id, 0) + nano
             self._moved.add((invoice.invoice_id, account_id))
-            self._out_of[account_id] += nano
             self._spent.append((account_id, nano, invoice))
 
     def use_unapplied(self, work: Work, payer: Payer, book: Book, ref: str) -> None:

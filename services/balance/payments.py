@@ -16,7 +16,7 @@ from services.balance.orders import Method, Orders
 from services.balance.results import said_of
 from services.balance.wallets import Wallet
 from services.kernel.cards import without_card_numbers
-from services.kernel.currency import currency
+from services.kernel.currency import check_decimals, currency
 from services.kernel.errors import InvalidInput, NotFound, NotPermitted, Refused, TollbookError
 from services.kernel.ids import derived_id
 from services.kernel.money import format_nano, parse_amount
@@ -161,11 +161,9 @@ def refund_payment(work: Work, wallet: Wallet, command: RefundPayment, till: Til
     nano = left if command.amount is None else parse_amount(command.amount)
     if left <= 0:
         raise Refused("nothing of this payment is left to give back", field="attempt_id", code="nothing_left")
-    exponent = currency(attempt.currency).exponent
-    if nano % 10 ** (9 - exponent):
-        raise InvalidInput(f"must have at most {exponent} decimals in {attempt.currency}", field="amount")
+    check_decimals(nano, attempt.currency)
     if not 0 < nano <= left:
-        text = format_nano(left, decimals_min=exponent)
+        text = format_nano(left, decimals_min=currency(attempt.currency).exponent)
         raise Refused(
             f"must be above zero and at most the {text} {attempt.currency} that is left of the payment",
             field="amount",

@@ -13,7 +13,7 @@ from contracts.payments import PROCESSORS
 from contracts.topics import Topic
 from services.balance import ledger, receivables_store, store
 from services.balance.book import Book, transaction_id_of
-from services.kernel.currency import currency
+from services.kernel.currency import check_decimals
 from services.kernel.errors import Corrupt, InvalidInput, Refused
 from services.kernel.money import WALLET_NANO_MAX, format_nano
 from services.runtime.processor import Processor
@@ -113,8 +113,6 @@ def _check_names(payouts: Iterable[Payout], known: Sequence[str]) -> None:
 def _check(payout: Payout) -> None:
     if not payout.payout_id or len(payout.payout_id) > 128:
         raise InvalidInput("must be the id that the processor gave it, at most 128 characters", field="payout_id")
-    exponent = currency(payout.currency).exponent
-    if payout.nano % 10 ** (9 - exponent):
-        raise InvalidInput(f"must have at most {exponent} decimals in {payout.currency}", field="amount")
+    check_decimals(payout.nano, payout.currency)
     if payout.nano == 0 or abs(payout.nano) > WALLET_NANO_MAX:
         raise InvalidInput(f"must not be zero, and at most {format_nano(WALLET_NANO_MAX)}", field="amount")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from services.kernel.errors import InvalidInput
-from services.kernel.money import NANO
+from services.kernel.money import NANO, floor_minor
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,19 @@ class Currency:
 
 
 CURRENCIES = {"USD": Currency("USD", 2, 10 * NANO, 100 * NANO, 50 * NANO)}
+
+
+def check_decimals(nano: int, code: str, *, field: str = "amount") -> None:
+    """Refuse what no bank and no processor can send: a part of a minor unit.
+
+    >>> check_decimals(10_010_000_000, "USD")
+    >>> check_decimals(10_001_000_000, "USD")
+    Traceback (most recent call last):
+    services.kernel.errors.InvalidInput: amount: must have at most 2 decimals in USD
+    """
+    exponent = currency(code).exponent
+    if floor_minor(nano, exponent) != nano:
+        raise InvalidInput(f"must have at most {exponent} decimals in {code}", field=field)
 
 
 def currency(code: str, *, field: str = "currency") -> Currency:
