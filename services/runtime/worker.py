@@ -381,14 +381,19 @@ class Worker:
     async def stop(self) -> None:
         """Finish the batch in hand, then close; what is not sent stays in the outbox for the next copy."""
         await self.broker.stop()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._end_loops()
         await self.offsets.stop()
         if self.room.stopped is not None:
             await self.room.stopped()
         await self.engine.dispose()
         log.info("%s stopped", self.room.name)
+
+    async def _end_loops(self) -> None:
+        """Cancel them until they have ended: a driver may answer a cancellation with an error, and its loop would go on."""
+        while running := [task for task in self._tasks if not task.done()]:
+            for task in running:
+                task.cancel()
+            await asyncio.wait(running, timeout=1.0)
 
     async def run(self) -> None:
         """Until SIGTERM or SIGINT."""

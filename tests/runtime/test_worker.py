@@ -17,7 +17,7 @@ from services.runtime.broker import LINGER_FROM, HandedConsumer, ensure_topics
 from services.runtime.database import transaction
 from services.runtime.lanes import advance_lanes, give_birth, lanes_of, lock_lanes, lock_parent
 from services.runtime.records import Record
-from services.runtime.room import Input, Room
+from services.runtime.room import Input, Job, Room
 from services.runtime.settings import load
 from services.runtime.worker import Worker
 from tests.support import copier
@@ -142,6 +142,50 @@ async def test_a_worker_that_postgresql_never_lets_in_says_so(starting, monkeypa
     worker, _ = starting
     with pytest.raises(Unavailable, match="check TOLLBOOK_POSTGRES"):
         await worker.start()
+
+
+async def test_a_loop_whose_driver_answers_the_stop_with_an_error_is_ended(database, kafka, topic_prefix, monkeypatch):
+    for name, value in database.environment(TOLLBOOK_KAFKA=kafka, TOLLBOOK_TOPIC_PREFIX=topic_prefix).items():
+        monkeypatch.setenv(name, value)
+    begun = asyncio.Event()
+
+    async def cut_off(_):
+        first = not begun.is_set()
+        begun.set()
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError as error:
+            if first:
+                raise ConnectionResetError from error
+            raise
+
+    worker = Worker(Room("payments", (), jobs=(Job("cut off", cut_off, 0.1),)), load())
+    try:
+        await worker.start()
+        await asyncio.wait_for(begun.wait(), 20)
+    finally:
+        async with asyncio.timeout(20):
+            await worker.stop()
+
+
+async def test_a_consumer_whose_fetch_outlives_the_stop_is_abandoned(kafka, topic_prefix, monkeypatch):
+    """A fetch that waits for a rebalance takes the cancellation for that of the request that it cancels itself."""
+    monkeypatch.setattr("services.runtime.broker.STOP_S_MAX", 1.0)
+    consumer = HandedConsumer(bootstrap_servers=kafka, enable_auto_commit=False)
+    await consumer.start()
+
+    async def outlives():
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(3600)
+        await asyncio.sleep(3600)
+
+    consumer._fetcher._fetch_task.cancel()
+    hidden = consumer._fetcher._fetch_task = asyncio.create_task(outlives())
+    await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        await consumer.stop()
+    assert hidden.done()
+    assert not any(conn.connected() for conn in consumer._client._conns.values())
 
 
 @pytest.mark.parametrize("error", [NoOffsetForPartitionError, TopicAuthorizationFailedError])
