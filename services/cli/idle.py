@@ -24,6 +24,7 @@ from services.invoices import credit_note_api as credit_notes
 from services.kernel.errors import Unavailable
 from services.runtime.broker import Offsets
 from services.runtime.database import open_engine, transaction
+from services.runtime.kafka_access import client_options
 from services.runtime.lanes import CLOCK_NOW
 from services.runtime.room import Errand, Room
 from services.runtime.settings import ROOMS, Settings
@@ -142,9 +143,7 @@ async def watching(settings: Settings) -> AsyncIterator[Idle]:
         offsets = Offsets(settings)
         await offsets.start()
         stack.push_async_callback(offsets.stop)
-        consumer = AIOKafkaConsumer(
-            bootstrap_servers=settings.kafka_bootstrap, client_id="tollbook-idle", enable_auto_commit=False
-        )
+        consumer = AIOKafkaConsumer(**client_options(settings), client_id="tollbook-idle", enable_auto_commit=False)
         await consumer.start()
         stack.push_async_callback(consumer.stop)
         yield Idle(settings, engines, offsets, consumer)

@@ -37,6 +37,7 @@ from services.kernel.period import period_named
 from services.runtime import resuming
 from services.runtime.broker import start_client
 from services.runtime.database import transaction
+from services.runtime.kafka_access import client_options
 from services.runtime.settings import ROOMS, Settings
 from services.runtime.tables import runtime_tables
 from services.usage import api as usage
@@ -823,7 +824,7 @@ async def _opened(settings: Settings) -> AsyncIterator[tuple[dict[str, AsyncEngi
     async with AsyncExitStack() as stack:
         engines = {name: await stack.enter_async_context(room(name, settings)) for name in ROOMS}
         consumer = AIOKafkaConsumer(
-            bootstrap_servers=settings.kafka_bootstrap,
+            **client_options(settings),
             client_id="tollbook-verify",
             isolation_level="read_committed",
             enable_auto_commit=False,

@@ -27,6 +27,7 @@ from contracts.topics import (
 from services.cli.commands import build
 from services.kernel.errors import Unavailable
 from services.runtime.broker import Offsets, ensure_topics, open_producer
+from services.runtime.kafka_access import client_options
 from services.runtime.settings import Settings, load
 
 ANSWER_S_MAX = 30.0  # a room that runs answers in well under a second; a first start of a consumer takes some
@@ -100,7 +101,7 @@ class Wire:
         finally:
             await offsets.stop()
         consumer = AIOKafkaConsumer(
-            bootstrap_servers=self.settings.kafka_bootstrap,
+            **client_options(self.settings),
             client_id="tollbook-cli",
             isolation_level="read_committed",
             enable_auto_commit=False,

@@ -35,6 +35,7 @@ from faststream.kafka.message import KafkaAckableMessage
 from contracts.topics import RECORD_BYTES_MAX, Topic
 from services.kernel.errors import Unavailable
 from services.runtime.fetched import as_ours, read_our_way
+from services.runtime.kafka_access import client_options, not_let_in, security
 from services.runtime.records import Record
 from services.runtime.settings import Settings
 from services.runtime.topic_settings import REPLICAS, Existing, wanted
@@ -155,6 +156,7 @@ def build_broker(settings: Settings, room: str) -> KafkaBroker:
     """The FastStream broker of a room: it only consumes; what a room publishes goes through the outbox."""
     return KafkaBroker(
         settings.kafka_bootstrap,
+        security=security(settings),
         client_id=f"tollbook-{room}",
         metadata_max_age_ms=METADATA_MAX_AGE_MS,
         consumer_only=True,
@@ -247,7 +249,7 @@ async def start_broker(broker: KafkaBroker, settings: Settings) -> None:
 async def open_producer(settings: Settings, client: str) -> AIOKafkaProducer:
     """A started producer: idempotent, acks=all, zstd (a fifth of the time aiokafka spends on lz4, and smaller)."""
     producer = AIOKafkaProducer(
-        bootstrap_servers=settings.kafka_bootstrap,
+        **client_options(settings),
         client_id=f"tollbook-{client}",
         acks="all",
         enable_idempotence=True,
@@ -264,9 +266,7 @@ async def open_producer(settings: Settings, client: str) -> AIOKafkaProducer:
         await producer.stop()
         if not isinstance(error, KafkaConnectionError):
             raise
-        raise Unavailable(
-            f"no Kafka broker answers at {settings.kafka_bootstrap}; check TOLLBOOK_KAFKA", field="kafka"
-        ) from error
+        raise await not_let_in(settings) from error
     return producer
 
 
@@ -283,7 +283,7 @@ async def abandon(producer: AIOKafkaProducer) -> None:
 
 async def ensure_topics(settings: Settings, topics: dict[str, Topic]) -> None:
     """Create the topics (full name without prefix → declaration) that are missing, with their settings."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap)
+    admin = AIOKafkaAdminClient(**client_options(settings))
     await start_client(admin, settings)
     try:
         existing = set(await admin.list_topics())
@@ -320,10 +320,10 @@ class Offsets:
         self._admin: AIOKafkaAdminClient | None = None
 
     async def start(self) -> None:
-        self._admin = AIOKafkaAdminClient(bootstrap_servers=self._settings.kafka_bootstrap)
+        self._admin = AIOKafkaAdminClient(**client_options(self._settings))
         await start_client(self._admin, self._settings)
         self._consumer = AIOKafkaConsumer(
-            bootstrap_servers=self._settings.kafka_bootstrap,
+            **client_options(self._settings),
             client_id="tollbook-offsets",
             isolation_level="read_uncommitted",
             enable_auto_commit=False,
@@ -413,7 +413,7 @@ class Offsets:
 async def read_log(settings: Settings, name: str, partition: int, start: int, end: int) -> AsyncIterator[Any]:
     """The committed records of [start, end) of a partition (topic without prefix), outside every consumer group."""
     consumer = AIOKafkaConsumer(
-        bootstrap_servers=settings.kafka_bootstrap,
+        **client_options(settings),
         isolation_level="read_committed",
         enable_auto_commit=False,
         auto_offset_reset="none",
@@ -438,6 +438,4 @@ async def start_client(client: Any, settings: Settings) -> None:
     try:
         await client.start()
     except KafkaConnectionError as error:
-        raise Unavailable(
-            f"no Kafka broker answers at {settings.kafka_bootstrap}; check TOLLBOOK_KAFKA", field="kafka"
-        ) from error
+        raise await not_let_in(settings) from error

@@ -50,6 +50,19 @@ class Settings(BaseSettings):
 
     data: Path = Field(default=Path(".tollbook"), description="folder of the embedded servers and their data")
     kafka: str | None = Field(default=None, description="bootstrap addresses of Kafka: host:port[,host:port...]")
+    kafka_tls: bool = Field(default=False, description="whether the brokers are spoken to by TLS")
+    kafka_ca: Path | None = Field(
+        default=None, description="file with the certificates that vouch for the brokers, in PEM; unset: the system's"
+    )
+    kafka_certificate: Path | None = Field(
+        default=None, description="file with a certificate of ours that the brokers know us by, in PEM"
+    )
+    kafka_key: Path | None = Field(default=None, description="file with its key, where it is not in the same file")
+    kafka_sasl: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = Field(
+        default=None, description="way of logging in with a user and a password; unset: none"
+    )
+    kafka_user: str | None = Field(default=None, description="user of that login")
+    kafka_password: SecretStr | None = Field(default=None, description="password of that login")
     topic_prefix: str = Field(
         default="",
         pattern=r"^[A-Za-z0-9._-]*$",
