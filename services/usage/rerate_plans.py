@@ -23,7 +23,7 @@ from services.runtime import faults
 from services.runtime.database import transaction
 from services.runtime.lanes import internal_lane
 from services.runtime.work import Work
-from services.usage import rerate_store, revising, store
+from services.usage import reassignment_store, rerate_store, revising, store
 from services.usage.books import PriceBook
 from services.usage.closing import CORRECTIONS_LANE
 from services.usage.memory import Memory
@@ -432,6 +432,8 @@ class Execution:
         if len(items) != done_to - plan.done_to:
             raise Corrupt(f"charges or prices of re-rate {plan.plan_id} are gone", code="rerate_lost")
         faults.step("usage.rerate.taken")
+        if await reassignment_store.is_within(work.connection, {item.event_time for item in items}):
+            return  # what stands in the place of a charge may sort before those that were looked at, and would be overlooked
         ids = [item.charge_id for item in items]
         start = min(item.event_time for item in items)
         end = max(item.event_time for item in items) + timedelta(microseconds=1)
