@@ -27,7 +27,7 @@ from services.usage import reassignment_store, rerate_store, revising, store
 from services.usage.books import PriceBook
 from services.usage.closing import CORRECTIONS_LANE
 from services.usage.memory import Memory
-from services.usage.replacing import Step, Terms, settle
+from services.usage.replacing import Step, Terms, delivered_before, settle
 from services.usage.rerating import (
     APPROVED,
     CANCELLED,
@@ -244,7 +244,11 @@ class _Range:
             schedules |= await revising.schedules_of(
                 self._connection, (each for each in piece if each.schedule not in schedules)
             )
-            yield [(each, self._repricing.of(each, schedules.get(each.schedule))) for each in piece]
+            delivered = await delivered_before(self._connection, piece)
+            yield [
+                (each, self._repricing.of(each, schedules.get(each.schedule), delivered=each.charge_id in delivered))
+                for each in piece
+            ]
 
 
 async def _draft(connection: AsyncConnection, memory: Memory, book_id: str, version: int | None) -> Draft:
