@@ -765,7 +765,7 @@ async def recorded_uses(
     columns = CHARGE.c
     names = (
         "account_id", "group_id", "period", "plan", "event_time", "product", "unit", "origin", "destination", "used",
-        "quantity", "duration_s", "amount_nano", "currency", "book_id", "matched", "surcharge",
+        "quantity", "per", "duration_s", "amount_nano", "currency", "book_id", "matched", "surcharge",
     )  # fmt: skip
     statement = select(*(columns[name] for name in names)).where(columns.event_time >= start, columns.event_time < end)
     if account_id is not None:
