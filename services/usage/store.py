@@ -273,6 +273,17 @@ async def retry_records_of_numbers(connection: AsyncConnection, numbers: Sequenc
     await connection.execute(retry_statement("unknown_number", "number", by), {"values": list(numbers)})
 
 
+async def retry_records_of_numbers_had_by(
+    connection: AsyncConnection, reason: str, account_ids: Sequence[str], numbers: Sequence[str], by: str
+) -> None:
+    """Ask to replay what is in quarantine because one of these accounts, which had the number by what was known, was not there or
+    had no price."""
+    number = RUNTIME.parked.c.about.op("->>")(literal_column("'number'"))
+    statement = retry_statement(reason, "account_id", by)
+    statement = statement.where(number == func.any(bindparam("numbers", type_=ARRAY(Text()))))
+    await connection.execute(statement, {"values": list(account_ids), "numbers": list(numbers)})
+
+
 def retry_statement(reason: str, name: str, by: str) -> Update:
     """Ask for what is in quarantine for a reason, of some ``values`` of what is known about it."""
     # state and reason stand in the text: only so the planner knows, for whatever values, that the partial index holds them
