@@ -923,14 +923,15 @@ async def class_counts(connection: AsyncConnection, segment: int | None = None) 
 # ---- fees of numbers -----------------------------------------------------------------------------------------------
 
 
-async def last_rentals(connection: AsyncConnection, resource_ids: Sequence[str]) -> dict[str, str]:
-    """The last period that was paid of each of these numbers."""
-    columns = RENTAL.c
-    wanted = columns.resource_id == func.any(bindparam("ids", type_=ARRAY(Text())))
-    last = func.max(columns.period).label("last")
-    statement = select(columns.resource_id, last).where(wanted).group_by(columns.resource_id)
-    rows = await connection.execute(statement, {"ids": list(resource_ids)})
-    return {row.resource_id: row.last for row in rows}
+async def last_rentals(
+    connection: AsyncConnection, resource_ids: Sequence[str], limit: int
+) -> dict[str, frozenset[str]]:
+    """The last so many periods that were paid of each of these numbers."""
+    columns, asked = RENTAL.c, unnest("asked", id=Text())
+    paid = select(columns.period).where(columns.resource_id == asked.c.id).order_by(columns.period.desc()).limit(limit)
+    statement = select(asked.c.id, func.array(paid.scalar_subquery()).label("periods"))
+    rows = await connection.execute(statement, {"asked_id": list(resource_ids)})
+    return {row.id: frozenset(row.periods) for row in rows}
 
 
 async def insert_rentals(
