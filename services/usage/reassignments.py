@@ -358,9 +358,7 @@ async def audited(connection: AsyncConnection) -> list[str]:
 
 async def _left_before(connection: AsyncConnection, charges: Sequence[store.Found]) -> set[UUID]:
     """Those of these charges that a re-rate put in the place of one that was left where it is."""
-    if not charges:
-        return set()
     of = {charge.charge_id: charge for charge in charges}
-    before = await store.charges_before(connection, list(of))
+    before = await store.charges_before(connection, charges)
     left = await reassignment_store.left_ids(connection, [row.charge_id for row in before])
     return {row.asked for row in before if row.charge_id in left and stands_under(of[row.asked], row)}

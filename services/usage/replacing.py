@@ -131,10 +131,8 @@ class Step(Struct, gc=False):
 async def delivered_before(connection: AsyncConnection, charges: Iterable[Any]) -> set[UUID]:
     """Those of these charges, given by their rows, that stand in the place of one for a delivered message: it was delivered,
     whatever they say."""
-    ids = [row.charge_id for row in charges if row.replaces is not None and row.product in MESSAGES]
-    if not ids:
-        return set()
-    return {row.asked for row in await store.charges_before(connection, ids) if row.delivered_only}
+    messages = [row for row in charges if row.replaces is not None and row.product in MESSAGES]
+    return {row.asked for row in await store.charges_before(connection, messages) if row.delivered_only}
 
 
 async def settle(work: Work, steps: Sequence[Step], crash: str) -> None:

@@ -694,13 +694,18 @@ async def live_by_id(
     return {row.charge_id: row for row in rows if row.charge_id not in taken_back}
 
 
-async def charges_before(connection: AsyncConnection, charge_ids: Sequence[UUID]) -> Rows:
+async def charges_before(connection: AsyncConnection, charges: Sequence[Found]) -> Rows:
     """The charges in whose place these stand, and those in whose place they stood: each with the one ``asked`` for, and with
-    whether its price is for delivered messages only."""
+    whether its price is for delivered messages only. Only the days of these are searched."""
+    if not charges:
+        return []
     table = CHARGE.alias("stands")
     stands = table.c
     first = select(stands.charge_id.label("asked"), stands.replaces, stands.event_time).where(
-        stands.charge_id == func.any(bindparam("ids", type_=ARRAY(Uuid()))), stands.replaces.is_not(None)
+        stands.charge_id == func.any(bindparam("ids", type_=ARRAY(Uuid()))),
+        stands.replaces.is_not(None),
+        stands.event_time >= min(each.event_time for each in charges),
+        stands.event_time <= max(each.event_time for each in charges),
     )
     chain = first.cte("chain", recursive=True)
     further = and_(stands.charge_id == chain.c.replaces, stands.event_time == chain.c.event_time)
@@ -711,7 +716,7 @@ async def charges_before(connection: AsyncConnection, charge_ids: Sequence[UUID]
         .join(CHARGE, and_(charge.charge_id == chain.c.replaces, charge.event_time == chain.c.event_time))
         .join(BOOK_PRICE, names_price(charge))
     )
-    return (await connection.execute(statement, {"ids": list(charge_ids)})).all()
+    return (await connection.execute(statement, {"ids": [each.charge_id for each in charges]})).all()
 
 
 async def replacements(
