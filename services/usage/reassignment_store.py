@@ -30,7 +30,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.runtime.database import copy_rows, unnest
 from services.usage.books import DATA
-from services.usage.reassigning import ACCOUNT, NUMBER, OUTBOUND_PROFILE, Concerned, Job, Window
+from services.usage.reassigning import ACCOUNT, BEFORE_ALL, NUMBER, OUTBOUND_PROFILE, Concerned, Job, Window
 from services.usage.store import CHARGES_AT_ONCE, Found, Rows
 from services.usage.tables import CHARGE, REASSIGNED_CHARGE, REASSIGNMENT, Instant
 
@@ -65,6 +65,14 @@ async def open_repricing(connection: AsyncConnection, account_ids: Collection[st
     wanted = columns.object_id == func.any(bindparam("accounts", type_=ARRAY(Text())))
     statement = select(*_JOB).where(wanted, columns.kind == ACCOUNT, columns.reprices, columns.done_at.is_(None))
     return [Job(*row) for row in await connection.execute(statement, {"accounts": sorted(account_ids)})]
+
+
+async def is_within(connection: AsyncConnection, event_times: Collection[datetime]) -> bool:
+    """Whether of the charges of one of these instants some are looked at, and others are not yet."""
+    columns = REASSIGNMENT.c
+    at = columns.reached_at == func.any(bindparam("at", type_=ARRAY(Instant)))
+    wanted = exists().where(columns.done_at.is_(None), at, columns.reached_id != BEFORE_ALL)
+    return bool((await connection.execute(select(wanted), {"at": sorted(event_times)})).scalar_one())
 
 
 async def charge_days(connection: AsyncConnection) -> list[date]:

@@ -30,7 +30,6 @@ from services.usage.reassigning import (
     ACCOUNT,
     BEFORE_ALL,
     LEFT,
-    MESSAGE,
     Concerned,
     Job,
     Left,
@@ -44,7 +43,7 @@ from services.usage.reassigning import (
     why,
     why_left,
 )
-from services.usage.replacing import Stamps, Step, settle
+from services.usage.replacing import Stamps, Step, delivered_before, settle
 
 LISTED, CHARGES_SHOWN = 100, 20
 CHUNK = 2_000  # charges looked at in one transaction: revisions wait for it half a second
@@ -150,10 +149,7 @@ class Reassignments:
         start, end = found[0].event_time, found[-1].event_time + timedelta(microseconds=1)
         live = await store.live_by_id(work.connection, ids, start, end)
         left = await reassignment_store.left_ids(work.connection, ids)  # by other books than those of who is charged
-        moved_messages = [
-            id for id, row in live.items() if row.replaces is not None and row.product.startswith(MESSAGE)
-        ]
-        delivered = await self._delivered(work, moved_messages) if moved_messages else set()
+        delivered = await delivered_before(work.connection, live.values())
         # also those that wait, or came just now: whatever is moved here is moved to where their words say
         accounts = {row.account_id for row in live.values()}
         repricing = Concerned(await reassignment_store.open_repricing(work.connection, accounts))
@@ -186,10 +182,6 @@ class Reassignments:
             await reassignment_store.append_charges(work.connection, noted)
         faults.step("usage.reassign.written")
         return moved
-
-    async def _delivered(self, work: Work, charge_ids: list[UUID]) -> set[UUID]:
-        """Those of these charges that stand in the place of one for a delivered message: it was delivered, whatever they say."""
-        return {row.asked for row in await store.charges_before(work.connection, charge_ids) if row.delivered_only}
 
     def _step(self, charge: store.Found, outcome: Moved, cause: UUID) -> Step | None:
         """What is taken back stands where the charge does until the cut has passed its group, and what is charged instead in the
@@ -366,9 +358,7 @@ async def audited(connection: AsyncConnection) -> list[str]:
 
 async def _left_before(connection: AsyncConnection, charges: Sequence[store.Found]) -> set[UUID]:
     """Those of these charges that a re-rate put in the place of one that was left where it is."""
-    if not charges:
-        return set()
     of = {charge.charge_id: charge for charge in charges}
-    before = await store.charges_before(connection, list(of))
+    before = await store.charges_before(connection, charges)
     left = await reassignment_store.left_ids(connection, [row.charge_id for row in before])
     return {row.asked for row in before if row.charge_id in left and stands_under(of[row.asked], row)}

@@ -6,7 +6,7 @@ Pure: values in, decisions out. Source: domain, section 3.
 from __future__ import annotations
 
 from calendar import monthrange
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import datetime, timedelta
 
 from msgspec import Struct
@@ -15,6 +15,9 @@ from services.kernel.period import period_named, period_of, zone
 from services.usage.registry import Account, Number
 
 TRIAL_ZONE = "UTC"  # a trial has no payer group whose zone there would be
+LOOKED_BACK = (
+    12  # fees: what was before so many that were paid is settled, or each look would cost more than the one before
+)
 _NOTHING_PAID = ""  # before the name of every period
 _INSTANT = timedelta(microseconds=1)
 
@@ -71,26 +74,27 @@ def stretches(number: Number, accounts: Mapping[str, Account]) -> list[Stretch]:
 
 def due(
     parts: Iterable[Stretch],
-    paid: str | None,
+    paid: Collection[str],
     since: datetime,
     now: datetime,
     has_fee: Callable[[str, datetime], bool],
 ) -> Due:
-    """The fees of a number that are due at ``now``, after the period ``paid`` last.
+    """The fees of a number that are due at ``now``, where ``paid`` are the last `LOOKED_BACK` periods that were paid.
 
     A fee falls due when the number becomes an account's, for the days of that month that are left, and then at the start
     of each month. It stays with whoever had the number then: who takes it over in mid-month pays from the next month on.
+    A month before one that was paid is due as well, when it becomes known later whose the number was, or what it cost.
     ``has_fee`` says whether an account pays for numbers at an instant; where it does not, nothing is paid by anybody, and
     whoever takes the number over pays from there. A month that had begun before ``since`` was somebody else's to bill.
 
     >>> from datetime import UTC
     >>> bought = datetime(2027, 3, 21, 3, 30, tzinfo=UTC)  # the 20th, 23:30, in Detroit
     >>> part = Stretch(bought, None, "sales", "America/Detroit")
-    >>> found = due([part], None, bought, bought, lambda account_id, at: True)
+    >>> found = due([part], (), bought, bought, lambda account_id, at: True)
     >>> found.fees[0].period, found.fees[0].days, found.look_again.isoformat()
     ('2027-03', 12, '2027-04-01T04:00:00+00:00')
     """
-    last = paid or _NOTHING_PAID
+    last = min(paid) if len(paid) >= LOOKED_BACK else _NOTHING_PAID
     fees: list[Fee] = []
     for part in parts:
         if part.start < since:
@@ -103,8 +107,11 @@ def due(
             if at > now:
                 return Due(tuple(fees), at)
             period = period_of(at, part.zone)
-            if has_fee(part.account_id, at):
+            is_paid = period.name in paid
+            if not is_paid and has_fee(part.account_id, at):
                 fees.append(Fee(period.name, part.account_id, at, days_left(at, part.zone)))
+                is_paid = True
+            if is_paid:
                 last = period.name
             at = period.end
     return Due(tuple(fees), None)

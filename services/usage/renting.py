@@ -16,7 +16,7 @@ from services.kernel.period import instant_text
 from services.runtime.work import Work
 from services.usage import books, store
 from services.usage.memory import Memory
-from services.usage.recurring import Due, Fee, due, stretches
+from services.usage.recurring import LOOKED_BACK, Due, Fee, due, stretches
 from services.usage.registry import Number
 
 NUMBER = "rental"  # timers of one number each, by its resource
@@ -35,14 +35,14 @@ class Renting:
         """Publish what is due for these numbers, and look again when more will be."""
         memory = self._memory
         await memory.share(work.connection)
-        paid = await store.last_rentals(work.connection, resource_ids)
+        paid = await store.last_rentals(work.connection, resource_ids, LOOKED_BACK)
         found: dict[str, tuple[Number, Due]] = {}
         for resource_id in resource_ids:
             number = memory.registry.number(resource_id)
             if number is not None:
                 parts = stretches(number, memory.registry.accounts)
                 since = memory.rentals_from
-                found[resource_id] = number, due(parts, paid.get(resource_id), since, work.now, self._has_fee)
+                found[resource_id] = number, due(parts, paid.get(resource_id, ()), since, work.now, self._has_fee)
         rows = [
             (resource_id, fee.period, fee.account_id, number.number, fee.starts_at, fee.days)
             for resource_id, (number, each) in sorted(found.items())

@@ -6,12 +6,13 @@ how it moves counters of tiers. Source: designs/identity, "Void, amend, re-rate"
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 from uuid import UUID
 
 from msgspec import Struct
 from msgspec.json import Encoder
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from contracts.topics import USAGE_CHARGES
 from services.kernel.errors import Corrupt
@@ -19,6 +20,7 @@ from services.kernel.ids import replacement_id
 from services.runtime import faults
 from services.runtime.work import Work
 from services.usage import revising, store
+from services.usage.books import MESSAGES
 from services.usage.tables import CHARGE_COLUMNS
 from services.usage.tiers import Movement, Schedule, Share, apportion, moved, movement_for, tell
 
@@ -124,6 +126,13 @@ class Step(Struct, gc=False):
         if self.account_id == charge.account_id:  # of another account's charge nobody may be told, nor its credits pay
             data["replaces"] = str(charge.charge_id)
         return (*row, charge.charge_id), str(id), _encode(data)
+
+
+async def delivered_before(connection: AsyncConnection, charges: Iterable[Any]) -> set[UUID]:
+    """Those of these charges, given by their rows, that stand in the place of one for a delivered message: it was delivered,
+    whatever they say."""
+    messages = [row for row in charges if row.replaces is not None and row.product in MESSAGES]
+    return {row.asked for row in await store.charges_before(connection, messages) if row.delivered_only}
 
 
 async def settle(work: Work, steps: Sequence[Step], crash: str) -> None:

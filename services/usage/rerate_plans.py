@@ -23,11 +23,11 @@ from services.runtime import faults
 from services.runtime.database import transaction
 from services.runtime.lanes import internal_lane
 from services.runtime.work import Work
-from services.usage import rerate_store, revising, store
+from services.usage import reassignment_store, rerate_store, revising, store
 from services.usage.books import PriceBook
 from services.usage.closing import CORRECTIONS_LANE
 from services.usage.memory import Memory
-from services.usage.replacing import Step, Terms, settle
+from services.usage.replacing import Step, Terms, delivered_before, settle
 from services.usage.rerating import (
     APPROVED,
     CANCELLED,
@@ -244,7 +244,11 @@ class _Range:
             schedules |= await revising.schedules_of(
                 self._connection, (each for each in piece if each.schedule not in schedules)
             )
-            yield [(each, self._repricing.of(each, schedules.get(each.schedule))) for each in piece]
+            delivered = await delivered_before(self._connection, piece)
+            yield [
+                (each, self._repricing.of(each, schedules.get(each.schedule), delivered=each.charge_id in delivered))
+                for each in piece
+            ]
 
 
 async def _draft(connection: AsyncConnection, memory: Memory, book_id: str, version: int | None) -> Draft:
@@ -432,6 +436,8 @@ class Execution:
         if len(items) != done_to - plan.done_to:
             raise Corrupt(f"charges or prices of re-rate {plan.plan_id} are gone", code="rerate_lost")
         faults.step("usage.rerate.taken")
+        if await reassignment_store.is_within(work.connection, {item.event_time for item in items}):
+            return  # what stands in the place of a charge may sort before those that were looked at, and would be overlooked
         ids = [item.charge_id for item in items]
         start = min(item.event_time for item in items)
         end = max(item.event_time for item in items) + timedelta(microseconds=1)

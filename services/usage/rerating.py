@@ -79,10 +79,11 @@ class Repricing:
         self._prices = prices
         self._draft = draft
 
-    def of(self, charge: Any, schedule: Schedule | None = None) -> Change | str | None:
+    def of(self, charge: Any, schedule: Schedule | None = None, *, delivered: bool = False) -> Change | str | None:
         """What a live charge would cost; None if nothing changes, a word of `LEFT_OUT` where it cannot be re-rated.
 
-        ``charge`` is its row, with the ``delivered_only`` of its price; ``schedule`` is the one that it names, if any.
+        ``charge`` is its row, with the ``delivered_only`` of its price; ``schedule`` is the one that it names, if any;
+        ``delivered``: it stands in the place of one that was for a delivered message.
         """
         books = self._books(charge)
         if isinstance(books, str):
@@ -92,7 +93,7 @@ class Repricing:
         if self._draft is not None and not self._draft.decides(outcome):
             return None
         if isinstance(outcome, Rated | Counted):
-            return _changed(charge, outcome, schedule)
+            return _changed(charge, outcome, schedule, delivered=delivered or charge.delivered_only)
         return why_unpriced(outcome)
 
     def _books(self, charge: Any) -> Chain | str:
@@ -107,11 +108,13 @@ class Repricing:
         return books if self._draft is None else self._draft.chain(books)
 
 
-def _changed(charge: Any, outcome: Rated | Counted, schedule: Schedule | None) -> Change | str | None:
+def _changed(
+    charge: Any, outcome: Rated | Counted, schedule: Schedule | None, *, delivered: bool
+) -> Change | str | None:
     """Of a price that was found. A charge that tiers priced, or will price, is moved whatever its share came to: the shares
     of a counter depend on who came first, and only their sum says what its use costs."""
     price = outcome.price
-    if price.delivered_only and not charge.delivered_only:
+    if price.delivered_only and not delivered:
         return "outcome_unknown"
     leaves = None
     if charge.schedule is not None:

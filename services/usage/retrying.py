@@ -10,9 +10,11 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from contracts.groups import ResourceTimeline
 from services.runtime import parking
 from services.runtime.parking import Parked
 from services.usage import renting, store
+from services.usage.reassigning import parsed
 from services.usage.tables import RUNTIME
 
 BY_ITSELF = "usage"  # who asked, where nobody did
@@ -39,7 +41,8 @@ async def prices_changed(connection: AsyncConnection) -> None:
 
 async def registry_changed(connection: AsyncConnection, before: Timelines, now: Timelines) -> None:
     """Try what waited for an account or a number that is new, or is somebody's since another instant than before; and what had no
-    price, of accounts that other payer groups pay for than was known.
+    price, of accounts that other payer groups pay for than was known. What came to a number that is another's now waited for
+    whom it had been.
 
     Only the records of these are looked for (by index): a message of the registry costs the same however many are parked.
     The caller holds the state alone, so no batch is under way that knows the old registry and not yet the new.
@@ -60,6 +63,15 @@ async def registry_changed(connection: AsyncConnection, before: Timelines, now: 
             await store.retry_records_of_accounts(connection, reason, ids, BY_ITSELF)
     if numbers:
         await store.retry_records_of_numbers(connection, numbers, BY_ITSELF)
+    had = {
+        interval.account_id
+        for key, new in now.items()
+        if key[0] == "resource" and new["number"] in numbers and key in before
+        for interval in parsed(before[key], ResourceTimeline).owned()
+    }
+    if had:
+        for reason in (UNKNOWN_ACCOUNT, NO_PRICE):
+            await store.retry_records_of_numbers_had_by(connection, reason, sorted(had), numbers, BY_ITSELF)
 
 
 def _differs(before: Timelines, key: tuple[str, str], new: Mapping[str, Any]) -> bool:

@@ -16,9 +16,19 @@ from typing import Any, ClassVar
 from msgspec import Struct
 
 from services.kernel.money import format_nano
-from services.usage.books import BookVersion, Chain, PriceBook
+from services.usage.books import RENTAL, BookVersion, Chain, PriceBook
 from services.usage.price_files import PriceFile
-from services.usage.rating import Counted, NoPrice, Outcome, Rated, TooLarge, WrongCurrency, WrongUnit, rate
+from services.usage.rating import (
+    Counted,
+    NoPrice,
+    Outcome,
+    Rated,
+    TooLarge,
+    WrongCurrency,
+    WrongUnit,
+    amount_nano,
+    rate,
+)
 from services.usage.registry import Prices, Registry
 from services.usage.tiers import CounterKey, Schedule, schedule_version
 from services.usage.uses import Free
@@ -152,7 +162,10 @@ class Replay:
         if not self.draft.decides(outcome) and not self.draft.replaces(charge):
             self._add_then(place, charge.amount_nano)
         elif isinstance(outcome, Rated):
-            self._add_then(place, sign * outcome.amount_nano)
+            price, nano = outcome.price, outcome.amount_nano
+            if price.product == RENTAL:  # whatever month its period is: the days of the one that was paid for
+                nano = amount_nano(outcome.billed, charge.per, price)
+            self._add_then(place, sign * nano)
         elif isinstance(outcome, Counted) and (schedule := outcome.price.tiers) is not None:
             self.has_tiers = True
             price = outcome.price

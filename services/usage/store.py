@@ -273,6 +273,17 @@ async def retry_records_of_numbers(connection: AsyncConnection, numbers: Sequenc
     await connection.execute(retry_statement("unknown_number", "number", by), {"values": list(numbers)})
 
 
+async def retry_records_of_numbers_had_by(
+    connection: AsyncConnection, reason: str, account_ids: Sequence[str], numbers: Sequence[str], by: str
+) -> None:
+    """Ask to replay what is in quarantine because one of these accounts, which had the number by what was known, was not there or
+    had no price."""
+    number = RUNTIME.parked.c.about.op("->>")(literal_column("'number'"))
+    statement = retry_statement(reason, "account_id", by)
+    statement = statement.where(number == func.any(bindparam("numbers", type_=ARRAY(Text()))))
+    await connection.execute(statement, {"values": list(account_ids), "numbers": list(numbers)})
+
+
 def retry_statement(reason: str, name: str, by: str) -> Update:
     """Ask for what is in quarantine for a reason, of some ``values`` of what is known about it."""
     # state and reason stand in the text: only so the planner knows, for whatever values, that the partial index holds them
@@ -683,13 +694,18 @@ async def live_by_id(
     return {row.charge_id: row for row in rows if row.charge_id not in taken_back}
 
 
-async def charges_before(connection: AsyncConnection, charge_ids: Sequence[UUID]) -> Rows:
+async def charges_before(connection: AsyncConnection, charges: Sequence[Found]) -> Rows:
     """The charges in whose place these stand, and those in whose place they stood: each with the one ``asked`` for, and with
-    whether its price is for delivered messages only."""
+    whether its price is for delivered messages only. Only the days of these are searched."""
+    if not charges:
+        return []
     table = CHARGE.alias("stands")
     stands = table.c
     first = select(stands.charge_id.label("asked"), stands.replaces, stands.event_time).where(
-        stands.charge_id == func.any(bindparam("ids", type_=ARRAY(Uuid()))), stands.replaces.is_not(None)
+        stands.charge_id == func.any(bindparam("ids", type_=ARRAY(Uuid()))),
+        stands.replaces.is_not(None),
+        stands.event_time >= min(each.event_time for each in charges),
+        stands.event_time <= max(each.event_time for each in charges),
     )
     chain = first.cte("chain", recursive=True)
     further = and_(stands.charge_id == chain.c.replaces, stands.event_time == chain.c.event_time)
@@ -700,7 +716,7 @@ async def charges_before(connection: AsyncConnection, charge_ids: Sequence[UUID]
         .join(CHARGE, and_(charge.charge_id == chain.c.replaces, charge.event_time == chain.c.event_time))
         .join(BOOK_PRICE, names_price(charge))
     )
-    return (await connection.execute(statement, {"ids": list(charge_ids)})).all()
+    return (await connection.execute(statement, {"ids": [each.charge_id for each in charges]})).all()
 
 
 async def replacements(
@@ -765,7 +781,7 @@ async def recorded_uses(
     columns = CHARGE.c
     names = (
         "account_id", "group_id", "period", "plan", "event_time", "product", "unit", "origin", "destination", "used",
-        "quantity", "duration_s", "amount_nano", "currency", "book_id", "matched", "surcharge",
+        "quantity", "per", "duration_s", "amount_nano", "currency", "book_id", "matched", "surcharge",
     )  # fmt: skip
     statement = select(*(columns[name] for name in names)).where(columns.event_time >= start, columns.event_time < end)
     if account_id is not None:
@@ -912,14 +928,15 @@ async def class_counts(connection: AsyncConnection, segment: int | None = None) 
 # ---- fees of numbers -----------------------------------------------------------------------------------------------
 
 
-async def last_rentals(connection: AsyncConnection, resource_ids: Sequence[str]) -> dict[str, str]:
-    """The last period that was paid of each of these numbers."""
-    columns = RENTAL.c
-    wanted = columns.resource_id == func.any(bindparam("ids", type_=ARRAY(Text())))
-    last = func.max(columns.period).label("last")
-    statement = select(columns.resource_id, last).where(wanted).group_by(columns.resource_id)
-    rows = await connection.execute(statement, {"ids": list(resource_ids)})
-    return {row.resource_id: row.last for row in rows}
+async def last_rentals(
+    connection: AsyncConnection, resource_ids: Sequence[str], limit: int
+) -> dict[str, frozenset[str]]:
+    """The last so many periods that were paid of each of these numbers."""
+    columns, asked = RENTAL.c, unnest("asked", id=Text())
+    paid = select(columns.period).where(columns.resource_id == asked.c.id).order_by(columns.period.desc()).limit(limit)
+    statement = select(asked.c.id, func.array(paid.scalar_subquery()).label("periods"))
+    rows = await connection.execute(statement, {"asked_id": list(resource_ids)})
+    return {row.id: frozenset(row.periods) for row in rows}
 
 
 async def insert_rentals(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from contracts.usage import PRODUCT
+from contracts.usage import PRODUCT, RENTAL
 from services.balance import consumer as balance_room
 from services.balance.refuse_fast import RefuseFast
 from services.usage import api
@@ -201,6 +201,25 @@ async def test_prices_by_tiers_are_costed_by_the_months_sum(
     assert total["then"] == {"graduated": "11.6925", "volume": "9.6925"}[form]
     assert {r["account_id"]: r["then"] for r in found["by_account"]}["lookups"] == then
     assert "tiers" in found["notes"][0]
+
+
+async def test_a_rental_is_shared_out_by_the_days_of_the_month_that_was_paid_for(
+    usage: Usage, tollbook: Tollbook
+) -> None:
+    """It may stand in another month: of a group whose zone is another one than when the fee fell due."""
+    rows = b"product,prefix,price,currency\nnumber.rental,1,1.00,USD\n"
+    await api.import_prices(usage.engine, "numbers", read_price_file(rows), LONG_AGO, is_default=True)
+    fees = [
+        {
+            "account_id": "lookups", "number": "+13135550177", "month": month, "days": 3,
+            "starts_at": f"{NOW:%Y-%m-%dT%H:%M:%SZ}",
+        }
+        for month in ("2027-02", "2027-04", "2027-05")
+    ]  # fmt: skip
+    await usage.take(*(lookup(fee["month"], 1) | {"type": RENTAL, "data": fee} for fee in fees))
+    ran = await tollbook("simulate", "--book", "numbers", "--in-place-of", "numbers", *RANGE, "-o", "json")
+    (line,) = (row for row in ran.json["by_destination"] if row["product"] == "number.rental")
+    assert line["now"] == line["then"] == "0.303917051"  # 3/28 + 3/30 + 3/31
 
 
 async def test_what_was_taken_back_or_amended_counts_as_it_stands(

@@ -540,6 +540,31 @@ async def test_a_re_rate_and_a_move_together_come_to_the_same(usage: Usage, firs
     await live_once(usage)
 
 
+async def test_a_re_rate_waits_while_the_charges_of_its_instants_are_looked_through(
+    usage: Usage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replacement has another id: one that sorted before those which were looked at would never be moved."""
+    monkeypatch.setattr(reassignments, "CHUNK", 4)
+    await usage.take(*(leg(f"e{number}", NOW) for number in range(12)), leg("later", NOW + timedelta(seconds=1)))
+    await price(usage, "0.02")
+    plan = await approved(usage)
+    usage.send.account("sales", **moved_to("g2"))
+    await usage.rooms.pump()
+    reassign, rerate = (
+        next(each for each in usage.processor.room.ticks if each.name == name) for name in ("reassign", "rerate")
+    )
+    await usage.processor.tick(reassign)
+    await api.execute_rerate(usage.engine, plan.plan_id, "bob", "operator")
+    await usage.processor.tick(rerate)
+    assert (await api.rerate(usage.engine, plan.plan_id)).settled == 0
+    await told(usage)
+    await carry_out(usage)
+    done = await api.rerate(usage.engine, plan.plan_id)
+    assert (done.state, done.left_stale) == ("done", 13)
+    assert by(usage, "group_id") == {("g2",): "0.364"}
+    await live_once(usage)
+
+
 async def test_a_re_rate_leaves_out_what_is_to_be_moved_and_plans_it_afterwards(usage: Usage) -> None:
     await usage.take(leg("e1", NOW))
     await price(usage, "0.02")

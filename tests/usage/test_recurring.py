@@ -154,6 +154,30 @@ async def test_numbers_are_free_where_no_book_sells_them_until_one_does(renting:
     assert [fee[0] for fee in renting.fees] == ["main:2027-03", "main:2027-04"]
 
 
+async def test_a_price_dated_back_is_paid_from_there_also_where_a_later_month_was_paid(renting: Renting) -> None:
+    await renting.sells(since=datetime(2027, 5, 1, tzinfo=UTC))
+    await renting.at(BOUGHT + timedelta(seconds=5))
+    renting.send.resource("main", "sales", None, number=NUMBER, owners=[(BOUGHT, None, "sales")])
+    await renting.at(datetime(2027, 5, 10, tzinfo=UTC))
+    assert [fee[0] for fee in renting.fees] == ["main:2027-05"]
+    await renting.sells(since=BOUGHT)
+    assert [(fee[0], fee[2]) for fee in renting.fees] == [
+        ("main:2027-03", 11), ("main:2027-04", 30), ("main:2027-05", 31),
+    ]  # fmt: skip
+
+
+async def test_a_number_that_was_an_accounts_earlier_than_was_told_is_paid_from_there(renting: Renting) -> None:
+    await renting.sells()
+    told = datetime(2027, 4, 10, tzinfo=UTC)
+    await renting.at(told + timedelta(seconds=5))
+    renting.send.resource("main", "sales", None, number=NUMBER, owners=[(told, None, "sales")])
+    await renting.rooms.pump(ticks=True)
+    assert [(fee[0], fee[2]) for fee in renting.fees] == [("main:2027-04", 21)]
+    renting.send.resource("main", "sales", None, number=NUMBER, owners=[(BOUGHT, None, "sales")])
+    await renting.rooms.pump(ticks=True)
+    assert [(fee[0], fee[2]) for fee in renting.fees] == [("main:2027-03", 11), ("main:2027-04", 21)]
+
+
 async def test_a_price_that_begins_in_mid_month_begins_with_the_next_for_numbers_there_are(renting: Renting) -> None:
     await renting.sells(since=datetime(2027, 4, 15, tzinfo=UTC))
     await renting.at(BOUGHT + timedelta(seconds=5))
@@ -269,6 +293,59 @@ def walked(parts: list[Stretch], since: datetime, end: datetime, has_fee: Any) -
     return fees
 
 
+def test_what_lies_before_the_fees_that_are_looked_back_at_is_settled() -> None:
+    """So that a look costs the same however long a number has been rented."""
+    part, now = Stretch(FIRST, None, "a", "UTC"), datetime(2029, 6, 15, tzinfo=UTC)
+    asked: list[datetime] = []
+
+    def has_fee(_: str, instant: datetime) -> bool:
+        asked.append(instant)
+        return True
+
+    paid = [f"2028-{month:02}" for month in range(7, 13)] + [f"2029-{month:02}" for month in (1, 2, 3, 4, 6)]
+    assert [fee.period for fee in due([part], [*paid, "2028-05"], FIRST, now, has_fee).fees] == ["2028-06", "2029-05"]
+    assert len(asked) == 2
+
+
+def parts_of(history: list[tuple[int, bool, str, str]]) -> list[Stretch]:
+    edges, at = [], 0
+    for gap, is_pause, account, zone in history:
+        at += gap
+        edges.append((at, None if is_pause else (account, zone)))
+    parts = []
+    for (start, owner), following in zip(edges, [each[0] for each in edges[1:]] + [None], strict=True):
+        if owner is not None and (following is None or following > start):
+            end = None if following is None else FIRST + following * STEP
+            parts.append(Stretch(FIRST + start * STEP, end, *owner))
+    return parts
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    words=st.lists(
+        st.tuples(histories, st.dictionaries(st.sampled_from(("a", "b", "c")), st.integers(0, STEPS), max_size=3)),
+        min_size=1, max_size=4,
+    )
+)  # fmt: skip
+def test_whatever_was_known_before_each_month_that_is_due_by_the_last_word_is_paid_once(
+    words: list[tuple[list[tuple[int, bool, str, str]], dict[str, int]]],
+) -> None:
+    """Whose the number was and what it cost is told anew between the looks."""
+    found: list[str] = []
+    for number, (history, priced) in enumerate(words, start=1):
+        parts = parts_of([(*each[:3], "UTC") for each in history])
+        known = dict(priced)
+
+        def has_fee(account: str, instant: datetime, known: dict[str, int] = known) -> bool:
+            return account in known and instant >= FIRST + known[account] * STEP
+
+        now = FIRST + number * STEPS // len(words) * STEP
+        decided = due(parts, found, FIRST, now, has_fee)
+        found += [fee.period for fee in decided.fees]
+        assert {fee[0] for fee in walked(parts, FIRST, now, has_fee)} <= set(found)
+    assert len(set(found)) == len(found)
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     history=histories,
@@ -286,15 +363,7 @@ def test_any_history_is_paid_as_a_walk_through_time_says(
     history: list[tuple[int, bool, str, str]], since: int, priced: dict[str, int], looks: list[int]
 ) -> None:
     """However often it was looked at, and whenever: what was paid before, and then the rest."""
-    edges, at = [], 0
-    for gap, is_pause, account, zone in history:
-        at += gap
-        edges.append((at, None if is_pause else (account, zone)))
-    parts = []
-    for (start, owner), following in zip(edges, [each[0] for each in edges[1:]] + [None], strict=True):
-        if owner is not None and (following is None or following > start):
-            end = None if following is None else FIRST + following * STEP
-            parts.append(Stretch(FIRST + start * STEP, end, *owner))
+    parts = parts_of(history)
 
     def has_fee(account: str, instant: datetime) -> bool:
         return account in priced and instant >= FIRST + priced[account] * STEP
@@ -302,7 +371,7 @@ def test_any_history_is_paid_as_a_walk_through_time_says(
     begins = FIRST + since * STEP
     found: list[tuple[str, str, datetime, int]] = []
     for look in sorted(looks):
-        decided = due(parts, found[-1][0] if found else None, begins, FIRST + look * STEP, has_fee)
+        decided = due(parts, {each[0] for each in found}, begins, FIRST + look * STEP, has_fee)
         found += [(fee.period, fee.account_id, fee.starts_at, fee.days) for fee in decided.fees]
         assert decided.look_again is None or decided.look_again > FIRST + look * STEP
     assert found == walked(parts, begins, FIRST + max(looks) * STEP, has_fee)

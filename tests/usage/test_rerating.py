@@ -343,6 +343,23 @@ async def test_what_cannot_be_re_rated_is_left_out_and_said(usage: Usage) -> Non
     assert {each["bill_to"] for each in usage.charges if each["event_id"] == "tried"} == {None}
 
 
+async def test_a_message_that_was_delivered_is_re_rated_back_to_where_only_delivered_ones_cost(usage: Usage) -> None:
+    rows = "product,prefix,price,currency,unit,bill_on\nmessage.sms.outbound,1,{},USD,segment,{}\n"
+    for book, amount, bill_on in (("sent", "0.02", "accepted"), ("arrived", "0.01", "delivered")):
+        prices = read_price_file(rows.format(amount, bill_on).encode())
+        await api.import_prices(usage.engine, book, prices, LONG_AGO, is_default=book == "arrived")
+    data = {
+        "account_id": "sales", "direction": "outbound", "channel": "sms", "sender": "desk", "recipient": "+12485550101",
+        "segments": 1, "outcome": "delivered", "sent_at": f"{NOW:%Y-%m-%dT%H:%M:%SZ}",
+    }  # fmt: skip
+    await usage.take(leg("e1", NOW) | {"type": "tollbook.usage.message.v1", "data": data})
+    for book, amount in (("sent", "0.02"), ("arrived", "0.01"), ("sent", "0.02")):
+        await executed(usage, book_id=book)
+        assert sums(usage) == {"e1": amount}
+    await executed(usage)
+    assert sums(usage) == {"e1": "0.01"}
+
+
 # ---- invoices ------------------------------------------------------------------------------------------------------
 
 

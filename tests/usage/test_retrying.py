@@ -174,6 +174,33 @@ async def test_a_number_whose_account_comes_after_it_runs_then(usage: Usage) -> 
     assert [charge["account_id"] for charge in usage.charges] == ["late"]
 
 
+async def test_a_call_runs_when_its_number_turns_out_to_be_anothers(usage: Usage) -> None:
+    """It waited for the account or the prices of whom the number was thought to be, which have nothing to do with it."""
+    premium = "+19005550177"
+    await api.import_prices(
+        usage.engine, "premium",
+        read_price_file(b"product,prefix,price_per_minute,currency\nvoice.inbound,1900,0.5,USD\n"), LONG_AGO,
+    )  # fmt: skip
+    rows = b"product,prefix,price_per_minute,currency\nvoice.inbound,1313,0.0085,USD\n"
+    await api.import_prices(usage.engine, "list", read_price_file(rows), LONG_AGO)
+    usage.send.account("field", pricing_model="premium")
+    usage.send.account("late", opened_at=NOW + timedelta(days=1))
+    for name, owner, number in (("main", "late", NUMBER), ("hotline", "sales", premium)):
+        usage.send.resource(name, owner, None, number=number)
+    await usage.rooms.pump()
+    await usage.take(
+        inbound("call"), inbound("hot", called=premium), inbound("other", called=NUMBER, account_id="late")
+    )
+    assert sorted(each[1] for each in told(usage)) == ["no_price", "unknown_account", "unknown_account"]
+    for name, number in (("main", NUMBER), ("hotline", premium)):
+        usage.send.resource(name, "field", None, number=number)
+    await usage.rooms.pump()
+    assert {(charge["event_id"], charge["account_id"]) for charge in usage.charges} == {
+        ("call", "field"), ("hot", "field"),
+    }  # fmt: skip
+    assert set(told(usage)[3:]) == {("replayed", "rated", "call"), ("replayed", "rated", "hot")}
+
+
 async def test_a_number_of_an_organization_that_the_publisher_may_not_bill_is_not_charged(usage: Usage) -> None:
     usage.send.account("foreign", organization="northwind")
     usage.send.resource("theirs", "foreign", None, number=NUMBER)
