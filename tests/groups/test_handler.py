@@ -996,3 +996,14 @@ async def test_in_strict_an_account_that_shares_its_group_stays_invoiced(desk):
     for account_id in ("east", "west"):
         await desk.account(account_id, "invoiced", group_id="northwind")
     assert await desk.refused("change_plan", account_id="east", plan="payg") == ("payg_alone", "account_id")
+
+
+async def test_in_strict_an_account_changes_its_plan_whoever_comes_when_it_has_left(desk):
+    for name in ("first", "second"):
+        await desk.group(name)
+    await desk.account("east", "invoiced", group_id="first")
+    await desk.account("desk")
+    period = (await desk.coming()).name
+    await desk.done("move_accounts", account_ids=["east"], group_id="second", period=period)
+    await desk.done("move_accounts", account_ids=["desk"], group_id="first", period=period)
+    await desk.done("change_plan", account_id="east", plan="payg")
