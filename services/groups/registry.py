@@ -7,7 +7,7 @@ What a later command of the same batch asks sees what an earlier one changed.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -514,7 +514,7 @@ def assign_resource(registry: Registry, command: AssignResource, now: datetime) 
         f"{command.resource_id} of account {account.account_id} is in {command.cost_center_id or 'no cost center'}"
     )
     if known is None:
-        start = _owned_since(registry, command, account, now, _last_owned(registry, command.number))
+        start = _owned_since(registry, command, [account], now, _last_owned(registry, command.number))
         made = Resource(
             resource_id=command.resource_id,
             resource_no=next(registry.numbers),
@@ -556,7 +556,8 @@ def _take_over(
 ) -> Outcome:
     """A resource becomes another account's; what was used before stays with the one before."""
     before = max(known.owners[-1].start, _last_owned(registry, known.number, but=known.resource_id))
-    start = _owned_since(registry, command, account, now, before)
+    left = [] if known.account_id is None else [registry.accounts[known.account_id]]
+    start = _owned_since(registry, command, [account, *left], now, before)
     moved = replace(
         known,
         version=known.version + 1,
@@ -591,11 +592,17 @@ def release_resource(registry: Registry, command: ReleaseResource, now: datetime
 
 
 def _owned_since(
-    registry: Registry, command: AssignResource, account: Account, now: datetime, before: datetime
+    registry: Registry, command: AssignResource, accounts: Sequence[Account], now: datetime, before: datetime
 ) -> datetime:
-    payer = registry.groups.get(account.groups[-1].value or "") if account.groups else None
-    place = payer.zone if payer is not None else sharing.DEFAULT_ZONE
-    return sharing.owned_since(command.since, now, account.opened_at, before, place, registry.cuts)
+    """``accounts``: who gets the resource, and whose it is before."""
+    since = command.since or now
+    zones = {
+        registry.groups[span.value or ""].zone
+        for each in accounts
+        for span in each.groups
+        if span.start <= now and span.overlaps(since, None)
+    }
+    return sharing.owned_since(command.since, now, accounts[0].opened_at, before, zones, registry.cuts)
 
 
 def _last_owned(registry: Registry, number: str | None, *, but: str | None = None) -> datetime:

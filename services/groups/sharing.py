@@ -6,7 +6,7 @@ and 5; designs/assignment, points 1 and 2.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -296,11 +296,17 @@ def opening(asked: datetime | None, now: datetime, zone: str, cuts: Sequence[dat
 
 
 def owned_since(
-    asked: datetime | None, now: datetime, opened_at: datetime, before: datetime, zone: str, cuts: Sequence[datetime]
+    asked: datetime | None,
+    now: datetime,
+    opened_at: datetime,
+    before: datetime,
+    zones: Collection[str],
+    cuts: Sequence[datetime],
 ) -> datetime:
     """Since when an account has a resource: now, unless an earlier instant is asked for at which the account was open, that
-    is not before the last change of hands (``before``), nor before the oldest period not yet cut."""
-    start = _dated_back(asked, now, zone, cuts, field="since", code="since")
+    is not before the last change of hands (``before``), nor before the oldest period not yet cut of any group that has paid
+    since then for the account or for whose it was. Their zones are ``zones``."""
+    start = _dated_back(asked, now, _last_cut(zones, cuts), cuts, field="since", code="since")
     for earliest, why in ((opened_at, "when the account was opened"), (before, "when it last changed hands")):
         if start < earliest and asked is not None:
             raise Refused(f"must not be before {instant_text(earliest)}, {why}", field="since", code="since_too_early")
@@ -329,9 +335,13 @@ def moved_since(
             field="since",
             code="since_too_early",
         )
-    latest = max(zones, key=lambda zone: earliest_opening(zone, cuts))
-    _dated_back(asked, now, latest, cuts, field="since", code="since")
+    _dated_back(asked, now, _last_cut(zones, cuts), cuts, field="since", code="since")
     return asked
+
+
+def _last_cut(zones: Iterable[str], cuts: Sequence[datetime]) -> str:
+    """Of these zones the one whose oldest period not yet cut begins last; without a payer group that of `DEFAULT_ZONE`."""
+    return max(zones, key=lambda zone: earliest_opening(zone, cuts), default=DEFAULT_ZONE)
 
 
 def _dated_back(
