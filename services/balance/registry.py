@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 
 from contracts.groups import AccountTimeline
@@ -23,7 +23,7 @@ async def accounts(work: Work, records: list[Record], *, tell: Tell) -> None:
         timeline: AccountTimeline = record.message["data"]
         if timeline.account_id not in newest or newest[timeline.account_id].version < timeline.version:
             newest[timeline.account_id] = timeline
-    await _hold_groups(work, newest.values())  # before the wallets, as whoever pays their invoices does
+    await _hold_groups(work, list(newest.values()))  # before the wallets, as whoever pays their invoices does
     await store.add_to_wallets(
         work, [store.Addition(each.account_id, each.organization_id, each.currency, 0, 0) for each in newest.values()]
     )
@@ -69,8 +69,9 @@ GROUP_CHANGE = "group_change"
 """The timer of an account: the next instant at which another group pays for it."""
 
 
-async def _hold_groups(work: Work, timelines: Iterable[AccountTimeline]) -> None:
-    """The groups that pay for these accounts: made when they are new, kept as they are until the end, before wallets."""
+async def _hold_groups(work: Work, timelines: Collection[AccountTimeline]) -> None:
+    """The groups that pay for these accounts, and those that were told to before: made when they are new, kept as they are until
+    the end, before wallets. Else a group that begins to suspend meanwhile would still count an account among its members."""
     groups = {
         each.group_id: receivables_store.NewPayer(each.group_id, timeline.organization_id, each.currency, each.zone)
         for timeline in timelines
@@ -78,7 +79,9 @@ async def _hold_groups(work: Work, timelines: Iterable[AccountTimeline]) -> None
     }
     if groups:
         await receivables_store.make_payers(work, groups.values())
-        await receivables_store.hold_payers(work, groups)
+    before = await receivables_store.groups_of(work, [timeline.account_id for timeline in timelines])
+    if held := groups.keys() | before:
+        await receivables_store.hold_payers(work, held)
 
 
 async def _take_over_groups(work: Work, wallets: Mapping[str, Wallet], timelines: Collection[AccountTimeline]) -> None:

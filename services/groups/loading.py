@@ -72,6 +72,8 @@ async def load(work: Work, commands: Sequence[GroupsCommand]) -> Registry:
     if not commands:
         return Registry()
     named = _Named(commands)
+    resources = await store.resources(work, named.resources, named.numbers) if named.resources else {}
+    named.accounts |= {each.account_id for each in resources.values() if each.account_id is not None}
     organizations = await store.organizations(work, named.organizations)
     entities, default_entity_id = await store.billing_entities(work)
     primary = {each.primary_group_id for each in organizations.values() if each.primary_group_id is not None}
@@ -85,7 +87,7 @@ async def load(work: Work, commands: Sequence[GroupsCommand]) -> Registry:
         groups=groups,
         accounts=await store.accounts(work, named.accounts, watched) if named.accounts else {},
         cost_centers=await store.cost_centers(work, named.cost_centers) if named.cost_centers else {},
-        resources=await store.resources(work, named.resources, named.numbers) if named.resources else {},
+        resources=resources,
         publishers=await store.publishers(work, named.publishers) if named.publishers else {},
         owed=await store.owed_invoices(work, named.accounts) if named.plans else {},
         cuts=await store.cut_boundaries(work) if named.dated_back else (),

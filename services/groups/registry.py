@@ -7,7 +7,7 @@ What a later command of the same batch asks sees what an earlier one changed.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -35,7 +35,7 @@ from contracts.groups import (
 from contracts.usage import TOLLBOOK
 from services.groups import sharing
 from services.groups.objects import Account, CostCenter, Organization, PayerGroup, Resource
-from services.groups.timeline import Span, from_then_on, value_before
+from services.groups.timeline import Span, during, from_then_on, value_before
 from services.kernel.currency import currency
 from services.kernel.errors import InvalidInput, NotFound, Refused
 from services.kernel.ids import derived_id
@@ -343,11 +343,10 @@ def change_plan(registry: Registry, command: ChangePlan, now: datetime) -> Outco
         plans=from_then_on(account.plans, start, command.plan),
         credit_limit_nano=limit,
     )
-    for span in account.groups:
-        if span.overlaps(start, None) and span.value is not None:
-            group = registry.group(organization, span.value)
-            others = [each for each in registry.members(group.group_id) if each.account_id != account.account_id]
-            sharing.check_joining(organization, group, changed, max(start, span.start), others, field="account_id")
+    for span in during(account.groups, start, None):
+        group = registry.group(organization, span.value or "")
+        members = registry.members(group.group_id)
+        sharing.check_joining(organization, group, changed, span.start, members, field="account_id", end=span.end)
     message = f"account {account.account_id} pays as it goes"
     if command.plan == "invoiced":
         message = f"account {account.account_id} is invoiced and may owe {format_nano(limit)} beyond its wallet"
@@ -428,6 +427,7 @@ def move_accounts(registry: Registry, command: MoveAccounts, now: datetime) -> O
     organization = registry.organization(command.organization_id)
     group = registry.group(organization, command.group_id)
     moved: list[Account] = []
+    starts: list[datetime] = []
     warnings: list[str] = []
     for account_id in dict.fromkeys(command.account_ids):
         account = registry.account(organization, account_id, field="account_ids")
@@ -455,11 +455,11 @@ def move_accounts(registry: Registry, command: MoveAccounts, now: datetime) -> O
             if span.start >= start and span.value != group.group_id and span.value != left.group_id
         ]
         moved.append(replace(account, version=account.version + 1, groups=timeline))
+        starts.append(start)
     movers = {account.account_id for account in moved}
     members = [each for each in registry.members(group.group_id) if each.account_id not in movers] + moved
-    for account in moved:
-        since = account.groups[-1].start
-        sharing.check_joining(organization, group, account, since, members, field="account_ids")
+    for account, start in zip(moved, starts, strict=True):
+        sharing.check_joining(organization, group, account, start, members, field="account_ids")
     return Outcome(
         tuple(moved),
         {"group_id": group.group_id},
@@ -514,7 +514,7 @@ def assign_resource(registry: Registry, command: AssignResource, now: datetime) 
         f"{command.resource_id} of account {account.account_id} is in {command.cost_center_id or 'no cost center'}"
     )
     if known is None:
-        start = _owned_since(registry, command, account, now, _last_owned(registry, command.number))
+        start = _owned_since(registry, command, [account], now, _last_owned(registry, command.number))
         made = Resource(
             resource_id=command.resource_id,
             resource_no=next(registry.numbers),
@@ -556,7 +556,8 @@ def _take_over(
 ) -> Outcome:
     """A resource becomes another account's; what was used before stays with the one before."""
     before = max(known.owners[-1].start, _last_owned(registry, known.number, but=known.resource_id))
-    start = _owned_since(registry, command, account, now, before)
+    left = [] if known.account_id is None else [registry.accounts[known.account_id]]
+    start = _owned_since(registry, command, [account, *left], now, before)
     moved = replace(
         known,
         version=known.version + 1,
@@ -591,11 +592,17 @@ def release_resource(registry: Registry, command: ReleaseResource, now: datetime
 
 
 def _owned_since(
-    registry: Registry, command: AssignResource, account: Account, now: datetime, before: datetime
+    registry: Registry, command: AssignResource, accounts: Sequence[Account], now: datetime, before: datetime
 ) -> datetime:
-    payer = registry.groups.get(account.groups[-1].value or "") if account.groups else None
-    place = payer.zone if payer is not None else sharing.DEFAULT_ZONE
-    return sharing.owned_since(command.since, now, account.opened_at, before, place, registry.cuts)
+    """``accounts``: who gets the resource, and whose it is before."""
+    since = command.since or now
+    zones = {
+        registry.groups[span.value or ""].zone
+        for each in accounts
+        for span in each.groups
+        if span.start <= now and span.overlaps(since, None)
+    }
+    return sharing.owned_since(command.since, now, accounts[0].opened_at, before, zones, registry.cuts)
 
 
 def _last_owned(registry: Registry, number: str | None, *, but: str | None = None) -> datetime:

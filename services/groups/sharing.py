@@ -6,12 +6,12 @@ and 5; designs/assignment, points 1 and 2.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from services.groups.objects import Account, Organization, PayerGroup, SharingApproval
-from services.groups.timeline import values_during
+from services.groups.timeline import during, values_during
 from services.kernel.errors import InvalidInput, NotPermitted, Refused
 from services.kernel.money import WALLET_NANO_MAX, format_nano
 from services.kernel.period import instant_text, is_boundary, next_period, period_of
@@ -94,9 +94,10 @@ def check_joining(
     members: Iterable[Account],
     *,
     field: str,
+    end: datetime | None = None,
 ) -> None:
-    """Refuse unless the account may be in the group from ``start`` on. ``members`` are the accounts that are in the group
-    at any time; those that have left by ``start`` do not count.
+    """Refuse unless the account may be in the group from ``start`` on, until ``end`` if there is one. ``members`` are the
+    accounts that are in the group at any time; those count that are in it meanwhile, with the plans that they have then.
 
     Group and account are of one organization and one currency; a group scoped to an account takes no other; in `strict`
     a pay-as-you-go account is alone, and invoiced accounts share only with an operator's approval.
@@ -122,26 +123,26 @@ def check_joining(
         )
     if organization.consolidation == "open":
         return
-    others = [
-        each
-        for each in members
-        if each.account_id != account.account_id
-        and any(span.value == group.group_id and span.overlaps(start, None) for span in each.groups)
-    ]
-    if not others:
-        return
-    prepaid = [each for each in (account, *others) if values_during(each.plans, start, None) != {"invoiced"}]
-    if prepaid:
+    beside: Account | None = None
+    for other in members:
+        if other.account_id == account.account_id:
+            continue
+        for shared in during(other.groups, start, end):
+            if shared.value != group.group_id:
+                continue
+            beside = beside or other
+            for each in (account, other):
+                if values_during(each.plans, shared.start, shared.end) != {"invoiced"}:
+                    raise Refused(
+                        f"in a strict organization pay-as-you-go account {each.account_id} is alone in its group, but "
+                        f"group {group.group_id} would hold {account.account_id} and {other.account_id}; leave the group "
+                        "out, or choose an empty one",
+                        field=field,
+                        code="payg_alone",
+                    )
+    if beside is not None and group.sharing is None:
         raise Refused(
-            f"in a strict organization pay-as-you-go account {prepaid[0].account_id} is alone in its group, but "
-            f"group {group.group_id} would hold {account.account_id} and {others[0].account_id}; leave the group out, "
-            "or choose an empty one",
-            field=field,
-            code="payg_alone",
-        )
-    if group.sharing is None:
-        raise Refused(
-            f"group {group.group_id} would hold {account.account_id} and {others[0].account_id}; invoiced accounts of a "
+            f"group {group.group_id} would hold {account.account_id} and {beside.account_id}; invoiced accounts of a "
             "strict organization share a group only after an operator's approval (approve_sharing)",
             field=field,
             code="sharing_not_approved",
@@ -295,11 +296,17 @@ def opening(asked: datetime | None, now: datetime, zone: str, cuts: Sequence[dat
 
 
 def owned_since(
-    asked: datetime | None, now: datetime, opened_at: datetime, before: datetime, zone: str, cuts: Sequence[datetime]
+    asked: datetime | None,
+    now: datetime,
+    opened_at: datetime,
+    before: datetime,
+    zones: Collection[str],
+    cuts: Sequence[datetime],
 ) -> datetime:
     """Since when an account has a resource: now, unless an earlier instant is asked for at which the account was open, that
-    is not before the last change of hands (``before``), nor before the oldest period not yet cut."""
-    start = _dated_back(asked, now, zone, cuts, field="since", code="since")
+    is not before the last change of hands (``before``), nor before the oldest period not yet cut of any group that has paid
+    since then for the account or for whose it was. Their zones are ``zones``."""
+    start = _dated_back(asked, now, _last_cut(zones, cuts), cuts, field="since", code="since")
     for earliest, why in ((opened_at, "when the account was opened"), (before, "when it last changed hands")):
         if start < earliest and asked is not None:
             raise Refused(f"must not be before {instant_text(earliest)}, {why}", field="since", code="since_too_early")
@@ -328,9 +335,13 @@ def moved_since(
             field="since",
             code="since_too_early",
         )
-    latest = max(zones, key=lambda zone: earliest_opening(zone, cuts))
-    _dated_back(asked, now, latest, cuts, field="since", code="since")
+    _dated_back(asked, now, _last_cut(zones, cuts), cuts, field="since", code="since")
     return asked
+
+
+def _last_cut(zones: Iterable[str], cuts: Sequence[datetime]) -> str:
+    """Of these zones the one whose oldest period not yet cut begins last; without a payer group that of `DEFAULT_ZONE`."""
+    return max(zones, key=lambda zone: earliest_opening(zone, cuts), default=DEFAULT_ZONE)
 
 
 def _dated_back(

@@ -56,6 +56,21 @@ def value_before(timeline: Timeline, instant: datetime) -> str | None:
     )
 
 
+def during(timeline: Iterable[Span], start: datetime, end: datetime | None) -> list[Span]:
+    """The part of a timeline that lies in [start, end).
+
+    >>> from datetime import UTC
+    >>> first, second = datetime(2026, 10, 1, tzinfo=UTC), datetime(2026, 11, 1, tzinfo=UTC)
+    >>> [(span.start.month, span.value) for span in during((Span(first, None, "payg"),), second, None)]
+    [(11, 'payg')]
+    """
+    return [
+        Span(max(span.start, start), min(filter(None, (span.end, end)), default=None), span.value)
+        for span in timeline
+        if span.overlaps(start, end)
+    ]
+
+
 def values_during(timeline: Iterable[Span], start: datetime, end: datetime | None) -> frozenset[str | None]:
     """Every value that holds at some instant of [start, end)."""
     return frozenset(span.value for span in timeline if span.overlaps(start, end))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from services.balance import api, receivables_api, tables
+from services.balance import api, receivables_api, registry, tables
 from services.balance.overdue import begins
 from services.kernel.cards import looks_like_card_number
 from services.kernel.ids import derived_id
@@ -795,6 +795,29 @@ async def test_an_account_is_suspended_for_the_group_that_pays_for_it_now(town: 
     await town.member("comes", "northwind", plan="payg")
     await town.settle()
     assert await suspended(town) == {"east", "joins"}
+
+
+async def test_an_account_that_leaves_while_its_group_begins_to_suspend_is_not_suspended(
+    town: Debtors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it turns out that the group never paid for it."""
+    await founded(town, "east", "leaves")
+    await town.close("TB-1", {"east": "96"}, due_on=await town.now())
+    await town.move(25 * DAY)
+    await town.member("leaves", "southwind")
+    judge, begun = registry._judge_overdue, []
+
+    async def meanwhile(*args: Any) -> None:
+        begun.append(asyncio.create_task(town.rooms.processors["balance"].fire_timers()))
+        await asyncio.sleep(0.5)  # it waits for the group
+        await judge(*args)
+
+    monkeypatch.setattr(registry, "_judge_overdue", meanwhile)
+    await town.rooms.feed(*of_balance(town, "registry"))
+    monkeypatch.undo()
+    await asyncio.gather(*begun)
+    await town.settle()
+    assert await suspended(town) == {"east"}
 
 
 async def test_the_term_of_suspension_can_be_set_and_holds_at_once(town: Debtors) -> None:

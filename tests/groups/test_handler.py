@@ -729,6 +729,24 @@ async def test_a_number_moves_to_another_account_and_is_released_and_registered_
     assert (desk.state(ASSIGNMENTS, "n1")["account_id"], desk.state(ASSIGNMENTS, "a0")["account_id"]) == (None, "other")
 
 
+async def test_a_number_moves_since_no_instant_in_a_month_that_is_cut_of_either_account(desk):
+    this = period_of(await desk.now())
+    begun = period_of(this.start - timedelta(seconds=1), "Asia/Tokyo").start  # nine hours before that of UTC
+    opened_at = instant_text(this.start - timedelta(days=2))
+    await desk.group("tokyo", zone="Asia/Tokyo")
+    await desk.account("desk", group_id="tokyo", opened_at=opened_at)
+    await desk.account("other", opened_at=opened_at)
+    number = {"resource_id": "n1", "resource": "number", "number": "+12484329407"}
+    await desk.done("assign_resource", account_id="desk", since=opened_at, **number)
+    await desk.cut(begun)
+    move = number | {"account_id": "other"}
+    early = instant_text(begun - timedelta(seconds=1))
+    said = await desk.ask("assign_resource", since=early, **move)
+    assert (said["accepted"], said["reason"], said["field"]) == (False, "since_too_early", "since")
+    assert instant_text(begun) in said["message"]
+    await desk.done("assign_resource", since=instant_text(begun), **move)
+
+
 # ---- what the database holds by itself
 
 
@@ -996,3 +1014,14 @@ async def test_in_strict_an_account_that_shares_its_group_stays_invoiced(desk):
     for account_id in ("east", "west"):
         await desk.account(account_id, "invoiced", group_id="northwind")
     assert await desk.refused("change_plan", account_id="east", plan="payg") == ("payg_alone", "account_id")
+
+
+async def test_in_strict_an_account_changes_its_plan_whoever_comes_when_it_has_left(desk):
+    for name in ("first", "second"):
+        await desk.group(name)
+    await desk.account("east", "invoiced", group_id="first")
+    await desk.account("desk")
+    period = (await desk.coming()).name
+    await desk.done("move_accounts", account_ids=["east"], group_id="second", period=period)
+    await desk.done("move_accounts", account_ids=["desk"], group_id="first", period=period)
+    await desk.done("change_plan", account_id="east", plan="payg")

@@ -83,6 +83,53 @@ def test_who_has_left_by_then_does_not_count_and_who_is_to_come_does():
     assert refusal(lambda: join(account("a", "payg"), coming)) == ("payg_alone", "group_id")
 
 
+def test_plans_from_before_an_account_is_in_the_group_do_not_count():
+    approved, later = replace(GROUP, sharing=APPROVAL), NOW + timedelta(days=30)
+    coming = account("b", "payg", Span(NOW, later, "g2"), Span(later, None, "g1"))
+    coming = replace(coming, plans=from_then_on(coming.plans, NOW + timedelta(days=1), "invoiced"))
+    join(account("a"), coming, group=approved)
+
+
+def _timeline(values: list[str], day: timedelta = timedelta(days=1)) -> tuple[Span, ...]:
+    """One value for each day from now on, the last one for ever."""
+    made: tuple[Span, ...] = ()
+    for number, value in enumerate(values):
+        made = from_then_on(made, NOW + number * day, value)
+    return made
+
+
+DAYS = 5
+PLANS = st.lists(st.sampled_from(["payg", "invoiced", "invoiced"]), min_size=DAYS, max_size=DAYS)
+STAYS = st.lists(st.sampled_from(["g1", "g2"]), min_size=DAYS, max_size=DAYS)
+
+
+@given(
+    plans=PLANS, others=st.lists(st.tuples(PLANS, STAYS), max_size=3), first=st.integers(0, DAYS - 1),
+    days=st.none() | st.integers(1, DAYS - 1), approved=st.booleans(),
+)  # fmt: skip
+def test_in_strict_a_joining_is_refused_when_and_only_when_some_day_would_be_against_the_rule(
+    plans: list[str], others: list[tuple[list[str], list[str]]], first: int, days: int | None, approved: bool
+) -> None:
+    """Judged day by day: who shares a day is invoiced on it, in a group that is approved."""
+    until = DAYS if days is None else min(DAYS, first + days)
+    beside = [(day, theirs[day]) for day in range(first, until) for theirs, stays in others if stays[day] == "g1"]
+    is_wrong = any("payg" in (plans[day], plan) for day, plan in beside) or (bool(beside) and not approved)
+    members = [
+        account(f"other{number}", "", *_timeline(stays), plans=_timeline(theirs))
+        for number, (theirs, stays) in enumerate(others)
+    ]
+    group = replace(GROUP, sharing=APPROVAL if approved else None)
+    try:
+        sharing.check_joining(
+            STRICT, group, account("a", "", plans=_timeline(plans)), NOW + timedelta(days=first), members, field="group_id",
+            end=None if days is None else NOW + timedelta(days=until),
+        )  # fmt: skip
+    except Refused:
+        assert is_wrong
+    else:
+        assert not is_wrong
+
+
 @pytest.mark.parametrize("organization", [STRICT, OPEN])
 def test_all_accounts_of_a_group_share_its_currency(organization):
     euro = replace(GROUP, currency="EUR")
