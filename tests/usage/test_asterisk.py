@@ -204,6 +204,31 @@ def test_dst_is_what_the_caller_dialled_so_the_prefix_of_the_trunk_is_not_taken_
     assert only(columns(lastdata=f"PJSIP/{prefix}{dst}@thinQ", dst="s"), switch=switch)["called"] == called
 
 
+@pytest.mark.parametrize(
+    ("trunk", "channel", "target"),
+    [
+        ("SIP/carrier", "SIP/carrier-0000002a", "SIP/carrier/7000301234567"),
+        ("SIP/carrier", "SIP/carrier-0000002a", "SIP/7000301234567@carrier"),
+        ("IAX2/carrier", "IAX2/carrier-12345", "IAX2/me:secret@carrier/7000301234567@calls"),
+        ("PJSIP/carrier", "PJSIP/carrier-0000002a", "PJSIP/carrier/sip:7000301234567@198.51.100.7:5060"),
+        ("DAHDI/i1", "DAHDI/i1/7000301234567-2a", "DAHDI/g1/7000301234567"),
+        ("DAHDI/i1", "DAHDI/i1/7000301234567-2a", "DAHDI/i1/7000301234567"),
+    ],
+)
+def test_the_number_is_found_however_a_driver_takes_it(trunk: str, channel: str, target: str) -> None:
+    """The caller dials a 0 for a line, with which the number would be one in Greece."""
+    switch = profile(country="DE", international_prefixes=["00"], trunks=[{"channel": trunk, "prefix": "700"}])
+    both = f"SIP/other/2135550100&{target},60,tT"
+    assert (
+        only(columns(dst="00301234567", dstchannel=channel, lastdata=both), switch=switch)["called"] == "+49301234567"
+    )
+
+
+def test_dst_is_what_the_caller_dialled_so_it_is_read_by_the_country_though_the_trunk_leaves_the_plus_out() -> None:
+    row = columns(dst="2485242544", dstchannel="PJSIP/IDT-00000002", lastdata="PJSIP/${EXTEN}")
+    assert only(row)["called"] == "+12485242544"  # and not Seychelles, +248
+
+
 def test_of_several_targets_the_one_of_this_rows_trunk_counts() -> None:
     assert only(columns(lastdata="PJSIP/13135550100@VIOrig&PJSIP/17345550100@thinQ,30"))["called"] == "+17345550100"
 

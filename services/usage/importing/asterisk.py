@@ -55,6 +55,8 @@ DISPOSITION_NUMBERS = {
 HEADER_DELIMITERS = ",;\t|"
 NULLS = frozenset({"\\N", "NULL"})
 
+_SIP = re.compile(r"^sips?:")
+_LINE_GROUP = re.compile(r"[gGrR][0-9]+[cdr0-9]*", re.ASCII)
 _UNIQUEID = re.compile(r"(?:.*-)?([0-9]{9,10})\.[0-9]+", re.ASCII)
 
 
@@ -289,17 +291,26 @@ class _CalledNumbers:
         return self._dst.get((row.channel, row.uniqueid), row.dst)
 
 
-def _dialled(row: _Row, trunk: Trunk) -> list[str]:
-    """The numbers in ``TECH/number@trunk`` of this row's trunk, its prefix taken off, else ``dst``, which the caller dialled.
-    A Dial may name several targets."""
+def _sent(row: _Row, trunk: Trunk) -> list[str]:
+    """The numbers that ``lastdata`` sends to this row's trunk, its prefix taken off; a Dial may name several targets.
+
+    Drivers take ``TECH/number@trunk`` or ``TECH/trunk/number``, chan_pjsip a SIP URI in the place of the number, and chan_dahdi
+    a group of lines in the place of the trunk.
+    """
     technology, _, name = trunk.channel.partition("/")
     numbers = []
     for target in row.lastdata.partition(",")[0].split("&"):
-        address, at, endpoint = target.rpartition("@")
-        number = address.removeprefix(f"{technology}/")
-        if at and endpoint == name and number != address and number:
+        if not target.startswith(f"{technology}/"):
+            continue
+        line, slash, number = target.removeprefix(f"{technology}/").partition("/")
+        endpoint = line.rpartition("@")[2]
+        if slash:
+            number = _SIP.sub("", number).partition("@")[0]
+        else:
+            number = line.removesuffix(f"@{name}") if "@" in line else ""
+        if number and (endpoint == name or (technology == "DAHDI" and _LINE_GROUP.fullmatch(endpoint))):
             numbers.append(trunk.bare(number))
-    return numbers or [row.dst]
+    return numbers
 
 
 def _inbound(row: _Row, profile: SwitchProfile, trunk: Trunk, called_on: _CalledNumbers) -> Leg:
@@ -307,11 +318,14 @@ def _inbound(row: _Row, profile: SwitchProfile, trunk: Trunk, called_on: _Called
     called = profile.number_of_ours(row.dst, trunk) or profile.number_of_ours(first, trunk) or profile.e164(first)
     # A number that is not in the profile is told by its trunk's code, which usage does not know as an account.
     account = profile.numbers.get(called, row.accountcode) if called else row.accountcode
-    return _leg(row, profile, account, "inbound", called, profile.e164(row.src, trunk))
+    return _leg(row, profile, account, "inbound", called, "dst", profile.e164(row.src, trunk))
 
 
 def _outbound(row: _Row, profile: SwitchProfile, trunk: Trunk) -> Leg | NoLeg:
-    called, *others = ("internal" if profile.is_internal(n) else profile.e164(n, trunk) for n in _dialled(row, trunk))
+    # The caller dialled dst by the rules of the country; only what is sent to the trunk is written by the trunk's.
+    sent = _sent(row, trunk)
+    rules = trunk if sent else None
+    called, *others = ("internal" if profile.is_internal(n) else profile.e164(n, rules) for n in sent or [row.dst])
     if any(other != called for other in others) and _answered(row):
         raise Refused(
             "invalid",
@@ -322,7 +336,8 @@ def _outbound(row: _Row, profile: SwitchProfile, trunk: Trunk) -> Leg | NoLeg:
     if called == "internal":
         return "internal"
     account = profile.account_of_code(row.accountcode)
-    return _leg(row, profile, account, "outbound", called, own_number(row.src, profile))
+    field = "lastdata" if sent else "dst"
+    return _leg(row, profile, account, "outbound", called, field, own_number(row.src, profile))
 
 
 def _leg(
@@ -331,10 +346,11 @@ def _leg(
     account: str,
     direction: Literal["inbound", "outbound"],
     called: str | None,
+    called_field: str,
     caller: str | None,
 ) -> Leg:
     answered = _answered(row)
-    number = billable_number(called, answered, "lastdata" if direction == "outbound" and "@" in row.lastdata else "dst")
+    number = billable_number(called, answered, called_field)
     account = account_id(account, "accountcode")
     duration_s = seconds(row.duration, "duration", fractions=row.named)
     billsec = seconds(row.billsec, "billsec", fractions=row.named)

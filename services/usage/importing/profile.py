@@ -127,9 +127,10 @@ class SwitchProfile(Part):
         return tuple((re.compile(entry.code), entry.account) for entry in self.accounts)
 
     def trunk(self, channel: str) -> Trunk | None:
-        """The trunk of a channel name such as ``PJSIP/thinQ-0000000a``, or None for any other channel."""
+        """The trunk of a channel name such as ``PJSIP/thinQ-0000000a``, or ``DAHDI/i1/12485252160-a`` of the trunk ``DAHDI/i1``;
+        None for any other channel."""
         name, dash, _ = channel.rpartition("-")
-        return self._trunk_of_channel.get(name) if dash else None
+        return self.trunk_of_path(name) if dash else None
 
     def trunk_of_path(self, path: str) -> Trunk | None:
         """The trunk of a FreeSWITCH channel or dial string such as ``sofia/external/12485252160@203.0.113.7``: that of
