@@ -28,7 +28,7 @@ from services.cli.publishing import Publishing
 from services.kernel.errors import InvalidInput, Refused, Unavailable
 from services.runtime import faults
 from services.runtime.settings import Settings
-from services.usage.importing import Importer, ImportReport, SwitchProfile
+from services.usage.importing import COMPRESSED, Importer, ImportReport, SwitchProfile
 
 MEMORY = ".tollbook-import"  # hidden, as all names that begin with a dot are no records
 ASIDE = "aside"
@@ -321,6 +321,7 @@ class _Watch:
         self._still: dict[str, tuple[Seen, float]] = {}
         self._left: set[Seen] = set()  # bad files that could not be moved away
         self._unended: set[Seen] = set()  # files that were told of because their last line or document has no end
+        self._compressed: set[tuple[int, int]] = set()  # those that were told of because they are, whatever their names
 
     def find_folder(self) -> None:
         """Takes the memory of another folder, if that took the place of the one that was watched."""
@@ -355,7 +356,7 @@ class _Watch:
             if now - since >= still_s
             and not self._memory.knows(file)
             and file not in self._left
-            and self._ends_whole(file)
+            and self._can_be_taken(file)
         ]
         return sorted(ready, key=lambda file: (file.mtime_ns, file.name))
 
@@ -366,13 +367,20 @@ class _Watch:
         except OSError as error:
             raise Unavailable(f"{self._folder} cannot be looked into ({error.strerror})", field="watch") from None
 
-    def _ends_whole(self, file: Seen) -> bool:
+    def _can_be_taken(self, file: Seen) -> bool:
+        """Whether a file is whole, and not compressed: what rotation packs in this folder stays where it is."""
         try:
             with (self._folder / file.name).open("rb") as records:
+                head = records.read(TAIL_BYTES)
                 records.seek(max(file.size - TAIL_BYTES, 0))
                 tail = records.read(TAIL_BYTES)
         except OSError:
             return True  # whoever takes it finds out
+        if head.startswith(COMPRESSED):
+            if file.inode not in self._compressed:
+                self._compressed.add(file.inode)
+                self._warn(f"{file.name} is not taken: it is compressed; unpack it, if its calls are not imported yet")
+            return False
         whole = tail.endswith(b"\n") if self._whole_lines else tail.rstrip().endswith(b"}")
         if whole or not tail:
             return True

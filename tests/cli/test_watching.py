@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 import signal
@@ -238,6 +239,27 @@ async def test_half_a_row_at_the_end_of_a_file_is_waited_for_and_told(watched: W
         await watched.wait(1)
     (event_id,) = await watched.ids()
     assert event_id.startswith("1543540817.123|")
+
+
+async def test_a_compressed_file_stays_where_it_is_and_is_told_once_whatever_rotation_calls_it(
+    watched: Watched,
+) -> None:
+    packed = watched.folder / "Master.csv.1.gz"
+    packed.write_bytes(gzip.compress(rows(0, 3)) + b"\n")  # its last byte may be anything
+    async with watched.running():
+
+        async def warned() -> bool:
+            return bool(watched.warnings)
+
+        await until(warned, "a warning")
+        packed = packed.rename(watched.folder / "Master.csv.2.gz")
+        (watched.folder / "Master.csv").write_bytes(gzip.decompress(packed.read_bytes()[:-1]))
+        await watched.wait(1)
+        await asyncio.sleep(3 * STILL_S)
+    assert [outcome.file for outcome in watched.outcomes] == ["Master.csv"]
+    assert (packed.exists(), len(watched.warnings)) == (True, 1)
+    assert watched.warnings[0].startswith("Master.csv.1.gz is not taken: it is compressed; unpack it")
+    assert await watched.ids() == dict.fromkeys(ids(0, 3), 1)
 
 
 async def test_a_json_document_needs_no_end_of_its_last_line(watched: Watched) -> None:

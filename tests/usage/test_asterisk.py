@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
+import lzma
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -259,6 +261,31 @@ def test_an_answered_leg_without_a_usable_number_is_refused_and_an_unanswered_on
         (2, "lastdata", "unanswered_no_number"),
     ]
     assert report.legs == 3
+
+
+def test_what_is_no_number_and_a_code_that_is_missing_are_said_with_the_fix() -> None:
+    _, report = read(
+        columns(lastdata="PJSIP/5252160@thinQ", dst="7"),
+        inbound(dst=""),
+        inbound(dst="s" * 100, uniqueid="1543598928.15"),
+        columns(accountcode=""),
+    )
+    assert [str(refusal).partition(";")[0] for refusal in report.refusals] == [
+        "line 1, lastdata: '5252160' is no telephone number",
+        "line 2, dst: is empty, and so is no telephone number",
+        f"line 3, dst: {'s' * 40!r} is no telephone number",
+        "line 4, accountcode: is empty",
+    ]
+    assert report.refusals[0].message.endswith("is not to be billed belongs under internal")
+    assert only(columns(accountcode=""), switch=profile(accounts=[{"code": "", "account": "main"}]))
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_a_compressed_file_is_refused_as_that(format_name: str) -> None:
+    switch = profile(csv={"columns": {"id": 1, "called": 2, "billable": 3, "ended_at": 4}, "direction": "outbound"})
+    for packed in (gzip.compress(line(columns())), lzma.compress(line(columns()))):
+        with pytest.raises(InvalidInput, match=r"is compressed; unpack it"):
+            list(FORMATS[format_name](io.BytesIO(packed), switch, ImportReport()))
 
 
 def test_an_inbound_number_that_is_not_ours_is_that_of_the_first_row_of_the_same_trunk_channel_and_uniqueid() -> None:

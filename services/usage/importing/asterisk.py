@@ -318,7 +318,8 @@ def _inbound(row: _Row, profile: SwitchProfile, trunk: Trunk, called_on: _Called
     called = profile.number_of_ours(row.dst, trunk) or profile.number_of_ours(first, trunk) or profile.e164(first)
     # A number that is not in the profile is told by its trunk's code, which usage does not know as an account.
     account = profile.numbers.get(called, row.accountcode) if called else row.accountcode
-    return _leg(row, profile, account, "inbound", called, "dst", profile.e164(row.src, trunk))
+    number = billable_number(called, first, _answered(row), "dst")
+    return _leg(row, profile, account, "inbound", number, profile.e164(row.src, trunk))
 
 
 def _outbound(row: _Row, profile: SwitchProfile, trunk: Trunk) -> Leg | NoLeg:
@@ -336,8 +337,9 @@ def _outbound(row: _Row, profile: SwitchProfile, trunk: Trunk) -> Leg | NoLeg:
     if called == "internal":
         return "internal"
     account = profile.account_of_code(row.accountcode)
-    field = "lastdata" if sent else "dst"
-    return _leg(row, profile, account, "outbound", called, field, own_number(row.src, profile))
+    field, written = ("lastdata", sent[0]) if sent else ("dst", row.dst)
+    number = billable_number(called, written, _answered(row), field)
+    return _leg(row, profile, account, "outbound", number, own_number(row.src, profile))
 
 
 def _leg(
@@ -345,12 +347,10 @@ def _leg(
     profile: SwitchProfile,
     account: str,
     direction: Literal["inbound", "outbound"],
-    called: str | None,
-    called_field: str,
+    number: str,
     caller: str | None,
 ) -> Leg:
     answered = _answered(row)
-    number = billable_number(called, answered, called_field)
     account = account_id(account, "accountcode")
     duration_s = seconds(row.duration, "duration", fractions=row.named)
     billsec = seconds(row.billsec, "billsec", fractions=row.named)

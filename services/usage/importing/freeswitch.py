@@ -98,8 +98,11 @@ def _events(
         dialled, rules = _dialled(record, trunk)
         if direction == "outbound" and profile.is_internal(dialled):
             return "internal"
-        called = _called_in(record, profile, trunk) if direction == "inbound" else profile.e164(dialled, rules)
-        return _leg(record, profile, part, direction, trunk, called)
+        if direction == "inbound":
+            called, dialled = _called_in(record, profile, trunk), record.first("destination_number")
+        else:
+            called = profile.e164(dialled, rules)
+        return _leg(record, profile, part, direction, trunk, called, dialled)
 
     return events_of(records, judge, profile, report, shift_days)
 
@@ -310,10 +313,11 @@ def _leg(
     direction: Direction,
     trunk: Trunk | None,
     called: str | None,
+    dialled: str,
 ) -> Leg:
     billsec = seconds(record.get("billsec"), "billsec")
     answered = _answered(record, billsec)
-    number = billable_number(called, answered, "destination_number")
+    number = billable_number(called, dialled, answered, "destination_number")
     code = record.get(*part.account_variables)
     account = profile.numbers.get(number, code) if direction == "inbound" else profile.account_of_code(code)
     account = account_id(account, part.account_variables[0])

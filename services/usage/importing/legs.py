@@ -18,6 +18,7 @@ from services.usage.importing.rows import Refused
 RowT = TypeVar("RowT")
 
 EVENT_ID_MAX = 256  # of the contract
+NUMBER_CHARS_SHOWN = 40  # of what is no number; a telephone number has half as many
 
 _SECONDS = re.compile(r"[0-9]{1,9}", re.ASCII)
 _FRACTION = re.compile(r"([0-9]{1,9})(?:\.[0-9]{0,9})?", re.ASCII)
@@ -98,16 +99,29 @@ def events_of(
             report.no_leg += 1
 
 
-def billable_number(called: str | None, answered: bool, field: str) -> str:
-    """The called number; without one an answered leg cannot be priced, and an unanswered one is not worth publishing."""
+def billable_number(called: str | None, written: str, answered: bool, field: str) -> str:
+    """The called number; without one an answered leg cannot be priced, and an unanswered one is not worth publishing.
+    ``written`` is what the record has in its place."""
     if called is not None:
         return called
+    what = f"{written[:NUMBER_CHARS_SHOWN]!r}" if written else "is empty, and so"
     if answered:
-        raise Refused("no_number", field, "is no telephone number; mend the prefixes in the switch profile")
-    raise Refused("unanswered_no_number", field, "is no telephone number, and nobody answered: nothing to bill")
+        raise Refused(
+            "no_number",
+            field,
+            f"{what} is no telephone number; mend the prefixes in the switch profile, where one that was dialled and is not to be"
+            " billed belongs under internal",
+        )
+    raise Refused("unanswered_no_number", field, f"{what} is no telephone number, and nobody answered: nothing to bill")
 
 
 def account_id(account: str, field: str) -> str:
+    if not account:
+        raise Refused(
+            "invalid",
+            field,
+            'is empty; set it on the switch, or map the empty code "" in the switch profile (accounts)',
+        )
     if _ACCOUNT.fullmatch(account) is None:
         raise Refused(
             "invalid",

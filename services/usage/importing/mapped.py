@@ -123,7 +123,7 @@ def _leg(values: dict[str, str], profile: SwitchProfile, part: MappedCsv) -> Leg
         called = profile.number_of_ours(values["called"], trunk) or profile.e164(values["called"])
     else:
         called = profile.e164(dialled, trunk)
-    number = billable_number(called, answered, "called")
+    number = billable_number(called, values["called"], answered, "called")
     code = profile.account_of_code(values.get("account", ""))
     account = profile.numbers.get(number, code) if direction == "inbound" else code
     starts = _instants(values.get("started_at", ""), "started_at", profile, part)
