@@ -32,6 +32,7 @@ def on_database(tollbook: Tollbook, database: Database, monkeypatch: pytest.Monk
         ["account", "list"],
         ["group", "list"],
         ["org", "list"],
+        ["org", "publishers"],
         ["org", "log"],
         ["price", "list"],
         ["invoice", "list"],
