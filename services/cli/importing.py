@@ -133,6 +133,12 @@ async def _import(
     else:
         for line in in_words(report, dry_run=dry_run):
             console.print(line, markup=False)
+        if report.rows == report.internal > 0:
+            console.print(
+                "note: not one call left the switch; if that is wrong, no channel of the file is among the profile's trunks, or"
+                " its internal patterns match every number",
+                markup=False,
+            )
         if tried is not None:
             tried.show()
     if report.is_unusable:
