@@ -310,6 +310,15 @@ def test_both_numbers_of_an_inbound_leg_are_known_without_their_plus_where_the_t
     assert only(inbound(dst="030123456"), switch=berlin)["account_id"] == "support"
 
 
+def test_a_number_that_a_national_plan_allows_and_e164_does_not_is_none() -> None:
+    """An odd caller must not keep the leg from being billed."""
+    switch = profile(country="DE", international_prefixes=["00"], numbers={"+4930123456": "support"})
+    came_in = only(inbound(dst="030123456", src="0301234567890123"), switch=switch)
+    assert (came_in["called"], came_in["caller"]) == ("+4930123456", None)
+    _, report = read(columns(lastdata="PJSIP/0301234567890123@thinQ"), switch=switch)
+    assert report.refused_by_code == {"no_number": 1}
+
+
 @pytest.mark.parametrize(
     ("src", "caller"),
     [
