@@ -79,6 +79,25 @@ def test_a_row_of_the_table_gives_the_event_that_the_same_row_of_master_csv_give
     assert only(table(TABLE, call())) == only(line(MASTER), format_name="asterisk")
 
 
+@pytest.mark.parametrize(
+    ("dst", "did", "called"),
+    [
+        ("6001", "2484329407", "+12484329407"),
+        ("s", "+12484329407", "+12484329407"),
+        ("2484329407", "", "+12484329407"),
+        ("2484329407", "3135550100", "+12484329407"),
+        ("6001", "3135550100", "+13135550100"),
+    ],
+)
+def test_the_number_that_was_called_from_outside_may_have_a_column_of_its_own(dst: str, did: str, called: str) -> None:
+    """FreePBX's table has one; its dst is the extension, queue or menu that the call came to."""
+    came_in = {"channel": "PJSIP/VIOrig-0000000e", "dstchannel": "PJSIP/6001-0000000f", "src": "3135550177"}
+    row = call(**came_in, dst=dst, lastdata="PJSIP/6001,,HhTtr") | {"did": did}
+    data = only(table((*OLD_TABLE, "did", "linkedid"), row))["data"]
+    assert (data["direction"], data["called"]) == ("inbound", called)
+    assert data["account_id"] == ("support" if called == "+12484329407" else "1115")
+
+
 def test_the_older_table_has_calldate_and_no_end() -> None:
     event = only(table(OLD_TABLE, call()))
     assert event["id"] == "1543540817.1|PJSIP/1115-00000001|PJSIP/thinQ-00000002|2018-11-29 20:20:17"

@@ -77,6 +77,7 @@ class _Row:
     uniqueid: str  # empty where the switch does not log it
     linkedid: str
     sequence: str
+    did: str = ""  # the number that was called from outside, where a table keeps it, as FreePBX's does
     named: bool = False  # its columns have names: what a database or a mapping may write is read
 
 
@@ -233,6 +234,7 @@ class _Columns:
             uniqueid=self._of(fields, "uniqueid"),
             linkedid=self._of(fields, "linkedid"),
             sequence=self._of(fields, "sequence"),
+            did=self._of(fields, "did"),
             named=True,
         )
 
@@ -315,10 +317,11 @@ def _sent(row: _Row, trunk: Trunk) -> list[str]:
 
 def _inbound(row: _Row, profile: SwitchProfile, trunk: Trunk, called_on: _CalledNumbers) -> Leg:
     first = called_on.first_of(row)
-    called = profile.number_of_ours(row.dst, trunk) or profile.number_of_ours(first, trunk) or profile.e164(first)
+    ours = (profile.number_of_ours(number, trunk) for number in (row.dst, row.did, first))
+    called = next((number for number in ours if number), None) or profile.e164(row.did) or profile.e164(first)
     # A number that is not in the profile is told by its trunk's code, which usage does not know as an account.
     account = profile.numbers.get(called, row.accountcode) if called else row.accountcode
-    number = billable_number(called, first, _answered(row), "dst")
+    number = billable_number(called, row.did or first, _answered(row), "did" if row.did else "dst")
     return _leg(row, profile, account, "inbound", number, profile.e164(row.src, trunk))
 
 
