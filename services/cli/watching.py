@@ -37,6 +37,7 @@ FORGET_FROM = 10_000  # files that are done and gone
 FILES_TOGETHER_MAX = 500  # files whose acknowledgements are awaited, and which are remembered, together
 BACK_OFF_S_MIN, BACK_OFF_S_MAX = 1.0, 30.0
 DIGEST_BYTES = 2**16  # read at once, of a line
+CONTEXT_BYTES = 4 * 2**20  # of what is done, read again before what grew: some ten thousand rows, as calls have several
 TAIL_BYTES = 4_096  # in which the last brace of a document is looked for, behind which there may be blank lines
 
 # A row that is refused with one of these could not be read at all.
@@ -123,18 +124,29 @@ class Stopped(Exception):
 
 
 class _Interruptible:
-    """The bytes of a file until the watch is to stop, and their digest so far. Importers read by lines only."""
+    """The bytes of a file until the watch is to stop, and their digest so far. Importers read by lines only.
 
-    def __init__(self, records: BinaryIO, stop: Stop, read_by: bytes) -> None:
+    Lines before ``from_offset`` are given as empty ones, which are no rows and keep the numbers of those behind them; not the
+    first, which may be a header.
+    """
+
+    def __init__(self, records: BinaryIO, stop: Stop, read_by: bytes, from_offset: int = 0) -> None:
         self._records = records
         self._stop = stop
         self._digest = sha256(read_by)
+        self._from_offset = from_offset
+        self._begun = False
+        self.offset = 0
 
     def readline(self, limit: int = -1) -> bytes:
         if self._stop.now:
             raise Stopped
         raw = self._records.readline(limit)
         self._digest.update(raw)
+        self.offset += len(raw)
+        if self._begun and self.offset <= self._from_offset and raw.endswith(b"\n"):
+            return b"\n"
+        self._begun = self._begun or not raw.isspace()
         return raw
 
     def digest_of(self, size: int) -> str:
@@ -431,11 +443,13 @@ class _Watch:
             if not file.still(Seen.of(file.name, os.fstat(records.fileno()))):
                 return None
             sent_before = self._sent_before(file, records)
-            lines = _Interruptible(records, self._stop, self._read_by)
+            from_offset = sent_before - CONTEXT_BYTES if self._whole_lines else 0
+            lines = _Interruptible(records, self._stop, self._read_by, from_offset)
             for event in self._read(cast(BinaryIO, lines), self._profile, report, shift_days=self._shift_days):
-                if report.bytes_read > sent_before:
+                if lines.offset > sent_before:
                     await publishing.send(event)
                     faults.step("import.event.sent")
+            report.bytes_read = lines.offset
             if not file.still(Seen.of(file.name, os.fstat(records.fileno()))):
                 return None
             return Taken(file, report, lines.digest)

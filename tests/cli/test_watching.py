@@ -24,6 +24,7 @@ from services.kernel.errors import Refused, TollbookError
 from services.runtime.broker import Offsets
 from services.runtime.settings import Settings
 from services.usage.importing import FORMATS, SELF_CLOSING, Importer, ImportReport, LegEvent
+from services.usage.importing.asterisk import COLUMNS
 from tests.support.processes import Processes, until
 from tests.support.servers import Database
 from tests.usage.test_asterisk import PROFILE, columns, inbound, line, profile
@@ -329,6 +330,28 @@ async def test_new_rows_of_a_file_that_grew_are_read_with_those_before_them(watc
     values = [json.loads(value) for value in await published(watched.settings)]
     assert [value["data"]["called"] for value in values] == ["+12484329407"] * 2
     assert len({value["id"] for value in values}) == 2
+
+
+@pytest.mark.parametrize("header", [b"", b"\n" + ",".join(COLUMNS).encode() + b",uniqueid,userfield\n"])
+async def test_of_a_file_that_grew_long_only_the_last_rows_before_are_judged_again(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch, header: bytes
+) -> None:
+    """Master.csv grows for years where nobody rotates it."""
+    monkeypatch.setattr("services.cli.watching.CONTEXT_BYTES", len(rows(0, 2)))
+    master = watched.folder / "Master.csv"
+    master.write_bytes(header + rows(0, 50))
+    async with watched.running("asterisk-realtime" if header else "asterisk"):
+        await watched.wait(1)
+        with master.open("ab") as file:
+            file.write(rows(50, 1) + b"no row\n")
+        await watched.wait(2)
+    first, second = (outcome.report for outcome in watched.outcomes)
+    assert first is not None
+    assert second is not None
+    assert (first.rows, second.bytes_read) == (50, master.stat().st_size)
+    assert second.rows <= 1 + 2 + 2  # the first line, the context, and what is new
+    assert [refusal.line for refusal in second.refusals] == [header.count(b"\n") + 52]
+    assert await watched.ids() == dict.fromkeys(ids(0, 51), 1)
 
 
 @pytest.mark.parametrize("changed", ["the beginning", "the profile", "a memory of an older program"])
