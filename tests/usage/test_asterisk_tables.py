@@ -133,6 +133,13 @@ def test_a_file_whose_first_line_is_no_header_is_refused(data: bytes) -> None:
         read(data)
 
 
+@pytest.mark.parametrize("names", [TABLE, OLD_TABLE, (*OLD_TABLE, *("more",) * 9)])
+def test_a_table_that_is_taken_for_master_csv_is_refused_with_the_format_that_reads_it(names: tuple[str, ...]) -> None:
+    """One whose columns stand almost in the order of Master.csv would be billed under ids of its own."""
+    with pytest.raises(InvalidInput, match=r"is a header line, .* by --format asterisk-realtime$"):
+        read(table(names, call(more="")), format_name="asterisk")
+
+
 def test_an_empty_table_is_an_empty_report() -> None:
     assert read(b"")[1].rows == read(table(TABLE))[1].rows == 0
 

@@ -129,6 +129,9 @@ def _headless_rows(
         try:
             row = _master_row(raw, complete) if columns is None else columns.row(raw, complete)
         except Refused as refused:
+            if refused.code == "header" and report.rows == 0:
+                # Its columns may stand in another order: the same calls would have other ids, and be billed twice.
+                raise InvalidInput(refused.message, field="FILE") from None
             yield line, refused
             continue
         yield line, row
@@ -155,12 +158,16 @@ def _column(index: int) -> str:
 def _master_row(raw: bytes, complete: bool) -> _Row:
     fields = fields_of(text_of(raw, complete, _column), _column)
     count = len(fields)
+    if not {"channel", "dstchannel", "disposition"}.difference(map(str.lower, map(str.strip, fields))):
+        raise Refused(
+            "header",
+            _column(0),
+            "is a header line, and Master.csv has none; import a table that names its columns by --format asterisk-realtime",
+        )
     if count < COLUMNS_MIN:
         raise Refused("short_row", _column(count), f"is missing: the row has {count} of at least {COLUMNS_MIN} columns")
     if count > COLUMNS_MAX:
         raise Refused("long_row", _column(COLUMNS_MAX), f"the row has {count} columns, at most {COLUMNS_MAX} are known")
-    if fields[9].strip().lower() in ("start", "calldate") or fields[0].strip().lower() == "accountcode":
-        raise Refused("header", _column(0), "is a header line; Master.csv has none: remove it")
     if fields[13] in DISPOSITIONS and fields[14] not in DISPOSITIONS:
         raise Refused(
             "invalid",
