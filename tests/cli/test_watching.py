@@ -113,6 +113,11 @@ class Command:
 
 @pytest.fixture
 async def command(tmp_path: Path, database: Database, kafka: str, topic_prefix: str) -> AsyncIterator[Command]:
+    async with database.connected() as owner:
+        await owner.execute(
+            "insert into groups.publisher values ($1, 1, $2, $3, 3024000, 600)",
+            PROFILE["publisher"], ["lakeside"], [PROFILE["source"]],
+        )  # fmt: skip
     running = Command(tmp_path, database, kafka, topic_prefix)
     yield running
     running.processes.stop()
