@@ -277,6 +277,12 @@ def test_what_is_no_number_and_a_code_that_is_missing_are_said_with_the_fix() ->
         "line 4, accountcode: is empty",
     ]
     assert report.refusals[0].message.endswith("is not to be billed belongs under internal")
+    assert report.refusals[3].message == "is empty; map it in the switch profile (accounts)"
+    (refusal,) = read(inbound(dst="3135550100", accountcode=""))[1].refusals
+    assert (refusal.field, refusal.message) == (
+        "accountcode",
+        "is empty, and +13135550100 is no number of yours; add that to the switch profile (numbers)",
+    )
     assert only(columns(accountcode=""), switch=profile(accounts=[{"code": "", "account": "main"}]))
 
 

@@ -361,7 +361,7 @@ def _leg(
     caller: str | None,
 ) -> Leg:
     answered = _answered(row)
-    account = account_id(account, "accountcode")
+    account = account_id(account, "accountcode", direction, number)
     duration_s = seconds(row.duration, "duration", fractions=row.named)
     billsec = seconds(row.billsec, "billsec", fractions=row.named)
     # With initiatedseconds the switch rounds billsec by half seconds, while it cuts the duration.

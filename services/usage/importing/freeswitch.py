@@ -320,7 +320,7 @@ def _leg(
     number = billable_number(called, dialled, answered, "destination_number")
     code = record.get(*part.account_variables)
     account = profile.numbers.get(number, code) if direction == "inbound" else profile.account_of_code(code)
-    account = account_id(account, part.account_variables[0])
+    account = account_id(account, part.account_variables[0], direction, number)
     ends = _instants(record, "end", profile)
     if ends is None:
         raise Refused("invalid", "end_epoch", "is missing; log ${end_stamp} or ${end_epoch}")

@@ -115,19 +115,14 @@ def billable_number(called: str | None, written: str, answered: bool, field: str
     raise Refused("unanswered_no_number", field, f"{what} is no telephone number, and nobody answered: nothing to bill")
 
 
-def account_id(account: str, field: str) -> str:
-    if not account:
-        raise Refused(
-            "invalid",
-            field,
-            'is empty; set it on the switch, or map the empty code "" in the switch profile (accounts)',
-        )
+def account_id(account: str, field: str, direction: Literal["inbound", "outbound"], number: str) -> str:
+    """The account of a leg to ``number``; of an inbound one that is none of ours it is the trunk's code."""
     if _ACCOUNT.fullmatch(account) is None:
-        raise Refused(
-            "invalid",
-            field,
-            "cannot be an account id (letters, digits, _ . - and at most 64 of them); map it in the switch profile",
-        )
+        what = "cannot be an account id (letters, digits, _ . - and at most 64 of them)" if account else "is empty"
+        fix = "map it in the switch profile (accounts)"
+        if direction == "inbound":
+            what, fix = f"{what}, and {number} is no number of yours", "add that to the switch profile (numbers)"
+        raise Refused("invalid", field, f"{what}; {fix}")
     return account
 
 

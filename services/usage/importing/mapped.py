@@ -160,7 +160,7 @@ def _leg(values: dict[str, str], profile: SwitchProfile, part: MappedCsv) -> Leg
     if not identity.strip("|"):
         raise Refused("invalid", "id", "is empty; without an id the same leg could be billed twice")
     return Leg(
-        event_id(identity, "id"), account_id(account, "account"), direction, caller, number, started_at, ended_at,
+        event_id(identity, "id"), account_id(account, "account", direction, number), direction, caller, number, started_at, ended_at,
         answered, duration_s, billable,
     )  # fmt: skip
 
