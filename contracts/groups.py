@@ -133,15 +133,20 @@ class CostCenter(Message):
     name: Name
 
 
+EventSource = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+LateSeconds = Annotated[int, Field(ge=0, le=35 * 86_400)]
+EarlySeconds = Annotated[int, Field(ge=0, le=86_400)]
+
+
 class Publisher(Message):
     """`groups.publishers`: the organizations a publisher may bill, the sources it owns, its time tolerance."""
 
     publisher_id: Id
     version: Annotated[int, Field(ge=1)]
     organization_ids: tuple[Id, ...]
-    sources: tuple[Annotated[str, StringConstraints(min_length=1, max_length=256)], ...]
-    late_s_max: Annotated[int, Field(ge=0, le=35 * 86_400)] = 35 * 86_400
-    early_s_max: Annotated[int, Field(ge=0, le=86_400)] = 600
+    sources: tuple[EventSource, ...]
+    late_s_max: LateSeconds = 35 * 86_400
+    early_s_max: EarlySeconds = 600
 
 
 class BillingEntity(Message):
@@ -211,7 +216,25 @@ class CreatePublisher(_Command):
     kind: Literal["create_publisher"] = "create_publisher"
     publisher_id: Id
     organization_ids: tuple[Id, ...]
-    sources: tuple[Annotated[str, StringConstraints(min_length=1, max_length=256)], ...]
+    sources: tuple[EventSource, ...]
+
+
+class ChangePublisher(_Command):
+    """From now on it may bill more or fewer organizations, owns more or fewer sources, or is judged by another tolerance; what is
+    not named stays. ``organization_id`` is that in whose log it stands."""
+
+    kind: Literal["change_publisher"] = "change_publisher"
+    publisher_id: Id
+    organization_ids: Annotated[tuple[Id, ...], Field(description="That it may bill as well")] = ()
+    sources: Annotated[tuple[EventSource, ...], Field(description="That it owns as well")] = ()
+    without_organization_ids: Annotated[tuple[Id, ...], Field(description="That it may no longer bill")] = ()
+    without_sources: Annotated[tuple[EventSource, ...], Field(description="That it no longer owns")] = ()
+    late_s_max: Annotated[
+        LateSeconds | None, Field(description="How long before it is published an event may have been")
+    ] = None
+    early_s_max: Annotated[
+        EarlySeconds | None, Field(description="How far ahead of the broker's clock an event may be")
+    ] = None
 
 
 class CreateBillingEntity(_Command):
@@ -342,6 +365,7 @@ class ReleaseResource(_Command):
 GroupsCommand = Annotated[
     CreateOrganization
     | CreatePublisher
+    | ChangePublisher
     | CreateBillingEntity
     | CreateGroup
     | CreateAccount

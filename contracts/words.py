@@ -48,7 +48,8 @@ SignedTotal = Annotated[
     Field(description="Decimal string of a total over many accounts"),
 ]
 CurrencyCode = Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$"), Field(description="ISO 4217", examples=["USD"])]
-E164 = Annotated[str, StringConstraints(pattern=r"^\+[1-9][0-9]{4,14}$"), Field(examples=["+12485252160"])]
+E164_PATTERN = r"^\+[1-9][0-9]{4,14}$"
+E164 = Annotated[str, StringConstraints(pattern=E164_PATTERN), Field(examples=["+12485252160"])]
 Month = Annotated[
     str,
     StringConstraints(pattern=r"^[0-9]{4}-(0[1-9]|1[0-2])$"),

@@ -97,6 +97,7 @@ async def _watch(
         for line in (f"{outcome.file}: {lines[0]}", *lines[1:]):
             console.print(line, markup=False)
 
+    await may_publish(settings, switch)
     await registry_known(settings)
     stop = Stop()
     with stop.by_signals():
@@ -110,6 +111,7 @@ async def _import(
     settings: Settings, file: Path, switch: SwitchProfile, format_: str, shift_days: int, dry_run: bool, output: Format
 ) -> None:
     if not dry_run:
+        await may_publish(settings, switch)
         await registry_known(settings)
     size = _size(file)
     tried = None
@@ -133,6 +135,12 @@ async def _import(
     else:
         for line in in_words(report, dry_run=dry_run):
             console.print(line, markup=False)
+        if report.rows == report.internal > 0:
+            console.print(
+                "note: not one call left the switch; if that is wrong, no channel of the file is among the profile's trunks, or"
+                " its internal patterns match every number",
+                markup=False,
+            )
         if tried is not None:
             tried.show()
     if report.is_unusable:
@@ -149,6 +157,28 @@ def importer(format_name: str) -> Importer:
     if read is None:
         raise InvalidInput(f"{format_name!r} is no format; use one of {', '.join(FORMATS)}", field="format")
     return read
+
+
+async def may_publish(settings: Settings, profile: SwitchProfile) -> None:
+    """Refuses a profile whose publisher is not registered, or whose source is none of its: every event would be quarantined."""
+    from services.groups import api
+
+    async with room("groups", settings) as groups:
+        publisher = next(
+            (each for each in await api.publishers(groups) if each.publisher_id == profile.publisher), None
+        )
+    if publisher is None:
+        raise NotFound(
+            f"{profile.publisher} is not registered; register it by `tollbook org publisher`, or mend the profile: nothing was"
+            " published",
+            field="publisher",
+        )
+    if profile.source not in publisher.sources:
+        raise InvalidInput(
+            f"{profile.source} is none of {profile.publisher} ({', '.join(publisher.sources)[:200]}); add it by `tollbook org"
+            " change-publisher`, or mend the profile: nothing was published",
+            field="source",
+        )
 
 
 async def registry_known(settings: Settings, *, timeout_s: float = REGISTRY_S_MAX) -> None:

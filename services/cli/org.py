@@ -92,6 +92,57 @@ async def publisher(
     )
 
 
+@app.command("change-publisher")
+@asynchronous
+async def change_publisher(
+    publisher_id: Annotated[str, typer.Argument(metavar="PUBLISHER", help="its name, as `org publishers` shows it")],
+    organization: Annotated[str, typer.Option(help="the organization in whose log this stands")],
+    bill: Annotated[list[str] | None, typer.Option(help="an organization it may bill too; may be repeated")] = None,
+    not_bill: Annotated[
+        list[str] | None, typer.Option(help="an organization it may no longer bill; may be repeated")
+    ] = None,
+    source: Annotated[list[str] | None, typer.Option(help="a source it owns too; may be repeated")] = None,
+    without_source: Annotated[
+        list[str] | None, typer.Option(help="a source it no longer owns; may be repeated")
+    ] = None,
+    late_s: Annotated[
+        int | None, typer.Option(help="how many seconds before it is published an event may have been; at most 35 days")
+    ] = None,
+    early_s: Annotated[
+        int | None, typer.Option(help="how many seconds ahead of the broker's clock an event may be; at most a day")
+    ] = None,
+    role: Role = "operator",
+    actor: Actor = "",
+    command_id: CommandId = None,
+    output: Output = Format.table,
+) -> None:
+    """Say whom a telephony system may bill, its sources and how late its events may be, from now on; what is not named
+    stays. What was quarantined as not permitted: `quarantine replay --reason not_permitted`."""
+    await ask(
+        output, actor=actor, kind="change_publisher", organization_id=organization, publisher_id=publisher_id,
+        organization_ids=tuple(bill or ()), without_organization_ids=tuple(not_bill or ()),
+        sources=tuple(source or ()), without_sources=tuple(without_source or ()),
+        late_s_max=late_s, early_s_max=early_s, role=role, command_id=command_id,
+    )  # fmt: skip
+
+
+@app.command()
+@asynchronous
+async def publishers(output: Output = Format.table) -> None:
+    """Every telephony system, whom it may bill and its sources."""
+    from services.groups import api
+
+    async with room("groups") as engine:
+        rows = await api.publishers(engine)
+    columns = {
+        "publisher_id": "publisher", "organization_ids": "may bill", "sources": "sources", "late_s_max": "late s",
+        "early_s_max": "early s",
+    }  # fmt: skip
+    show_rows(
+        rows, columns, output, empty="no publisher; `tollbook org publisher`", right=("late_s_max", "early_s_max")
+    )
+
+
 @app.command()
 @asynchronous
 async def entity(

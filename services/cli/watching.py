@@ -28,7 +28,7 @@ from services.cli.publishing import Publishing
 from services.kernel.errors import InvalidInput, Refused, Unavailable
 from services.runtime import faults
 from services.runtime.settings import Settings
-from services.usage.importing import Importer, ImportReport, SwitchProfile
+from services.usage.importing import COMPRESSED, Importer, ImportReport, SwitchProfile
 
 MEMORY = ".tollbook-import"  # hidden, as all names that begin with a dot are no records
 ASIDE = "aside"
@@ -37,6 +37,7 @@ FORGET_FROM = 10_000  # files that are done and gone
 FILES_TOGETHER_MAX = 500  # files whose acknowledgements are awaited, and which are remembered, together
 BACK_OFF_S_MIN, BACK_OFF_S_MAX = 1.0, 30.0
 DIGEST_BYTES = 2**16  # read at once, of a line
+CONTEXT_BYTES = 4 * 2**20  # of what is done, read again before what grew: some ten thousand rows, as calls have several
 TAIL_BYTES = 4_096  # in which the last brace of a document is looked for, behind which there may be blank lines
 
 # A row that is refused with one of these could not be read at all.
@@ -123,18 +124,29 @@ class Stopped(Exception):
 
 
 class _Interruptible:
-    """The bytes of a file until the watch is to stop, and their digest so far. Importers read by lines only."""
+    """The bytes of a file until the watch is to stop, and their digest so far. Importers read by lines only.
 
-    def __init__(self, records: BinaryIO, stop: Stop, read_by: bytes) -> None:
+    Lines before ``from_offset`` are given as empty ones, which are no rows and keep the numbers of those behind them; not the
+    first, which may be a header.
+    """
+
+    def __init__(self, records: BinaryIO, stop: Stop, read_by: bytes, from_offset: int = 0) -> None:
         self._records = records
         self._stop = stop
         self._digest = sha256(read_by)
+        self._from_offset = from_offset
+        self._begun = False
+        self.offset = 0
 
     def readline(self, limit: int = -1) -> bytes:
         if self._stop.now:
             raise Stopped
         raw = self._records.readline(limit)
         self._digest.update(raw)
+        self.offset += len(raw)
+        if self._begun and self.offset <= self._from_offset and raw.endswith(b"\n"):
+            return b"\n"
+        self._begun = self._begun or not raw.isspace()
         return raw
 
     def digest_of(self, size: int) -> str:
@@ -321,6 +333,7 @@ class _Watch:
         self._still: dict[str, tuple[Seen, float]] = {}
         self._left: set[Seen] = set()  # bad files that could not be moved away
         self._unended: set[Seen] = set()  # files that were told of because their last line or document has no end
+        self._compressed: set[tuple[int, int]] = set()  # those that were told of because they are, whatever their names
 
     def find_folder(self) -> None:
         """Takes the memory of another folder, if that took the place of the one that was watched."""
@@ -355,7 +368,7 @@ class _Watch:
             if now - since >= still_s
             and not self._memory.knows(file)
             and file not in self._left
-            and self._ends_whole(file)
+            and self._can_be_taken(file)
         ]
         return sorted(ready, key=lambda file: (file.mtime_ns, file.name))
 
@@ -366,13 +379,20 @@ class _Watch:
         except OSError as error:
             raise Unavailable(f"{self._folder} cannot be looked into ({error.strerror})", field="watch") from None
 
-    def _ends_whole(self, file: Seen) -> bool:
+    def _can_be_taken(self, file: Seen) -> bool:
+        """Whether a file is whole, and not compressed: what rotation packs in this folder stays where it is."""
         try:
             with (self._folder / file.name).open("rb") as records:
+                head = records.read(TAIL_BYTES)
                 records.seek(max(file.size - TAIL_BYTES, 0))
                 tail = records.read(TAIL_BYTES)
         except OSError:
             return True  # whoever takes it finds out
+        if head.startswith(COMPRESSED):
+            if file.inode not in self._compressed:
+                self._compressed.add(file.inode)
+                self._warn(f"{file.name} is not taken: it is compressed; unpack it, if its calls are not imported yet")
+            return False
         whole = tail.endswith(b"\n") if self._whole_lines else tail.rstrip().endswith(b"}")
         if whole or not tail:
             return True
@@ -423,11 +443,13 @@ class _Watch:
             if not file.still(Seen.of(file.name, os.fstat(records.fileno()))):
                 return None
             sent_before = self._sent_before(file, records)
-            lines = _Interruptible(records, self._stop, self._read_by)
+            from_offset = sent_before - CONTEXT_BYTES if self._whole_lines else 0
+            lines = _Interruptible(records, self._stop, self._read_by, from_offset)
             for event in self._read(cast(BinaryIO, lines), self._profile, report, shift_days=self._shift_days):
-                if report.bytes_read > sent_before:
+                if lines.offset > sent_before:
                     await publishing.send(event)
                     faults.step("import.event.sent")
+            report.bytes_read = lines.offset
             if not file.still(Seen.of(file.name, os.fstat(records.fileno()))):
                 return None
             return Taken(file, report, lines.digest)

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic_core import to_json
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from contracts.groups import BillingInformation, CommandAnswer
+from contracts.groups import BillingInformation, CommandAnswer, Publisher
 from services.groups import listing
 from services.groups.messages import STATE_TOPICS
 from services.groups.objects import SharingApproval
@@ -111,6 +111,22 @@ async def organization(engine: AsyncEngine, organization_id: str) -> Organizatio
         return OrganizationNow(
             *_one(await listing.organizations(connection, organization_id), "organization", organization_id)
         )
+
+
+async def publishers(engine: AsyncEngine) -> list[Publisher]:
+    """Every publisher."""
+    async with transaction(engine) as connection:
+        return [
+            Publisher(
+                publisher_id=row.publisher_id,
+                version=row.version,
+                organization_ids=tuple(row.organization_ids),
+                sources=tuple(row.sources),
+                late_s_max=row.late_s_max,
+                early_s_max=row.early_s_max,
+            )
+            for row in await listing.publishers(connection)
+        ]
 
 
 async def accounts(engine: AsyncEngine, organization_id: str | None = None) -> list[AccountNow]:

@@ -29,6 +29,11 @@ async def organizations(connection: AsyncConnection, organization_id: str | None
     return (await connection.execute(statement)).all()
 
 
+async def publishers(connection: AsyncConnection) -> Sequence[Any]:
+    """Publishers with whom they may bill, their sources and their tolerance."""
+    return (await connection.execute(select(tables.publisher).order_by(tables.publisher.c.publisher_id))).all()
+
+
 async def accounts(
     connection: AsyncConnection, *, organization_id: str | None = None, account_id: str | None = None
 ) -> Sequence[Any]:

@@ -18,6 +18,7 @@ from contracts.groups import (
     BillingEntity,
     BillingInformation,
     ChangePlan,
+    ChangePublisher,
     CreateAccount,
     CreateBillingEntity,
     CreateCostCenter,
@@ -202,6 +203,42 @@ def create_publisher(registry: Registry, command: CreatePublisher, now: datetime
         sources=tuple(dict.fromkeys(command.sources)),
     )
     return Outcome((made,), {"publisher_id": made.publisher_id}, f"publisher {made.publisher_id} created")
+
+
+def change_publisher(registry: Registry, command: ChangePublisher, now: datetime) -> Outcome:
+    sharing.require_operator(command.role, "change a publisher")
+    known = registry.publishers.get(command.publisher_id)
+    if known is None:
+        raise NotFound(f"there is no publisher {command.publisher_id}", field="publisher_id")
+    for organization_id in command.organization_ids:
+        registry.organization(organization_id, field="organization_ids")
+    changed = Publisher(
+        publisher_id=known.publisher_id,
+        version=known.version + 1,
+        organization_ids=_with_and_without(
+            known.organization_ids, command.organization_ids, command.without_organization_ids, "organization_ids"
+        ),
+        sources=_with_and_without(known.sources, command.sources, command.without_sources, "sources"),
+        late_s_max=known.late_s_max if command.late_s_max is None else command.late_s_max,
+        early_s_max=known.early_s_max if command.early_s_max is None else command.early_s_max,
+    )
+    if changed.model_copy(update={"version": known.version}) == known:
+        raise Refused(f"publisher {known.publisher_id} is like that already", code="nothing_to_change")
+    return Outcome((changed,), {"publisher_id": changed.publisher_id}, f"publisher {changed.publisher_id} changed")
+
+
+def _with_and_without(
+    known: tuple[str, ...], more: tuple[str, ...], less: tuple[str, ...], field: str
+) -> tuple[str, ...]:
+    for each in less:
+        if each not in known:
+            raise InvalidInput(f"{each} is not among those that it has; leave it out", field=f"without_{field}")
+        if each in more:
+            raise InvalidInput(f"{each} is to be added too; choose one", field=f"without_{field}")
+    kept = tuple(each for each in dict.fromkeys((*known, *more)) if each not in less)
+    if not kept:
+        raise InvalidInput("would be the last; a publisher keeps at least one", field=f"without_{field}")
+    return kept
 
 
 def create_billing_entity(registry: Registry, command: CreateBillingEntity, now: datetime) -> Outcome:
@@ -638,6 +675,7 @@ def _check_number(registry: Registry, command: AssignResource) -> None:
 CARRY_OUT: dict[type[Any], Callable[[Registry, Any, datetime], Outcome]] = {
     CreateOrganization: create_organization,
     CreatePublisher: create_publisher,
+    ChangePublisher: change_publisher,
     CreateBillingEntity: create_billing_entity,
     CreateGroup: create_group,
     CreateAccount: create_account,

@@ -22,7 +22,7 @@ from contracts.topics import USAGE_CHARGES, USAGE_EVENTS
 from services.kernel.errors import Corrupt
 from services.kernel.ids import charge_id_bytes, identity_digest
 from services.kernel.money import format_nano
-from services.kernel.period import period_of
+from services.kernel.period import instant_text, period_of
 from services.runtime.records import Record
 from services.runtime.work import Work
 from services.usage import reassignments, renting, retrying, revising, store
@@ -208,20 +208,23 @@ class UsageEvents:
         if publisher is None:
             problem = "not_permitted", f"the publisher {name} is not registered", None
         elif event.source not in publisher.sources:
-            problem = "not_permitted", "is not a source of this publisher; register it", "source"
+            problem = "not_permitted", "is not a source of this publisher; add it, and replay the record", "source"
         elif account_id is None:
             message = "was nobody's number at the time of the event; register it, and the record is retried"
             problem = "unknown_number", message, field
         elif account is None:
             problem = "unknown_account", "is not registered; register the account, and the record is retried", field
         elif account.organization_id not in publisher.organizations:
-            problem = "not_permitted", "is of an organization that this publisher may not bill", field
+            message = "is of an organization that this publisher may not bill; let it, and replay the record"
+            problem = "not_permitted", message, field
         elif isinstance(event, Void):  # takes back what was used at any time
             return Usage(record, event, account, publisher, identity_digest(name, event.source, event.event_id))
         elif event.event_time < account.opened_at:
-            problem = "unknown_account", "was not opened yet at the time of the event", field
+            opened = instant_text(account.opened_at)
+            message = f"was opened at {opened}, after the event; who used before is created with an earlier opened_at"
+            problem = "unknown_account", message, field
         elif account.closed_at is not None and event.event_time >= account.closed_at:
-            problem = "account_closed", "was closed at the time of the event", field
+            problem = "account_closed", f"was closed at {instant_text(account.closed_at)}, before the event", field
         else:
             return Usage(record, event, account, publisher, identity_digest(name, event.source, event.event_id))
         reason, message, where = problem

@@ -1,11 +1,11 @@
 """Price files in CSV: one price a country, expanded to prefixes by number-plan data, or one price a prefix.
 
-A country file has the columns ``iso_country, price_per_minute, currency`` and may have ``country, description``; a prefix
-file has ``product, prefix, price_per_minute, currency``. Both may have ``minimum_s, increment_s, connection_fee``. A file
-with ``price`` instead of ``price_per_minute`` prices every product: ``product, price, currency``, and may have ``prefix``
-(none is any), ``per, unit, minimum, increment, fee, bill_on``. All may have ``window``, the id of a window that a second file
-names: ``id, zone, days, from, to`` and, if it has any, ``holidays``. A line that cannot be used is refused by name and the
-others go on. JSON: `price_documents`. Pure: bytes in, rows out. Source: domain, section 3.
+A country file has the columns ``iso_country, price_per_minute, currency``; a prefix file has ``product, prefix,
+price_per_minute, currency``. Both may have ``minimum_s, increment_s, connection_fee``. A file with ``price`` instead of
+``price_per_minute`` prices every product: ``product, price, currency``, and may have ``prefix`` (none is any), ``per, unit,
+minimum, increment, fee, bill_on``. All may have ``country, description``, for readers, and ``window``, the id of a window that
+a second file names: ``id, zone, days, from, to`` and, if it has any, ``holidays``. A line that cannot be used is refused by
+name and the others go on. JSON: `price_documents`. Pure: bytes in, rows out. Source: domain, section 3.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ SECONDS_MAX = 3_600  # of a minimum or an increment: more than an hour is a mist
 NO_NUMBERS = "no_numbers"  # the code of a refusal: by number-plan data a country has no numbers, or shares them
 
 _OPTIONAL = {"minimum_s", "increment_s", "connection_fee", "window"}
+_FOR_READERS = {"country", "description"}  # as the lists of carriers name what a prefix reaches; they price nothing
 _WINDOW_COLUMNS = {"id", "zone", "days", "from", "to"}
 _COUNTRY_COLUMNS = {"iso_country", "price_per_minute", "currency"}
 _PREFIX_COLUMNS = {"product", "prefix", "price_per_minute", "currency"}
@@ -289,11 +290,7 @@ def _check_header(header: list[str]) -> None:
             " price_per_minute and currency, or product, price and currency",
             field="price file",
         )
-    known = (
-        required
-        | (_PRODUCT_OPTIONAL if by_product else _OPTIONAL)
-        | ({"country", "description"} if "iso_country" in names else set())
-    )
+    known = required | (_PRODUCT_OPTIONAL if by_product else _OPTIONAL) | _FOR_READERS
     unknown = sorted(names - known)
     if unknown or len(names) != len(header):
         what = f"unknown column {unknown[0]!r}" if unknown else "a column twice"

@@ -84,6 +84,13 @@ async def test_an_answer_comes_back_and_a_refusal_is_exit_1_with_reason_and_fiel
     assert again.out.startswith("refused (already_exists): organization_id: ")
     entity = await tollbook("org", "entity", "seller", "--organization", "lakeside", "--name", "S", "--address", "A")
     assert entity.code == 0
+    publisher = await tollbook("org", "publisher", "pbx", "--organization", "lakeside", "--source", "a")
+    assert publisher.code == 0, publisher.out
+    change = ("org", "change-publisher", "pbx", "--organization", "lakeside")
+    assert (await tollbook(*change, "--source", "b", "--without-source", "a", "--late-s", "60")).code == 0
+    assert (await tollbook(*change, "--not-bill", "lakeside")).out.startswith("refused (invalid): without_organization")
+    (row,) = (await tollbook("org", "publishers", "--output", "json")).json
+    assert (row["organization_ids"], row["sources"], row["late_s_max"]) == (["lakeside"], ["b"], 60)
     account = await tollbook("account", "create", "sales", "--organization", "lakeside", "--plan", "payg")
     assert account.out == "account sales created; payer group sales\n"
     listed = (await tollbook("account", "list", "--output", "json")).json

@@ -51,3 +51,14 @@ async def test_a_file_of_which_no_row_is_usable_is_exit_1(
         ran = await tollbook("import", str(file), "--profile", PROFILE, "--dry-run", "--output", output)
         assert (ran.code, ran.err) == (code, "")
     assert ran.json["rows"] == len(rows)
+
+
+async def test_a_file_of_which_every_row_is_internal_says_what_may_be_wrong(tollbook: Tollbook, tmp_path: Path) -> None:
+    """A trunk that is misspelled in the profile, or new on the switch, would lose everything in silence."""
+    file, misspelled = tmp_path / "records.csv", tmp_path / "switch.json"
+    file.write_bytes(LEG)
+    misspelled.write_text((DEMO / "switch_profile.json").read_text().replace("PJSIP/", "PJSP/"))
+    ran = await tollbook("import", str(file), "--profile", str(misspelled), "--dry-run")
+    assert ran.out.startswith("1 rows: 0 would be published, 1 internal")
+    assert "note: not one call left the switch" in ran.out
+    assert "not one call" not in (await tollbook("import", str(file), "--profile", PROFILE, "--dry-run")).out

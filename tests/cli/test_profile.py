@@ -61,7 +61,10 @@ async def test_how_a_format_would_be_read(
         ({"accounts": [{"code": ".*", "account": "a"}, {"code": "7", "account": "b"}]}, "accounts.1.code: is never asked, since accounts.0 matches it first; put it before that one"),
         ({"numbers": {}}, "numbers: has none of your numbers, so no inbound leg finds its account; add them"),
         ({"numbers": {"+12345": "a"}}, "numbers.+12345: cannot be a telephone number by its length; check it"),
-        ({"internal": [r"^\d+$"], "numbers": {"+12484304060": "a"}}, "internal: a pattern matches +12484304060, which is a number of yours; make the pattern more exact"),
+        ({"internal": [r"^\*", "911"]}, "internal.1: 911 holds for ordinary numbers too, and calls to those would not be billed; make it more exact, such as ^911$"),
+        ({"internal": [r"^\d{3,5}"]}, r"internal.0: ^\d{3,5} holds for ordinary numbers too, and calls to those would not be billed; make it more exact, such as ^911$"),
+        ({"trunks": [{"channel": "PJSIP/VIOrig-0000000e"}]}, "trunks: PJSIP/VIOrig-0000000e looks like one call's channel; leave -0000000e out"),
+        ({"internal": [r"^(1?248430)\d+$"], "numbers": {"+12484304060": "a"}}, "internal: a pattern matches +12484304060, which is a number of yours; make the pattern more exact"),
     ],
 )  # fmt: skip
 async def test_what_is_probably_not_meant_is_a_warning(

@@ -32,6 +32,7 @@ def on_database(tollbook: Tollbook, database: Database, monkeypatch: pytest.Monk
         ["account", "list"],
         ["group", "list"],
         ["org", "list"],
+        ["org", "publishers"],
         ["org", "log"],
         ["price", "list"],
         ["invoice", "list"],
@@ -43,6 +44,25 @@ def on_database(tollbook: Tollbook, database: Database, monkeypatch: pytest.Monk
 async def test_an_empty_list_is_an_empty_json_list(on_database: Tollbook, arguments: list[str]) -> None:
     ran = await on_database(*arguments, "--output", "json")
     assert (ran.code, ran.json) == (0, [])
+
+
+@pytest.mark.parametrize("watched", [False, True])
+async def test_an_import_by_who_may_not_publish_is_refused_before_anything_is_published(
+    on_database: Tollbook, database: Database, tmp_path: Path, watched: bool
+) -> None:
+    """A name or source that is misspelled in the profile would quarantine every row, to be discarded one by one."""
+    profile, file = str(DEMO / "switch_profile.json"), str(DEMO / "asterisk_master.csv")
+    arguments = ("import", *(("--watch", str(tmp_path)) if watched else (file,)), "--profile", profile)
+    ran = await on_database(*arguments)
+    assert ran.code == 1
+    assert ran.err.startswith("publisher: detroit is not registered; register it by `tollbook org publisher`")
+    async with database.connected() as owner:
+        await owner.execute(
+            "insert into groups.publisher values ('detroit', 1, '{lakeside}', '{/switches/other}', 0, 0)"
+        )
+    ran = await on_database(*arguments)
+    assert ran.code == 2
+    assert ran.err.startswith("source: /switches/detroit is none of detroit (/switches/other); add it by `tollbook org")
 
 
 @pytest.mark.parametrize(

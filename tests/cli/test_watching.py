@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ from services.kernel.errors import Refused, TollbookError
 from services.runtime.broker import Offsets
 from services.runtime.settings import Settings
 from services.usage.importing import FORMATS, SELF_CLOSING, Importer, ImportReport, LegEvent
+from services.usage.importing.asterisk import COLUMNS
 from tests.support.processes import Processes, until
 from tests.support.servers import Database
 from tests.usage.test_asterisk import PROFILE, columns, inbound, line, profile
@@ -111,6 +113,11 @@ class Command:
 
 @pytest.fixture
 async def command(tmp_path: Path, database: Database, kafka: str, topic_prefix: str) -> AsyncIterator[Command]:
+    async with database.connected() as owner:
+        await owner.execute(
+            "insert into groups.publisher values ($1, 1, $2, $3, 3024000, 600)",
+            PROFILE["publisher"], ["lakeside"], [PROFILE["source"]],
+        )  # fmt: skip
     running = Command(tmp_path, database, kafka, topic_prefix)
     yield running
     running.processes.stop()
@@ -240,6 +247,27 @@ async def test_half_a_row_at_the_end_of_a_file_is_waited_for_and_told(watched: W
     assert event_id.startswith("1543540817.123|")
 
 
+async def test_a_compressed_file_stays_where_it_is_and_is_told_once_whatever_rotation_calls_it(
+    watched: Watched,
+) -> None:
+    packed = watched.folder / "Master.csv.1.gz"
+    packed.write_bytes(gzip.compress(rows(0, 3)) + b"\n")  # its last byte may be anything
+    async with watched.running():
+
+        async def warned() -> bool:
+            return bool(watched.warnings)
+
+        await until(warned, "a warning")
+        packed = packed.rename(watched.folder / "Master.csv.2.gz")
+        (watched.folder / "Master.csv").write_bytes(gzip.decompress(packed.read_bytes()[:-1]))
+        await watched.wait(1)
+        await asyncio.sleep(3 * STILL_S)
+    assert [outcome.file for outcome in watched.outcomes] == ["Master.csv"]
+    assert (packed.exists(), len(watched.warnings)) == (True, 1)
+    assert watched.warnings[0].startswith("Master.csv.1.gz is not taken: it is compressed; unpack it")
+    assert await watched.ids() == dict.fromkeys(ids(0, 3), 1)
+
+
 async def test_a_json_document_needs_no_end_of_its_last_line(watched: Watched) -> None:
     (watched.folder / "a.cdr.json").write_bytes(b'{"variables": {"uuid": "a"}}')
     async with watched.running("freeswitch-json"):
@@ -307,6 +335,28 @@ async def test_new_rows_of_a_file_that_grew_are_read_with_those_before_them(watc
     values = [json.loads(value) for value in await published(watched.settings)]
     assert [value["data"]["called"] for value in values] == ["+12484329407"] * 2
     assert len({value["id"] for value in values}) == 2
+
+
+@pytest.mark.parametrize("header", [b"", b"\n" + ",".join(COLUMNS).encode() + b",uniqueid,userfield\n"])
+async def test_of_a_file_that_grew_long_only_the_last_rows_before_are_judged_again(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch, header: bytes
+) -> None:
+    """Master.csv grows for years where nobody rotates it."""
+    monkeypatch.setattr("services.cli.watching.CONTEXT_BYTES", len(rows(0, 2)))
+    master = watched.folder / "Master.csv"
+    master.write_bytes(header + rows(0, 50))
+    async with watched.running("asterisk-realtime" if header else "asterisk"):
+        await watched.wait(1)
+        with master.open("ab") as file:
+            file.write(rows(50, 1) + b"no row\n")
+        await watched.wait(2)
+    first, second = (outcome.report for outcome in watched.outcomes)
+    assert first is not None
+    assert second is not None
+    assert (first.rows, second.bytes_read) == (50, master.stat().st_size)
+    assert second.rows <= 1 + 2 + 2  # the first line, the context, and what is new
+    assert [refusal.line for refusal in second.refusals] == [header.count(b"\n") + 52]
+    assert await watched.ids() == dict.fromkeys(ids(0, 51), 1)
 
 
 @pytest.mark.parametrize("changed", ["the beginning", "the profile", "a memory of an older program"])

@@ -240,6 +240,32 @@ async def test_a_publisher_owns_sources_and_bills_organizations_that_exist(desk)
     assert (state["version"], state["late_s_max"], state["early_s_max"]) == (1, 35 * 86_400, 600)
 
 
+async def test_a_publisher_bills_and_owns_more_or_less_from_then_on_and_keeps_what_is_not_named(desk):
+    """A customer that is new, a second switch: the publisher's topic and its past stay."""
+    await desk.found("northwind")
+    publisher = {"publisher_id": "pbx", "role": "operator"}
+    await desk.done("create_publisher", **publisher, organization_ids=["lakeside"], sources=["a"])
+    for wrong, answer in (
+        ({"role": "owner"}, ("not_permitted", "role")),
+        ({"publisher_id": "nobody"}, ("not_found", "publisher_id")),
+        ({"organization_ids": ["nowhere"]}, ("not_found", "organization_ids")),
+        ({"without_sources": ["a"]}, ("invalid", "without_sources")),
+        ({"without_organization_ids": ["northwind"]}, ("invalid", "without_organization_ids")),
+        ({"sources": ["b"], "without_sources": ["b"]}, ("invalid", "without_sources")),
+        ({"sources": ["a"]}, ("nothing_to_change", None)),
+        ({"late_s_max": 36 * 86_400}, ("invalid_command", "late_s_max")),
+    ):
+        assert await desk.refused("change_publisher", **(publisher | wrong)) == answer
+    await desk.done("change_publisher", **publisher, organization_ids=["northwind"], sources=["b"], late_s_max=3_600)
+    state = desk.state(PUBLISHERS, "pbx")
+    assert (state["version"], state["late_s_max"], state["early_s_max"]) == (2, 3_600, 600)
+    assert (state["organization_ids"], state["sources"]) == (["lakeside", "northwind"], ["a", "b"])
+    await desk.done("change_publisher", **publisher, without_organization_ids=["lakeside"], without_sources=["a"])
+    state = desk.state(PUBLISHERS, "pbx")
+    assert (state["organization_ids"], state["sources"], state["late_s_max"]) == (["northwind"], ["b"], 3_600)
+    assert [each.data() for each in await api.publishers(desk.rooms.processors["groups"].engine)] == [state]
+
+
 async def test_the_first_billing_entity_is_the_default_and_others_are_named(desk):
     await desk.done(
         "create_billing_entity",

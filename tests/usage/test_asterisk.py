@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
+import lzma
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -204,6 +206,31 @@ def test_dst_is_what_the_caller_dialled_so_the_prefix_of_the_trunk_is_not_taken_
     assert only(columns(lastdata=f"PJSIP/{prefix}{dst}@thinQ", dst="s"), switch=switch)["called"] == called
 
 
+@pytest.mark.parametrize(
+    ("trunk", "channel", "target"),
+    [
+        ("SIP/carrier", "SIP/carrier-0000002a", "SIP/carrier/7000301234567"),
+        ("SIP/carrier", "SIP/carrier-0000002a", "SIP/7000301234567@carrier"),
+        ("IAX2/carrier", "IAX2/carrier-12345", "IAX2/me:secret@carrier/7000301234567@calls"),
+        ("PJSIP/carrier", "PJSIP/carrier-0000002a", "PJSIP/carrier/sip:7000301234567@198.51.100.7:5060"),
+        ("DAHDI/i1", "DAHDI/i1/7000301234567-2a", "DAHDI/g1/7000301234567"),
+        ("DAHDI/i1", "DAHDI/i1/7000301234567-2a", "DAHDI/i1/7000301234567"),
+    ],
+)
+def test_the_number_is_found_however_a_driver_takes_it(trunk: str, channel: str, target: str) -> None:
+    """The caller dials a 0 for a line, with which the number would be one in Greece."""
+    switch = profile(country="DE", international_prefixes=["00"], trunks=[{"channel": trunk, "prefix": "700"}])
+    both = f"SIP/other/2135550100&{target},60,tT"
+    assert (
+        only(columns(dst="00301234567", dstchannel=channel, lastdata=both), switch=switch)["called"] == "+49301234567"
+    )
+
+
+def test_dst_is_what_the_caller_dialled_so_it_is_read_by_the_country_though_the_trunk_leaves_the_plus_out() -> None:
+    row = columns(dst="2485242544", dstchannel="PJSIP/IDT-00000002", lastdata="PJSIP/${EXTEN}")
+    assert only(row)["called"] == "+12485242544"  # and not Seychelles, +248
+
+
 def test_of_several_targets_the_one_of_this_rows_trunk_counts() -> None:
     assert only(columns(lastdata="PJSIP/13135550100@VIOrig&PJSIP/17345550100@thinQ,30"))["called"] == "+17345550100"
 
@@ -236,6 +263,37 @@ def test_an_answered_leg_without_a_usable_number_is_refused_and_an_unanswered_on
     assert report.legs == 3
 
 
+def test_what_is_no_number_and_a_code_that_is_missing_are_said_with_the_fix() -> None:
+    _, report = read(
+        columns(lastdata="PJSIP/5252160@thinQ", dst="7"),
+        inbound(dst=""),
+        inbound(dst="s" * 100, uniqueid="1543598928.15"),
+        columns(accountcode=""),
+    )
+    assert [str(refusal).partition(";")[0] for refusal in report.refusals] == [
+        "line 1, lastdata: '5252160' is no telephone number",
+        "line 2, dst: is empty, and so is no telephone number",
+        f"line 3, dst: {'s' * 40!r} is no telephone number",
+        "line 4, accountcode: is empty",
+    ]
+    assert report.refusals[0].message.endswith("is not to be billed belongs under internal")
+    assert report.refusals[3].message == "is empty; map it in the switch profile (accounts)"
+    (refusal,) = read(inbound(dst="3135550100", accountcode=""))[1].refusals
+    assert (refusal.field, refusal.message) == (
+        "accountcode",
+        "is empty, and +13135550100 is no number of yours; add that to the switch profile (numbers)",
+    )
+    assert only(columns(accountcode=""), switch=profile(accounts=[{"code": "", "account": "main"}]))
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_a_compressed_file_is_refused_as_that(format_name: str) -> None:
+    switch = profile(csv={"columns": {"id": 1, "called": 2, "billable": 3, "ended_at": 4}, "direction": "outbound"})
+    for packed in (gzip.compress(line(columns())), lzma.compress(line(columns()))):
+        with pytest.raises(InvalidInput, match=r"is compressed; unpack it"):
+            list(FORMATS[format_name](io.BytesIO(packed), switch, ImportReport()))
+
+
 def test_an_inbound_number_that_is_not_ours_is_that_of_the_first_row_of_the_same_trunk_channel_and_uniqueid() -> None:
     first = inbound(lastapp="ForkCDR")
     queue = inbound(dst="6001", lastapp="Queue", dstchannel="Local/1127@callback-agent-00000024;1")
@@ -256,6 +314,15 @@ def test_both_numbers_of_an_inbound_leg_are_known_without_their_plus_where_the_t
     data = only(inbound(dst="4930123456", src="491711234567"), switch=berlin)
     assert (data["account_id"], data["called"], data["caller"]) == ("support", "+4930123456", "+491711234567")
     assert only(inbound(dst="030123456"), switch=berlin)["account_id"] == "support"
+
+
+def test_a_number_that_a_national_plan_allows_and_e164_does_not_is_none() -> None:
+    """An odd caller must not keep the leg from being billed."""
+    switch = profile(country="DE", international_prefixes=["00"], numbers={"+4930123456": "support"})
+    came_in = only(inbound(dst="030123456", src="0301234567890123"), switch=switch)
+    assert (came_in["called"], came_in["caller"]) == ("+4930123456", None)
+    _, report = read(columns(lastdata="PJSIP/0301234567890123@thinQ"), switch=switch)
+    assert report.refused_by_code == {"no_number": 1}
 
 
 @pytest.mark.parametrize(

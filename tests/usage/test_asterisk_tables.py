@@ -79,6 +79,25 @@ def test_a_row_of_the_table_gives_the_event_that_the_same_row_of_master_csv_give
     assert only(table(TABLE, call())) == only(line(MASTER), format_name="asterisk")
 
 
+@pytest.mark.parametrize(
+    ("dst", "did", "called"),
+    [
+        ("6001", "2484329407", "+12484329407"),
+        ("s", "+12484329407", "+12484329407"),
+        ("2484329407", "", "+12484329407"),
+        ("2484329407", "3135550100", "+12484329407"),
+        ("6001", "3135550100", "+13135550100"),
+    ],
+)
+def test_the_number_that_was_called_from_outside_may_have_a_column_of_its_own(dst: str, did: str, called: str) -> None:
+    """FreePBX's table has one; its dst is the extension, queue or menu that the call came to."""
+    came_in = {"channel": "PJSIP/VIOrig-0000000e", "dstchannel": "PJSIP/6001-0000000f", "src": "3135550177"}
+    row = call(**came_in, dst=dst, lastdata="PJSIP/6001,,HhTtr") | {"did": did}
+    data = only(table((*OLD_TABLE, "did", "linkedid"), row))["data"]
+    assert (data["direction"], data["called"]) == ("inbound", called)
+    assert data["account_id"] == ("support" if called == "+12484329407" else "1115")
+
+
 def test_the_older_table_has_calldate_and_no_end() -> None:
     event = only(table(OLD_TABLE, call()))
     assert event["id"] == "1543540817.1|PJSIP/1115-00000001|PJSIP/thinQ-00000002|2018-11-29 20:20:17"
@@ -112,6 +131,13 @@ def test_a_table_without_a_column_that_billing_needs_is_refused_by_name(lacking:
 def test_a_file_whose_first_line_is_no_header_is_refused(data: bytes) -> None:
     with pytest.raises(InvalidInput, match="names none of the columns of the table cdr"):
         read(data)
+
+
+@pytest.mark.parametrize("names", [TABLE, OLD_TABLE, (*OLD_TABLE, *("more",) * 9)])
+def test_a_table_that_is_taken_for_master_csv_is_refused_with_the_format_that_reads_it(names: tuple[str, ...]) -> None:
+    """One whose columns stand almost in the order of Master.csv would be billed under ids of its own."""
+    with pytest.raises(InvalidInput, match=r"is a header line, .* by --format asterisk-realtime$"):
+        read(table(names, call(more="")), format_name="asterisk")
 
 
 def test_an_empty_table_is_an_empty_report() -> None:

@@ -284,6 +284,16 @@ def test_a_price_with_a_comma_is_no_price_of_what_stands_before_it(header: str, 
     ]
 
 
+def test_the_names_that_a_carriers_list_has_beside_its_prefixes_are_for_readers() -> None:
+    by_prefix = file_of(
+        "product,prefix,country,description,price_per_minute,currency",
+        'voice.outbound,49151,DE,"Germany, mobile",0.02,USD',
+    )
+    by_product = file_of("description,product,prefix,price,currency", '"Germany, mobile",voice.outbound,49151,0.02,USD')
+    assert by_prefix.rows == by_product.rows
+    assert [(row.prefix, row.price_nano) for row in by_prefix.rows] == [("+49151", 20_000_000)]
+
+
 @pytest.mark.parametrize(
     ("line", "field"),
     [

@@ -201,6 +201,18 @@ def test_the_prefix_of_a_trunk_is_taken_off_what_was_sent_to_it_not_off_what_the
     assert only(row, "freeswitch-csv", switch)["data"]["called"] == "+19195551234"
 
 
+def test_what_the_caller_dialled_is_read_by_the_country_though_the_trunk_leaves_the_plus_out() -> None:
+    switch = SwitchProfile.model_validate(
+        PROFILE
+        | {
+            "trunks": [{"channel": "sofia/external", "plus_missing": True}],
+            "freeswitch": {"template": "asterisk"},
+        }
+    )
+    row = line("asterisk", destination_number="2485242544", last_arg="")
+    assert only(row, "freeswitch-csv", switch)["data"]["called"] == "+12485242544"  # and not Seychelles, +248
+
+
 def test_an_unanswered_call_is_published_with_nothing_to_bill() -> None:
     row = line(answer_stamp="", billsec="0", hangup_cause="ORIGINATOR_CANCEL")
     assert only(row, "freeswitch-csv")["data"] == LEG | {"answered": False, "billable_s": 0}

@@ -232,6 +232,10 @@ async def test_every_bad_record_is_quarantined_with_its_reason_and_disturbs_no_o
     seen = [(told[2 * n + 1]["reason"], told[2 * n + 1]["field"]) for n in range(len(bad))]
     assert seen == [(reason, field) for _, reason, field in bad]
     assert all(r["message"] and r["action"] == "quarantined" for r in told.values())
+    said = {r["event_id"]: r["message"] for r in told.values()}
+    assert said["before"].startswith("was opened at ")  # when, and how it is mended
+    assert said["before"].endswith("Z, after the event; who used before is created with an earlier opened_at")
+    assert (said["s"].endswith("; add it, and replay the record"), "Z, before the event" in said["c"]) == (True, True)
     assert await usage.classes() == {"rated": len(bad) + 1, "quarantined": len(bad)}
     parked = {row.offset: row for row in await api.parked(usage.engine)}
     assert parked[1].value == b"not json"

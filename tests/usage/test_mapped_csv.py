@@ -172,6 +172,25 @@ def test_the_rules_of_the_rows_trunk_hold_for_the_called_number() -> None:
     assert read(inside, profile({"trunk": "Note"}, trunks))[1].internal == 1
 
 
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "sip:{}@198.51.100.1",
+        "<sip:{}@198.51.100.1:5060;user=phone>",
+        '"A, B" <sips:{}@sbc.example;transport=tls>;tag=a',
+        "sip:{};npdi=yes;rn=+13135550100@198.51.100.1",
+        "tel:{};phone-context=+1",
+        "SIP:{}",
+    ],
+)
+def test_numbers_may_be_uris(uri: str) -> None:
+    data = only(table({"To": uri.format("+12485252160"), "From": uri.format("%2B13135550101")}))["data"]
+    assert data == LEG | {"caller": "+13135550101"}
+    assert read(table({"To": uri.format("1002")}))[1].internal == 1
+    came_in = only(table({"Dir": "IN", "To": uri.format("2484329407"), "From": "sip:anonymous@anonymous.invalid"}))
+    assert (came_in["data"]["account_id"], came_in["data"]["caller"]) == ("support", None)
+
+
 def test_an_unanswered_leg_has_nothing_to_bill() -> None:
     assert only(table({"Result": "486"}))["data"] == LEG | {"answered": False, "billable_s": 0}
 

@@ -10,6 +10,7 @@ from services.usage.importing.freeswitch import import_cdr_csv, import_json_cdr
 from services.usage.importing.interface import Importer, ImportReport, LegEvent, RefusedRow
 from services.usage.importing.mapped import import_mapped_csv
 from services.usage.importing.profile import SwitchProfile, read_profile
+from services.usage.importing.rows import COMPRESSED
 from services.usage.importing.understanding import Understood, understood
 
 FORMATS: Mapping[str, Importer] = MappingProxyType(
@@ -26,6 +27,7 @@ SELF_CLOSING = frozenset({"freeswitch-json"})
 """Formats whose last record closes itself. In every other a last line without its end may be only the beginning of a row."""
 
 __all__ = [
+    "COMPRESSED",
     "FORMATS",
     "SELF_CLOSING",
     "ImportReport",

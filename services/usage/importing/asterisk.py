@@ -55,6 +55,8 @@ DISPOSITION_NUMBERS = {
 HEADER_DELIMITERS = ",;\t|"
 NULLS = frozenset({"\\N", "NULL"})
 
+_SIP = re.compile(r"^sips?:")
+_LINE_GROUP = re.compile(r"[gGrR][0-9]+[cdr0-9]*", re.ASCII)
 _UNIQUEID = re.compile(r"(?:.*-)?([0-9]{9,10})\.[0-9]+", re.ASCII)
 
 
@@ -75,6 +77,7 @@ class _Row:
     uniqueid: str  # empty where the switch does not log it
     linkedid: str
     sequence: str
+    did: str = ""  # the number that was called from outside, where a table keeps it, as FreePBX's does
     named: bool = False  # its columns have names: what a database or a mapping may write is read
 
 
@@ -126,6 +129,9 @@ def _headless_rows(
         try:
             row = _master_row(raw, complete) if columns is None else columns.row(raw, complete)
         except Refused as refused:
+            if refused.code == "header" and report.rows == 0:
+                # Its columns may stand in another order: the same calls would have other ids, and be billed twice.
+                raise InvalidInput(refused.message, field="FILE") from None
             yield line, refused
             continue
         yield line, row
@@ -152,12 +158,16 @@ def _column(index: int) -> str:
 def _master_row(raw: bytes, complete: bool) -> _Row:
     fields = fields_of(text_of(raw, complete, _column), _column)
     count = len(fields)
+    if not {"channel", "dstchannel", "disposition"}.difference(map(str.lower, map(str.strip, fields))):
+        raise Refused(
+            "header",
+            _column(0),
+            "is a header line, and Master.csv has none; import a table that names its columns by --format asterisk-realtime",
+        )
     if count < COLUMNS_MIN:
         raise Refused("short_row", _column(count), f"is missing: the row has {count} of at least {COLUMNS_MIN} columns")
     if count > COLUMNS_MAX:
         raise Refused("long_row", _column(COLUMNS_MAX), f"the row has {count} columns, at most {COLUMNS_MAX} are known")
-    if fields[9].strip().lower() in ("start", "calldate") or fields[0].strip().lower() == "accountcode":
-        raise Refused("header", _column(0), "is a header line; Master.csv has none: remove it")
     if fields[13] in DISPOSITIONS and fields[14] not in DISPOSITIONS:
         raise Refused(
             "invalid",
@@ -231,6 +241,7 @@ class _Columns:
             uniqueid=self._of(fields, "uniqueid"),
             linkedid=self._of(fields, "linkedid"),
             sequence=self._of(fields, "sequence"),
+            did=self._of(fields, "did"),
             named=True,
         )
 
@@ -289,29 +300,43 @@ class _CalledNumbers:
         return self._dst.get((row.channel, row.uniqueid), row.dst)
 
 
-def _dialled(row: _Row, trunk: Trunk) -> list[str]:
-    """The numbers in ``TECH/number@trunk`` of this row's trunk, its prefix taken off, else ``dst``, which the caller dialled.
-    A Dial may name several targets."""
+def _sent(row: _Row, trunk: Trunk) -> list[str]:
+    """The numbers that ``lastdata`` sends to this row's trunk, its prefix taken off; a Dial may name several targets.
+
+    Drivers take ``TECH/number@trunk`` or ``TECH/trunk/number``, chan_pjsip a SIP URI in the place of the number, and chan_dahdi
+    a group of lines in the place of the trunk.
+    """
     technology, _, name = trunk.channel.partition("/")
     numbers = []
     for target in row.lastdata.partition(",")[0].split("&"):
-        address, at, endpoint = target.rpartition("@")
-        number = address.removeprefix(f"{technology}/")
-        if at and endpoint == name and number != address and number:
+        if not target.startswith(f"{technology}/"):
+            continue
+        line, slash, number = target.removeprefix(f"{technology}/").partition("/")
+        endpoint = line.rpartition("@")[2]
+        if slash:
+            number = _SIP.sub("", number).partition("@")[0]
+        else:
+            number = line.removesuffix(f"@{name}") if "@" in line else ""
+        if number and (endpoint == name or (technology == "DAHDI" and _LINE_GROUP.fullmatch(endpoint))):
             numbers.append(trunk.bare(number))
-    return numbers or [row.dst]
+    return numbers
 
 
 def _inbound(row: _Row, profile: SwitchProfile, trunk: Trunk, called_on: _CalledNumbers) -> Leg:
     first = called_on.first_of(row)
-    called = profile.number_of_ours(row.dst, trunk) or profile.number_of_ours(first, trunk) or profile.e164(first)
+    ours = (profile.number_of_ours(number, trunk) for number in (row.dst, row.did, first))
+    called = next((number for number in ours if number), None) or profile.e164(row.did) or profile.e164(first)
     # A number that is not in the profile is told by its trunk's code, which usage does not know as an account.
     account = profile.numbers.get(called, row.accountcode) if called else row.accountcode
-    return _leg(row, profile, account, "inbound", called, profile.e164(row.src, trunk))
+    number = billable_number(called, row.did or first, _answered(row), "did" if row.did else "dst")
+    return _leg(row, profile, account, "inbound", number, profile.e164(row.src, trunk))
 
 
 def _outbound(row: _Row, profile: SwitchProfile, trunk: Trunk) -> Leg | NoLeg:
-    called, *others = ("internal" if profile.is_internal(n) else profile.e164(n, trunk) for n in _dialled(row, trunk))
+    # The caller dialled dst by the rules of the country; only what is sent to the trunk is written by the trunk's.
+    sent = _sent(row, trunk)
+    rules = trunk if sent else None
+    called, *others = ("internal" if profile.is_internal(n) else profile.e164(n, rules) for n in sent or [row.dst])
     if any(other != called for other in others) and _answered(row):
         raise Refused(
             "invalid",
@@ -322,7 +347,9 @@ def _outbound(row: _Row, profile: SwitchProfile, trunk: Trunk) -> Leg | NoLeg:
     if called == "internal":
         return "internal"
     account = profile.account_of_code(row.accountcode)
-    return _leg(row, profile, account, "outbound", called, own_number(row.src, profile))
+    field, written = ("lastdata", sent[0]) if sent else ("dst", row.dst)
+    number = billable_number(called, written, _answered(row), field)
+    return _leg(row, profile, account, "outbound", number, own_number(row.src, profile))
 
 
 def _leg(
@@ -330,12 +357,11 @@ def _leg(
     profile: SwitchProfile,
     account: str,
     direction: Literal["inbound", "outbound"],
-    called: str | None,
+    number: str,
     caller: str | None,
 ) -> Leg:
     answered = _answered(row)
-    number = billable_number(called, answered, "lastdata" if direction == "outbound" and "@" in row.lastdata else "dst")
-    account = account_id(account, "accountcode")
+    account = account_id(account, "accountcode", direction, number)
     duration_s = seconds(row.duration, "duration", fractions=row.named)
     billsec = seconds(row.billsec, "billsec", fractions=row.named)
     # With initiatedseconds the switch rounds billsec by half seconds, while it cuts the duration.

@@ -95,10 +95,14 @@ def _events(
         if isinstance(judged, str):
             return judged
         direction, trunk = judged
-        dialled = _dialled(record, trunk)
+        dialled, rules = _dialled(record, trunk)
         if direction == "outbound" and profile.is_internal(dialled):
             return "internal"
-        return _leg(record, profile, part, direction, trunk, dialled)
+        if direction == "inbound":
+            called, dialled = _called_in(record, profile, trunk), record.first("destination_number")
+        else:
+            called = profile.e164(dialled, rules)
+        return _leg(record, profile, part, direction, trunk, called, dialled)
 
     return events_of(records, judge, profile, report, shift_days)
 
@@ -273,19 +277,19 @@ def _both_sides(record: _Record, profile: SwitchProfile, part: FreeSwitch) -> tu
     return "internal"
 
 
-def _dialled(record: _Record, trunk: Trunk | None) -> str:
-    """The number that was sent to this trunk, its prefix taken off: of a calling leg the one in the dial string. Where
-    that has none, the number that the caller dialled, as it is."""
+def _dialled(record: _Record, trunk: Trunk | None) -> tuple[str, Trunk | None]:
+    """The number that was sent to this trunk, its prefix taken off, and the trunk, by whose rules it is read: of a calling leg
+    the one in the dial string. Where that has none, the number that the caller dialled by the rules of the country."""
     number = record.first("destination_number")
     if trunk is None:
-        return number
+        return number, None
     if record.get("direction") == "outbound":
-        return trunk.bare(number)
+        return trunk.bare(number), trunk
     for target in _targets(record.get("last_arg")):
         sent = target.removeprefix(f"{trunk.channel}/").partition("@")[0].removeprefix("sip:")
         if sent and target.startswith(f"{trunk.channel}/"):
-            return trunk.bare(sent)
-    return number
+            return trunk.bare(sent), trunk
+    return number, None
 
 
 def _called_in(record: _Record, profile: SwitchProfile, trunk: Trunk | None) -> str | None:
@@ -303,15 +307,20 @@ def _caller(record: _Record) -> str:
 
 
 def _leg(
-    record: _Record, profile: SwitchProfile, part: FreeSwitch, direction: Direction, trunk: Trunk | None, dialled: str
+    record: _Record,
+    profile: SwitchProfile,
+    part: FreeSwitch,
+    direction: Direction,
+    trunk: Trunk | None,
+    called: str | None,
+    dialled: str,
 ) -> Leg:
     billsec = seconds(record.get("billsec"), "billsec")
     answered = _answered(record, billsec)
-    called = _called_in(record, profile, trunk) if direction == "inbound" else profile.e164(dialled, trunk)
-    number = billable_number(called, answered, "destination_number")
+    number = billable_number(called, dialled, answered, "destination_number")
     code = record.get(*part.account_variables)
     account = profile.numbers.get(number, code) if direction == "inbound" else profile.account_of_code(code)
-    account = account_id(account, part.account_variables[0])
+    account = account_id(account, part.account_variables[0], direction, number)
     ends = _instants(record, "end", profile)
     if ends is None:
         raise Refused("invalid", "end_epoch", "is missing; log ${end_stamp} or ${end_epoch}")

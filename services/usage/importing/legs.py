@@ -18,6 +18,7 @@ from services.usage.importing.rows import Refused
 RowT = TypeVar("RowT")
 
 EVENT_ID_MAX = 256  # of the contract
+NUMBER_CHARS_SHOWN = 40  # of what is no number; a telephone number has half as many
 
 _SECONDS = re.compile(r"[0-9]{1,9}", re.ASCII)
 _FRACTION = re.compile(r"([0-9]{1,9})(?:\.[0-9]{0,9})?", re.ASCII)
@@ -98,22 +99,30 @@ def events_of(
             report.no_leg += 1
 
 
-def billable_number(called: str | None, answered: bool, field: str) -> str:
-    """The called number; without one an answered leg cannot be priced, and an unanswered one is not worth publishing."""
+def billable_number(called: str | None, written: str, answered: bool, field: str) -> str:
+    """The called number; without one an answered leg cannot be priced, and an unanswered one is not worth publishing.
+    ``written`` is what the record has in its place."""
     if called is not None:
         return called
+    what = f"{written[:NUMBER_CHARS_SHOWN]!r}" if written else "is empty, and so"
     if answered:
-        raise Refused("no_number", field, "is no telephone number; mend the prefixes in the switch profile")
-    raise Refused("unanswered_no_number", field, "is no telephone number, and nobody answered: nothing to bill")
-
-
-def account_id(account: str, field: str) -> str:
-    if _ACCOUNT.fullmatch(account) is None:
         raise Refused(
-            "invalid",
+            "no_number",
             field,
-            "cannot be an account id (letters, digits, _ . - and at most 64 of them); map it in the switch profile",
+            f"{what} is no telephone number; mend the prefixes in the switch profile, where one that was dialled and is not to be"
+            " billed belongs under internal",
         )
+    raise Refused("unanswered_no_number", field, f"{what} is no telephone number, and nobody answered: nothing to bill")
+
+
+def account_id(account: str, field: str, direction: Literal["inbound", "outbound"], number: str) -> str:
+    """The account of a leg to ``number``; of an inbound one that is none of ours it is the trunk's code."""
+    if _ACCOUNT.fullmatch(account) is None:
+        what = "cannot be an account id (letters, digits, _ . - and at most 64 of them)" if account else "is empty"
+        fix = "map it in the switch profile (accounts)"
+        if direction == "inbound":
+            what, fix = f"{what}, and {number} is no number of yours", "add that to the switch profile (numbers)"
+        raise Refused("invalid", field, f"{what}; {fix}")
     return account
 
 

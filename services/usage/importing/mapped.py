@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import BinaryIO, Literal
+from urllib.parse import unquote
 
 from services.kernel.errors import InvalidInput
 from services.usage.importing.clocks import EPOCH, candidates, local_candidates, never, span
@@ -29,6 +30,7 @@ from services.usage.importing.rows import Refused, fields_of, lines, text_of
 _COUNT = re.compile(r"([0-9]{1,18})(?:\.[0-9]{1,9})?", re.ASCII)
 _WHOLE = re.compile(r"[0-9]{1,18}", re.ASCII)
 _CLOCK = re.compile(r"(?:([0-9]{1,4}):)?([0-9]{1,2}):([0-9]{2})", re.ASCII)
+_URI = re.compile(r"(?:[^<>]*<)?(?:sips?|tel):([^@;>]*)(?:[@;>].*)?", re.IGNORECASE)
 _PER_SECOND = {"epoch_ms": 1_000, "epoch_us": 1_000_000}
 
 
@@ -106,7 +108,18 @@ class _Columns:
             raise Refused(
                 "long_row", self._name(self._count), f"the row has {len(fields)} columns, the header {self._count}"
             )
-        return {field: fields[at].strip() for field, at in self._at.items()}
+        values = {field: fields[at].strip() for field, at in self._at.items()}
+        return values | {field: _number(values[field]) for field in ("called", "caller") if field in values}
+
+
+def _number(text: str) -> str:
+    """The number of a SIP or tel URI, as proxies and session border controllers write it; anything else as it is.
+
+    >>> _number('"Ann" <sip:%2B12485252160;npdi@198.51.100.1;user=phone>;tag=1'), _number("12485252160")
+    ('+12485252160', '12485252160')
+    """
+    uri = _URI.fullmatch(text)
+    return unquote(uri[1]) if uri else text
 
 
 def _leg(values: dict[str, str], profile: SwitchProfile, part: MappedCsv) -> Leg | NoLeg:
@@ -123,7 +136,7 @@ def _leg(values: dict[str, str], profile: SwitchProfile, part: MappedCsv) -> Leg
         called = profile.number_of_ours(values["called"], trunk) or profile.e164(values["called"])
     else:
         called = profile.e164(dialled, trunk)
-    number = billable_number(called, answered, "called")
+    number = billable_number(called, values["called"], answered, "called")
     code = profile.account_of_code(values.get("account", ""))
     account = profile.numbers.get(number, code) if direction == "inbound" else code
     starts = _instants(values.get("started_at", ""), "started_at", profile, part)
@@ -147,7 +160,7 @@ def _leg(values: dict[str, str], profile: SwitchProfile, part: MappedCsv) -> Leg
     if not identity.strip("|"):
         raise Refused("invalid", "id", "is empty; without an id the same leg could be billed twice")
     return Leg(
-        event_id(identity, "id"), account_id(account, "account"), direction, caller, number, started_at, ended_at,
+        event_id(identity, "id"), account_id(account, "account", direction, number), direction, caller, number, started_at, ended_at,
         answered, duration_s, billable,
     )  # fmt: skip
 

@@ -19,7 +19,7 @@ from pydantic import AfterValidator, Field, ValidationError, ValidationInfo
 
 from contracts.cloudevents import Attribute
 from contracts.sentences import first_problem
-from contracts.words import E164, Id
+from contracts.words import E164, E164_PATTERN, Id
 from services.kernel import period
 from services.kernel.errors import InvalidInput
 from services.usage.importing.parts import AsteriskColumns, FreeSwitch, MappedCsv, Part, Pattern
@@ -30,6 +30,7 @@ NUMBERS_REMEMBERED_MAX = 65_536  # dialled numbers repeat; a remembered one cost
 
 _SEPARATORS = str.maketrans("", "", " -().")
 _DIALLED = re.compile(r"\+?[0-9]{1,32}", re.ASCII)
+_E164 = re.compile(E164_PATTERN, re.ASCII)
 
 
 def _zone(name: str) -> str:
@@ -127,9 +128,10 @@ class SwitchProfile(Part):
         return tuple((re.compile(entry.code), entry.account) for entry in self.accounts)
 
     def trunk(self, channel: str) -> Trunk | None:
-        """The trunk of a channel name such as ``PJSIP/thinQ-0000000a``, or None for any other channel."""
+        """The trunk of a channel name such as ``PJSIP/thinQ-0000000a``, or ``DAHDI/i1/12485252160-a`` of the trunk ``DAHDI/i1``;
+        None for any other channel."""
         name, dash, _ = channel.rpartition("-")
-        return self._trunk_of_channel.get(name) if dash else None
+        return self.trunk_of_path(name) if dash else None
 
     def trunk_of_path(self, path: str) -> Trunk | None:
         """The trunk of a FreeSWITCH channel or dial string such as ``sofia/external/12485252160@203.0.113.7``: that of
@@ -181,7 +183,8 @@ def _e164(number: str, country: str, international_prefixes: tuple[str, ...], pl
     # Possible by length, not assigned: new number ranges must not wait for a newer number plan.
     if phonenumbers.is_possible_number_with_reason(parsed) != ValidationResult.IS_POSSIBLE:
         return None
-    return phonenumbers.format_number(parsed, phonenumbers.PhoneNumberFormat.E164)
+    number = phonenumbers.format_number(parsed, phonenumbers.PhoneNumberFormat.E164)
+    return number if _E164.match(number) else None  # some national plans go beyond the 15 digits of E.164
 
 
 def read_profile(path: Path) -> SwitchProfile:

@@ -7,9 +7,11 @@ from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
+from services.kernel.errors import InvalidInput
 from services.usage.importing.dialect import COMMAS, Dialect
 from services.usage.importing.interface import ImportReport, RefusalCode
 
+COMPRESSED = (b"\x1f\x8b", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"PK\x03\x04")  # how gzip, xz, zstd and zip begin
 ROW_BYTES_MAX = 65_536  # a real row has a few hundred bytes; what is longer is skipped without being held
 
 
@@ -27,10 +29,13 @@ def lines(
     records: BinaryIO, report: ImportReport, *, bytes_max: int = ROW_BYTES_MAX
 ) -> Iterator[tuple[int, bytes, bool]]:
     """(line number, bytes, whole) of every line that is not blank. Of a line that is too long only the beginning is
-    held. A quote that is not closed ends with its line, so it cannot swallow the rows behind it."""
+    held. A quote that is not closed ends with its line, so it cannot swallow the rows behind it. `InvalidInput` of a file that
+    is compressed."""
     number = 0
     while raw := records.readline(bytes_max):
         number += 1
+        if number == 1 and raw.startswith(COMPRESSED):
+            raise InvalidInput("is compressed; unpack it and import what was in it", field="FILE")
         report.bytes_read += len(raw)
         complete = raw.endswith(b"\n") or len(raw) < bytes_max
         rest = raw

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass
+
+import phonenumbers
 
 from services.usage.importing.parts import CHANNEL_VARIABLES, PEER_VARIABLES, FreeSwitch
 from services.usage.importing.profile import SwitchProfile
 from services.usage.importing.templates import SHIPPED
+
+_INSTANCE = re.compile(r"-[0-9a-f]{8}$")  # what Asterisk puts behind the name of an endpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +92,34 @@ def _csv(profile: SwitchProfile) -> str:
     return f"{fields}; times {profile.csv.time}, seconds {profile.csv.seconds}"
 
 
+def _is_loose(pattern: str, country: str) -> bool:
+    """Whether an internal pattern, which may match anywhere in a number, is not held to its beginning, or matches an ordinary
+    number of the country."""
+    if not pattern.lstrip("(?:").startswith(("^", r"\A")):
+        return True
+    example = phonenumbers.example_number(country)
+    if example is None:
+        return False
+    national = phonenumbers.national_significant_number(example)
+    return (
+        re.search(pattern, national) is not None or re.search(pattern, f"{example.country_code}{national}") is not None
+    )
+
+
 def _warnings(profile: SwitchProfile) -> list[str]:
     found = []
     for channel, count in Counter(trunk.channel for trunk in profile.trunks).items():
         if count > 1:
             found.append(f"trunks: {channel} stands {count} times, and the last holds; keep one")
+    loose = [index for index, pattern in enumerate(profile.internal) if _is_loose(pattern, profile.country)]
+    for index in loose:
+        found.append(
+            f"internal.{index}: {profile.internal[index]} holds for ordinary numbers too, and calls to those would not be billed;"
+            " make it more exact, such as ^911$"
+        )
+    for trunk in profile.trunks:
+        if instance := _INSTANCE.search(trunk.channel):
+            found.append(f"trunks: {trunk.channel} looks like one call's channel; leave {instance[0]} out")
     for index, entry in enumerate(profile.accounts):
         earlier = [number for number, other in enumerate(profile.accounts[:index]) if other.code in (".*", entry.code)]
         if earlier:
@@ -101,7 +129,7 @@ def _warnings(profile: SwitchProfile) -> list[str]:
     for number in profile.numbers:
         if profile.e164(number) is None:
             found.append(f"numbers.{number}: cannot be a telephone number by its length; check it")
-        elif profile.is_internal(number) or profile.is_internal(number.removeprefix("+")):
+        elif not loose and (profile.is_internal(number) or profile.is_internal(number.removeprefix("+"))):
             found.append(
                 f"internal: a pattern matches {number}, which is a number of yours; make the pattern more exact"
             )
