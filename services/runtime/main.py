@@ -27,7 +27,11 @@ def run(build: Callable[[Settings], Room]) -> None:
 
 async def _run(room: Room, settings: Settings) -> None:
     worker = Worker(room, settings)
-    server = await serve(settings.health_port, worker.health) if settings.health_port is not None else None
+    server = (
+        await serve(settings.health_port, worker.health, worker.processor.metrics)
+        if settings.health_port is not None
+        else None
+    )
     try:
         await worker.run()
     finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -46,6 +47,7 @@ from services.runtime.links import (
     save_received,
     unreadable,
 )
+from services.runtime.metrics import Metrics
 from services.runtime.outbox import Outbox, RecordTooLarge
 from services.runtime.records import Record
 from services.runtime.room import Input, Room, Tick
@@ -87,6 +89,7 @@ class Processor:
         self.surroundings = surroundings
         self.tables: RuntimeTables = runtime_tables(room.name)
         self.committed: Callable[[], None] = lambda: None
+        self.metrics = Metrics()
         self._unknown_timers: set[str] = set()
         self._transacting = asyncio.Lock()  # errands queue here, not each with a connection on the row of their lane
 
@@ -157,6 +160,7 @@ class Processor:
         self, source: Input, records: list[Record], ranges: Ranges, refusal: Refusal | None = None
     ) -> None:
         crash = f"{self.room.name}.{source.name}"
+        begun = time.monotonic()
         async with transaction(self.engine) as connection:
             locked = await lock_lanes(connection, self.tables, ranges)
             faults.step(f"{crash}.locked")
@@ -205,6 +209,7 @@ class Processor:
             await work.finish()
             faults.step(f"{crash}.outbox")
         faults.step(f"{crash}.committed")
+        self.metrics.batch(source.name, time.monotonic() - begun, len(records))
         self._told(work)
 
     async def pass_markers(self, ranges: Ranges) -> None:
@@ -451,6 +456,7 @@ class Processor:
         return Work(connection, self.tables, self.room.name, lane, now, epoch, self._outbox(), self.surroundings)
 
     def _told(self, work: Work) -> None:
+        self.metrics.parked(work.parked)
         self.committed()
         for call in work.after_commit:
             call()

@@ -8,7 +8,7 @@ from sqlalchemy import select
 
 from services.cli.wire import Wire
 from services.kernel.errors import InvalidInput, Refused, Unavailable
-from services.runtime.broker import Offsets, ensure_topics, read_log
+from services.runtime.broker import Offsets, read_log
 from services.runtime.kafka_access import client_options
 from services.runtime.settings import load
 from services.runtime.worker import Worker
@@ -52,7 +52,7 @@ def let_in(request, guarded):
 
 
 async def test_a_room_works_with_what_the_documentation_says_that_it_may(
-    guarded, let_in, given, database, topic_prefix
+    guarded, let_in, given, database, topic_prefix, monkeypatch
 ):
     """Topics are made and looked at, a record is read, what follows is sent by the relay: every client there is."""
     principal, variables = let_in
@@ -63,12 +63,11 @@ async def test_a_room_works_with_what_the_documentation_says_that_it_may(
             'create table payments.copied (topic text, partition int, "offset" bigint, value text);'
             " grant insert, select on payments.copied to tollbook_payments"
         )
-    await ensure_topics(settings, {copier.SOURCE.name: copier.SOURCE})
+    monkeypatch.setattr("services.runtime.worker.TOPICS", (copier.SOURCE, copier.COPIES))
     with copier.declared():
         worker = Worker(copier.copier(), settings)
         try:
             await worker.start()
-            await worker.make(copier.COPIES.name)
             async with AIOKafkaProducer(**client_options(settings)) as producer:
                 await producer.send_and_wait(topic_prefix + copier.SOURCE.name, b"hello", partition=0)
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 
 class Answered(NamedTuple):
-    """What came back; ``body`` is decoded JSON."""
+    """What came back; ``body`` is decoded JSON, or the text where it is something else."""
 
     status: int
     body: Any
@@ -60,4 +60,6 @@ class Connection:
             raise ConnectionError("the answer was lost") from error
         if headers.get("connection") == "close":
             await self.close()
-        return Answered(int(lines[0].split()[1]), json.loads(content) if content else None, headers)
+        is_json = headers.get("content-type", "application/json").startswith("application/json")
+        body_of = json.loads if is_json else bytes.decode
+        return Answered(int(lines[0].split()[1]), body_of(content) if content else None, headers)
