@@ -6,7 +6,6 @@ the path.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -19,11 +18,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from services.kernel.errors import InvalidInput
-from services.runtime.http_server import read_body
+from services.runtime.http_server import BODY_S_MAX, read_body
 
 JSON = "application/json"
 BODY_BYTES_MAX = 16_384  # a call takes a few hundred; what is checked holds up all other calls of this process
-BODY_S_MAX = 10.0
 
 
 class BodyRoute(APIRoute):
@@ -42,8 +40,7 @@ class BodyRoute(APIRoute):
             if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON:
                 raise InvalidInput(f"must be {JSON}", field="content-type")
             try:
-                async with asyncio.timeout(BODY_S_MAX):
-                    document = await read_body(request, BODY_BYTES_MAX)
+                document = await read_body(request, BODY_BYTES_MAX)
             except TimeoutError:
                 raise HTTPException(408, f"the body did not come within {BODY_S_MAX:.0f} s") from None
             except ClientDisconnect:

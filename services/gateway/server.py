@@ -17,7 +17,6 @@ from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from typing import Any
 
-import uvicorn
 import uvloop
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
@@ -89,11 +88,7 @@ def _listening(settings: Settings) -> socket.socket:
 
 async def _serve(settings: Settings, listener: socket.socket) -> None:
     async with _opened(settings) as app:
-        config = uvicorn.Config(
-            app, http="httptools", ws="none", lifespan="off", log_config=None, access_log=False,
-            server_header=False, timeout_graceful_shutdown=STOP_S, timeout_keep_alive=KEEP_S,
-        )  # fmt: skip
-        server = HttpServer(config)
+        server = HttpServer(app, stop_s=STOP_S, keep_s=KEEP_S)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, server.stop)
         log.info("gateway on http://%s:%d", *listener.getsockname()[:2])
