@@ -9,13 +9,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from contracts.words import Id
 from services.balance import api as balance
+from services.gateway.deadlines import TimedRoute
 
 AccountId = Annotated[Id, Path(description="the account's id")]
 
 
 def routes(engine: AsyncEngine) -> APIRouter:
     """The paths below /v1/accounts; ``engine`` logs in as balance."""
-    router = APIRouter(prefix="/v1/accounts", tags=["accounts"])
+    router = APIRouter(prefix="/v1/accounts", tags=["accounts"], route_class=TimedRoute)
 
     @router.get("/{account_id}/balance")
     async def show(account_id: AccountId) -> balance.Balance:

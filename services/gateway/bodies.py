@@ -17,6 +17,7 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from services.gateway.deadlines import in_time
 from services.kernel.errors import InvalidInput
 from services.runtime.http_server import BODY_S_MAX, read_body
 
@@ -52,6 +53,6 @@ class BodyRoute(APIRoute):
             except ValidationError as error:
                 wrong = error.errors(include_url=False, include_input=False)[0]
                 raise RequestValidationError([wrong | {"loc": ("body", *wrong["loc"])}]) from None
-            return Response(to_json(await endpoint(asked)), media_type=JSON)
+            return Response(to_json(await in_time(request, endpoint(asked))), media_type=JSON)
 
         return handle

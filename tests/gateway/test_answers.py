@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -19,6 +21,7 @@ from services.usage.api import Quotes
 from services.usage.price_files import read_price_file
 from tests.support.balance_factory import Town
 from tests.support.usage_registry import LONG_AGO
+from tests.support.wire import Wire
 
 PLAN = {"account_id": "desk", "called": "+12485252160"}
 CALL = {"account_id": "desk", "call_leg_id": "a call@of-ours"}
@@ -206,6 +209,42 @@ async def test_a_database_that_is_away_is_said(town: Town, quotes: Quotes) -> No
     ):
         assert (status, shown["error"]["code"], shown["error"]["retry_can_help"]) == (503, "unavailable", True)
     await engine.dispose()
+
+
+async def test_a_database_that_stands_still_is_said_in_time_and_what_it_grants_late_is_found_again(
+    town: Town, quotes: Quotes
+) -> None:
+    async with Wire.to(town.database.room("balance")) as wire:
+        engine = open_engine(wire.url, application="test.gateway", pool_size=2)
+        holds = Holds(engine, town.log)
+        gateway = Asking(application(quotes, holds, engine, answer_s_max=0.3))
+        assert (await gateway.get("/v1/accounts/desk/balance"))[0] == 200
+        assert (await gateway.post("/v1/calls/authorize", PLAN | CALL | {"call_leg_id": "before"}))[0] == 200
+        wire.freeze()
+        began = time.monotonic()
+        answers = await asyncio.gather(
+            *[gateway.post("/v1/calls/authorize", PLAN | CALL | {"call_leg_id": each}) for each in ("first", "second")],
+            gateway.get("/v1/accounts/desk/balance"),
+            gateway.get("/v1/accounts/desk/holds"),
+        )
+        answers.append(await gateway.post("/v1/calls/authorize", PLAN | CALL | {"call_leg_id": "third"}))
+        answers.append(await gateway.post("/v1/calls/settle", CALL | {"call_leg_id": "before", "seconds": 61}))
+        assert time.monotonic() - began < 3
+        for status, shown in answers:
+            assert (status, shown["error"]["code"], shown["error"]["retry_can_help"]) == (503, "timeout", True)
+        wire.thaw()
+        await holds.close()  # what was under way is committed, and what nobody waits for is not begun
+        _, shown = await gateway.get("/v1/accounts/desk/holds")
+        assert [(each["call_leg_id"], each["held"]) for each in shown] == [
+            ("before", "0.028"),
+            ("first", "0.07"),
+            ("second", "0.07"),
+        ]
+        _, again = await gateway.post("/v1/calls/authorize", PLAN | CALL | {"call_leg_id": "first"})
+        assert (again["hold_id"], again["held"]) == (shown[1]["hold_id"], "0.07")
+        assert (await gateway.get("/v1/accounts/desk/balance"))[1]["held"] == "0.168"
+        await holds.close()
+        await engine.dispose()
 
 
 async def test_a_connection_that_the_database_cut_is_opened_again(town: Town, gateway: Asking) -> None:
