@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
 from sqlalchemy.exc import DBAPIError, InterfaceError
 from sqlalchemy.exc import TimeoutError as NoConnection
 from starlette.exceptions import HTTPException
@@ -29,6 +30,39 @@ STATUS: tuple[tuple[type[TollbookError], int], ...] = (
     (Unavailable, 503),
 )
 AGAIN_S = "1"
+
+
+class Problem(BaseModel):
+    """What is wrong, for programs and for people."""
+
+    code: Annotated[str, Field(description="stable")]
+    field: Annotated[str | None, Field(description="what of the request it is about")]
+    message: Annotated[str, Field(description="how to mend it")]
+    retry_can_help: Annotated[bool, Field(description="whether the same request may succeed later as it is")]
+
+
+class Failure(BaseModel):
+    """Every answer but 200."""
+
+    error: Problem
+
+
+Codes = Mapping[int, Sequence[str]]
+"""Codes of errors by status."""
+
+_OF_EVERY_PATH: Codes = {500: ("internal_error",), 503: ("unavailable", "timeout")}
+
+
+def of_path(*groups: Codes) -> dict[int | str, dict[str, Any]]:
+    """The error answers of a path, for its description: these, and those that every path has."""
+    codes: dict[int, list[str]] = {}
+    for each in (*groups, _OF_EVERY_PATH):
+        for status, of_status in each.items():
+            codes.setdefault(status, []).extend(of_status)
+    return {
+        status: {"model": Failure, "description": ", ".join(f"`{code}`" for code in codes[status])}
+        for status in sorted(codes)
+    }
 
 
 def explain(app: FastAPI) -> None:

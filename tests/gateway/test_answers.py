@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -50,14 +51,25 @@ class Asking:
         async def send(message: Any) -> None:
             sent.append(message)
 
+        path, _, query = path.partition("?")
         scope = {
             "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
-            "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "",
+            "path": path, "raw_path": path.encode(), "query_string": query.encode(), "root_path": "",
             "headers": [(b"content-type", content_type)], "client": ("127.0.0.1", 1), "server": ("gateway", 80),
         }  # fmt: skip
         await self._app(scope, receive, send)
         content = b"".join(each.get("body", b"") for each in sent)
-        return int(sent[0]["status"]), json.loads(content)
+        status, shown = int(sent[0]["status"]), json.loads(content)
+        if status != 200 and shown["error"]["code"] not in ("unknown_path", "wrong_method"):
+            self._assert_described(method, path, status, shown["error"]["code"])
+        return status, shown
+
+    def _assert_described(self, method: str, path: str, status: int, code: str) -> None:
+        """Every error is one of those that the description has for its path."""
+        described = self._app.openapi()["paths"][re.sub("/accounts/[^/]+", "/accounts/{account_id}", path)]
+        answer = described[method.lower()]["responses"][str(status)]
+        assert f"`{code}`" in answer["description"]
+        assert answer["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Failure"}
 
 
 @pytest.fixture
@@ -131,6 +143,8 @@ async def test_a_refusal_is_an_answer_with_its_reason(town: Town, gateway: Askin
         ("authorize", PLAN | CALL | {"direction": "inbound", "outbound_profile": "p"}, 422, "invalid", "outbound_profile"),
         ("authorize", b"{", 400, "invalid_json", None),
         ("authorize", b"[]", 422, "invalid", None),
+        ("settle", b'{"account_id": "desk", "call_leg_id": "c", "seconds": 1, "seconds": 9}', 422, "invalid", "seconds"),
+        ("settle", b'{"seconds": [{}, 1e999], "account_id": "desk", "call_leg_id": "c", "\\u0073econds": 9}', 422, "invalid", "seconds"),
         ("renew", CALL | {"number": 1}, 404, "unknown_call", "call_leg_id"),
         ("settle", CALL | {"seconds": -1}, 422, "invalid", "seconds"),
         ("release", CALL, 404, "unknown_call", "call_leg_id"),
@@ -173,6 +187,26 @@ async def test_a_granted_call_that_is_asked_for_again_is_answered_as_before_thou
         assert (status, shown["error"]["code"]) == (404, "no_price")
     await gateway.post("/v1/calls/settle", CALL | {"seconds": 5})
     assert (await gateway.post("/v1/calls/authorize", PLAN | CALL))[1]["error"]["code"] == "no_price"
+
+
+async def test_what_no_retry_can_help_says_so(gateway: Asking) -> None:
+    async def said(path: str, **more: Any) -> tuple[str, bool]:
+        status, shown = await gateway.post(f"/v1/calls/{path}", CALL | more)
+        assert status >= 400
+        return shown["error"]["code"], shown["error"]["retry_can_help"]
+
+    assert await said("authorize", called="+99912345678") == ("no_price", True)  # a price may be imported
+    assert await said("authorize", called="+12485252160", account_id="nobody") == ("unknown_account", True)
+    assert await said("renew", number=1) == ("unknown_call", False)
+    await gateway.post("/v1/calls/authorize", PLAN | CALL)
+    assert await said("authorize", called="+12485252161") == ("idempotency_conflict", False)
+    assert await said("renew", number=2) == ("out_of_order", False)
+    await gateway.post("/v1/calls/renew", CALL | {"number": 1})
+    assert await said("renew", number=1, seconds=7) == ("idempotency_conflict", False)
+    assert await said("authorize", called="+12485252160") == ("out_of_order", False)
+    await gateway.post("/v1/calls/settle", CALL | {"seconds": 5})
+    assert await said("settle", seconds=6) == ("idempotency_conflict", False)
+    assert await said("authorize", called="+12485252160") == ("call_ended", False)
 
 
 async def test_a_conflict_and_an_unknown_account_of_the_reading_paths(gateway: Asking) -> None:
