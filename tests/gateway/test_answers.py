@@ -100,7 +100,7 @@ async def test_a_call_from_its_quote_to_its_charge(town: Town, gateway: Asking) 
         first["hold_id"], 60, 360, "0.084",
     )  # fmt: skip
     _, holds = await gateway.get("/v1/accounts/desk/holds")
-    assert [(each["call_leg_id"], each["held"], each["seconds"]) for each in holds] == [
+    assert [(each["call_leg_id"], each["held"], each["seconds"]) for each in holds["data"]] == [
         (CALL["call_leg_id"], "0.084", 360)
     ]
     status, settled = await gateway.post("/v1/calls/settle", CALL | {"seconds": 61})
@@ -209,6 +209,30 @@ async def test_what_no_retry_can_help_says_so(gateway: Asking) -> None:
     assert await said("authorize", called="+12485252160") == ("call_ended", False)
 
 
+async def test_holds_are_read_in_pages_and_none_is_left_out(town: Town, gateway: Asking) -> None:
+    await town.account("shop", level_2=True)
+    town.open("shop", "10")
+    await town.settle()
+    names = [f"c{number}" for number in range(7)]
+    for each in names:
+        await gateway.post("/v1/calls/authorize", PLAN | {"account_id": "shop", "call_leg_id": each})
+    seen, path = [], "/v1/accounts/shop/holds?limit=3"
+    after = ""
+    while True:
+        _, page = await gateway.get(path + after)
+        seen.append([each["call_leg_id"] for each in page["data"]])
+        if page["next"] is None:
+            break
+        if len(seen) == 1:  # what ends meanwhile moves nothing else
+            await gateway.post("/v1/calls/release", {"account_id": "shop", "call_leg_id": names[2]})
+            await gateway.post("/v1/calls/release", {"account_id": "shop", "call_leg_id": names[4]})
+        after = f"&after={page['next']}"
+    assert seen == [names[:3], ["c3", "c5", "c6"]]
+    for wrong in ("limit=0", "limit=1001", "after=x", "after=W10=", "after=" + "x" * 3000):
+        status, shown = await gateway.get(f"/v1/accounts/shop/holds?{wrong}")
+        assert (status, shown["error"]["field"]) == (422, wrong.partition("=")[0])
+
+
 async def test_a_conflict_and_an_unknown_account_of_the_reading_paths(gateway: Asking) -> None:
     await gateway.post("/v1/calls/authorize", PLAN | CALL)
     status, shown = await gateway.post("/v1/calls/authorize", PLAN | CALL | {"called": "+12485252161"})
@@ -269,13 +293,13 @@ async def test_a_database_that_stands_still_is_said_in_time_and_what_it_grants_l
         wire.thaw()
         await holds.close()  # what was under way is committed, and what nobody waits for is not begun
         _, shown = await gateway.get("/v1/accounts/desk/holds")
-        assert [(each["call_leg_id"], each["held"]) for each in shown] == [
+        assert [(each["call_leg_id"], each["held"]) for each in shown["data"]] == [
             ("before", "0.028"),
             ("first", "0.07"),
             ("second", "0.07"),
         ]
         _, again = await gateway.post("/v1/calls/authorize", PLAN | CALL | {"call_leg_id": "first"})
-        assert (again["hold_id"], again["held"]) == (shown[1]["hold_id"], "0.07")
+        assert (again["hold_id"], again["held"]) == (shown["data"][1]["hold_id"], "0.07")
         assert (await gateway.get("/v1/accounts/desk/balance"))[1]["held"] == "0.168"
         await holds.close()
         await engine.dispose()

@@ -40,7 +40,7 @@ async def test_64_calls_at_once_over_two_gateways_on_money_for_ten_are_ten(town:
     async with gateways.to("b") as connection:
         balance = (await connection.get("/v1/accounts/shop/balance")).body
         assert (balance["held"], balance["available"]) == ("0.7", "0.0139")
-        assert len((await connection.get("/v1/accounts/shop/holds")).body) == 10
+        assert len((await connection.get("/v1/accounts/shop/holds")).body["data"]) == 10
 
 
 @pytest.mark.parametrize("step", ["balance.holds.written", "balance.holds.committed"])
