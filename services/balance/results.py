@@ -183,7 +183,10 @@ class Payments:
             reason = result.kind
         next_allowed_at = None
         paused = False
-        if attempt.kind == "auto" and state != "abandoned":  # another recharge may have followed since
+        by_present_method = attempt.method_version == wallet.method_version
+        if (
+            attempt.kind == "auto" and by_present_method and state != "abandoned"
+        ):  # else another may have followed since
             judge = recharge.after_decline if moved == "declined" else recharge.after_error
             after = judge(wallet.decline_streak, work.now)
             wallet.decline_streak, wallet.retry_at = after.decline_streak, after.retry_at

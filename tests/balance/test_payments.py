@@ -274,6 +274,23 @@ async def test_example_44_a_deleted_method_stays_deleted(town: Town, name: str) 
     assert (await town.wallet(name)).method_token is None
 
 
+@pytest.mark.parametrize("failure", ["declined", "error"])
+async def test_what_failed_by_a_method_that_was_replaced_since_says_nothing_of_the_new_one(
+    town: Town, name: str, failure: str
+) -> None:
+    await opened(town, name, "20", "tok_late_40m")
+    town.command("delete_method", name)
+    town.method(name, "tok_ok")
+    await town.settle()
+    (old,) = await town.attempts(name)
+    town.result(old, "failed", failure=failure)
+    await town.settle()
+    wallet = await town.wallet(name)
+    assert (wallet.decline_streak, wallet.retry_at) == (0, None)
+    assert [each.state for each in await town.attempts(name)][1:] == ["settled"]
+    assert await town.balance(name) == "150"
+
+
 # ---- what nobody answers -------------------------------------------------------------------------------------------
 
 
