@@ -70,7 +70,7 @@ def explain(app: FastAPI) -> None:
     app.add_exception_handler(TollbookError, _of_ours)
     app.add_exception_handler(RequestValidationError, _of_body)
     app.add_exception_handler(HTTPException, _of_path)
-    for kind in (DBAPIError, InterfaceError, NoConnection, OSError):
+    for kind in (DBAPIError, InterfaceError, NoConnection, OSError, Exception):
         app.add_exception_handler(kind, _of_server)
 
 

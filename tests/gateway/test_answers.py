@@ -57,7 +57,11 @@ class Asking:
             "path": path, "raw_path": path.encode(), "query_string": query.encode(), "root_path": "",
             "headers": [(b"content-type", content_type)], "client": ("127.0.0.1", 1), "server": ("gateway", 80),
         }  # fmt: skip
-        await self._app(scope, receive, send)
+        try:
+            await self._app(scope, receive, send)
+        except Exception:  # the server logs what was answered by 500
+            if not sent:
+                raise
         content = b"".join(each.get("body", b"") for each in sent)
         status, shown = int(sent[0]["status"]), json.loads(content)
         if status != 200 and shown["error"]["code"] not in ("unknown_path", "wrong_method"):
@@ -303,6 +307,19 @@ async def test_a_database_that_stands_still_is_said_in_time_and_what_it_grants_l
         assert (await gateway.get("/v1/accounts/desk/balance"))[1]["held"] == "0.168"
         await holds.close()
         await engine.dispose()
+
+
+async def test_a_fault_of_ours_is_said_in_the_same_shape(
+    town: Town, quotes: Quotes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: Any) -> None:
+        raise KeyError("a fault")
+
+    monkeypatch.setattr("services.balance.api.balance", broken)
+    engine = town.rooms.processors["balance"].engine
+    gateway = Asking(application(quotes, Holds(engine, town.log), engine))
+    status, shown = await gateway.get("/v1/accounts/desk/balance")
+    assert (status, shown["error"]["code"], shown["error"]["retry_can_help"]) == (500, "internal_error", False)
 
 
 async def test_a_connection_that_the_database_cut_is_opened_again(town: Town, gateway: Asking) -> None:
