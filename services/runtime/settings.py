@@ -99,6 +99,10 @@ class Settings(BaseSettings):
         max_length=10_000,
         description="networks with commas that webhooks may call although they are not public: receivers on premises",
     )
+    webhooks_keys: SecretStr | None = Field(
+        default=None,
+        description="keys with commas, the newest first, that secrets of webhooks are encrypted by; unset: they are not",
+    )
     webhooks_http: bool = Field(
         default=False, description="permission for webhooks to plain http: URLs, for tests and demonstrations"
     )
