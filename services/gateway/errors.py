@@ -113,7 +113,8 @@ async def _of_path(request: Request, error: Exception) -> JSONResponse:
     message = f"there is no {request.method} {request.url.path} here; /openapi.json lists what there is"
     if status in (408, 413) and isinstance(error, HTTPException):
         message = error.detail
-    return _shown(status, code, message, field="body" if status == 413 else None, headers=headers)
+    field = "body" if status in (408, 413) else None
+    return _shown(status, code, message, field=field, retry_can_help=status == 408, headers=headers)
 
 
 async def _of_server(_: Request, error: Exception) -> JSONResponse:

@@ -41,11 +41,14 @@ class Asking:
         return await self.ask("GET", path)
 
     async def ask(
-        self, method: str, path: str, body: bytes = b"", content_type: bytes = b"application/json"
+        self, method: str, path: str, body: bytes | None = b"", content_type: bytes = b"application/json"
     ) -> tuple[int, Any]:
+        """What comes back. Without a body its head came, and nothing more."""
         sent: list[dict[str, Any]] = []
 
         async def receive() -> dict[str, Any]:
+            if body is None:
+                await asyncio.Event().wait()
             return {"type": "http.request", "body": body, "more_body": False}
 
         async def send(message: Any) -> None:
@@ -172,6 +175,13 @@ async def test_a_body_must_say_that_it_is_json(gateway: Asking) -> None:
         assert status == expected
         if status == 422:
             assert (shown["error"]["code"], shown["error"]["field"]) == ("invalid", "content-type")
+
+
+async def test_a_body_that_does_not_come_may_be_sent_again(gateway: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.runtime.http_server.BODY_S_MAX", 0.1)
+    status, shown = await gateway.ask("POST", "/v1/calls/authorize", None)
+    assert (status, shown["error"]["code"], shown["error"]["field"]) == (408, "timeout", "body")
+    assert shown["error"]["retry_can_help"] is True
 
 
 async def test_a_granted_call_that_is_asked_for_again_is_answered_as_before_though_it_has_no_price_now(
