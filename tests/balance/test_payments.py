@@ -744,6 +744,20 @@ async def test_the_same_refund_said_by_two_results_is_one(town: Town, name: str)
     assert await quarantined(town, name) == [("amount_mismatch", "amount")]
 
 
+async def test_a_result_that_names_the_refund_of_another_payment_is_quarantined(town: Town, name: str) -> None:
+    attempt, other = await paid(town, name), await paid(town, f"{name}b")
+    give_back(town, name, attempt, amount="30")
+    await town.settle()
+    asked = select(tables.refund).where(tables.refund.c.account_id == name)
+    (refund,) = await town.rooms.query("balance", asked)
+    for kind in ("refund_failed", "refunded"):
+        town.result(other, kind, amount="30", refund_id=str(refund.refund_id))
+    await town.settle()
+    assert (await town.balance(name), await town.balance(f"{name}b")) == ("70", "100")
+    assert [row.state for row in await town.rooms.query("balance", asked)] == ["refunded"]
+    assert await quarantined(town, f"{name}b") == [("conflict", "refund_id")] * 2
+
+
 async def test_what_is_said_wrongly_of_refunds_and_disputes_is_quarantined_with_the_field(
     town: Town, name: str
 ) -> None:
