@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -9,11 +10,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, get_args
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, Text, and_, case, cast, func, literal, or_, select, true, union_all
+from pydantic import AwareDatetime, TypeAdapter
+from pydantic_core import to_json
+from sqlalchemy import ColumnElement, Row, Text, and_, case, cast, func, literal, or_, select, true, tuple_, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.sql import Select
 
 from contracts.balance import SUSPENSION_REASONS
+from contracts.cloudevents import Attribute
 from contracts.topics import USAGE_CHARGES
 from services.balance import calls, effects, ledger, paying, payouts, recharge, sealing, store, tables
 from services.balance.credit_store import SHARED
@@ -728,8 +732,25 @@ class HoldRow:
     expires_at: datetime
 
 
-async def open_holds(engine: AsyncEngine, account_id: str, *, limit: int = 1000) -> list[HoldRow]:
-    """The calls of an account whose leases run, in progress or settled, oldest first."""
+@dataclass(frozen=True)
+class HoldPage:
+    """Some of the calls of an account, oldest first; ``next`` is the cursor of those that come after them, None where there are
+    none."""
+
+    data: list[HoldRow]
+    next: str | None
+
+
+HOLDS_AT_ONCE, HOLDS_AT_ONCE_MAX = 100, 1000
+
+
+async def open_holds(
+    engine: AsyncEngine, account_id: str, *, limit: int = HOLDS_AT_ONCE, after: str | None = None
+) -> HoldPage:
+    """The calls of an account whose leases run, in progress or settled, oldest first; from the beginning, or ``after`` a cursor.
+
+    A call that starts anew since its lease was over moves to the end: it may be seen twice, and none is left out.
+    """
     columns = tables.call.c
     query = (
         select(tables.call, _wallet.currency)
@@ -737,9 +758,12 @@ async def open_holds(engine: AsyncEngine, account_id: str, *, limit: int = 1000)
         .where(columns.account_id == account_id, columns.expires_at > CLOCK_NOW)
         .where(or_(columns.ended_at.is_(None), columns.held_nano > 0))
         .order_by(columns.started_at, columns.call_leg_id)
-        .limit(limit)
+        .limit(limit + 1)
     )
-    return [
+    if after is not None:
+        query = query.where(tuple_(columns.started_at, columns.call_leg_id) > _place(after))
+    rows = await _all(engine, query)
+    shown = [
         HoldRow(
             row.account_id,
             row.call_leg_id,
@@ -755,8 +779,23 @@ async def open_holds(engine: AsyncEngine, account_id: str, *, limit: int = 1000)
             row.started_at,
             row.expires_at,
         )
-        for row in await _all(engine, query)
+        for row in rows[:limit]
     ]
+    return HoldPage(shown, _cursor(shown[-1]) if len(rows) > limit else None)
+
+
+def _cursor(row: HoldRow) -> str:
+    return urlsafe_b64encode(to_json([row.started_at, row.call_leg_id])).decode()
+
+
+_PLACE = TypeAdapter(tuple[AwareDatetime, Attribute])
+
+
+def _place(cursor: str) -> tuple[datetime, str]:
+    try:
+        return _PLACE.validate_json(urlsafe_b64decode(cursor))
+    except ValueError:
+        raise InvalidInput("is no cursor; take the `next` of the answer before", field="after") from None
 
 
 @dataclass(frozen=True)

@@ -438,6 +438,7 @@ class Desk:
                 " granted, or ended more than an hour ago",
                 field="call_leg_id",
                 code="unknown_call",
+                retry_can_help=False,
             )
         return call
 
@@ -446,7 +447,12 @@ class Desk:
     ) -> Answer:
         """The slice of a call that what its account has alone covers, and what its group shares where that is too little."""
         if before_s >= CALL_SECONDS_MAX:
-            raise Refused(f"no call is longer than {CALL_SECONDS_MAX} s", field="call_leg_id", code="call_too_long")
+            raise Refused(
+                f"no call is longer than {CALL_SECONDS_MAX} s",
+                field="call_leg_id",
+                code="call_too_long",
+                retry_can_help=False,
+            )
         shares = self._shares if self.leases.can_share(call.account_id) else None
         runs_until = call.expires_at if call.runs(self.now) else None
         usable: list[Credit] = []
@@ -543,6 +549,7 @@ def _refuse_ended(call: Call) -> None:
             f"call {call.call_leg_id} has ended; give each call an id of its own",
             field="call_leg_id",
             code="call_ended",
+            retry_can_help=False,
         )
 
 
@@ -552,12 +559,16 @@ def _asked_otherwise(call: Call, field: str) -> Refused:
         " of its own",
         field=field,
         code="idempotency_conflict",
+        retry_can_help=False,
     )
 
 
 def _out_of_order(call: Call) -> Refused:
     return Refused(
-        f"the next renewal of call {call.call_leg_id} is number {call.number + 1}", field="number", code="out_of_order"
+        f"the next renewal of call {call.call_leg_id} is number {call.number + 1}",
+        field="number",
+        code="out_of_order",
+        retry_can_help=False,
     )
 
 

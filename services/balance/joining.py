@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from services.balance.calls import Answer, Decided, Request, carry_out, carry_out_at_once
+from services.balance.calls import Again, Answer, Authorize, Decided, Renew, Request, carry_out, carry_out_at_once
 from services.balance.evaluation import evaluate
 from services.balance.funding import GROUP_CREDIT
 from services.kernel.errors import TollbookError, Unavailable
@@ -44,6 +44,11 @@ class _Asked:
     request: Request
     answered: asyncio.Future[Answer]
     since: float
+
+    @property
+    def is_pointless(self) -> bool:
+        """Nobody waits any more for what it would promise. How a call ended is noted all the same."""
+        return self.answered.done() and isinstance(self.request, Authorize | Again | Renew)
 
     def answer(self, answer: Answer | TollbookError) -> None:
         if self.answered.done():  # nobody waits any more
@@ -120,7 +125,8 @@ class Holds:
     async def _run(self, clerk: _Clerk) -> None:
         try:
             while clerk.accounts:
-                await self._decide(clerk, self._taken(clerk))
+                if accounts := self._taken(clerk):
+                    await self._decide(clerk, accounts)
         finally:
             clerk.running = None
 
@@ -128,12 +134,18 @@ class Holds:
         """The accounts that are decided in one transaction, with their requests in hand."""
         taken, joined = [], 0
         while clerk.accounts and joined < JOINED_MAX:
-            taken.append(clerk.accounts.pop(0))
-            queue = self._queues[taken[-1]]
+            account_id = clerk.accounts.pop(0)
+            queue = self._queues[account_id]
             more = JOINED_MAX - len(queue.decided)
-            queue.decided += queue.behind[:more]
+            in_hand = queue.decided + queue.behind[:more]
             del queue.behind[:more]
-            joined += len(queue.decided)
+            queue.decided = [asked for asked in in_hand if not asked.is_pointless]
+            self._waiting -= len(in_hand) - len(queue.decided)
+            if queue.decided:
+                taken.append(account_id)
+                joined += len(queue.decided)
+            else:
+                self._go_on(account_id, [])
         return taken
 
     async def _decide(self, clerk: _Clerk, accounts: Sequence[str]) -> None:

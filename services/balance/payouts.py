@@ -81,7 +81,8 @@ async def record(engine: AsyncEngine, payouts: Sequence[Payout], actor: str, not
             elif before[payout.ref] != (-payout.nano, payout.currency):
                 posted = format_nano(-before[payout.ref][0])
                 raise Refused(
-                    f"pay-out {payout.payout_id} of {payout.processor} was posted with {posted} {before[payout.ref][1]}",
+                    f"pay-out {payout.payout_id} of {payout.processor} was posted with {posted} {before[payout.ref][1]};"
+                    " what came back of it has an id of its own on the statement: post that, with a minus",
                     field="payout_id",
                     code="conflict",
                 )

@@ -52,7 +52,8 @@ async def results(work: Work, records: list[Record], *, tell: Tell) -> None:
     ids = {result.attempt_id for _, result in read}
     wallets = await load_for_attempts(work, ids)
     payments = Payments(work, wallets, await store.load_attempts(work, ids), await store.load_results(work, ids))
-    refunds = {row.refund_id: row for row in await store.load_refunds(work, ids)}
+    named = {result.refund_id for _, result in read if result.refund_id is not None}
+    refunds = {row.refund_id: row for row in await store.refunds_named(work, named)} if named else {}
     for record, result in read:
         payment = payments.by_id.get(result.attempt_id)
         try:
@@ -183,7 +184,10 @@ class Payments:
             reason = result.kind
         next_allowed_at = None
         paused = False
-        if attempt.kind == "auto" and state != "abandoned":  # another recharge may have followed since
+        by_present_method = attempt.method_version == wallet.method_version
+        if (
+            attempt.kind == "auto" and by_present_method and state != "abandoned"
+        ):  # else another may have followed since
             judge = recharge.after_decline if moved == "declined" else recharge.after_error
             after = judge(wallet.decline_streak, work.now)
             wallet.decline_streak, wallet.retry_at = after.decline_streak, after.retry_at
@@ -268,8 +272,10 @@ def _refuse_what_does_not_fit(result: PaymentResult, payment: Payment | None, me
 
 
 def _refuse_another_refund(result: PaymentResult, refunds: dict[UUID, Any]) -> None:
-    """Raise when a refund that was asked for comes back with another amount."""
+    """Raise when a refund that was asked for comes back with another amount, or of another payment."""
     asked = refunds.get(result.refund_id) if result.refund_id is not None else None
+    if asked is not None and asked.attempt_id != result.attempt_id:
+        raise InvalidInput("is of a refund of another payment", field="refund_id", code="conflict")
     if asked is not None and asked.amount_nano != parse_amount(result.amount):
         raise InvalidInput("is not what was asked for", field="amount", code="amount_mismatch")
 

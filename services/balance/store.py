@@ -1279,6 +1279,12 @@ async def load_refunds(work: Work, attempt_ids: Iterable[UUID]) -> Sequence[Row[
     return (await work.execute(statement, {"ids": sorted(set(attempt_ids))})).all()
 
 
+async def refunds_named(work: Work, refund_ids: Iterable[UUID]) -> Sequence[Row[Any]]:
+    """Those of these refunds that were asked for, of whatever attempts. Of what payment and how much never changes: nobody locks them."""
+    statement = select(tables.refund).where(_any_of(tables.refund.c.refund_id, "ids"))
+    return (await work.execute(statement, {"ids": sorted(set(refund_ids))})).all()
+
+
 async def refused_refunds(work: Work, attempt_ids: Iterable[str]) -> list[int]:
     """The parked results of these attempts that gave back more than was left."""
     parked = work.tables.parked.c

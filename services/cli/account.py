@@ -481,7 +481,13 @@ async def holds(account_id: AccountId, output: Output = Format.table) -> None:
 
     async with room("balance") as engine:
         await balance_api.balance(engine, account_id)  # an account that is not known has no empty list
-        rows = await balance_api.open_holds(engine, account_id)
+        page = await balance_api.open_holds(engine, account_id, limit=balance_api.HOLDS_AT_ONCE_MAX)
+        rows = page.data
+        while page.next is not None:
+            page = await balance_api.open_holds(
+                engine, account_id, limit=balance_api.HOLDS_AT_ONCE_MAX, after=page.next
+            )
+            rows += page.data
     columns = {
         "call_leg_id": "call", "state": "state", "held": "held", "shared": "of it shared", "currency": "currency",
         "seconds": "seconds", "max_s": "at most", "number": "renewals", "outbound_profile": "profile", "expires_at": "until",

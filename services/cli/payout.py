@@ -37,7 +37,9 @@ async def record(
     actor: Actor = "",
     output: Output = Format.table,
 ) -> None:
-    """Post one pay-out: the clearing account of the processor, or of the transfers' bank, is that much less; the bank has it."""
+    """Post one pay-out: the clearing account of the processor, or of the transfers' bank, is that much less; the bank has it.
+
+    One that failed afterwards came back as another line of the statement: post that by its own id, with a minus."""
     from services.balance.api import Payout
 
     payout = Payout(processor, payout_id, parse_amount(amount, signed=True), currency)

@@ -60,7 +60,7 @@ async def create(
 
     async with room("webhooks") as engine:
         made = await api.create(
-            engine, organization, url, actor or me(), api.allowed_by(load()),
+            engine, organization, url, actor or me(), api.allowed_by(load()), api.safe_of(load()),
             types=type_ or (), account_ids=account or (), description=description,
         )  # fmt: skip
     _tell(made, output)
@@ -120,8 +120,31 @@ async def rotate(
     from services.webhooks import api
 
     async with room("webhooks") as engine:
-        made = await api.rotate(engine, endpoint_id, actor or me(), timedelta(hours=overlap))
+        made = await api.rotate(engine, endpoint_id, actor or me(), timedelta(hours=overlap), api.safe_of(load()))
     _tell(made, output)
+
+
+@app.command()
+def key() -> None:
+    """Make a key that secrets can be encrypted by in the database: put it first in TOLLBOOK_WEBHOOKS_KEYS, before those there are."""
+    from services.webhooks import api
+
+    console.print(api.new_key(), markup=False)
+
+
+@app.command()
+@asynchronous
+async def encrypt(output: Output = Format.table) -> None:
+    """Encrypt every secret by the first of TOLLBOOK_WEBHOOKS_KEYS: after it, and a start of the room with that key, no other one
+    is needed. Receivers notice nothing."""
+    from services.webhooks import api
+
+    async with room("webhooks") as engine:
+        count = await api.put_away(engine, api.safe_of(load()))
+    if output is Format.json:
+        show_json({"endpoints": count})
+        return
+    console.print(f"the secrets of {count} endpoints are encrypted by the first key", markup=False)
 
 
 @app.command()

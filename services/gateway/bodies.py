@@ -6,7 +6,7 @@ the path.
 
 from __future__ import annotations
 
-import asyncio
+import json
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -18,12 +18,33 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from services.gateway.deadlines import in_time
+from services.gateway.errors import Codes
 from services.kernel.errors import InvalidInput
-from services.runtime.http_server import read_body
+from services.runtime.http_server import BODY_S_MAX, read_body
 
 JSON = "application/json"
+ERRORS: Codes = {
+    400: ("invalid_json",),
+    408: ("timeout",),
+    413: ("too_large",),
+    422: ("invalid",),
+}
+"""Of every path that takes a body."""
+
 BODY_BYTES_MAX = 16_384  # a call takes a few hundred; what is checked holds up all other calls of this process
-BODY_S_MAX = 10.0
+
+# Values are not looked at: numbers may have any number of digits.
+_PAIRS = json.JSONDecoder(object_pairs_hook=list, parse_int=str, parse_float=str)
+
+
+def _refuse_repeated(document: bytes) -> None:
+    """Raise for a field that a document, which is valid else, has twice: other readers on its way may have taken the first."""
+    seen: set[str] = set()
+    for name, _ in _PAIRS.decode(document.decode()):
+        if name in seen:
+            raise InvalidInput("is given more than once; give it once", field=name)
+        seen.add(name)
 
 
 class BodyRoute(APIRoute):
@@ -42,8 +63,7 @@ class BodyRoute(APIRoute):
             if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON:
                 raise InvalidInput(f"must be {JSON}", field="content-type")
             try:
-                async with asyncio.timeout(BODY_S_MAX):
-                    document = await read_body(request, BODY_BYTES_MAX)
+                document = await read_body(request, BODY_BYTES_MAX)
             except TimeoutError:
                 raise HTTPException(408, f"the body did not come within {BODY_S_MAX:.0f} s") from None
             except ClientDisconnect:
@@ -52,9 +72,10 @@ class BodyRoute(APIRoute):
                 raise HTTPException(413, f"the body must be at most {BODY_BYTES_MAX} bytes")
             try:
                 asked = validate(document)
+                _refuse_repeated(document)
             except ValidationError as error:
                 wrong = error.errors(include_url=False, include_input=False)[0]
                 raise RequestValidationError([wrong | {"loc": ("body", *wrong["loc"])}]) from None
-            return Response(to_json(await endpoint(asked)), media_type=JSON)
+            return Response(to_json(await in_time(request, endpoint(asked))), media_type=JSON)
 
         return handle

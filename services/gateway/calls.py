@@ -21,7 +21,8 @@ from services.balance.api import Holds
 from services.balance.calls import Again, Answer, Authorize, Ended, Grant, Release, Renew, Settle
 from services.balance.holding import SLICE_S_MAX, Rate
 from services.balance.spending import CallAsked, RefusalReason, Refused
-from services.gateway.bodies import BodyRoute
+from services.gateway.bodies import ERRORS, BodyRoute
+from services.gateway.errors import Codes, of_path
 from services.kernel.errors import Corrupt, NotFound
 from services.kernel.errors import Refused as Unpriced
 from services.kernel.ids import content_digest
@@ -125,6 +126,20 @@ class Quoted(BaseModel):
     at: datetime
 
 
+UNPRICED: Codes = {
+    404: ("unknown_account", "no_price"),
+    409: ("account_closed", "no_price", "wrong_currency"),
+}
+UNKNOWN: Codes = {404: ("unknown_account", "unknown_call"), 503: ("busy",)}
+AUTHORIZED: Codes = {
+    409: ("idempotency_conflict", "call_ended", "out_of_order"),
+    422: ("wrong_currency",),
+    503: ("busy",),
+}
+RENEWED: Codes = {409: ("idempotency_conflict", "call_ended", "out_of_order", "call_too_long")}
+SETTLED: Codes = {409: ("idempotency_conflict",)}
+
+
 def routes(quotes: Quotes, holds: Holds) -> APIRouter:
     """The paths below /v1/calls."""
     router = APIRouter(prefix="/v1/calls", tags=["calls"], route_class=BodyRoute)
@@ -134,7 +149,7 @@ def routes(quotes: Quotes, holds: Holds) -> APIRouter:
             plan.account_id, plan.called, direction=plan.direction, caller=plan.caller, profile=plan.outbound_profile
         )
 
-    @router.post("/quote")
+    @router.post("/quote", responses=of_path(ERRORS, UNPRICED))
     async def quote(plan: CallPlan) -> Quoted:
         """What a call would cost now; starts nothing and promises nothing."""
         found = await quoted(plan)
@@ -145,7 +160,7 @@ def routes(quotes: Quotes, holds: Holds) -> APIRouter:
             matched=found.matched, window=found.window, by_tiers=found.by_tiers, at=found.at,
         )  # fmt: skip
 
-    @router.post("/authorize")
+    @router.post("/authorize", responses=of_path(ERRORS, UNPRICED, AUTHORIZED))
     async def authorize(plan: AuthorizeCall) -> Granted | NotGranted:
         """Ask whether a call may start, and for its first slice."""
         content = content_digest(
@@ -161,17 +176,17 @@ def routes(quotes: Quotes, holds: Holds) -> APIRouter:
         )  # fmt: skip
         return _decided(await holds.ask(Authorize(asked, plan.call_leg_id, plan.seconds, content)))
 
-    @router.post("/renew")
+    @router.post("/renew", responses=of_path(ERRORS, UNKNOWN, RENEWED))
     async def renew(body: RenewCall) -> Granted | NotGranted:
         """Ask for the next slice of a call."""
         return _decided(await holds.ask(Renew(body.account_id, body.call_leg_id, body.number, body.seconds)))
 
-    @router.post("/settle")
+    @router.post("/settle", responses=of_path(ERRORS, UNKNOWN, SETTLED))
     async def settle(body: SettleCall) -> CallEnded:
         """Say how long a call was; it then holds its exact cost until its charge comes. Debits nothing."""
         return _ended(await holds.ask(Settle(body.account_id, body.call_leg_id, body.seconds)))
 
-    @router.post("/release")
+    @router.post("/release", responses=of_path(ERRORS, UNKNOWN))
     async def release(body: ReleaseCall) -> CallEnded:
         """Say that a call was never answered; it then holds nothing."""
         return _ended(await holds.ask(Release(body.account_id, body.call_leg_id)))

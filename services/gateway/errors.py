@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
 from sqlalchemy.exc import DBAPIError, InterfaceError
 from sqlalchemy.exc import TimeoutError as NoConnection
 from starlette.exceptions import HTTPException
@@ -31,12 +32,45 @@ STATUS: tuple[tuple[type[TollbookError], int], ...] = (
 AGAIN_S = "1"
 
 
+class Problem(BaseModel):
+    """What is wrong, for programs and for people."""
+
+    code: Annotated[str, Field(description="stable")]
+    field: Annotated[str | None, Field(description="what of the request it is about")]
+    message: Annotated[str, Field(description="how to mend it")]
+    retry_can_help: Annotated[bool, Field(description="whether the same request may succeed later as it is")]
+
+
+class Failure(BaseModel):
+    """Every answer but 200."""
+
+    error: Problem
+
+
+Codes = Mapping[int, Sequence[str]]
+"""Codes of errors by status."""
+
+_OF_EVERY_PATH: Codes = {500: ("internal_error",), 503: ("unavailable", "timeout")}
+
+
+def of_path(*groups: Codes) -> dict[int | str, dict[str, Any]]:
+    """The error answers of a path, for its description: these, and those that every path has."""
+    codes: dict[int, list[str]] = {}
+    for each in (*groups, _OF_EVERY_PATH):
+        for status, of_status in each.items():
+            codes.setdefault(status, []).extend(of_status)
+    return {
+        status: {"model": Failure, "description": ", ".join(f"`{code}`" for code in codes[status])}
+        for status in sorted(codes)
+    }
+
+
 def explain(app: FastAPI) -> None:
     """Answer every error of an application in this shape."""
     app.add_exception_handler(TollbookError, _of_ours)
     app.add_exception_handler(RequestValidationError, _of_body)
     app.add_exception_handler(HTTPException, _of_path)
-    for kind in (DBAPIError, InterfaceError, NoConnection, OSError):
+    for kind in (DBAPIError, InterfaceError, NoConnection, OSError, Exception):
         app.add_exception_handler(kind, _of_server)
 
 
@@ -79,7 +113,8 @@ async def _of_path(request: Request, error: Exception) -> JSONResponse:
     message = f"there is no {request.method} {request.url.path} here; /openapi.json lists what there is"
     if status in (408, 413) and isinstance(error, HTTPException):
         message = error.detail
-    return _shown(status, code, message, field="body" if status == 413 else None, headers=headers)
+    field = "body" if status in (408, 413) else None
+    return _shown(status, code, message, field=field, retry_can_help=status == 408, headers=headers)
 
 
 async def _of_server(_: Request, error: Exception) -> JSONResponse:

@@ -17,7 +17,6 @@ from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from typing import Any
 
-import uvicorn
 import uvloop
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
@@ -44,9 +43,10 @@ LOCK_MS = 2_000  # a wallet that somebody holds this long is given up, and its c
 POOL_SIZE = 4  # one transaction of calls at a time, beside what people read
 
 
-def application(quotes: Quotes, holds: Holds, balance: AsyncEngine) -> FastAPI:
-    """All paths of the gateway."""
+def application(quotes: Quotes, holds: Holds, balance: AsyncEngine, *, answer_s_max: float = 3.0) -> FastAPI:
+    """All paths of the gateway. ``answer_s_max``: whoever waits for longer is told to ask again."""
     app = FastAPI(title="Tollbook", version=version("tollbook"), docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.state.answer_s_max = answer_s_max
     errors.explain(app)
     app.include_router(calls.routes(quotes, holds))
     app.include_router(accounts.routes(balance))
@@ -89,11 +89,7 @@ def _listening(settings: Settings) -> socket.socket:
 
 async def _serve(settings: Settings, listener: socket.socket) -> None:
     async with _opened(settings) as app:
-        config = uvicorn.Config(
-            app, http="httptools", ws="none", lifespan="off", log_config=None, access_log=False,
-            server_header=False, timeout_graceful_shutdown=STOP_S, timeout_keep_alive=KEEP_S,
-        )  # fmt: skip
-        server = HttpServer(config)
+        server = HttpServer(app, stop_s=STOP_S, keep_s=KEEP_S)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, server.stop)
         log.info("gateway on http://%s:%d", *listener.getsockname()[:2])
@@ -114,7 +110,7 @@ async def _opened(settings: Settings) -> AsyncIterator[FastAPI]:
         look = asyncio.create_task(_look(quotes, engines["balance"]))
         gc.freeze()
         gc.set_threshold(50_000, 20, 50)
-        yield application(quotes, holds, engines["balance"])
+        yield application(quotes, holds, engines["balance"], answer_s_max=settings.gateway_answer_ms / 1000)
         await holds.close()
     finally:
         if look is not None:

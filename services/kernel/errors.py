@@ -13,12 +13,16 @@ class TollbookError(Exception):
     code: str = "error"
     retry_can_help: bool = False
 
-    def __init__(self, message: str, *, field: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, field: str | None = None, code: str | None = None, retry_can_help: bool | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.field = field
         if code is not None:
             self.code = code
+        if retry_can_help is not None:  # otherwise than mostly for its kind
+            self.retry_can_help = retry_can_help
 
     def __str__(self) -> str:
         return f"{self.field}: {self.message}" if self.field else self.message

@@ -17,6 +17,7 @@ from uuid import UUID
 from contracts.payments import PROCESSORS, ChargeRequest, InquireRequest, PaymentRequest, PaymentResult, RefundRequest
 from contracts.topics import PAYMENTS_RESULTS
 from services.kernel.cards import looks_like_card_number
+from services.kernel.errors import Unavailable
 from services.payments import store
 from services.payments.port import Answer, Heard, Order, Processor, Refund
 from services.runtime import processor as runtime
@@ -137,6 +138,8 @@ class Desk:
         processor = self.processors.get(operation.processor)
         if (refusal := _refusal(operation, order, self.processors)) is not None:
             return Heard((refusal,))
+        if processor is None and operation.kind in ("charge", "refund"):
+            raise Unavailable("nobody can say what became of it until its adapter is back")
         if processor is None:
             return Heard()
         match operation.kind:
@@ -211,9 +214,14 @@ def _never_sent(attempt_id: UUID) -> Answer:
 
 
 def _refusal(operation: Any, order: Order, processors: Mapping[str, Processor]) -> Answer | None:
-    """What is answered to a charge or a refund that no processor is asked for. A token is never repeated."""
+    """What is answered to a charge or a refund that no processor is asked for. A token is never repeated.
+
+    Where the adapter is gone, only if it was never tried: it may have been carried out, and its answer be lost.
+    """
     reason = None
     name, kinds = operation.processor, PROCESSORS.get(operation.processor, ())
+    if name not in processors and operation.tries:
+        return None
     if name not in processors:
         reason = f"no adapter for the processor {name}; use one of {', '.join(processors)}"
     elif operation.kind == "charge":

@@ -11,9 +11,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import stripe
-import uvicorn
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
@@ -24,6 +23,7 @@ log = logging.getLogger(__name__)
 
 PATH = "/webhooks/stripe"
 BODY_BYTES_MAX = 1024 * 1024  # an event is some kilobytes
+CONNECTIONS_MAX = 128  # each may have a body of that size in memory; Stripe asks again for days
 TOLERANCE_S = 300  # a signature is good for so long, before and after: the library looks at the past only
 STOP_S_MAX = 5  # for events that are being taken in
 
@@ -66,7 +66,12 @@ class Door:
         """Listen; an event is acknowledged once ``take`` has returned."""
 
         async def receive(request: Request) -> Response:
-            body = await read_body(request, BODY_BYTES_MAX)
+            try:
+                body = await read_body(request, BODY_BYTES_MAX)
+            except TimeoutError:
+                return PlainTextResponse("the body did not come in time", 408)
+            except ClientDisconnect:
+                return Response(status_code=400)  # nobody is there to read it
             if body is None:
                 return PlainTextResponse(f"at most {BODY_BYTES_MAX} bytes", 413)
             try:
@@ -86,12 +91,7 @@ class Door:
                 field="TOLLBOOK_STRIPE_WEBHOOK_PORT",
             ) from None
         self._port = listener.getsockname()[1]
-        self._server = HttpServer(
-            uvicorn.Config(
-                app, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
-                timeout_graceful_shutdown=STOP_S_MAX,
-            )
-        )  # fmt: skip
+        self._server = HttpServer(app, stop_s=STOP_S_MAX, connections_max=CONNECTIONS_MAX)
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
         log.info("webhooks of Stripe come in at http://%s:%s%s", self._host, self._port, PATH)
 

@@ -101,10 +101,20 @@ class Settings(BaseSettings):
         description="address that the gateway listens on; this machine alone by default",
     )
     gateway_port: int = Field(default=8090, ge=0, le=65_535, description="port of the gateway; 0: any free one")
+    gateway_answer_ms: int = Field(
+        default=3000,
+        ge=100,
+        le=60_000,
+        description="longest that a request to the gateway waits for the database; then it is told to ask again",
+    )
     webhooks_allow: str = Field(
         default="",
         max_length=10_000,
         description="networks with commas that webhooks may call although they are not public: receivers on premises",
+    )
+    webhooks_keys: SecretStr | None = Field(
+        default=None,
+        description="keys with commas, the newest first, that secrets of webhooks are encrypted by; unset: they are not",
     )
     webhooks_http: bool = Field(
         default=False, description="permission for webhooks to plain http: URLs, for tests and demonstrations"

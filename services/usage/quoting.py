@@ -91,9 +91,13 @@ def quote(
     if direction == "inbound" and profile is not None:
         raise InvalidInput("an inbound call goes out by no profile; leave it out", field="outbound_profile")
     plan = account.plan_at(at)
-    if plan is None or at < account.opened_at or (account.closed_at is not None and at >= account.closed_at):
+    is_closed = account.closed_at is not None and at >= account.closed_at
+    if plan is None or at < account.opened_at or is_closed:
         raise Refused(
-            f"account {account.account_id} is not open at {instant_text(at)}", field="account_id", code="account_closed"
+            f"account {account.account_id} is not open at {instant_text(at)}",
+            field="account_id",
+            code="account_closed",
+            retry_can_help=not is_closed,
         )
     payer = account.payer_at(at) if plan != "trial" else None
     currency = payer.currency if payer is not None else account.currency

@@ -23,6 +23,9 @@ from services.webhooks.addresses import Allowed
 from services.webhooks.calling import allowed_by as allowed_by
 from services.webhooks.messages import PREFIXES, SECRET_BYTES, TEST, Event, checked_types, event, secret_of, wants
 from services.webhooks.messages import types as types
+from services.webhooks.safe import OPEN, Safe
+from services.webhooks.safe import new_key as new_key
+from services.webhooks.safe import safe_of as safe_of
 
 ENDPOINTS_MAX = 20  # of one organization: each event is kept once and queued for each
 DESCRIPTION_CHARACTERS_MAX = 255
@@ -110,6 +113,7 @@ async def create(
     url: str,
     actor: str,
     allowed: Allowed,
+    safe: Safe = OPEN,
     *,
     types: Sequence[str] = (),
     account_ids: Sequence[str] = (),
@@ -145,7 +149,7 @@ async def create(
             types=wanted,
             account_ids=sorted(set(account_ids)) or None,
             state="enabled",
-            secret=made.secret,
+            secret=safe.put(made.secret),
             created_by=actor,
         )
         await store.append_action(connection, made.endpoint_id, organization_id, actor, "created", url)
@@ -197,7 +201,9 @@ async def actions(engine: AsyncEngine, endpoint_id: str) -> list[Action]:
         return [Action(**row._mapping) for row in await store.actions(connection, endpoint_id, LOGGED_MAX)]
 
 
-async def rotate(engine: AsyncEngine, endpoint_id: str, actor: str, overlap: timedelta = OVERLAP) -> NewSecret:
+async def rotate(
+    engine: AsyncEngine, endpoint_id: str, actor: str, overlap: timedelta = OVERLAP, safe: Safe = OPEN
+) -> NewSecret:
     """Give an endpoint a new secret. For the overlap the one before signs as well, and one before that no more."""
     if not timedelta(0) <= overlap <= OVERLAP_MAX:
         raise InvalidInput(f"must be from 0 hours to {OVERLAP_MAX.days} days", field="overlap")
@@ -208,13 +214,24 @@ async def rotate(engine: AsyncEngine, endpoint_id: str, actor: str, overlap: tim
         await store.change_endpoint(
             connection,
             endpoint_id,
-            secret=secret,
+            secret=safe.put(secret),
             previous_secret=None if until is None else found.secret,
             previous_until=until,
         )
         detail = "the one before ends now" if until is None else f"the one before ends {instant_text(until)}"
         await store.append_action(connection, endpoint_id, found.organization_id, actor, "rotated", detail)
     return NewSecret(endpoint_id, secret, until)
+
+
+async def put_away(engine: AsyncEngine, safe: Safe) -> int:
+    """Encrypt every secret by the newest key, all or none: after it no other key is needed. Returns how many endpoints there are."""
+    async with transaction(engine) as connection:
+        rows = await store.lock_secrets(connection)
+        for row in rows:
+            previous = None if row.previous_secret is None else safe.put(safe.take(row.previous_secret))
+            secret = safe.put(safe.take(row.secret))
+            await store.change_endpoint(connection, row.endpoint_id, secret=secret, previous_secret=previous)
+    return len(rows)
 
 
 async def disable(engine: AsyncEngine, endpoint_id: str, actor: str, reason: str) -> int:

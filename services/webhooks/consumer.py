@@ -8,6 +8,7 @@ from services.runtime.settings import Settings
 from services.webhooks import handler
 from services.webhooks.calling import Caller, allowed_by
 from services.webhooks.courier import Courier
+from services.webhooks.safe import safe_of
 
 LOOK_S = 0.25  # how soon a new event is on its way
 FORGET_S = 10.0
@@ -15,7 +16,7 @@ FORGET_S = 10.0
 
 def build(settings: Settings) -> Room:
     """Webhooks, calling what the settings allow."""
-    return room(Courier(Caller(allowed_by(settings))))
+    return room(Courier(Caller(allowed_by(settings)), safe=safe_of(settings)))
 
 
 def room(courier: Courier) -> Room:
@@ -29,5 +30,6 @@ def room(courier: Courier) -> Room:
         ),
         ticks=(Tick("forget", handler.forget, seconds=FORGET_S),),
         jobs=(Job("deliver", courier.look, seconds=LOOK_S),),
+        started=courier.check,
         stopped=courier.stop,
     )

@@ -31,6 +31,7 @@ from services.webhooks import store
 from services.webhooks.delivering import Again, Answer, Delivered, Disabled, decide
 from services.webhooks.handler import spread
 from services.webhooks.messages import DISABLED, event, headers
+from services.webhooks.safe import OPEN, Safe
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class Calls(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """One delivery in hand: what to send where, and the lease under which it is sent. ``sent_at`` is the database's time of
+    """One delivery in hand: what to send where, and the lease under which it is sent. ``secrets`` are as they are kept. ``sent_at`` is the database's time of
     day: receivers refuse what is signed minutes off, and this process may have the wrong time."""
 
     endpoint_id: str
@@ -68,11 +69,19 @@ class Parcel:
 class Courier:
     """The deliveries of one worker."""
 
-    def __init__(self, caller: Calls, chance: Callable[[], float] = random.random) -> None:
+    def __init__(self, caller: Calls, chance: Callable[[], float] = random.random, safe: Safe = OPEN) -> None:
         self._caller = caller
+        self._safe = safe
         self._chance = chance
         self._turns: set[asyncio.Task[None]] = set()
         self._notes = asyncio.Semaphore(NOTES_AT_ONCE)
+
+    async def check(self, processor: Processor) -> None:
+        """At the start: `InvalidInput` when a key is missing. Every delivery would fail, and its endpoint be disabled in the end."""
+        async with transaction(processor.engine) as connection:
+            for row in await store.lock_secrets(connection):
+                for kept in filter(None, (row.secret, row.previous_secret)):
+                    self._safe.take(kept)
 
     async def look(self, processor: Processor) -> bool:
         """Start a turn for each endpoint that is due, as far as there is room; whether more may be due."""
@@ -114,7 +123,8 @@ class Courier:
     async def _call(self, parcel: Parcel) -> Answer:
         """The call; what we could not do ourselves counts as a failed attempt, or it would be repeated without an end."""
         try:
-            signed = headers(parcel.event_id, parcel.body, parcel.secrets, parcel.sent_at)
+            secrets = [self._safe.take(each) for each in parcel.secrets]
+            signed = headers(parcel.event_id, parcel.body, secrets, parcel.sent_at)
             return await self._caller.call(parcel.url, signed, parcel.body)
         except Exception as error:
             log.error("event %s cannot be sent to %s", parcel.event_id, parcel.endpoint_id, exc_info=error)

@@ -18,6 +18,7 @@ from contracts.topics import BALANCE_EVENTS, BALANCE_GROUP_EVENTS, INVOICES_EVEN
 from services.kernel.errors import InvalidInput
 from services.kernel.ids import derived_id
 
+MARK = "whsec_"  # a secret begins with it
 SECRET_BYTES = 32
 PREFIXES: Mapping[Topic, str] = {BALANCE_EVENTS: "balance", BALANCE_GROUP_EVENTS: "group", INVOICES_EVENTS: "invoice"}
 """The first word of a type, by the topic that its events come from."""
@@ -128,7 +129,7 @@ def secret_of(random: bytes) -> str:
     >>> secret_of(bytes(24))
     'whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA'
     """
-    return f"whsec_{base64.b64encode(random).decode()}"
+    return f"{MARK}{base64.b64encode(random).decode()}"
 
 
 def headers(event_id: str, body: str, secrets: Iterable[str], at: datetime) -> dict[str, str]:

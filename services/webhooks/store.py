@@ -187,6 +187,14 @@ async def lock_endpoint(connection: AsyncConnection, endpoint_id: str, *, lease:
     return (await connection.execute(statement.with_for_update(key_share=True))).one_or_none()
 
 
+async def lock_secrets(connection: AsyncConnection) -> Sequence[Any]:
+    """What is kept of every endpoint's secrets."""
+    statement = select(_endpoint.endpoint_id, _endpoint.secret, _endpoint.previous_secret).order_by(
+        _endpoint.endpoint_id
+    )
+    return (await connection.execute(statement.with_for_update(key_share=True))).all()
+
+
 async def lock_organization(connection: AsyncConnection, organization_id: str) -> None:
     """One at a time makes endpoints of an organization, until the end of the transaction."""
     await connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(organization_id, literal(0)))))

@@ -118,7 +118,7 @@ async def test_a_wallet_that_was_touched_since_it_was_read_is_read_again(town: T
     assert isinstance(found.answers([late])[0], Grant)
     assert await found.leases.save_if_unchanged(kept, {"desk": rows["desk"]["revision"]}, {"desk"}) == set()
     await kept.close()
-    assert [each.call_leg_id for each in await api.open_holds(desk.engine, "desk")] == ["between"]
+    assert [each.call_leg_id for each in (await api.open_holds(desk.engine, "desk")).data] == ["between"]
     assert await desk.differences() == []
 
 
@@ -443,7 +443,7 @@ async def test_who_waits_too_long_for_a_wallet_is_told_to_ask_again_and_nothing_
         assert (busy.value.code, busy.value.retry_can_help) == ("busy", True)
     assert isinstance(await holds.ask(Authorize(asking("desk"), "c2", 300, bytes(16))), Grant)
     await holds.close()
-    assert [each.call_leg_id for each in await api.open_holds(desk.engine, "desk")] == ["c2"]
+    assert [each.call_leg_id for each in (await api.open_holds(desk.engine, "desk")).data] == ["c2"]
 
 
 async def test_what_is_asked_of_a_wallet_that_somebody_holds_is_decided_in_the_order_it_came(
@@ -582,7 +582,7 @@ async def test_the_open_holds_of_an_account_are_listed(town: Town, desk: Callers
     await desk.authorize("c4")
     await desk.release("c4")
     await town.move(seconds(61))
-    rows = await api.open_holds(desk.engine, "desk")
+    rows = (await api.open_holds(desk.engine, "desk")).data
     assert [(each.call_leg_id, each.state, each.held, each.seconds) for each in rows] == [
         ("c1", "in progress", "0.05", 300),
         ("c3", "settled", "0.01", 60),

@@ -274,6 +274,23 @@ async def test_example_44_a_deleted_method_stays_deleted(town: Town, name: str) 
     assert (await town.wallet(name)).method_token is None
 
 
+@pytest.mark.parametrize("failure", ["declined", "error"])
+async def test_what_failed_by_a_method_that_was_replaced_since_says_nothing_of_the_new_one(
+    town: Town, name: str, failure: str
+) -> None:
+    await opened(town, name, "20", "tok_late_40m")
+    town.command("delete_method", name)
+    town.method(name, "tok_ok")
+    await town.settle()
+    (old,) = await town.attempts(name)
+    town.result(old, "failed", failure=failure)
+    await town.settle()
+    wallet = await town.wallet(name)
+    assert (wallet.decline_streak, wallet.retry_at) == (0, None)
+    assert [each.state for each in await town.attempts(name)][1:] == ["settled"]
+    assert await town.balance(name) == "150"
+
+
 # ---- what nobody answers -------------------------------------------------------------------------------------------
 
 
@@ -725,6 +742,20 @@ async def test_the_same_refund_said_by_two_results_is_one(town: Town, name: str)
     await town.settle()
     assert await town.balance(name) == "70"
     assert await quarantined(town, name) == [("amount_mismatch", "amount")]
+
+
+async def test_a_result_that_names_the_refund_of_another_payment_is_quarantined(town: Town, name: str) -> None:
+    attempt, other = await paid(town, name), await paid(town, f"{name}b")
+    give_back(town, name, attempt, amount="30")
+    await town.settle()
+    asked = select(tables.refund).where(tables.refund.c.account_id == name)
+    (refund,) = await town.rooms.query("balance", asked)
+    for kind in ("refund_failed", "refunded"):
+        town.result(other, kind, amount="30", refund_id=str(refund.refund_id))
+    await town.settle()
+    assert (await town.balance(name), await town.balance(f"{name}b")) == ("70", "100")
+    assert [row.state for row in await town.rooms.query("balance", asked)] == ["refunded"]
+    assert await quarantined(town, f"{name}b") == [("conflict", "refund_id")] * 2
 
 
 async def test_what_is_said_wrongly_of_refunds_and_disputes_is_quarantined_with_the_field(

@@ -334,7 +334,7 @@ async def test_what_a_charge_takes_of_what_its_own_account_holds_is_held_of_the_
     await charged(town, "desk", "0.06", None)  # 0.01 are free, 0.05 are the calls' of this account
     assert await credits_held(town) == [("0.04", "0.04")]
     assert (await town.wallet("desk")).held_nano == parse_amount("0.05")
-    assert [each.held for each in await api.open_holds(desk.engine, "desk")] == ["0.05", "0.02"]
+    assert [each.held for each in (await api.open_holds(desk.engine, "desk")).data] == ["0.05", "0.02"]
     assert await desk.held() == ("0.07", "-0.05")
     await sound(town, desk)
     await charged(town, "desk", "0.05", "c1")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import psutil
 import pytest
 from sqlalchemy import select
 
 from services.balance import tables
+from services.runtime.http_server import CONNECTIONS_MAX
 from tests.gateway.conftest import Gateways
 from tests.support.balance_factory import Town
 from tests.support.http import Connection
@@ -40,7 +42,7 @@ async def test_64_calls_at_once_over_two_gateways_on_money_for_ten_are_ten(town:
     async with gateways.to("b") as connection:
         balance = (await connection.get("/v1/accounts/shop/balance")).body
         assert (balance["held"], balance["available"]) == ("0.7", "0.0139")
-        assert len((await connection.get("/v1/accounts/shop/holds")).body) == 10
+        assert len((await connection.get("/v1/accounts/shop/holds")).body["data"]) == 10
 
 
 @pytest.mark.parametrize("step", ["balance.holds.written", "balance.holds.committed"])
@@ -95,6 +97,20 @@ async def test_a_gateway_that_dies_holds_once_of_what_a_group_shares(
             ("0.07", "0.028", "0.002"), ("0.028", "0.07", "0.002")
         ]  # fmt: skip
     await town.assert_credits_conserved()
+
+
+async def test_a_crowd_that_says_nothing_keeps_nobody_out(town: Town, gateways: Gateways) -> None:
+    async with await gateways.start() as connection:
+        crowd = [
+            await asyncio.open_connection("127.0.0.1", gateways.ports["gateway"]) for _ in range(CONNECTIONS_MAX + 100)
+        ]
+        for _, writer in crowd:
+            writer.write(b"POST /v1/calls/authorize HTTP/1.1\r\nhost: ")
+        assert (await authorize(connection, "c1"))["decision"] == "granted"
+        held = len(psutil.Process(gateways.processes.running["gateway"].pid).net_connections("tcp"))
+        assert held < CONNECTIONS_MAX + 50
+        for _, writer in crowd:
+            writer.close()
 
 
 async def test_a_gateway_answers_what_it_was_asked_before_it_stops(town: Town, gateways: Gateways) -> None:

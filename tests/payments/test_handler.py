@@ -14,7 +14,7 @@ import pytest
 from services.kernel.errors import Unavailable
 from services.kernel.period import instant_text
 from services.payments import consumer
-from services.payments.port import Answer, Hear, Heard, Order, Refund
+from services.payments.port import Answer, Hear, Heard, Order, Processor, Refund
 from tests.support.balance_factory import Town
 from tests.support.servers import Database
 
@@ -246,8 +246,13 @@ def remote() -> Remote:
 
 
 @pytest.fixture
-async def far(database: Database, remote: Remote) -> AsyncIterator[Town]:
-    async with Town(database, rooms=[consumer.room({"sandbox": remote})]) as made:
+def adapters(remote: Remote) -> dict[str, Processor]:
+    return {"sandbox": remote}
+
+
+@pytest.fixture
+async def far(database: Database, adapters: dict[str, Processor]) -> AsyncIterator[Town]:
+    async with Town(database, rooms=[consumer.room(adapters)]) as made:
         yield made
         await made.settle(after=timedelta(days=2))
         async with database.connected() as connection:
@@ -294,6 +299,27 @@ async def test_a_refund_that_nobody_carried_out_for_days_is_given(far: Town, rem
     await far.settle(after=timedelta(minutes=1))
     assert said(far) == [("settled", None), ("refunded", None)]
     assert remote.refunded == {UUID(refund["refund_id"])}
+
+
+async def test_what_a_processor_may_have_done_is_not_denied_because_its_adapter_is_gone(
+    far: Town, remote: Remote, adapters: dict[str, Processor]
+) -> None:
+    """Its key was taken away while a charge and a refund were under way, and comes back: it had carried both out."""
+    paid, asked = request("tok_ok"), request("tok_ok")
+    far.send("payments.requests", "frontdesk", paid)
+    await far.settle()
+    remote.failures += [Unavailable("away")] * 2
+    refund = about(paid, "refund", refund_id=str(uuid4()), amount="1")
+    far.send("payments.requests", "frontdesk", refund)
+    far.send("payments.requests", "frontdesk", asked)
+    await far.settle()
+    assert (remote.charged, len(remote.refunded)) == ({UUID(paid["attempt_id"]), UUID(asked["attempt_id"])}, 1)
+    del adapters["sandbox"]
+    await far.settle(after=timedelta(seconds=2))
+    assert said(far) == [("settled", None)]
+    adapters["sandbox"] = remote
+    await far.settle(after=timedelta(minutes=1))
+    assert sorted(said(far)) == [("refunded", None), ("settled", None), ("settled", None)]
 
 
 async def test_operations_of_one_attempt_never_overlap_and_those_of_others_do(far: Town, remote: Remote) -> None:

@@ -20,7 +20,6 @@ from uuid import uuid4
 
 import httpcore
 import stripe
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -118,11 +117,7 @@ class StripeDouble:
         app = Starlette(routes=[Route("/{path:path}", self._serve, methods=["GET", "POST"])])
         listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server = HttpServer(
-            uvicorn.Config(
-                app, ws="none", lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1
-            )
-        )
+        server = HttpServer(app, stop_s=1)
         task = asyncio.create_task(server.serve(sockets=[listener]))
         try:
             yield self
