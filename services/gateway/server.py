@@ -19,18 +19,21 @@ from typing import Any
 
 import uvloop
 from fastapi import FastAPI
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CollectorRegistry, generate_latest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from contracts.topics import BALANCE_EVENTS, PAYMENTS_REQUESTS
 from services.balance.api import Holds
 from services.gateway import accounts, calls, errors
+from services.gateway.counting import Counted
 from services.kernel.errors import TollbookError, Unavailable
 from services.runtime import logs
 from services.runtime.database import open_engine, transaction
 from services.runtime.http_server import HttpServer
 from services.runtime.known_topics import KnownTopics
+from services.runtime.metrics import TEXT
 from services.runtime.settings import GATEWAY, Settings, load
 from services.usage.api import REFRESH_S, Quotes
 
@@ -47,6 +50,8 @@ def application(quotes: Quotes, holds: Holds, balance: AsyncEngine, *, answer_s_
     """All paths of the gateway. ``answer_s_max``: whoever waits for longer is told to ask again."""
     app = FastAPI(title="Tollbook", version=version("tollbook"), docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.answer_s_max = answer_s_max
+    registry = CollectorRegistry()
+    app.add_middleware(Counted, registry=registry)
     errors.explain(app)
     app.include_router(calls.routes(quotes, holds))
     app.include_router(accounts.routes(balance))
@@ -61,6 +66,11 @@ def application(quotes: Quotes, holds: Holds, balance: AsyncEngine, *, answer_s_
         """Whether it has seen the database lately."""
         is_ready = quotes.age_s < STALE_S
         return JSONResponse({"room": GATEWAY, "alive": True, "ready": is_ready}, 200 if is_ready else 503)
+
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics() -> Response:
+        """For Prometheus."""
+        return Response(generate_latest(registry), media_type=TEXT)
 
     return app
 

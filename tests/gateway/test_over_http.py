@@ -7,6 +7,7 @@ from typing import Any
 
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import select
 
 from services.balance import tables
@@ -111,6 +112,28 @@ async def test_a_crowd_that_says_nothing_keeps_nobody_out(town: Town, gateways: 
         assert held < CONNECTIONS_MAX + 50
         for _, writer in crowd:
             writer.close()
+
+
+async def test_requests_are_counted_by_path_and_status(town: Town, gateways: Gateways) -> None:
+    async with await gateways.start() as connection:
+        for call in ("c1", "c2"):
+            await authorize(connection, call)
+        assert (await connection.get("/v1/accounts/desk/balance")).status == 200
+        assert (await connection.get("/v1/accounts/nobody/balance")).status == 404
+        assert (await connection.get("/v1/nothing/at/all")).status == 404
+        counted = {
+            (each.labels["method"], each.labels["path"], each.labels["status"]): each.value
+            for family in text_string_to_metric_families((await connection.get("/metrics")).body)
+            for each in family.samples
+            if each.name == "tollbook_http_request_seconds_count" and each.labels["path"] not in ("/ready", "/live")
+        }
+        balance = "/v1/accounts/{account_id}/balance"
+        assert counted == {
+            ("POST", "/v1/calls/authorize", "200"): 2,
+            ("GET", balance, "200"): 1,
+            ("GET", balance, "404"): 1,
+            ("", "", "404"): 1,
+        }
 
 
 async def test_a_gateway_answers_what_it_was_asked_before_it_stops(town: Town, gateways: Gateways) -> None:
