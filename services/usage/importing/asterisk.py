@@ -52,6 +52,8 @@ DISPOSITION_NUMBERS = {
     "0": "NO ANSWER", "1": "NO ANSWER", "2": "FAILED", "4": "BUSY", "8": "ANSWERED", "16": "CONGESTION",
 }  # fmt: skip
 
+LASTDATA_MAX = 79  # characters; what is longer the switch cuts
+
 HEADER_DELIMITERS = ",;\t|"
 NULLS = frozenset({"\\N", "NULL"})
 
@@ -308,8 +310,12 @@ def _sent(row: _Row, trunk: Trunk) -> list[str]:
     a group of lines in the place of the trunk, and a ``w`` where it is to wait.
     """
     technology, _, name = trunk.channel.partition("/")
+    dialled, comma, _ = row.lastdata.partition(",")
+    targets = dialled.split("&")
+    if not comma and len(dialled) >= LASTDATA_MAX:
+        targets.pop()  # it may be half of one
     numbers = []
-    for target in row.lastdata.partition(",")[0].split("&"):
+    for target in targets:
         if not target.startswith(f"{technology}/"):
             continue
         line, slash, number = target.removeprefix(f"{technology}/").partition("/")
