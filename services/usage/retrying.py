@@ -48,11 +48,11 @@ async def registry_changed(connection: AsyncConnection, before: Timelines, now: 
     The caller holds the state alone, so no batch is under way that knows the old registry and not yet the new.
     """
     accounts = [id for (kind, id), new in now.items() if kind == "account" and _differs(before, ("account", id), new)]
-    numbers = [
-        str(new["number"])
-        for (kind, id), new in now.items()
-        if kind == "resource" and new["number"] is not None and _differs(before, ("resource", id), new)
-    ]
+    numbers = {
+        key: str(new["number"])
+        for key, new in now.items()
+        if key[0] == "resource" and new["number"] is not None and _differs(before, key, new)
+    }
     moved = [
         id
         for (kind, id), new in now.items()
@@ -62,16 +62,18 @@ async def registry_changed(connection: AsyncConnection, before: Timelines, now: 
         if ids:
             await store.retry_records_of_accounts(connection, reason, ids, BY_ITSELF)
     if numbers:
-        await store.retry_records_of_numbers(connection, numbers, BY_ITSELF)
+        await store.retry_records_of_numbers(connection, list(numbers.values()), BY_ITSELF)
     had = {
         interval.account_id
-        for key, new in now.items()
-        if key[0] == "resource" and new["number"] in numbers and key in before
+        for key in numbers
+        if key in before
         for interval in parsed(before[key], ResourceTimeline).owned()
     }
     if had:
         for reason in (UNKNOWN_ACCOUNT, NO_PRICE):
-            await store.retry_records_of_numbers_had_by(connection, reason, sorted(had), numbers, BY_ITSELF)
+            await store.retry_records_of_numbers_had_by(
+                connection, reason, sorted(had), list(numbers.values()), BY_ITSELF
+            )
 
 
 def _differs(before: Timelines, key: tuple[str, str], new: Mapping[str, Any]) -> bool:

@@ -215,6 +215,7 @@ def test_dst_is_what_the_caller_dialled_so_the_prefix_of_the_trunk_is_not_taken_
         ("PJSIP/carrier", "PJSIP/carrier-0000002a", "PJSIP/carrier/sip:7000301234567@198.51.100.7:5060"),
         ("DAHDI/i1", "DAHDI/i1/7000301234567-2a", "DAHDI/g1/7000301234567"),
         ("DAHDI/i1", "DAHDI/i1/7000301234567-2a", "DAHDI/i1/7000301234567"),
+        ("DAHDI/1", "DAHDI/1-1", "DAHDI/g0/ww700w0301234567"),
     ],
 )
 def test_the_number_is_found_however_a_driver_takes_it(trunk: str, channel: str, target: str) -> None:
@@ -224,6 +225,24 @@ def test_the_number_is_found_however_a_driver_takes_it(trunk: str, channel: str,
     assert (
         only(columns(dst="00301234567", dstchannel=channel, lastdata=both), switch=switch)["called"] == "+49301234567"
     )
+
+
+def test_the_host_of_a_sip_uri_that_names_nobody_is_no_number() -> None:
+    """Its digits may be as many as a number has."""
+    assert only(columns(dst="2485252160", lastdata="PJSIP/thinQ/sip:192.168.10.50"))["called"] == "+12485252160"
+
+
+def test_a_target_that_the_switch_has_cut_is_no_number() -> None:
+    """It cuts lastdata at 79 characters, and in some countries half a number may be one."""
+    switch = profile(country="DE", international_prefixes=["00"], trunks=[{"channel": "SIP/carrier"}])
+    targets = "&".join([*(f"SIP/desk-{number:02}" for number in range(5)), "SIP/carrier/0301234567"])
+
+    def called(lastdata: str) -> Any:
+        row = columns(dst="0897654321", dstchannel="SIP/carrier-0000002a", lastdata=lastdata)
+        return only(row, switch=switch)["called"]
+
+    assert called(targets[:79]) == "+49897654321"  # and not +49301234
+    assert called(targets[12:]) == called(f"{targets[12:]},60,tT") == "+49301234567"
 
 
 def test_dst_is_what_the_caller_dialled_so_it_is_read_by_the_country_though_the_trunk_leaves_the_plus_out() -> None:

@@ -191,6 +191,22 @@ def test_numbers_may_be_uris(uri: str) -> None:
     assert (came_in["data"]["account_id"], came_in["data"]["caller"]) == ("support", None)
 
 
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "sip:192.168.10.50",
+        "sips:192.168.10.50;transport=tls",
+        '"A" <sip:192.168.10.50:5060>;tag=a@b',
+        "<sip:203.0.113.100>",
+    ],
+)
+def test_the_host_of_a_uri_that_names_nobody_is_no_number(uri: str) -> None:
+    """Its digits may be as many as a number has."""
+    (refusal,) = read(table({"To": uri}))[1].refusals
+    assert (refusal.field, refusal.code) == ("called", "no_number")
+    assert only(table({"From": uri}))["data"]["caller"] is None
+
+
 def test_an_unanswered_leg_has_nothing_to_bill() -> None:
     assert only(table({"Result": "486"}))["data"] == LEG | {"answered": False, "billable_s": 0}
 

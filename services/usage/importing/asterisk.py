@@ -52,10 +52,13 @@ DISPOSITION_NUMBERS = {
     "0": "NO ANSWER", "1": "NO ANSWER", "2": "FAILED", "4": "BUSY", "8": "ANSWERED", "16": "CONGESTION",
 }  # fmt: skip
 
+LASTDATA_MAX = 79  # characters; what is longer the switch cuts
+
 HEADER_DELIMITERS = ",;\t|"
 NULLS = frozenset({"\\N", "NULL"})
 
-_SIP = re.compile(r"^sips?:")
+_SIP = re.compile(r"sips?:(?:([^@]*)@)?.*")
+_WAITS = str.maketrans("", "", "wW")
 _LINE_GROUP = re.compile(r"[gGrR][0-9]+[cdr0-9]*", re.ASCII)
 _UNIQUEID = re.compile(r"(?:.*-)?([0-9]{9,10})\.[0-9]+", re.ASCII)
 
@@ -304,19 +307,26 @@ def _sent(row: _Row, trunk: Trunk) -> list[str]:
     """The numbers that ``lastdata`` sends to this row's trunk, its prefix taken off; a Dial may name several targets.
 
     Drivers take ``TECH/number@trunk`` or ``TECH/trunk/number``, chan_pjsip a SIP URI in the place of the number, and chan_dahdi
-    a group of lines in the place of the trunk.
+    a group of lines in the place of the trunk, and a ``w`` where it is to wait.
     """
     technology, _, name = trunk.channel.partition("/")
+    dialled, comma, _ = row.lastdata.partition(",")
+    targets = dialled.split("&")
+    if not comma and len(dialled) >= LASTDATA_MAX:
+        targets.pop()  # it may be half of one
     numbers = []
-    for target in row.lastdata.partition(",")[0].split("&"):
+    for target in targets:
         if not target.startswith(f"{technology}/"):
             continue
         line, slash, number = target.removeprefix(f"{technology}/").partition("/")
         endpoint = line.rpartition("@")[2]
         if slash:
-            number = _SIP.sub("", number).partition("@")[0]
+            uri = _SIP.fullmatch(number)
+            number = uri[1] or "" if uri else number.partition("@")[0]
         else:
             number = line.removesuffix(f"@{name}") if "@" in line else ""
+        if technology == "DAHDI":
+            number = number.translate(_WAITS)
         if number and (endpoint == name or (technology == "DAHDI" and _LINE_GROUP.fullmatch(endpoint))):
             numbers.append(trunk.bare(number))
     return numbers

@@ -31,6 +31,9 @@ _COUNT = re.compile(r"([0-9]{1,18})(?:\.[0-9]{1,9})?", re.ASCII)
 _WHOLE = re.compile(r"[0-9]{1,18}", re.ASCII)
 _CLOCK = re.compile(r"(?:([0-9]{1,4}):)?([0-9]{1,2}):([0-9]{2})", re.ASCII)
 _URI = re.compile(r"(?:[^<>]*<)?(?:sips?|tel):([^@;>]*)(?:[@;>].*)?", re.IGNORECASE)
+_HOST_URI = re.compile(
+    r"(?:[^<>]*<)?sips?:[^@>]*\.[^@>]*(?:>.*)?", re.IGNORECASE
+)  # of nobody: what stands there is its host
 _PER_SECOND = {"epoch_ms": 1_000, "epoch_us": 1_000_000}
 
 
@@ -117,9 +120,11 @@ def _number(text: str) -> str:
 
     >>> _number('"Ann" <sip:%2B12485252160;npdi@198.51.100.1;user=phone>;tag=1'), _number("12485252160")
     ('+12485252160', '12485252160')
+    >>> _number("sip:192.168.10.50")  # whose digits are as many as a number has
+    'sip:192.168.10.50'
     """
     uri = _URI.fullmatch(text)
-    return unquote(uri[1]) if uri else text
+    return text if uri is None or _HOST_URI.fullmatch(text) else unquote(uri[1])
 
 
 def _leg(values: dict[str, str], profile: SwitchProfile, part: MappedCsv) -> Leg | NoLeg:

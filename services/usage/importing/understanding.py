@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import phonenumbers
+from phonenumbers import PhoneNumberFormat, PhoneNumberType
 
 from services.usage.importing.parts import CHANNEL_VARIABLES, PEER_VARIABLES, FreeSwitch
 from services.usage.importing.profile import SwitchProfile
 from services.usage.importing.templates import SHIPPED
 
+_SIGN = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|.", re.DOTALL)  # of a regular expression
 _INSTANCE = re.compile(r"-[0-9a-f]{8}$")  # what Asterisk puts behind the name of an endpoint
 
 
@@ -92,18 +95,39 @@ def _csv(profile: SwitchProfile) -> str:
     return f"{fields}; times {profile.csv.time}, seconds {profile.csv.seconds}"
 
 
-def _is_loose(pattern: str, country: str) -> bool:
-    """Whether an internal pattern, which may match anywhere in a number, is not held to its beginning, or matches an ordinary
-    number of the country."""
-    if not pattern.lstrip("(?:").startswith(("^", r"\A")):
-        return True
-    example = phonenumbers.example_number(country)
-    if example is None:
-        return False
-    national = phonenumbers.national_significant_number(example)
-    return (
-        re.search(pattern, national) is not None or re.search(pattern, f"{example.country_code}{national}") is not None
-    )
+def _matches_anywhere(pattern: str) -> bool:
+    """Whether some part of a pattern is not held to the beginning of the number.
+
+    >>> _matches_anywhere("^911|112"), _matches_anywhere("^(911|112)$"), _matches_anywhere("(^911|^112)$")
+    (True, False, False)
+    """
+    held = [False]  # by group, from the outermost to the one in hand
+    for sign in _SIGN.findall(pattern):
+        if sign in ("^", r"\A"):
+            held[-1] = True
+        elif sign == "(":
+            held.append(held[-1])
+        elif sign == ")":
+            inner = held.pop()
+            held[-1] = held[-1] or inner
+        elif sign == "|":
+            held[-1] = len(held) > 1 and held[-2]
+        elif not held[-1] and sign not in "?:":
+            return True
+    return False
+
+
+def _ordinary_numbers(profile: SwitchProfile) -> Iterator[str]:
+    """Numbers of the country as people dial them and switches write them."""
+    for kind in (PhoneNumberType.FIXED_LINE, PhoneNumberType.MOBILE):
+        example = phonenumbers.example_number_for_type(profile.country, kind)
+        if example is None:
+            continue
+        yield re.sub("[^0-9]", "", phonenumbers.format_number(example, PhoneNumberFormat.NATIONAL))
+        national = phonenumbers.national_significant_number(example)
+        for prefix in ("", "+", *profile.international_prefixes):
+            yield f"{prefix}{example.country_code}{national}"
+        yield national
 
 
 def _warnings(profile: SwitchProfile) -> list[str]:
@@ -111,7 +135,12 @@ def _warnings(profile: SwitchProfile) -> list[str]:
     for channel, count in Counter(trunk.channel for trunk in profile.trunks).items():
         if count > 1:
             found.append(f"trunks: {channel} stands {count} times, and the last holds; keep one")
-    loose = [index for index, pattern in enumerate(profile.internal) if _is_loose(pattern, profile.country)]
+    ordinary = tuple(_ordinary_numbers(profile))
+    loose = [
+        index
+        for index, pattern in enumerate(profile.internal)
+        if _matches_anywhere(pattern) or any(re.search(pattern, number) for number in ordinary)
+    ]
     for index in loose:
         found.append(
             f"internal.{index}: {profile.internal[index]} holds for ordinary numbers too, and calls to those would not be billed;"
