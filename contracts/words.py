@@ -71,6 +71,6 @@ Day = Annotated[
 Instant = Annotated[AwareDatetime, AfterValidator(_utc), Field(description="UTC with Z")]
 InstantText = Annotated[
     str,
-    StringConstraints(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?Z$"),
+    StringConstraints(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?Z$"),
     Field(description="UTC with Z", examples=["2026-10-31T23:50:00Z"]),
 ]

@@ -87,6 +87,13 @@ def test_any_other_instant_in_utc_is_one(text):
     assert TypeAdapter(Instant).validate_json(f'"{text}"').tzinfo is not None
 
 
+@pytest.mark.parametrize("text", ["2026-10-31T24:00:00Z", "2026-10-31T23:60:00Z", "2026-10-31T23:59:60Z"])
+def test_an_hour_of_the_next_day_is_no_instant_whatever_python_reads_it(text):
+    """Python 3.14 reads 24:00 as the next day, those before it do not: an event is one everywhere or nowhere."""
+    with pytest.raises(ValidationError):
+        USAGE_EVENTS.adapter.validate_json(event(ended_at=text))
+
+
 def test_a_json_number_is_never_an_amount():
     command = {
         "kind": "open_balance",
