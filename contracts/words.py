@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
@@ -20,9 +20,17 @@ class Message(BaseModel):
         return self.model_dump(mode="json")
 
 
+# The first and last instant of all: the database keeps them as infinity, and they come back without a zone.
+INFINITE = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
+
+
 def _utc(value: datetime) -> datetime:
     if value.utcoffset() != timedelta(0):
         raise ValueError('must be UTC and end with "Z"')
+    if value in INFINITE:
+        raise ValueError(
+            "is the first or last instant of all, which cannot be kept; write a real one, or null for never"
+        )
     return value
 
 
@@ -63,6 +71,6 @@ Day = Annotated[
 Instant = Annotated[AwareDatetime, AfterValidator(_utc), Field(description="UTC with Z")]
 InstantText = Annotated[
     str,
-    StringConstraints(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?Z$"),
+    StringConstraints(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?Z$"),
     Field(description="UTC with Z", examples=["2026-10-31T23:50:00Z"]),
 ]

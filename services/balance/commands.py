@@ -222,7 +222,7 @@ async def forget_card_numbers(work: Work, parked: Sequence[Parked]) -> None:
         if item.reason not in RUNS_BY_ITSELF:
             record.value = redacted(record.value)
         record.key = redacted(record.key)
-        record.headers = tuple((without_card_numbers(name), redacted(value) or b"") for name, value in record.headers)
+        record.headers = tuple((without_card_numbers(name), redacted(value)) for name, value in record.headers)
         item.field = item.field and without_card_numbers(item.field)
         item.message = without_card_numbers(item.message)
 

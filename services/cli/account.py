@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, overload
 
 import typer
 
+from contracts.words import INFINITE
 from services.cli.asking import Actor, CommandId, Role, ask, me
 from services.cli.asynchronous import asynchronous
 from services.cli.output import (
@@ -65,6 +66,14 @@ def instant_of(value: str | None, field: str) -> datetime | None:
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except OverflowError:
         raise InvalidInput("must lie in the years 0001 to 9999, in UTC too", field=field) from None
+
+
+def kept_instant(value: str, field: str) -> datetime:
+    """`instant_of` for what is kept, and not only looked for."""
+    moment = instant_of(value, field)
+    if moment in INFINITE:
+        raise InvalidInput("is the first or last instant of all, which cannot be kept; write another", field=field)
+    return moment
 
 
 # ---- the registry --------------------------------------------------------------------------------------------------

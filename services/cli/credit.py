@@ -7,7 +7,7 @@ from uuid import UUID
 
 import typer
 
-from services.cli.account import AccountId, instant_of
+from services.cli.account import AccountId, instant_of, kept_instant
 from services.cli.asking import Actor, CommandId, Role, ask, me
 from services.cli.asynchronous import asynchronous
 from services.cli.output import Format, Output, console, show_json, show_rows
@@ -125,7 +125,7 @@ async def create(
         made = await vouchers.create_vouchers(
             engine, actor=actor or me(), role=role, amount=amount, code_currency=currency, count=count,
             redemptions=redemptions, shared=shared, organization_id=organization,
-            redeem_until=instant_of(until, "until"), credit_days=days, note=note,
+            redeem_until=None if until is None else kept_instant(until, "until"), credit_days=days, note=note,
         )  # fmt: skip
     columns = {"code": "code", "voucher_id": "voucher", "needs_approval": "needs approval"}
     show_rows(made, columns, output)

@@ -24,6 +24,9 @@ from services.kernel.money import format_nano
 from services.kernel.period import instant_text
 
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_FORMULA = re.compile("[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # what begins one: OWASP, CSV injection
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?", re.ASCII)
 PLAIN_WIDTH = 160  # of output that goes to a file or a pipe, where nobody knows the width of a screen
 
 
@@ -81,6 +84,16 @@ def plain(value: Any) -> Any:
     return value
 
 
+def visible(text: str) -> str:
+    """A text from outside as a terminal may show it: with the escape of each character that would steer it, hide something or
+    turn the writing around. Line feeds and tabs stay; JSON stays the same JSON.
+
+    >>> visible("a" + chr(27) + "[2J" + chr(0x202E) + "b")
+    'a\\\\u001b[2J\\\\u202eb'
+    """
+    return _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
 def in_units(row: Any) -> dict[str, Any]:
     """The fields of a row as programs read them: amounts as decimal strings, not as nanos."""
     return {
@@ -107,10 +120,10 @@ def cell(value: Any) -> str:
     if isinstance(value, datetime):
         return instant(value)
     if isinstance(value, Mapping):
-        return json.dumps(plain(value), ensure_ascii=False)
+        return visible(json.dumps(plain(value), ensure_ascii=False))
     if isinstance(value, list | tuple | set | frozenset):
         return ", ".join(cell(each) for each in value)
-    return str(value)
+    return visible(str(value))
 
 
 def show_rows(
@@ -135,12 +148,15 @@ def show_rows(
 
 
 def show_csv(rows: Iterable[Mapping[str, Any]], names: Sequence[str], *, head: bool = True) -> None:
-    """Rows as CSV with a line of names before them: commas, quotes where they are needed, a line feed at each end."""
+    """Rows as CSV with a line of names before them: commas, quotes where they are needed, a line feed at each end.
+
+    What a spreadsheet would run as a formula has an apostrophe before it; a number below zero is none.
+    """
     written = io.StringIO()
     writer = csv.writer(written, lineterminator="\n")
     if head:
         writer.writerow(names)
-    writer.writerows([cell(row.get(name)) for name in names] for row in rows)
+    writer.writerows([_inert(cell(row.get(name))) for name in names] for row in rows)
     typer.echo(written.getvalue(), nl=False)
 
 
@@ -153,7 +169,7 @@ async def stream(pages: AsyncIterator[Sequence[Any]], names: Sequence[str], outp
             show_csv(rows, names, head=is_first)
         else:
             written = ",\n".join(textwrap.indent(json.dumps(row, indent=2, ensure_ascii=False), "  ") for row in rows)
-            typer.echo(("[\n" if is_first else ",\n") + written, nl=False)
+            typer.echo(("[\n" if is_first else ",\n") + visible(written), nl=False)
         is_first = False
     if output is Export.json:
         typer.echo("[]" if is_first else "\n]")
@@ -176,7 +192,11 @@ def show_facts(facts: Mapping[str, Any], output: Format) -> None:
 
 def show_json(value: Any) -> None:
     """One JSON document on standard output, as it is: no colours, no wrapping."""
-    typer.echo(json.dumps(plain(value), indent=2, ensure_ascii=False))
+    typer.echo(visible(json.dumps(plain(value), indent=2, ensure_ascii=False)))
+
+
+def _inert(text: str) -> str:
+    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
 
 
 def _field(row: Any, name: str) -> Any:

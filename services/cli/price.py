@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_args
 import typer
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from services.cli.account import instant_of
+from services.cli.account import instant_of, kept_instant
 from services.cli.asynchronous import asynchronous
 from services.cli.output import Format, Output, console, instant, plain, show_json, show_rows
 from services.cli.reading import room
@@ -83,7 +83,7 @@ async def import_(
     of their own are named, and the others go on."""
     from services.usage import api
 
-    start = instant_of(effective_from, "from")
+    start = kept_instant(effective_from, "from")
     prices = read_prices(file, windows, minimum_s=minimum_s, increment_s=increment_s)
     version = None
     if allow_refused or not prices.mistakes:

@@ -8,7 +8,7 @@ import typer
 
 from services.cli.asking import Actor, me
 from services.cli.asynchronous import asynchronous
-from services.cli.output import Format, Output, console, plain, show_facts, show_json, show_rows
+from services.cli.output import Format, Output, console, plain, show_facts, show_json, show_rows, visible
 from services.cli.reading import room
 from services.kernel.errors import InvalidInput, NotFound
 from services.runtime import parking
@@ -76,10 +76,10 @@ async def show(
     show_facts(facts, output)
     console.print()
     for name, text in headers:
-        typer.echo(f"{name}: {'(no value)' if text is None else text[:SHOWN_BYTES]}")
+        typer.echo(visible(f"{name}: {'(no value)' if text is None else text[:SHOWN_BYTES]}"))
     if headers:
         console.print()
-    typer.echo("(no bytes: a tombstone)" if raw is None else raw[:SHOWN_BYTES])
+    typer.echo("(no bytes: a tombstone)" if raw is None else visible(raw[:SHOWN_BYTES]))
 
 
 @app.command()

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import typer
 
-from services.cli.account import instant_of
+from services.cli.account import kept_instant
 from services.cli.asking import Actor, me
 from services.cli.asynchronous import asynchronous
 from services.cli.output import Format, Output, console, instant, plain, show_json, show_rows
@@ -68,7 +68,7 @@ async def plan(
     """Work out what charges of that time would cost by other prices; nothing is charged yet."""
     from services.usage import api
 
-    begins, ends = instant_of(start, "from"), instant_of(end, "to")
+    begins, ends = kept_instant(start, "from"), kept_instant(end, "to")
     async with room("usage") as engine:
         made = await api.plan_rerate(
             engine, begins, ends, actor or me(), role, account_ids=account or (), group_id=group, product=product,

@@ -12,7 +12,7 @@ import typer
 from services.cli.account import instant_of
 from services.cli.asking import Actor, me
 from services.cli.asynchronous import asynchronous
-from services.cli.output import Format, Output, console, instant, plain, show_facts, show_json, show_rows
+from services.cli.output import Format, Output, console, instant, plain, show_facts, show_json, show_rows, visible
 from services.cli.reading import room
 from services.kernel.errors import InvalidInput, Unavailable
 from services.runtime.settings import load
@@ -203,7 +203,7 @@ async def try_(endpoint_id: EndpointId, actor: Actor = "", output: Output = Form
         said = f"status {answer.status}" if answer.error is None else answer.error
         console.print(f"{event_id}: {said}, {answer.took_ms} ms", markup=False)
         if answer.piece:
-            console.print(answer.piece, markup=False)
+            console.print(visible(answer.piece), markup=False)
     if answer.status is None or not 200 <= answer.status < 300:
         raise typer.Exit(1)
 

@@ -11,6 +11,7 @@ from pydantic_core import from_json
 
 from contracts.groups import GroupsCommand, groups_command
 from contracts.sentences import first_problem
+from contracts.topics import BARE_RECORD_BYTES_MAX
 from contracts.words import ID_PATTERN
 from services.kernel.errors import InvalidInput
 
@@ -31,6 +32,8 @@ def decode(value: bytes | None) -> GroupsCommand:
     """
     if value is None:
         raise InvalidInput("the record has no value", code="tombstone")
+    if len(value) > BARE_RECORD_BYTES_MAX:
+        raise InvalidInput(f"the record is larger than {BARE_RECORD_BYTES_MAX} bytes", code="too_large")
     try:
         read = json.loads(value.decode(), object_pairs_hook=_without_repeats, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
@@ -59,6 +62,8 @@ def readable(value: bytes | None) -> dict[str, str]:
     >>> readable(b'{"command_id": "c1", "organization_id": 7}')
     {'command_id': 'c1'}
     """
+    if len(value or b"") > BARE_RECORD_BYTES_MAX:
+        return {}
     try:
         read: Any = from_json(value or b"")
     except ValueError:

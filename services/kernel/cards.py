@@ -16,7 +16,8 @@ DIGITS_MAX = 19
 
 _GROUP = re.compile(r"\d+")
 # Groups of digits with what people write between those of a card number.
-_RUN = re.compile(r"\d+(?:[\s._\-\u2010-\u2015]{1,3}\d+)*")
+# Dashes of every kind, and what nobody sees: zero-width characters of a copied text, the zero bytes of UTF-16.
+_RUN = re.compile(r"\d+(?:[\s._\-\u2010-\u2015\u2212\ufe63\uff0d\x00\xad\u200b-\u200f\u2060\ufeff]{1,3}\d+)*")
 # One character as it is written: itself, or an escape of JSON, escaped again where that stands in a text within JSON.
 _WRITTEN = re.compile(r"\\{1,4}(?:u[0-9a-fA-F]{4}|[tnrf])|.", re.DOTALL)
 

@@ -6,12 +6,16 @@ is `as_ours` gets ours at once.
 Header names that are no UTF-8: Kafka takes any bytes, and the client cannot read such a record. Worse, on its error it
 forgets the records that it had read before that one, while its position is beyond them: they would be lost. Here each wrong
 byte of the name is read as an escape (`\\\\xff`), and the record goes its way. All others are read as they always are.
+
+Records larger than any may be: a broker bounds a batch as it is compressed, and one of some kilobytes unfolds to a record of a
+gigabyte, which no database keeps in quarantine and which would be tried for ever. What is beyond `RECORD_BYTES_MAX` of its key,
+its value and its headers is cut off: whoever reads it refuses it as too large all the same.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from aiokafka import TopicPartition
@@ -19,6 +23,7 @@ from aiokafka.consumer import fetcher
 from aiokafka.record.default_records import _DefaultRecordBatchPy
 from aiokafka.record.memory_records import MemoryRecords
 
+from contracts.topics import RECORD_BYTES_MAX
 from services.runtime.records import Record
 
 _LENGTH_AT, _OVERHEAD = 8, 12  # of a batch: its first offset, and the length of all that follows
@@ -81,9 +86,23 @@ class _Records(fetcher.PartitionRecords):  # type: ignore[misc]
         if self._value_deserializer is not as_ours:
             return super()._consumer_record(tp, record)
         return Record(
-            tp.topic, tp.partition, record.offset, record.timestamp, record.key, record.value, "", None,
-            tuple(record.headers),
+            tp.topic, tp.partition, record.offset, record.timestamp, _cut(record.key), _cut(record.value), "", None,
+            _cut_headers(record.headers) if record.headers else (),
         )  # fmt: skip
+
+
+def _cut(raw: bytes | None, left: int = RECORD_BYTES_MAX) -> bytes | None:
+    return raw if raw is None or len(raw) <= left else raw[:left]
+
+
+def _cut_headers(headers: Iterable[tuple[str, bytes | None]]) -> tuple[tuple[str, bytes | None], ...]:
+    kept, left = [], RECORD_BYTES_MAX
+    for name, value in headers:
+        kept.append((name[:left], _cut(value, left)))
+        left -= len(name) + len(value or b"")
+        if left <= 0:
+            break
+    return tuple(kept)
 
 
 class _AnyName(_DefaultRecordBatchPy):  # type: ignore[misc]

@@ -123,7 +123,7 @@ class _PlainEvent(Struct, forbid_unknown_fields=True, gc=False):
 
 _QUOTES_MIN = 2 * (14 + 9)  # around the names that must be there, and the texts that may not be null
 _decode_plain = Decoder(_PlainEvent).decode
-_TIME = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z"
+_TIME = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z"
 _PLAIN_TIME = re.compile(_TIME)
 _PLAIN_CONTENT = re.compile(
     r'\{"account_id":"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}","answered":(?:true|false),"billable_s":[0-9]+'

@@ -335,6 +335,22 @@ async def test_a_grant_that_a_rule_forbids_is_refused_with_its_field(
     assert await town.credits() == []
 
 
+async def test_a_credit_that_ends_at_the_last_instant_of_all_stops_no_charge(town: Town) -> None:
+    """Programs write that instant for "never": it is refused with the fix, and the neighbours of the grant are carried out."""
+    await town.account("desk")
+    town.open("desk", "10")
+    town.grant("desk", "1", expires_at="9999-12-31T23:59:59.999999Z")
+    town.grant("desk", "1", expires_at="9999-12-31T23:59:59Z")
+    town.grant("desk", "1")
+    await town.settle()
+    await spend(town, "desk", "1.5")
+    await town.settle()
+    assert await town.quarantined() == [("invalid_command", "expires_at")]
+    assert left(await town.credits()) == ["0", "0.5"]
+    assert await town.balance("desk") == "10"
+    await conserved(town)
+
+
 async def test_a_credit_over_the_limit_begins_when_another_person_approves_it(town: Town) -> None:
     await town.account("desk")
     town.grant("desk", "1000.01")

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from tests.support.balance_factory import Town
 from tests.support.servers import Database
@@ -204,6 +205,16 @@ async def test_a_card_number_is_refused_and_stands_nowhere(town: Town, caplog: p
         assert CARD not in text
         assert "4111-1111-1111-1111" not in text
         assert "4111 1111 1111 1111" not in text
+
+
+async def test_the_headers_of_what_is_refused_are_kept_without_card_numbers(town: Town) -> None:
+    headers = (("trace", None), ("empty", b""), ("card", CARD.encode()), ("raw", b"\xff"))
+    town.log.write("balance.commands", key="desk", value=b"no JSON", headers=headers)
+    await town.settle()
+    parked = town.rooms.processors["balance"].tables.parked
+    (row,) = await town.rooms.query("balance", select(parked))
+    kept = [(name, None if value is None else bytes.fromhex(value)) for name, value in row.headers]
+    assert kept == [("trace", None), ("empty", b""), ("card", b"*" * len(CARD)), ("raw", b"\xff")]
 
 
 # ---- the registry comes late ---------------------------------------------------------------------------------------

@@ -118,6 +118,29 @@ async def test_csv_json_and_table_say_the_same_in_pages(
     assert (len(short), short[-1]) == (6, "these are the first 4; `--output csv` and `--output json` give all")
 
 
+async def test_a_spreadsheet_runs_no_note_as_a_formula_and_reads_every_amount(tollbook: Tollbook, town: Town) -> None:
+    notes = (
+        '=HYPERLINK("https://example.com","pay")',
+        "+1+1",
+        "-2+3",
+        "@SUM(A1)",
+        "＝1+1",
+        "-5.00",
+        "sorry = so sorry",
+    )
+    for note in notes:
+        town.command("grant_goodwill", "desk", amount="0.5", currency="USD", note=note)
+    await town.settle()
+    asked = ("ledger", "entries", "--from", "2020-01-01", "--ledger", "promotion", "--output")
+    whole = (await tollbook(*asked, "json")).json
+    assert {each["note"] for each in whole} == {"sorry, again", *notes}
+    rows = list(csv.DictReader(io.StringIO((await tollbook(*asked, "csv")).out)))
+    assert {row["note"] for row in rows} == {
+        "sorry, again", "-5.00", "sorry = so sorry", *(f"'{note}" for note in notes[:5]),
+    }  # fmt: skip
+    assert {row["amount"] for row in rows} == {"-0.5"}
+
+
 async def test_entries_of_an_account_a_ledger_account_a_kind_and_a_time(tollbook: Tollbook, town: Town) -> None:
     async def amounts(*asked: str) -> list[tuple[str, str]]:
         told = (await tollbook("ledger", "entries", "--from", "2020-01-01", *asked, "--output", "json")).json

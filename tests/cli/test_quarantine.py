@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import UTC, datetime
 
@@ -78,3 +79,28 @@ async def test_the_list_names_the_account_of_each_record(
     table = (await tollbook("quarantine", "list")).out
     assert re.search(r"quarantined +unknown_account +nobody +data\.account_id +is not registered", table), table
     assert re.search(r"quarantined +not_json +the record is not JSON", table), table
+
+
+async def test_a_record_is_shown_without_what_steers_a_terminal(
+    tollbook: Tollbook, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in database.environment().items():
+        monkeypatch.setenv(name, value)
+    log = Log()
+    event = leg("e1", datetime.now(UTC), "nobody") | {"source": "\x1b[2J\x9b31m"}
+    hostile = json.dumps(event | {"\u202eext\x1b]0;x\x07": 1}, ensure_ascii=False).replace("\\u001b", "\x1b").encode()
+    async with Rooms(log, database, [build()]) as rooms:
+        Sender(log).publisher()
+        log.write(TOPIC, value=hostile, headers=(("x\x1b[A", b"\x1b[1mbold\r"),), partition=0)
+        log.write(TOPIC, value=json.dumps(event | {"\u202eext\x1b\x9b": 1}).encode(), partition=0)
+        await rooms.pump()
+        rows = await api.parked(rooms.processors["usage"].engine)
+    assert len(rows) == 2
+    for output in ("table", "json"):
+        for arguments in (("list",), ("show", str(rows[0].id)), ("show", str(rows[1].id))):
+            ran = await tollbook("quarantine", *arguments, "--output", output)
+            assert ran.code == 0
+            assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", ran.out), ran.out
+            if output == "json" and arguments[0] == "show":
+                shown = next(row for row in rows if str(row.id) == arguments[1])
+                assert ran.json["value"].encode() == shown.value  # the same JSON

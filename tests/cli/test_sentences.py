@@ -38,6 +38,8 @@ PROFILE = str(DEMO / "switch_profile.json")
          'opened_at: must be an instant such as "2026-10-01" or "2026-10-01T00:00:00Z"'),
         (["account", "create", "a", "--organization", "x", "--plan", "payg", "--opened-at", "0001-01-01T00:00:00+05:00"],
          "opened_at: must lie in the years 0001 to 9999, in UTC too"),
+        (["price", "import", str(DEMO / "voice_prices.csv"), "--book", "list", "--from", "0001-01-01"],
+         "from: is the first or last instant of all, which cannot be kept; write another"),
         (["group", "create", "g", "--organization", "x", "--company", "X", "--tax-rate", "20"],
          'tax_rate: must be a rate from 0 to 1 such as "0.20"'),
         (["group", "create", "g", "--organization", "x", "--company", "X", "--vat-id", "hello world"],

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 from contracts.balance import balance_command
 from contracts.groups import AccountTimeline, BillingInformation, GivenBillingInformation
 from contracts.topics import BALANCE_COMMANDS, USAGE_EVENTS
-from contracts.words import Amount, SignedAmount
+from contracts.words import Amount, Instant, SignedAmount
 
 EVENT = {
     "specversion": "1.0",
@@ -71,6 +71,27 @@ def test_an_amount_is_ascii_digits_only(text):
 def test_amounts_that_are_amounts(text):
     assert TypeAdapter(Amount).validate_python(text) == text
     assert TypeAdapter(SignedAmount).validate_python(f"-{text}") == f"-{text}"
+
+
+@pytest.mark.parametrize(
+    "text", ["9999-12-31T23:59:59.999999Z", "9999-12-31T23:59:59.9999999Z", "0001-01-01T00:00:00Z"], ids=str
+)
+def test_the_first_and_the_last_instant_of_all_are_no_instants(text):
+    """Programs write them for "never", and the database for infinity, which comes back without a zone."""
+    with pytest.raises(ValidationError, match="which cannot be kept"):
+        TypeAdapter(Instant).validate_json(f'"{text}"')
+
+
+@pytest.mark.parametrize("text", ["9999-12-31T23:59:59Z", "0001-01-01T00:00:00.000001Z", "2026-10-31T23:50:00Z"])
+def test_any_other_instant_in_utc_is_one(text):
+    assert TypeAdapter(Instant).validate_json(f'"{text}"').tzinfo is not None
+
+
+@pytest.mark.parametrize("text", ["2026-10-31T24:00:00Z", "2026-10-31T23:60:00Z", "2026-10-31T23:59:60Z"])
+def test_an_hour_of_the_next_day_is_no_instant_whatever_python_reads_it(text):
+    """Python 3.14 reads 24:00 as the next day, those before it do not: an event is one everywhere or nowhere."""
+    with pytest.raises(ValidationError):
+        USAGE_EVENTS.adapter.validate_json(event(ended_at=text))
 
 
 def test_a_json_number_is_never_an_amount():

@@ -44,6 +44,11 @@ def test_what_is_not_json_is_refused(value):
     assert refusal(value) == ("not_json", None)
 
 
+def test_what_is_larger_than_any_command_is_refused_unread():
+    assert refusal(raw() + b" " * 2**20) == ("too_large", None)
+    assert readable(raw() + b" " * 2**20) == {}
+
+
 def test_a_tombstone_is_refused():
     assert refusal(None) == ("tombstone", None)
 

@@ -1,4 +1,4 @@
-"""A record whose header has a name that is no UTF-8 is read, and none beside it is lost or read twice."""
+"""A record whose header has a name that is no UTF-8 is read, and none beside it is lost or read twice; none is larger than any may be."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from aiokafka import TopicPartition
 from aiokafka.consumer import fetcher
 from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 
-from services.runtime.fetched import read_our_way
+from contracts.topics import RECORD_BYTES_MAX
+from services.runtime.fetched import as_ours, read_our_way
 
 read_our_way()
 
@@ -48,3 +49,23 @@ def test_every_record_is_read_once_and_in_order(wrong: set[int], codec: int) -> 
         named = (("a", None), ("ce_\\xff", b"\xff"), ("ö", b"1")) if each.offset in wrong else (("b", b"2"),)
         assert each.headers == named
     assert records.next_fetch_offset == 9
+
+
+def test_what_unfolds_to_more_than_any_record_may_be_is_cut_off_and_its_neighbours_are_whole() -> None:
+    """Some kilobytes on the broker; whole, a database would refuse to keep it, and the lane would try it for ever."""
+    large = b"0" * (RECORD_BYTES_MAX + 1)
+    made = _DefaultRecordBatchBuilderPy(2, 4, False, -1, -1, -1, 2**30)
+    for number, (key, value, headers) in enumerate(
+        [(b"a", b"1", [("b", b"2")]), (large, large, [("c", large), ("d", b"3")]), (None, None, [("e", None)])]
+    ):
+        made.append(number, timestamp=5, key=key, value=value, headers=headers)
+    data = bytes(made.build())
+    assert len(data) < 20_000
+    records = fetcher.PartitionRecords(
+        TopicPartition("t", 0), fetcher.MemoryRecords(data), [], 0, None, as_ours, True, fetcher.READ_COMMITTED
+    )
+    before, cut, after = records
+    assert (before.key, before.value, before.headers) == (b"a", b"1", (("b", b"2"),))
+    assert cut.key == cut.value == large[:-1]
+    assert cut.headers == (("c", large[:-1]),)
+    assert (after.key, after.value, after.headers) == (None, None, (("e", None),))
