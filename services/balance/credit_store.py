@@ -370,9 +370,17 @@ _WARNED = _SHARING.where(_HAS_LEVELS, _IS_WARNED)
 async def concerned(connection: AsyncConnection, group_ids: Iterable[str]) -> set[str]:
     """Which of these groups have an account that what is left of their shared credits suspends, restores or warns.
 
-    Read without the wallets' locks: who moves one looks at it itself.
+    Read without the wallets' locks: who moves one looks at it itself, and whom both overlook is found by `sharing`.
     """
     return set((await connection.execute(_CONCERNED, {"groups": sorted(group_ids)})).scalars())
+
+
+_SHARING_GROUPS = select(_credit.group_id).distinct().where(_credit.account_id.is_(None), _credit.is_left)
+
+
+async def sharing(work: Work) -> set[str]:
+    """The groups that share something, of which something is left."""
+    return set((await work.execute(_SHARING_GROUPS)).scalars())
 
 
 async def warned(connection: AsyncConnection, group_ids: Iterable[str]) -> set[str]:
