@@ -506,12 +506,12 @@ _owners = union(
     ],
 ).subquery("credited")
 CREDITED = select(func.array_agg(_owners.c.account_id)).scalar_subquery().label("credited")
-"""The accounts of a batch that credits may pay for, or that one has paid for where a charge is taken back or replaced: null
-for none."""
+"""The accounts of a batch that credits may pay for, or that one may have paid for where a charge of theirs or of their group is
+taken back or replaced: null for none."""
 
 
 def credited_parameters(pairs: Mapping[tuple[str, str | None], bool]) -> dict[str, list[Any]]:
-    """The parameters of `CREDITED`: (account, group) of charges, and whether one of them is taken back or replaced."""
+    """The parameters of `CREDITED`: (account, group) of charges, and whether one of the account or group is taken back or replaced."""
     keys = list(pairs)
     return {
         "paid_account_id": [account_id for account_id, _ in keys],
