@@ -92,6 +92,7 @@ def room(refuse_fast: RefuseFast) -> Room:
             Tick("lease_end", partial(calls.end_leases, tell=tell)),
             Tick("waiting_groups", receivables.look_at_waiting),
             Tick("forget", calls.forget, seconds=60.0),
+            Tick("overlooked", partial(promotions.look_for_overlooked, tell=tell), seconds=60.0),
             Tick("sums", partial(drift.watch, tell=tell), seconds=5.0),
             Tick("sealed_day", sealing.seal_day, seconds=60.0),
         ),

@@ -370,9 +370,17 @@ _WARNED = _SHARING.where(_HAS_LEVELS, _IS_WARNED)
 async def concerned(connection: AsyncConnection, group_ids: Iterable[str]) -> set[str]:
     """Which of these groups have an account that what is left of their shared credits suspends, restores or warns.
 
-    Read without the wallets' locks: who moves one looks at it itself.
+    Read without the wallets' locks: who moves one looks at it itself, and whom both overlook is found by `sharing`.
     """
     return set((await connection.execute(_CONCERNED, {"groups": sorted(group_ids)})).scalars())
+
+
+_SHARING_GROUPS = select(_credit.group_id).distinct().where(_credit.account_id.is_(None), _credit.is_left)
+
+
+async def sharing(work: Work) -> set[str]:
+    """The groups that share something, of which something is left."""
+    return set((await work.execute(_SHARING_GROUPS)).scalars())
 
 
 async def warned(connection: AsyncConnection, group_ids: Iterable[str]) -> set[str]:
@@ -498,12 +506,12 @@ _owners = union(
     ],
 ).subquery("credited")
 CREDITED = select(func.array_agg(_owners.c.account_id)).scalar_subquery().label("credited")
-"""The accounts of a batch that credits may pay for, or that one has paid for where a charge is taken back or replaced: null
-for none."""
+"""The accounts of a batch that credits may pay for, or that one may have paid for where a charge of theirs or of their group is
+taken back or replaced: null for none."""
 
 
 def credited_parameters(pairs: Mapping[tuple[str, str | None], bool]) -> dict[str, list[Any]]:
-    """The parameters of `CREDITED`: (account, group) of charges, and whether one of them is taken back or replaced."""
+    """The parameters of `CREDITED`: (account, group) of charges, and whether one of the account or group is taken back or replaced."""
     keys = list(pairs)
     return {
         "paid_account_id": [account_id for account_id, _ in keys],

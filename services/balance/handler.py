@@ -158,12 +158,15 @@ _BY_NO_CREDIT = Funded()
 
 
 def _owners(accounts: Mapping[str, Folded]) -> dict[tuple[str, str | None], bool]:
-    """Whose credits may pay: the (account, group) of charges, and whether one of them is taken back or replaced."""
-    owners: dict[tuple[str, str | None], bool] = {}
-    for account_id, folded in accounts.items():
-        for group_id, _, _ in folded.posted:
-            owners[account_id, group_id] = folded.takes_back
-    return owners
+    """Whose credits may pay: the (account, group) of charges, and whether a charge of the account or of the group is taken back
+    or replaced: what one gives back to a credit that was spent may pay for the others of its group."""
+    owners = {
+        (account_id, group_id): folded.takes_back
+        for account_id, folded in accounts.items()
+        for group_id, _, _ in folded.posted
+    }
+    giving_back = {group_id for (_, group_id), takes_back in owners.items() if takes_back and group_id is not None}
+    return {pair: takes_back or pair[1] in giving_back for pair, takes_back in owners.items()}
 
 
 def _tell_postings(work: Work, batch_id: int, account_id: str, folded: Folded, funded: Funded) -> None:

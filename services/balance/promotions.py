@@ -332,3 +332,12 @@ async def look_at_groups(work: Work, keys: list[str], *, tell: Tell) -> None:
             more[f"{group_id} {some[-1]}"] = work.now
     await evaluate(work, await load(work, accounts), tell=tell)
     await work.set_timers(GROUP_CREDIT, more)
+
+
+async def look_for_overlooked(work: Work, *, tell: Tell) -> None:
+    """Tick: find whom two transactions overlooked. One moved what a group shares while another one moved an account of it, and
+    neither saw what the other was about to commit; both together may suspend, restore or warn the account."""
+    groups = await credit_store.sharing(work)
+    concerned = await credit_store.concerned(work.connection, groups) if groups else ()
+    if concerned:
+        await look_at_groups(work, sorted(concerned), tell=tell)

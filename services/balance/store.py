@@ -205,7 +205,7 @@ async def append_batch(
 ) -> tuple[int, frozenset[str]]:
     """A new batch of charges with the seqs it took from each link, sealed in the lane; its id, and accounts with credits.
 
-    ``owners`` are the (account, group) of its charges, and whether one of them is taken back: see `CREDITED`.
+    ``owners`` are the (account, group) of its charges, and whether one of either is taken back: see `CREDITED`.
     """
     parameters = {"at": work.now, "links": dict(links), "lane": work.lane, "content": content}
     row = (await work.execute(_APPEND_BATCH, parameters | credited_parameters(owners))).one()

@@ -184,6 +184,22 @@ async def test_what_others_spend_of_a_shared_credit_and_get_back_suspends_warns_
     assert len(town.events("kiosk", "low_balance")) == 2
 
 
+async def test_what_one_account_gives_back_to_a_spent_credit_pays_for_another_one_in_the_same_batch(town: Town) -> None:
+    for name in ("desk", "sales"):
+        await town.account(name, group="g")
+    town.open("sales", "5")
+    town.grant("desk", "10", shared=True)
+    await town.settle()
+    taken = await spend(town, "desk", "10")
+    await town.settle()
+    at = instant_text(await town.now())
+    town.charge("desk", "-10", event_time=at, reverses=taken)
+    town.charge("sales", "3", event_time=at)
+    await town.settle()
+    assert (await town.balance("sales"), left(await town.credits())) == ("5", ["7"])
+    await conserved(town)
+
+
 async def test_who_lived_on_a_shared_credit_alone_is_suspended_when_it_leaves_the_group(database: Database) -> None:
     async with Debtors(database) as town:
         soon = await town.now() + timedelta(days=1)

@@ -17,12 +17,13 @@ import pytest
 from sqlalchemy import text
 
 from services.balance import api, credit_store, vouchers
-from services.balance.calls import Authorize, Grant, end_leases
+from services.balance.calls import Authorize, Grant, carry_out, end_leases
 from services.balance.holding import Rate
 from services.balance.leases import Call, Leases
 from services.balance.shares import Shares
 from services.balance.spending import Allowed, Refused
 from services.kernel.errors import Corrupt, TollbookError, Unavailable
+from services.kernel.ids import content_digest
 from services.kernel.money import format_nano, parse_amount
 from services.kernel.period import instant_text
 from services.runtime.processor import Processor
@@ -662,6 +663,22 @@ async def test_what_calls_of_others_hold_is_taken_from_what_an_account_has_and_w
     assert await desk.starts("c3")
     await town.settle()
     assert len(town.events("sales", "low_balance")) == 3
+
+
+async def test_who_is_warned_by_two_calls_that_did_not_see_each_other_is_warned_all_the_same(
+    town: Town, desk: Callers
+) -> None:
+    """The call of `sales` looks at `desk` before the one of `desk` is committed, which looks at the credit before that of `sales`."""
+    town.open("desk", "10")
+    town.command("set_levels", "desk", levels=["5"])
+    await shared(town, "10")
+    async with desk.engine.begin() as connection:
+        await carry_out(connection, [Authorize(asking("sales", UNIT), "c1", 300, content_digest(b"c1"))])
+        assert await desk.starts("c2", asking("desk", UNIT))
+    assert await desk.held() == ("10", "0")
+    await town.settle(after=minutes(1))
+    assert [event["level"] for event in town.events("desk", "low_balance")] == ["5"]
+    await sound(town, desk)
 
 
 async def test_whom_calls_warn_is_found_without_reading_all_accounts_of_a_group(town: Town, desk: Callers) -> None:
