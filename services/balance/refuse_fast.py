@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from services.kernel.errors import Unavailable
+from services.runtime.ending import end
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +49,7 @@ class RefuseFast:
     async def stop(self) -> None:
         """End; what was not told yet is brought by the rebuild at the next start."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end([self._task])
             self._task = None
         await self._forget_client()
 

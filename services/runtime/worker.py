@@ -33,6 +33,7 @@ from services.runtime.broker import (
     subscribe,
 )
 from services.runtime.database import is_retryable, open_engine, transaction
+from services.runtime.ending import end, stacks
 from services.runtime.lanes import LaneStopped, give_birth, lanes_of, stop_lane
 from services.runtime.processor import Behind, Processor
 from services.runtime.records import Record, lane_name
@@ -47,6 +48,7 @@ HEARTBEAT_S = 2.0
 TOPICS_S_MAX = 60.0  # a topic that was just created is not known to every broker at once
 DATABASE_S_MAX = 30.0  # at the start: then whoever started us shall know
 ERRANDS_S = 0.1  # a person may wait for what an errand brings
+STOP_S_MAX = 30.0  # a batch in hand is given half of it
 STALL_S = 30.0  # a consume loop that has not polled for this long is not alive
 
 
@@ -380,20 +382,20 @@ class Worker:
 
     async def stop(self) -> None:
         """Finish the batch in hand, then close; what is not sent stays in the outbox for the next copy."""
-        await self.broker.stop()
-        await self._end_loops()
-        await self.offsets.stop()
-        if self.room.stopped is not None:
-            await self.room.stopped()
-        await self.engine.dispose()
+        late = asyncio.get_running_loop().call_later(STOP_S_MAX, self._tell_what_stands)
+        try:
+            await self.broker.stop()
+            await end(self._tasks)
+            await self.offsets.stop()
+            if self.room.stopped is not None:
+                await self.room.stopped()
+            await self.engine.dispose()
+        finally:
+            late.cancel()
         log.info("%s stopped", self.room.name)
 
-    async def _end_loops(self) -> None:
-        """Cancel them until they have ended: a driver may answer a cancellation with an error, and its loop would go on."""
-        while running := [task for task in self._tasks if not task.done()]:
-            for task in running:
-                task.cancel()
-            await asyncio.wait(running, timeout=1.0)
+    def _tell_what_stands(self) -> None:
+        log.error("%s has not stopped for %.0f s; it waits at:\n%s", self.room.name, STOP_S_MAX, stacks())
 
     async def run(self) -> None:
         """Until SIGTERM or SIGINT."""

@@ -26,6 +26,7 @@ from services.kernel.ids import derived_id
 from services.kernel.period import instant_text
 from services.runtime import faults
 from services.runtime.database import is_retryable, transaction
+from services.runtime.ending import end
 from services.runtime.processor import Processor
 from services.webhooks import store
 from services.webhooks.delivering import Again, Answer, Delivered, Disabled, decide
@@ -102,9 +103,7 @@ class Courier:
 
     async def stop(self) -> None:
         """Cut off the calls that are under way; their leases run out, and they are made again."""
-        for turn in self._turns:
-            turn.cancel()
-        await asyncio.gather(*self._turns, return_exceptions=True)
+        await end(self._turns)
 
     async def _turn(self, engine: AsyncEngine, parcel: Parcel) -> None:
         """Deliver one after the other at an endpoint, while they are taken and for as long as a turn lasts."""
