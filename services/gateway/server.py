@@ -20,7 +20,7 @@ from typing import Any
 import uvloop
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -33,7 +33,7 @@ from services.runtime import logs
 from services.runtime.database import open_engine, transaction
 from services.runtime.http_server import HttpServer
 from services.runtime.known_topics import KnownTopics
-from services.runtime.metrics import TEXT
+from services.runtime.metrics import TEXT, registry_of_process
 from services.runtime.settings import GATEWAY, Settings, load
 from services.usage.api import REFRESH_S, Quotes
 
@@ -50,7 +50,7 @@ def application(quotes: Quotes, holds: Holds, balance: AsyncEngine, *, answer_s_
     """All paths of the gateway. ``answer_s_max``: whoever waits for longer is told to ask again."""
     app = FastAPI(title="Tollbook", version=version("tollbook"), docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.answer_s_max = answer_s_max
-    registry = CollectorRegistry()
+    registry = registry_of_process()
     app.add_middleware(Counted, registry=registry)
     errors.explain(app)
     app.include_router(calls.routes(quotes, holds))

@@ -13,6 +13,7 @@ from contracts.groups import BillingInformation, CommandAnswer, Publisher
 from services.groups import listing
 from services.groups.messages import STATE_TOPICS
 from services.groups.objects import SharingApproval
+from services.groups.store import publisher_of
 from services.groups.timeline import Span, Timeline
 from services.kernel.errors import NotFound
 from services.kernel.money import format_nano
@@ -116,17 +117,7 @@ async def organization(engine: AsyncEngine, organization_id: str) -> Organizatio
 async def publishers(engine: AsyncEngine) -> list[Publisher]:
     """Every publisher."""
     async with transaction(engine) as connection:
-        return [
-            Publisher(
-                publisher_id=row.publisher_id,
-                version=row.version,
-                organization_ids=tuple(row.organization_ids),
-                sources=tuple(row.sources),
-                late_s_max=row.late_s_max,
-                early_s_max=row.early_s_max,
-            )
-            for row in await listing.publishers(connection)
-        ]
+        return [publisher_of(row) for row in await listing.publishers(connection)]
 
 
 async def accounts(engine: AsyncEngine, organization_id: str | None = None) -> list[AccountNow]:

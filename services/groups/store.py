@@ -105,17 +105,7 @@ async def publishers(work: Work, ids: Iterable[str]) -> dict[str, Publisher]:
     """These publishers, where they exist."""
     statement = select(tables.publisher).where(_is_one_of(tables.publisher.c.publisher_id, "ids"))
     rows = await work.execute(statement, {"ids": sorted(ids)})
-    return {
-        row.publisher_id: Publisher(
-            publisher_id=row.publisher_id,
-            version=row.version,
-            organization_ids=tuple(row.organization_ids),
-            sources=tuple(row.sources),
-            late_s_max=row.late_s_max,
-            early_s_max=row.early_s_max,
-        )
-        for row in rows.all()
-    }
+    return {row.publisher_id: publisher_of(row) for row in rows.all()}
 
 
 async def payer_groups(work: Work, ids: Iterable[str], account_ids: Iterable[str]) -> dict[str, PayerGroup]:
@@ -369,6 +359,18 @@ def _timeline(row: Any, name: str) -> Timeline:
     values = row._mapping
     starts, ends, held = (values[f"{name}_{part}"] or () for part in ("starts", "ends", "values"))
     return tuple(Span(*each) for each in zip(starts, ends, held, strict=True))
+
+
+def publisher_of(row: Any) -> Publisher:
+    """A publisher from the columns of its row."""
+    return Publisher(
+        publisher_id=row.publisher_id,
+        version=row.version,
+        organization_ids=tuple(row.organization_ids),
+        sources=tuple(row.sources),
+        late_s_max=row.late_s_max,
+        early_s_max=row.early_s_max,
+    )
 
 
 def _entity(row: Any) -> BillingEntity:

@@ -17,12 +17,18 @@ TEXT = "text/plain; version=0.0.4; charset=utf-8"
 BATCH_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
+def registry_of_process() -> CollectorRegistry:
+    """A registry of its own, which tells of this process's time, memory and files."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    return registry
+
+
 class Metrics:
     """The counters of one process, and what is looked up when they are read."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
+        self.registry = registry_of_process()
         self._batches = Histogram(
             "tollbook_batch_seconds", "One transaction, from its begin to its commit", ["input"],
             buckets=BATCH_S, registry=self.registry,

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from services.cli.__main__ import main
+from tests.support.servers import Database
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,13 @@ class Ran:
 
 
 Tollbook = Callable[..., Awaitable[Ran]]
+
+
+@pytest.fixture
+def on_database(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands work on the test's own database."""
+    for name, value in database.environment().items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture

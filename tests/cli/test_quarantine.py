@@ -15,12 +15,12 @@ from tests.support.rooms import Log, Rooms
 from tests.support.servers import Database
 from tests.support.usage_registry import TOPIC, Sender, leg
 
+pytestmark = pytest.mark.usefixtures("on_database")
+
 
 async def test_records_are_given_up_by_name_only_and_replayed_by_reason_too(
-    tollbook: Tollbook, database: Database, monkeypatch: pytest.MonkeyPatch
+    tollbook: Tollbook, database: Database
 ) -> None:
-    for name, value in database.environment().items():
-        monkeypatch.setenv(name, value)
     log = Log()
     async with Rooms(log, database, [build()]) as rooms:
         for number in range(4):
@@ -44,11 +44,7 @@ async def test_records_are_given_up_by_name_only_and_replayed_by_reason_too(
     assert ran.json == {"asked": 1, "decision": "replaying"}
 
 
-async def test_a_record_is_shown_with_its_headers(
-    tollbook: Tollbook, database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in database.environment().items():
-        monkeypatch.setenv(name, value)
+async def test_a_record_is_shown_with_its_headers(tollbook: Tollbook, database: Database) -> None:
     log = Log()
     headers = (("ce_id", b"e1"), ("ce_source", "größe".encode()), ("trace", None), ("raw", b"\xff"))
     async with Rooms(log, database, [build()]) as rooms:
@@ -63,11 +59,7 @@ async def test_a_record_is_shown_with_its_headers(
     assert as_json["headers"] == [["ce_id", "e1"], ["ce_source", "größe"], ["trace", None], ["raw", "�"]]
 
 
-async def test_the_list_names_the_account_of_each_record(
-    tollbook: Tollbook, database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in database.environment().items():
-        monkeypatch.setenv(name, value)
+async def test_the_list_names_the_account_of_each_record(tollbook: Tollbook, database: Database) -> None:
     log = Log()
     async with Rooms(log, database, [build()]) as rooms:
         sender = Sender(log)
@@ -81,11 +73,7 @@ async def test_the_list_names_the_account_of_each_record(
     assert re.search(r"quarantined +not_json +the record is not JSON", table), table
 
 
-async def test_a_record_is_shown_without_what_steers_a_terminal(
-    tollbook: Tollbook, database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in database.environment().items():
-        monkeypatch.setenv(name, value)
+async def test_a_record_is_shown_without_what_steers_a_terminal(tollbook: Tollbook, database: Database) -> None:
     log = Log()
     event = leg("e1", datetime.now(UTC), "nobody") | {"source": "\x1b[2J\x9b31m"}
     hostile = json.dumps(event | {"\u202eext\x1b]0;x\x07": 1}, ensure_ascii=False).replace("\\u001b", "\x1b").encode()

@@ -56,15 +56,14 @@ class GuardedKafka:
         admin = AIOKafkaAdminClient(bootstrap_servers=self.open)
         await admin.start()
         try:
-            for kind in (_TOPIC, _GROUP):
-                request = CreateAclsRequest(kind, prefix, _PREFIXED, f"User:{principal}", "*", _ALL, _ALLOW)
+            for kind, name, pattern, operation in (
+                (_TOPIC, prefix, _PREFIXED, _ALL),
+                (_GROUP, prefix, _PREFIXED, _ALL),
+                (_CLUSTER, "kafka-cluster", _LITERAL, _DESCRIBE),
+            ):
+                request = CreateAclsRequest(kind, name, pattern, f"User:{principal}", "*", operation, _ALLOW)
                 answer = await admin._send_to_controller(request)
                 assert [each[0] for each in answer.creation_responses] == [0], answer
-            request = CreateAclsRequest(
-                _CLUSTER, "kafka-cluster", _LITERAL, f"User:{principal}", "*", _DESCRIBE, _ALLOW
-            )
-            answer = await admin._send_to_controller(request)
-            assert [each[0] for each in answer.creation_responses] == [0], answer
         finally:
             await admin.close()
 
