@@ -85,10 +85,11 @@ class _Records(fetcher.PartitionRecords):  # type: ignore[misc]
     def _consumer_record(self, tp: TopicPartition, record: Any) -> Any:
         if self._value_deserializer is not as_ours:
             return super()._consumer_record(tp, record)
-        return Record(
-            tp.topic, tp.partition, record.offset, record.timestamp, _cut(record.key), _cut(record.value), "", None,
-            _cut_headers(record.headers) if record.headers else (),
-        )  # fmt: skip
+        key, value, headers = record.key, record.value, record.headers
+        if len(key or b"") > RECORD_BYTES_MAX or len(value or b"") > RECORD_BYTES_MAX:
+            key, value = _cut(key), _cut(value)
+        headers = _cut_headers(headers) if headers else ()
+        return Record(tp.topic, tp.partition, record.offset, record.timestamp, key, value, "", None, headers)
 
 
 def _cut(raw: bytes | None, left: int = RECORD_BYTES_MAX) -> bytes | None:

@@ -83,6 +83,31 @@ def links_of(records: Iterable[Record], place: Place) -> set[Link]:
     return {(place(record.message)[0], record.topic, record.partition) for record in records}
 
 
+Spans = dict[Link, tuple[int, int]]
+"""The first and the last seq of each link in a batch."""
+
+
+def spans_of(records: Iterable[Record], epoch: int, place: Place) -> Spans | None:
+    """Of a batch whose records are of this epoch and follow one another on each link, as nearly all do; of any other None."""
+    spans: dict[Link, list[int]] = {}
+    span: list[int] = []
+    name = lane = ""
+    for record in records:
+        of, seq, life = place(record.message)
+        if of != name or record.lane != lane:
+            name, lane = of, record.lane
+            span = spans.setdefault((name, record.topic, record.partition), [seq, seq - 1])
+        if seq != span[1] + 1 or life != epoch:
+            return None
+        span[1] = seq
+    return {link: (first, last) for link, (first, last) in spans.items()}
+
+
+def go_on(spans: Spans, received_to: dict[Link, int]) -> bool:
+    """Whether each link goes on where it stands: then the batch is accepted as it is, and nothing of it is looked at again."""
+    return all(first == received_to.get(link, 0) + 1 for link, (first, _) in spans.items())
+
+
 def accept(
     records: Iterable[Record], received_to: dict[Link, int], epoch: int, place: Place = PLACE_IN_MAPPING
 ) -> tuple[list[Record], dict[Link, int], int]:

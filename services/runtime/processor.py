@@ -41,10 +41,12 @@ from services.runtime.links import (
     Link,
     LinkLost,
     accept,
+    go_on,
     inapplicable,
     links_of,
     load_received,
     save_received,
+    spans_of,
     unreadable,
 )
 from services.runtime.metrics import Metrics
@@ -174,11 +176,15 @@ class Processor:
                 todo = [record for record in todo if record.value is not None]
                 _decode(source, todo)
                 place = PLACE_IN_MAPPING if source.reading is None else PLACE_IN_OBJECT
-                links = links_of(todo, place)
+                spans = spans_of(todo, locked.epoch, place)
+                links = links_of(todo, place) if spans is None else set(spans)
                 received = await load_received(connection, self.tables, links) if links else {}
-                todo, moved, skipped = accept(todo, received, locked.epoch, place)
-                if skipped:
-                    log.warning("%s.%s skipped %d records of another epoch", self.room.name, source.name, skipped)
+                if spans is not None and go_on(spans, received):
+                    moved = {link: last for link, (_, last) in spans.items()}
+                else:
+                    todo, moved, skipped = accept(todo, received, locked.epoch, place)
+                    if skipped:
+                        log.warning("%s.%s skipped %d records of another epoch", self.room.name, source.name, skipped)
             faults.step(f"{crash}.checked")
             # All of it or nothing is committed; before the handler, so that nothing waits for this under its locks.
             if moved:

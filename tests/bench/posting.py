@@ -37,22 +37,27 @@ class Posting:
     """One run of balance alone. Processor time is in microseconds a charge."""
 
     charges: int
+    timed: int
+    """Those after the first commit that was seen: a process that was let go a moment ago has no batch in hand yet."""
     seconds: float
     rows: int
     batches: int
     python_us: float
     postgres_us: float
+    first_locked_ms: float
+    """Of the batch that began as the process was let go."""
     locked_ms: tuple[float, ...]
+    """Of those after it."""
 
     @property
     def rate(self) -> float:
         """Charges a second."""
-        return self.charges / self.seconds
+        return self.timed / self.seconds
 
     @property
     def row_rate(self) -> float:
         """Ledger rows a second."""
-        return self.rows / self.seconds
+        return self.rows * self.timed / self.charges / self.seconds
 
 
 async def post(world: World, warm_up: Calls, made: Calls) -> Posting:
@@ -71,23 +76,27 @@ async def post(world: World, warm_up: Calls, made: Calls) -> Posting:
                     usage_held.enter_context(held(world, "usage"))
                     before, times = await owner.fetchval(DEBITED), await used(owner, pids, servers)
                 begin = time.monotonic()
+                first_seen = await _debited(world, owner, before + 1)
+                first_seen_at = time.monotonic()
                 await _debited(world, owner, before + made.count)
-                seconds = time.monotonic() - begin
+                seconds = time.monotonic() - first_seen_at
                 spent = (await used(owner, pids, servers)).since(times)
         rows, batches = (now - then for now, then in zip(await owner.fetchrow(WRITTEN), old, strict=True))
-    locked = [ms for at, ms in json.loads((world.logs / "locks-balance.json").read_text()) if at >= begin]
+    first, *locked = [ms for at, ms in json.loads((world.logs / "locks-balance.json").read_text()) if at >= begin]
     return Posting(
-        made.count, seconds, rows, batches, spent.python["balance"] / made.count * 1e6,
-        spent.postgres.get("balance", 0.0) / made.count * 1e6, tuple(locked),
+        made.count, before + made.count - first_seen, seconds, rows, batches, spent.python["balance"] / made.count * 1e6,
+        spent.postgres.get("balance", 0.0) / made.count * 1e6, first, tuple(locked),
     )  # fmt: skip
 
 
-async def _debited(world: World, owner: Any, count: int) -> None:
+async def _debited(world: World, owner: Any, count: int) -> int:
+    """Wait until so many charges are off the wallets; how many are."""
     begin = time.monotonic()
-    while await owner.fetchval(DEBITED) < count:
+    while (debited := await owner.fetchval(DEBITED)) < count:
         if time.monotonic() - begin > POSTED_S_MAX:
             raise RuntimeError(f"balance does not post; see {world.logs}")
         await asyncio.sleep(LOOK_S)
+    return int(debited)
 
 
 async def ledger_copy_rates(world: World) -> tuple[float, float]:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.runtime.links import LinkLost, accept
+from services.runtime.links import PLACE_IN_MAPPING, LinkLost, accept, go_on, spans_of
 from services.runtime.records import Record
 
 
@@ -49,3 +49,37 @@ def test_merged_contiguous_runs_show_duplicates_never_gaps(runs):
         applied += [r.message["seq"] for r in fresh]
         received |= moved
     assert applied == list(range(1, len(applied) + 1))
+
+
+ONE_LINK = st.tuples(
+    st.sampled_from("ab"), st.sampled_from((0, 1)), st.integers(1, 3), st.integers(1, 4), st.sampled_from((0, 0, 0, 7))
+)
+
+
+@given(
+    st.lists(ONE_LINK, max_size=6), st.dictionaries(st.sampled_from((("a", "t", 0), ("b", "t", 1))), st.integers(0, 2))
+)
+def test_a_batch_that_is_taken_as_a_whole_is_the_one_that_is_taken_record_by_record(runs, received):
+    records = [
+        record(link, seq, epoch, partition=partition)
+        for link, partition, first, length, epoch in runs
+        for seq in range(first, first + length)
+    ]
+    for each in records:
+        each.lane = f"t/{each.partition}"
+    spans = spans_of(records, 0, PLACE_IN_MAPPING)
+    if spans is not None and go_on(spans, received):
+        assert accept(records, received, 0) == (records, {link: last for link, (_, last) in spans.items()}, 0)
+
+
+def test_what_is_not_one_after_the_other_is_looked_at_record_by_record():
+    assert spans_of([record("a", 3), record("b", 1), record("a", 4)], 0, PLACE_IN_MAPPING) == {
+        ("a", "t", 0): (3, 4),
+        ("b", "t", 0): (1, 1),
+    }
+    assert spans_of([record("a", 3), record("a", 3)], 0, PLACE_IN_MAPPING) is None
+    assert spans_of([record("a", 3), record("a", 5)], 0, PLACE_IN_MAPPING) is None
+    assert spans_of([record("a", 3, epoch=1)], 0, PLACE_IN_MAPPING) is None
+    assert go_on({("a", "t", 0): (3, 4)}, {("a", "t", 0): 2})
+    assert not go_on({("a", "t", 0): (3, 4)}, {("a", "t", 0): 3})
+    assert not go_on({("a", "t", 0): (3, 4)}, {})
