@@ -49,7 +49,7 @@ def read_prices(
     if file.suffix.lower() == ".json":
         if windows is not None:
             raise InvalidInput("a JSON file names its windows itself", field="windows")
-        return read_price_document(data)
+        return read_price_document(data, minimum_s=minimum_s, increment_s=increment_s)
     named = read_windows(read_file(windows, "windows")) if windows is not None else ()
     return read_price_file(data, minimum_s=minimum_s, increment_s=increment_s, windows=named)
 
@@ -71,7 +71,7 @@ async def import_(
     default: Annotated[
         bool, typer.Option("--default", help="the book is asked for everybody, after all others")
     ] = False,
-    minimum_s: Annotated[int, typer.Option(help="seconds billed at least, where a line does not say it")] = 60,
+    minimum_s: Annotated[int, typer.Option(help="seconds of voice billed at least, where a line does not say it")] = 60,
     increment_s: Annotated[int, typer.Option(help="steps of seconds above them, where a line does not say it")] = 60,
     windows: Windows = None,
     allow_refused: Annotated[

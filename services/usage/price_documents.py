@@ -32,6 +32,7 @@ from services.usage.price_files import (
     add_window,
     check_any,
     check_product,
+    check_steps,
     price_nano,
     product_terms,
     text_of,
@@ -46,8 +47,9 @@ _SCHEDULE, _BAND = frozenset({"id", "form", "per", "bands"}), frozenset({"up_to"
 _SECTIONS = ("currency", "windows", "schedules", "prices")
 
 
-def read_price_document(data: bytes) -> PriceFile:
-    """Reads a price file in JSON. Raises `InvalidInput` where the document as a whole is no price list.
+def read_price_document(data: bytes, *, minimum_s: int = 60, increment_s: int = 60) -> PriceFile:
+    """Reads a price file in JSON; the defaults hold for voice where an entry has none. Raises `InvalidInput` where the document
+    as a whole is no price list.
 
     >>> file = read_price_document(b'{"currency": "USD", "prices": [{"product": "data", "price": 0.01}, {"product": "data", "price": "0"}]}')
     >>> [(row.prefix, row.price_nano) for row in file.rows]
@@ -55,6 +57,7 @@ def read_price_document(data: bytes) -> PriceFile:
     >>> print(file.refused[0])
     prices[0].price: must be a text such as "0.01", not a number
     """
+    check_steps(minimum_s, increment_s)
     document = _document(data)
     currency = document.get("currency")
     if not isinstance(currency, str):
@@ -84,7 +87,7 @@ def read_price_document(data: bytes) -> PriceFile:
             fields = _priced(_price_texts(entry), schedules)
             product = fields["product"]
             check_product(product, by_product=True)
-            terms = product_terms({**fields, "currency": code})
+            terms = product_terms({**fields, "currency": code}, minimum_s, increment_s)
             if terms.schedule:
                 unit, where = units.setdefault(terms.schedule, (terms.unit, place))
                 if unit != terms.unit:

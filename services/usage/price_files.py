@@ -177,6 +177,7 @@ def read_price_file(
     >>> print(file.refused[0])
     line 3, iso_country: AN is in no number plan, so it has no prefixes; remove the line, or price its numbers by prefix
     """
+    check_steps(minimum_s, increment_s)
     header, lines = _table(data)
     _check_header(header)
     by_product, by_country = "price" in header, "iso_country" in header
@@ -191,7 +192,7 @@ def read_price_file(
             product = line.fields.get("product", "")
             if not by_country:
                 check_product(product, by_product=by_product)
-            terms = product_terms(line.fields) if by_product else _terms(line.fields, minimum_s, increment_s)
+            terms = (product_terms if by_product else _terms)(line.fields, minimum_s, increment_s)
             code = currency_row(line.fields["currency"]).code
             if currency and code != currency:
                 raise InvalidInput(
@@ -244,6 +245,17 @@ def add_window(windows: dict[str, Window], fields: Mapping[str, str]) -> None:
     if window.window_id in windows:
         raise InvalidInput(f"there is a window {window.window_id} already; keep one", field="id")
     windows[window.window_id] = window
+
+
+def check_steps(minimum_s: int, increment_s: int) -> None:
+    """What voice is billed by where a line does not say it; `InvalidInput` names the one that cannot be."""
+    for name, seconds, least in (("minimum_s", minimum_s, 0), ("increment_s", increment_s, 1)):
+        if not least <= seconds <= SECONDS_MAX:
+            raise _no_seconds(name, least)
+
+
+def _no_seconds(name: str, least: int) -> InvalidInput:
+    return InvalidInput(f"must be whole seconds from {least} to {SECONDS_MAX}, such as 60", field=name)
 
 
 def check_any(rows: Sequence[PriceRow], refused: Sequence[RefusedPrice]) -> None:
@@ -313,9 +325,9 @@ def _terms(fields: dict[str, str], minimum_s: int, increment_s: int) -> Terms:
     )
 
 
-def product_terms(fields: Mapping[str, str]) -> Terms:
-    """Of a line that prices any product. Where it does not say how much is billed: voice a minute in whole minutes, all else
-    the units used."""
+def product_terms(fields: Mapping[str, str], minimum_s: int, increment_s: int) -> Terms:
+    """Of a line that prices any product. Where it does not say how much is billed: voice by these seconds, all else the units
+    used."""
     for name in ("product", "price", "currency"):
         if name not in fields:
             raise InvalidInput("the line is short; give it as many fields as the header has", field=name)
@@ -328,15 +340,15 @@ def product_terms(fields: Mapping[str, str]) -> Terms:
     bill_on = fields.get("bill_on") or ""
     if bill_on not in _BILL_ON or (bill_on and product not in MESSAGES):
         raise InvalidInput("must be accepted or delivered, and only for messages", field="bill_on")
-    minute = 60 if product in VOICE else 1
+    minimum, increment, per = (minimum_s, increment_s, 60) if product in VOICE else (0, 1, 1)
     if product == RENTAL and any(fields.get(name) for name in ("per", "minimum", "increment")):
         raise InvalidInput("a rental has its price a month, shared out by days; leave it out", field="per")
     return Terms(
         price_nano(fields["price"], field="price"),
         price_nano(fields.get("fee") or "0", field="fee"),
-        _quantity(fields, "minimum", 60 if product in VOICE else 0, least=0),
-        _quantity(fields, "increment", minute, least=1),
-        _quantity(fields, "per", minute, least=1),
+        _quantity(fields, "minimum", minimum, least=0),
+        _quantity(fields, "increment", increment, least=1),
+        _quantity(fields, "per", per, least=1),
         unit,
         _BILL_ON[bill_on],
         fields.get("schedule", ""),
@@ -409,7 +421,7 @@ def _seconds(fields: dict[str, str], name: str, default: int, *, least: int) -> 
     if not text:
         return default
     if _SECONDS.fullmatch(text) is None or not least <= int(text) <= SECONDS_MAX:
-        raise InvalidInput(f"must be whole seconds from {least} to {SECONDS_MAX}, such as 60", field=name)
+        raise _no_seconds(name, least)
     return int(text)
 
 

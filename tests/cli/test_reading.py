@@ -220,6 +220,39 @@ async def test_a_schedule_of_tiers_is_imported_and_shown(on_database: Tollbook, 
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("minutes.csv", "product,prefix,price_per_minute,currency\nvoice.outbound,1,0.01,USD\n"),
+        ("products.csv", "product,prefix,price,currency\nvoice.outbound,1,0.01,USD\nmessage.sms.outbound,*,0.01,USD\n"),
+        (
+            "prices.json",
+            '{"currency": "USD", "prices": [{"product": "voice.outbound", "prefix": "1", "price": "0.01"}]}',
+        ),
+    ],
+)
+async def test_steps_that_are_asked_for_hold_in_every_kind_of_file(
+    on_database: Tollbook, tmp_path: Path, name: str, text: str
+) -> None:
+    """A line that does not say its own would else be billed in whole minutes, without a word."""
+    file = tmp_path / name
+    file.write_text(text)
+    arguments = ("price", "import", str(file), "--book", "list", "--from", "2026-01-01")
+    for steps, sentence in (
+        (("--increment-s", "0"), "increment_s: must be whole seconds from 1 to 3600, such as 60\n"),
+        (("--minimum-s", "-1"), "minimum_s: must be whole seconds from 0 to 3600, such as 60\n"),
+    ):
+        ran = await on_database(*arguments, *steps)
+        assert (ran.code, ran.err) == (2, sentence)
+    assert (await on_database(*arguments, "--minimum-s", "1", "--increment-s", "6")).code == 0
+    shown = (await on_database("price", "show", "list", "--version", "1", "-o", "json")).json
+    found = {each["product"]: (each["minimum"], each["increment"]) for each in shown["prices"]}
+    assert found.pop("message.sms.outbound", (0, 1)) == (0, 1)
+    assert found == {"voice.outbound": (1, 6)}
+    changed = await on_database("price", "diff", "list", "--file", str(file), "-o", "json")
+    assert changed.json["counts"]["changed"] + changed.json["counts"]["raised"] == 1
+
+
 async def test_a_csv_file_takes_its_windows_from_a_second_one(on_database: Tollbook, tmp_path: Path) -> None:
     prices, windows = tmp_path / "prices.csv", tmp_path / "windows.csv"
     prices.write_text(
