@@ -11,13 +11,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.cli.account import instant_of, kept_instant
 from services.cli.asynchronous import asynchronous
-from services.cli.output import Format, Output, console, instant, plain, show_json, show_rows
+from services.cli.output import Format, Output, console, instant, plain, show_json, show_rows, visible
 from services.cli.reading import room
 from services.kernel.errors import InvalidInput, Refused
 from services.kernel.money import format_nano
 from services.usage.books import BookVersion, Price, PriceRow
 from services.usage.comparing import Change, Kind, compare
-from services.usage.price_files import PriceFile
+from services.usage.price_files import NoPrices, PriceFile
 from services.usage.tiers import describe
 
 app = typer.Typer(no_args_is_help=True, help="Price books: import a version, list them, say whose they are.")
@@ -84,9 +84,13 @@ async def import_(
     from services.usage import api
 
     start = kept_instant(effective_from, "from")
-    prices = read_prices(file, windows, minimum_s=minimum_s, increment_s=increment_s)
+    nothing: NoPrices | None = None
     version = None
-    if allow_refused or not prices.mistakes:
+    try:
+        prices = read_prices(file, windows, minimum_s=minimum_s, increment_s=increment_s)
+    except NoPrices as error:
+        prices, nothing = PriceFile("", (), error.refused), error
+    if nothing is None and (allow_refused or not prices.mistakes):
         async with room("usage") as engine:
             version = await api.import_prices(engine, book, prices, start, is_default=default)
     if output is Format.json:
@@ -94,7 +98,7 @@ async def import_(
             {
                 "book_id": book,
                 "version": version,
-                "currency": prices.currency,
+                "currency": prices.currency or None,
                 "effective_from": start,
                 "prices": len(prices.rows),
                 "refused": plain(prices.refused),
@@ -107,16 +111,22 @@ async def import_(
                 f"{book} version {version}: {len(prices.rows)} prices in {prices.currency} from {instant(start)}{also}",
                 markup=False,
             )
-        for refusal in prices.refused[:REFUSALS_SHOWN]:
-            console.print(f"refused: {refusal}", markup=False)
-        if len(prices.refused) > REFUSALS_SHOWN:
-            console.print(f"and {len(prices.refused) - REFUSALS_SHOWN} more; --output json names all")
+        _show_refused(prices)
+    if nothing is not None:
+        raise nothing
     if version is None:
         raise Refused(
             f"has mistakes ({len(prices.mistakes)}), and a version replaces the whole list, so nothing was imported; mend"
             " them, or leave out what is refused by --allow-refused",
             field="FILE",
         )
+
+
+def _show_refused(prices: PriceFile) -> None:
+    for refusal in prices.refused[:REFUSALS_SHOWN]:
+        console.print(f"refused: {visible(str(refusal))}", markup=False)
+    if len(prices.refused) > REFUSALS_SHOWN:
+        console.print(f"and {len(prices.refused) - REFUSALS_SHOWN} more; --output json names all")
 
 
 @app.command("list")
@@ -280,8 +290,8 @@ async def diff(
         show_rows(rows[:PRICES_SHOWN], columns, output, right=("percent",))
     if len(rows) > PRICES_SHOWN:
         console.print(f"and {len(rows) - PRICES_SHOWN} more; --output json shows all")
-    for refusal in prices.refused[:REFUSALS_SHOWN] if prices is not None else ():
-        console.print(f"refused: {refusal}", markup=False)
+    if prices is not None:
+        _show_refused(prices)
 
 
 def change_in_words(change: Change) -> dict[str, Any]:

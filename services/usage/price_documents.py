@@ -26,11 +26,11 @@ from services.kernel.currency import currency as currency_row
 from services.kernel.errors import InvalidInput
 from services.usage.books import RENTAL
 from services.usage.price_files import (
+    NoPrices,
     PriceFile,
     PriceRows,
     RefusedPrice,
     add_window,
-    check_any,
     check_product,
     check_steps,
     price_nano,
@@ -95,7 +95,8 @@ def read_price_document(data: bytes, *, minimum_s: int = 60, increment_s: int = 
             found.add(place, product, fields.get("prefix", ""), fields.get("window", ""), terms)
         except InvalidInput as error:
             refused.append(_refusal(place, error))
-    check_any(found.rows, refused)
+    if not found.rows:
+        raise NoPrices(refused)
     return PriceFile(code, tuple(found.rows), tuple(refused), tuple(windows.values()), tuple(schedules.values()))
 
 

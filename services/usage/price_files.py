@@ -43,6 +43,7 @@ _SHORT_CODE = re.compile(r"[0-9]{3,8}", re.ASCII)  # as events name it
 _NETWORK = re.compile(r"[0-9]{3,6}", re.ASCII)
 _QUANTITY = re.compile(r"[0-9]{1,16}", re.ASCII)
 _RESERVED = re.compile(RESERVED_PRODUCTS)
+_OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}  # as spreadsheets of other countries write them
 _BILL_ON = {"": False, "accepted": False, "delivered": True}
 _SECONDS = re.compile(r"[0-9]{1,4}", re.ASCII)
 _COUNTRY = re.compile(r"[A-Z]{2}", re.ASCII)
@@ -77,6 +78,15 @@ class PriceFile:
         """What is refused for what the file says. A country without numbers of its own is no mistake: every list by country
         has some."""
         return tuple(refusal for refusal in self.refused if refusal.code != NO_NUMBERS)
+
+
+class NoPrices(InvalidInput):
+    """A file of which no line gives a price is no price file; ``refused`` says why of each."""
+
+    def __init__(self, refused: Sequence[RefusedPrice]) -> None:
+        first = f"; {refused[0]}" if refused else ""
+        super().__init__(f"holds no line that gives a price{first}", field="price file")
+        self.refused = tuple(refused)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +179,8 @@ def read_price_file(
 ) -> PriceFile:
     """Reads a price file of either kind; the kind follows from the header. The defaults hold where a line has none.
 
-    Raises `InvalidInput` where the file as a whole is no price list (size, encoding, header, not one usable line).
+    Raises `InvalidInput` where the file as a whole is no price list (size, encoding, header), `NoPrices` where it has not one
+    usable line.
 
     >>> file = read_price_file(b"iso_country,price_per_minute,currency\\nKZ,0.251,USD\\nAN,0.2,USD\\n")
     >>> [(row.prefix, row.price_nano) for row in file.rows]
@@ -213,7 +224,8 @@ def read_price_file(
         found.rows += _country_rows(of_window, window, refused)
     rows = tuple(found.rows)
     refused.sort(key=lambda refusal: refusal.line or 0)
-    check_any(rows, refused)
+    if not rows:
+        raise NoPrices(refused)
     return PriceFile(currency, rows, tuple(refused), windows)
 
 
@@ -258,13 +270,6 @@ def _no_seconds(name: str, least: int) -> InvalidInput:
     return InvalidInput(f"must be whole seconds from {least} to {SECONDS_MAX}, such as 60", field=name)
 
 
-def check_any(rows: Sequence[PriceRow], refused: Sequence[RefusedPrice]) -> None:
-    """A file without a price is no price file."""
-    if not rows:
-        first = f"; {refused[0]}" if refused else ""
-        raise InvalidInput(f"holds no line that gives a price{first}", field="price file")
-
-
 def text_of(data: bytes, field: str = "price file") -> str:
     """The text of a file, or `InvalidInput`: too large, or not UTF-8."""
     if len(data) > PRICE_FILE_BYTES_MAX:
@@ -279,15 +284,21 @@ def text_of(data: bytes, field: str = "price file") -> str:
 def _table(data: bytes, field: str = "price file") -> tuple[list[str], list[_Line]]:
     text = text_of(data, field)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    lines: list[_Line] = []
+    begins = 1  # the line that a row begins on: a quoted field may go on over many
     try:
         header = [name.strip() for name in next(reader, [])]
-        lines = [
-            _Line(reader.line_num, dict(zip(header, row, strict=False)), max(len(row) - len(header), 0))
-            for row in reader
-            if row
-        ]
+        begins = reader.line_num + 1
+        for row in reader:
+            if any(row):  # a line without a word, commas or not, is where a spreadsheet ends
+                lines.append(_Line(begins, dict(zip(header, row, strict=False)), max(len(row) - len(header), 0)))
+            begins = reader.line_num + 1
     except csv.Error as error:
-        raise InvalidInput(f"line {reader.line_num} is not CSV ({error}); check its quotes", field=field) from None
+        raise InvalidInput(f"line {begins} is not CSV ({error}); check its quotes", field=field) from None
+    if len(header) == 1:
+        for separator, name in _OTHER_SEPARATORS.items():
+            if separator in header[0]:
+                raise InvalidInput(f"its fields are parted by {name}; save it with commas", field=field)
     return header, lines
 
 

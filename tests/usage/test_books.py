@@ -317,6 +317,14 @@ def test_a_bad_country_line_is_named(line: str, field: str) -> None:
         (b"iso_country,price_per_minute,currency\nDE,0.01,USD\nFR,\xff,USD\n", "line 3 is not UTF-8"),
         (b'iso_country,price_per_minute,currency\nDE,"0.01,USD\n', "is not CSV"),
         (
+            b"iso_country;price_per_minute;currency\nDE;0,01;USD\n",
+            "its fields are parted by semicolons; save it with commas",
+        ),
+        (
+            b"iso_country\tprice_per_minute\tcurrency\nDE\t0.01\tUSD\n",
+            "its fields are parted by tabs; save it with commas",
+        ),
+        (
             b"iso_country,price_per_minute,currency\nAN,0.01,USD\n",
             "no line that gives a price; line 2, iso_country: AN",
         ),
@@ -330,3 +338,27 @@ def test_a_file_that_is_no_price_list_is_refused_as_a_whole(data: bytes, message
 def test_a_byte_order_mark_and_windows_line_ends_are_read() -> None:
     file = read_price_file(b"\xef\xbb\xbfiso_country,price_per_minute,currency\r\nDE,0.01,USD\r\n")
     assert [row.prefix for row in file.rows] == ["+49"]
+
+
+def test_a_line_is_named_by_where_it_begins_and_one_without_a_word_is_none() -> None:
+    file = file_of(
+        "product,prefix,price_per_minute,currency,description",
+        'voice.outbound,+49,0.01,USD,"Germany,',
+        'all networks"',
+        'voice.outbound,+33,0.0x,USD,"France',
+        'and Monaco"',
+        "",
+        ",,,,",
+        "voice.outbound,+0,0.01,USD,",
+        ",,,,",
+    )
+    assert [row.prefix for row in file.rows] == ["+49"]
+    assert [(refused.line, refused.field) for refused in file.refused] == [(4, "price_per_minute"), (8, "prefix")]
+
+
+def test_a_quote_that_is_never_closed_is_named_by_where_it_was_opened() -> None:
+    lines = [f"voice.outbound,+{prefix},0.01,USD," for prefix in range(20, 40)]
+    with pytest.raises(
+        InvalidInput, match=r"^price file: line 12 is not CSV \(unexpected end of data\); check its quotes"
+    ):
+        file_of("product,prefix,price_per_minute,currency,description", *lines[:10], f'{lines[10]}"Berlin', *lines[11:])
