@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import typer
 
+from services.cli.output import visible
 from services.kernel.errors import InvalidInput, TollbookError
 
 REFUSED, USAGE = 1, 2
@@ -74,7 +75,7 @@ def main() -> None:
     try:
         program(sys.argv[1:])(prog_name="tollbook")
     except TollbookError as error:
-        typer.echo(str(error), err=True)
+        typer.echo(visible(str(error)), err=True)
         sys.exit(USAGE if isinstance(error, InvalidInput) else REFUSED)
 
 

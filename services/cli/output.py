@@ -24,7 +24,7 @@ from services.kernel.money import format_nano
 from services.kernel.period import instant_text
 
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _FORMULA = re.compile("[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # what begins one: OWASP, CSV injection
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?", re.ASCII)
 PLAIN_WIDTH = 160  # of output that goes to a file or a pipe, where nobody knows the width of a screen
@@ -86,7 +86,8 @@ def plain(value: Any) -> Any:
 
 def visible(text: str) -> str:
     """A text from outside as a terminal may show it: with the escape of each character that would steer it, hide something or
-    turn the writing around. Line feeds and tabs stay; JSON stays the same JSON.
+    turn the writing around, and of half a character, which JSON can name and no output takes. Line feeds and tabs stay; JSON
+    stays the same JSON.
 
     >>> visible("a" + chr(27) + "[2J" + chr(0x202E) + "b")
     'a\\\\u001b[2J\\\\u202eb'

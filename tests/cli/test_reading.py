@@ -144,6 +144,50 @@ async def test_a_price_file_with_a_mistake_becomes_no_version_unless_it_is_left_
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("arguments", [(), ("--allow-refused",)])
+async def test_a_price_file_of_which_no_line_can_be_used_has_each_of_them_named(
+    on_database: Tollbook, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    file = tmp_path / "prices.csv"
+    lines = [f'voice.outbound,{prefix},"0,01",USD' for prefix in range(1000, 1030)]
+    file.write_text("\n".join(["product,prefix,price_per_minute,currency", *lines]))
+    command = ("price", "import", str(file), "--book", "list", "--from", "2026-01-01", *arguments)
+    ran = await on_database(*command)
+    assert (ran.code, len(ran.out.splitlines()), ran.out.splitlines()[-1]) == (
+        2, 21, "and 10 more; --output json names all",
+    )  # fmt: skip
+    assert ran.err.startswith(
+        "price file: holds no line that gives a price; line 2, price_per_minute: must be a decimal"
+    )
+    told = await on_database(*command, "-o", "json")
+    assert (told.code, told.json["version"], told.json["prices"]) == (2, None, 0)
+    assert [each["line"] for each in told.json["refused"]] == list(range(2, 32))
+    assert (await on_database("price", "list", "-o", "json")).json == []
+
+
+async def test_a_price_file_steers_no_terminal_whatever_its_names_are(on_database: Tollbook, tmp_path: Path) -> None:
+    """Escapes that a terminal would run, and halves of characters that it could not be given at all."""
+    file = tmp_path / "prices.json"
+    prices = [
+        {"product": "data", "price": "1"},
+        {"product": "data", "prefix": "310", "price": "1", "window": "\ud800"},
+        {"product": "data", "prefix": "311", "price": "1", "\x1b[2J": "x"},
+    ]
+    arguments = ("price", "import", str(file), "--book", "list", "--from", "2026-01-01")
+    file.write_text(json.dumps({"currency": "USD", "prices": prices}))
+    ran = await on_database(*arguments)
+    assert ran.out.splitlines()[0] == (
+        "refused: prices[1].window: there is no usable window \\ud800; name it among the windows"
+    )
+    assert ran.out.splitlines()[1].startswith("refused: prices[2].\\u001b[2J: is unknown; use ")
+    assert [each["field"] for each in (await on_database(*arguments, "-o", "json")).json["refused"]] == [
+        "prices[1].window", "prices[2].\x1b[2J",
+    ]  # fmt: skip
+    file.write_text(json.dumps({"currency": "USD", "\ud800\x1b[2J": 1, "prices": prices}))
+    ran = await on_database(*arguments)
+    assert (ran.code, ran.err) == (2, "\\ud800\\u001b[2J: is unknown; use currency, prices, schedules, windows\n")
+
+
 WINDOWED = {
     "currency": "USD",
     "windows": [{"id": "night", "zone": "Europe/Berlin", "days": ["mon-sun"], "from": "22:00", "to": "06:00"}],
