@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from services.kernel.errors import InvalidInput
 from services.kernel.money import divide_half_even
-from services.usage.books import ANY, BookVersion, PriceRow
+from services.usage.books import ANY, SHORT_CODE, BookVersion, PriceRow
 
 Kind = Literal["added", "removed", "raised", "lowered", "changed"]
 _FIELDS = {
@@ -86,7 +86,10 @@ def _redefined(old: BookVersion, new: BookVersion) -> set[tuple[str, str]]:
 
 def _covering(rows: Mapping[_Key, PriceRow], key: _Key) -> PriceRow | None:
     product, prefix, _ = key
-    lengths = range(len(prefix), 0, -1)  # the whole one too: it covers itself where only a window is added or removed
+    shortest = len(prefix) if prefix.startswith(SHORT_CODE) else 1  # of a short code no part has numbers
+    lengths = range(
+        len(prefix), shortest - 1, -1
+    )  # the whole one: it covers itself where only a window is added or removed
     return next(
         (row for each in (*[prefix[:length] for length in lengths], ANY) if (row := rows.get((product, each, "")))),
         None,

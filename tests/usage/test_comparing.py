@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from services.kernel.errors import InvalidInput
-from services.usage.books import OUTBOUND, BookVersion, PriceRow
+from services.usage.books import MESSAGES, OUTBOUND, SEGMENT, BookVersion, PriceRow
 from services.usage.comparing import Change, compare
 from services.usage.rating import billed_quantity
 from services.usage.tiers import Band, Schedule
@@ -43,6 +43,18 @@ def test_added_and_removed_prices_name_what_covers_their_numbers_in_the_other_ve
         ("removed", "+33", anywhere),
         ("added", "+4917", germany),
     ]
+
+
+def test_a_short_code_is_covered_by_the_price_of_any_and_by_no_shorter_code() -> None:
+    code, longer, numbers = (
+        PriceRow(MESSAGES[0], prefix, 100, 0, 0, 1, 1, SEGMENT) for prefix in ("=441", "=44123", "+441")
+    )
+    anywhere = replace(code, prefix="*")
+    assert [
+        (each.prefix, each.covered_by) for each in compare(version(code, numbers), version(code, numbers, longer))
+    ] == [("=44123", None)]
+    (removed,) = compare(version(code, longer, anywhere), version(code, anywhere))
+    assert (removed.kind, removed.prefix, removed.covered_by) == ("removed", "=44123", anywhere)
 
 
 @pytest.mark.parametrize(
