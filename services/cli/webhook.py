@@ -191,7 +191,8 @@ async def delete(endpoint_id: EndpointId, actor: Actor = "", output: Output = Fo
 @app.command("test")
 @asynchronous
 async def try_(endpoint_id: EndpointId, actor: Actor = "", output: Output = Format.table) -> None:
-    """Send a receiver a `webhook.test` and wait for what it answers; anything but 2xx is exit 1."""
+    """Send a receiver a `webhook.test`, behind what waits, which is tried at once, and wait for what it answers; anything but 2xx
+    is exit 1."""
     from services.webhooks import api
 
     async with room("webhooks") as engine:
@@ -263,7 +264,7 @@ async def resend(
     actor: Actor = "",
     output: Output = Format.table,
 ) -> None:
-    """Send events again, behind what waits, with the ids they had; they are kept for thirty days."""
+    """Send events again, behind what waits, which is tried at once, with the ids they had; they are kept for thirty days."""
     from services.webhooks import api
 
     async with room("webhooks") as engine:

@@ -283,7 +283,8 @@ async def delete(engine: AsyncEngine, endpoint_id: str, actor: str) -> None:
 
 
 async def send_test(engine: AsyncEngine, endpoint_id: str, actor: str) -> str:
-    """Send an endpoint an event of type `webhook.test`, whatever it asks for; returns the event's id."""
+    """Send an endpoint an event of type `webhook.test`, whatever it asks for, behind what waits, which is tried at once; returns
+    the event's id."""
     async with transaction(engine) as connection:
         found = await _enabled(connection, endpoint_id)
         at = instant_text(found.now)
@@ -292,7 +293,7 @@ async def send_test(engine: AsyncEngine, endpoint_id: str, actor: str) -> str:
         )
         numbers = await store.append_events(connection, [made], found.now)
         await store.queue(connection, [(endpoint_id, numbers[made.event_id])], found.now)
-        await store.wake(connection, [endpoint_id], found.now)
+        await _try_now(connection, found)
         await store.append_action(connection, endpoint_id, found.organization_id, actor, "tested", made.event_id)
     return made.event_id
 
@@ -301,6 +302,7 @@ async def resend(
     engine: AsyncEngine, endpoint_id: str, actor: str, *, event_ids: Sequence[str] = (), since: datetime | None = None
 ) -> int:
     """Queue events again, behind what waits: those named, or all since an instant that the endpoint wants and has not taken.
+    What waits is tried at once.
 
     They keep their ids, so that a receiver that had one drops it. Returns how many were queued; what waits is not queued twice.
     """
@@ -329,13 +331,18 @@ async def resend(
             if len(rows) < RESENT_AT_ONCE:
                 break
             after = rows[-1].event_no
-        if count:
-            await store.wake(connection, [endpoint_id], found.now)
+        await _try_now(connection, found)
         what = ", ".join(event_ids) if since is None else f"since {instant_text(since)}"
         await store.append_action(
             connection, endpoint_id, found.organization_id, actor, "resent", f"{count} events: {what}"
         )
     return count
+
+
+async def _try_now(connection: AsyncConnection, endpoint: Row[Any]) -> None:
+    """Who asks has mended the receiver: nobody waits hours for the next try, and none of those that there are is used up."""
+    await store.forget_tries(connection, endpoint.endpoint_id)
+    await store.try_now(connection, endpoint.endpoint_id, endpoint.now)
 
 
 def _wanted(endpoint: Row[Any], row: Row[Any]) -> bool:

@@ -322,6 +322,20 @@ async def wake(executing: Executing, endpoint_ids: Iterable[str], now: datetime)
     await executing.execute(statement.values(due_at=now))
 
 
+async def try_now(connection: AsyncConnection, endpoint_id: str, now: datetime) -> None:
+    """Have an endpoint looked at now, whatever it waits for; one in work is looked at again by itself."""
+    statement = update(tables.endpoint).where(_endpoint.endpoint_id == endpoint_id, _endpoint.lease.is_(None))
+    await connection.execute(statement.values(due_at=now))
+
+
+async def forget_tries(connection: AsyncConnection, endpoint_id: str) -> None:
+    """The delivery that is being tried at an endpoint, the first that waits there, has all its tries again."""
+    statement = update(tables.delivery).where(
+        _delivery.endpoint_id == endpoint_id, _delivery.state == "waiting", _delivery.tries > 0
+    )
+    await connection.execute(statement.values(tries=0))
+
+
 async def lock_due(connection: AsyncConnection, count: int) -> list[str]:
     """Endpoints that are due, the longest first; those that another worker has in hand are left to it."""
     statement = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -400,6 +400,37 @@ async def test_an_event_that_is_sent_again_keeps_its_id_and_its_history(post: Po
     assert [each.number for each in await api.attempts(post.engine, made.endpoint_id, event_id)] == [1, 2]
     with pytest.raises(NotFound, match="no event msg_of_nobody"):
         await api.resend(post.engine, made.endpoint_id, "ann", event_ids=["msg_of_nobody"])
+
+
+@pytest.mark.parametrize("by", ["resend", "resend since", "test"])
+async def test_who_has_mended_a_receiver_need_not_wait_for_the_next_try(
+    post: Post, receiver: Receiver, by: str
+) -> None:
+    made = await endpoint(post, receiver)
+    receiver.answer = lambda _: status(500)
+    versions = [post.happens() for _ in range(2)]
+    for wait in (timedelta(0), *WAITS[:5]):
+        await post.deliver(after=wait)  # then the next try is in ten hours
+    (first, *_) = receiver.ids()
+    tried = len(receiver.ids())
+    await post.town.move(SECOND)
+    if by == "resend":
+        assert await api.resend(post.engine, made.endpoint_id, "ann", event_ids=[first]) == 0  # it waits already
+    elif by == "resend since":
+        assert await api.resend(post.engine, made.endpoint_id, "ann", since=datetime(2026, 1, 1, tzinfo=UTC)) == 0
+    else:
+        await api.send_test(post.engine, made.endpoint_id, "ann")
+    await post.round()
+    assert len(receiver.ids()) == tried + 1, "it is tried at once"
+    (waiting, *_) = reversed(await api.deliveries(post.engine, made.endpoint_id))
+    assert waiting.next_at is not None
+    assert waiting.last_at is not None
+    assert waiting.next_at - waiting.last_at == 5 * SECOND, "with all its tries anew"
+    receiver.answer = lambda _: OK
+    await post.deliver(after=5 * SECOND)
+    assert [each.json["data"].get("version") for each in receiver.requests[tried + 1 :]] == [
+        *versions, *([None] if by == "test" else []),
+    ]  # fmt: skip
 
 
 async def test_a_test_is_sent_whatever_is_asked_for(post: Post, receiver: Receiver) -> None:
