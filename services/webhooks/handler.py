@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Any
 
 from contracts.groups import AccountTimeline
 from services.runtime.records import Record
@@ -72,14 +74,16 @@ async def _queue(
     executing: Executing, events: Sequence[Event], numbers: dict[str, int], endpoints: Rows, now: datetime
 ) -> None:
     """Queue events that are kept under these numbers, in their order, at the endpoints that want them."""
+    enabled: dict[str | None, list[Any]] = defaultdict(list)
+    for endpoint in endpoints:
+        if endpoint.state == "enabled":
+            enabled[endpoint.organization_id].append(endpoint)
     pairs = [
         (endpoint.endpoint_id, numbers[event.event_id])
         for event in events
         if event.event_id in numbers
-        for endpoint in endpoints
-        if endpoint.organization_id == event.organization_id
-        and endpoint.state == "enabled"
-        and wants(endpoint.types, endpoint.account_ids, event)
+        for endpoint in enabled.get(event.organization_id, ())
+        if wants(endpoint.types, endpoint.account_ids, event)
     ]
     if pairs:
         await store.queue(executing, pairs, now)
