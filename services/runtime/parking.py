@@ -155,6 +155,24 @@ async def ask(
     return (await connection.execute(statement)).rowcount
 
 
+async def ask_after(
+    connection: AsyncConnection, tables: RuntimeTables, by: str, *, reason: str, after: int, limit: int
+) -> int | None:
+    """Ask to replay what is quarantined for a reason, of ids above one, the lowest first, so many at most; the highest id of
+    them if there were so many, so that more may follow."""
+    columns = tables.parked.c
+    found = (
+        select(columns.id)
+        .where(columns.state == "quarantined", columns.reason == reason, columns.id > after)
+        .order_by(columns.id)
+        .limit(limit)
+    )
+    ids = (await connection.execute(found)).scalars().all()
+    if ids:
+        await ask(connection, tables, "replaying", by, ids=ids)
+    return ids[-1] if len(ids) == limit else None
+
+
 async def listing(
     connection: AsyncConnection,
     tables: RuntimeTables,

@@ -9,7 +9,7 @@ from contracts.topics import (
 )
 from services.runtime.room import Input, Room, Tick
 from services.runtime.settings import Settings
-from services.usage import handler, renting
+from services.usage import handler, renting, retrying
 from services.usage.closing import EVENTS, Passing, take_cut
 from services.usage.generations import look_after
 from services.usage.memory import Memory
@@ -41,5 +41,10 @@ def build(_: Settings | None = None) -> Room:
             Tick("rerate", Execution(memory).run, seconds=RERATE_S),
             Tick("partitions", look_after, seconds=PARTITIONS_LOOKED_AT_S),
         ),
-        timers={renting.NUMBER: fees.numbers, renting.ACCOUNT: fees.accounts, renting.PRICES: fees.prices},
+        timers={
+            renting.NUMBER: fees.numbers,
+            renting.ACCOUNT: fees.accounts,
+            renting.PRICES: fees.prices,
+            retrying.UNPRICED: retrying.unpriced,
+        },
     )

@@ -13,11 +13,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from contracts.groups import ResourceTimeline
 from services.runtime import parking
 from services.runtime.parking import Parked
+from services.runtime.work import Work
 from services.usage import renting, store
 from services.usage.reassigning import parsed
 from services.usage.tables import RUNTIME
 
 BY_ITSELF = "usage"  # who asked, where nobody did
+ASKED_AT_ONCE = 1_000  # records, in some hundredths of a second
+UNPRICED = "unpriced"  # timers: prices have changed, by the id of the last record that was asked for
 NO_PRICE = "no_price"
 UNKNOWN_ACCOUNT = "unknown_account"
 UNKNOWN_NUMBER = "unknown_number"
@@ -33,10 +36,23 @@ async def prices_changed(connection: AsyncConnection) -> None:
     """Try all that had no price; what still has none goes back to quarantine without a word. A number that had no fee may
     have one now.
 
-    The caller holds the state alone, so no batch is under way that knows the old prices and not yet the new.
+    The caller holds the state alone, so no batch is under way that knows the old prices and not yet the new. All charging waits
+    for it, so it asks for the first of them only; a timer asks for the rest, piece by piece, however many there are.
     """
-    await parking.ask(connection, RUNTIME, "replaying", BY_ITSELF, reason=NO_PRICE)
-    await store.look_at_rentals(connection, renting.PRICES, renting.ALL)
+    last = await parking.ask_after(connection, RUNTIME, BY_ITSELF, reason=NO_PRICE, after=0, limit=ASKED_AT_ONCE)
+    if last is not None:
+        await store.fire_now(connection, UNPRICED, str(last))
+    await store.fire_now(connection, renting.PRICES, renting.ALL)
+
+
+async def unpriced(work: Work, ids: list[str]) -> None:
+    """Timer: ask for the next of those that had no price, behind each of these ids."""
+    for after in sorted(map(int, ids)):
+        last = await parking.ask_after(
+            work.connection, work.tables, BY_ITSELF, reason=NO_PRICE, after=after, limit=ASKED_AT_ONCE
+        )
+        if last is not None:
+            await work.set_timers(UNPRICED, {str(last): work.now})
 
 
 async def registry_changed(connection: AsyncConnection, before: Timelines, now: Timelines) -> None:

@@ -962,8 +962,8 @@ async def insert_rentals(
     return {(resource_id, period) for resource_id, period in rows}
 
 
-async def look_at_rentals(connection: AsyncConnection, kind: str, key: str) -> None:
-    """Let a timer of numbers fire now."""
+async def fire_now(connection: AsyncConnection, kind: str, key: str) -> None:
+    """Let a timer of the room fire now."""
     statement = insert(RUNTIME.due).values(kind=kind, key=key, due_at=func.runtime.clock_now())
     now = {"due_at": statement.excluded.due_at, "failures": 0}
     await connection.execute(statement.on_conflict_do_update(index_elements=["kind", "key"], set_=now))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 from sqlalchemy import text
 from sqlalchemy.dialects.postgresql import asyncpg
 
 from contracts.usage import MESSAGE
+from services.runtime import parking
 from services.runtime.database import transaction
-from services.usage import api, store
+from services.usage import api, retrying, store
 from services.usage.price_files import read_price_file
 from tests.support.servers import Database
 from tests.support.usage_registry import LONG_AGO, SOURCE, leg
@@ -76,6 +79,38 @@ async def test_what_had_no_price_runs_when_its_account_moves_to_a_group_that_has
     (charge,) = usage.charges
     assert (charge["event_id"], charge["group_id"], charge["book_id"]) == ("e1", "g-premium", "premium")
     assert told(usage)[2:] == [("replayed", "rated", "e1")]
+
+
+async def test_what_had_no_price_is_tried_piece_by_piece_however_much_it_is(
+    usage: Usage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All charging waits for an import, so it must not ask for them all: ten thousands took seconds, with every import again."""
+    monkeypatch.setattr(retrying, "ASKED_AT_ONCE", 3)
+    asked: list[int] = []
+    ask = parking.ask
+
+    async def noted(*arguments: Any, ids: Sequence[int], **more: Any) -> int:
+        asked.extend(ids)
+        return await ask(*arguments, ids=ids, **more)
+
+    monkeypatch.setattr(parking, "ask", noted)
+    legs = [leg(f"e{n}", NOW, called=f"+999{n % 2}12345") for n in range(10)]
+    await usage.take(*legs)
+    assert usage.charges == []
+    row = "product,prefix,price_per_minute,currency\nvoice.outbound,{},0.01,USD\n"
+    await api.import_prices(
+        usage.engine, "special", read_price_file(row.format("9990").encode()), LONG_AGO, is_default=True
+    )
+    assert len(asked) == 3
+    await usage.rooms.pump(ticks=True)
+    assert len(asked) == len(set(asked)) == 10
+    assert {charge["event_id"] for charge in usage.charges} == {f"e{n}" for n in range(0, 10, 2)}
+    await api.import_prices(
+        usage.engine, "other", read_price_file(row.format("9991").encode()), LONG_AGO, is_default=True
+    )
+    await usage.rooms.pump(ticks=True)
+    assert len(asked) == 15
+    assert await usage.classes() == {"rated": 10}
 
 
 async def test_a_person_who_replays_too_early_is_told_again(usage: Usage) -> None:
