@@ -97,18 +97,20 @@ async def import_prices(
         )
     check_schedules(prices.rows, prices.schedules)
     async with transaction(engine) as connection:
-        await store.lock_state(connection)
+        await store.lock_book(connection, book_id)
         last = await store.last_book_version(connection, book_id)
         if last is not None and last.currency != prices.currency:
             raise InvalidInput(
                 f"{book_id} is in {last.currency}, the file in {prices.currency}; use another book", field="currency"
             )
         version = last.version + 1 if last is not None else 1
-        changed = await store.bump(connection, "books_version")
-        await store.insert_book_version(connection, book_id, version, prices.currency, effective_from, changed)
+        await store.insert_book_version(connection, book_id, version, prices.currency, effective_from)
         await store.insert_book_windows(connection, book_id, version, prices.windows)
         await store.insert_book_schedules(connection, book_id, version, prices.schedules)
         await store.append_book_prices(connection, book_id, version, prices.rows)
+        await store.lock_state(connection)  # from here on all charging waits
+        changed = await store.bump(connection, "books_version")
+        await store.set_book_version_changed(connection, book_id, version, changed)
         if is_default:
             order = [row.book_id for row in await store.book_order(connection) if row.scope == "default"]
             if book_id not in order:

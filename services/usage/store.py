@@ -316,14 +316,27 @@ async def last_book_version(connection: AsyncConnection, book_id: str) -> Found 
     return (await connection.execute(statement.limit(1))).first()
 
 
+async def lock_book(connection: AsyncConnection, book_id: str) -> None:
+    """One at a time adds versions to a book, until the end of the transaction."""
+    await connection.execute(select(func.pg_advisory_xact_lock(func.hashtext("usage.book"), func.hashtext(book_id))))
+
+
 async def insert_book_version(
-    connection: AsyncConnection, book_id: str, version: int, currency: str, effective_from: datetime, changed: int
+    connection: AsyncConnection, book_id: str, version: int, currency: str, effective_from: datetime
 ) -> None:
+    """A version that no memory reads before `set_book_version_changed`."""
     values = {
         "book_id": book_id, "version": version, "currency": currency, "effective_from": effective_from,
-        "changed": changed, "imported_at": func.runtime.clock_now(),
+        "changed": 0, "imported_at": func.runtime.clock_now(),
     }  # fmt: skip
     await connection.execute(insert(BOOK_VERSION).values(values))
+
+
+async def set_book_version_changed(connection: AsyncConnection, book_id: str, version: int, changed: int) -> None:
+    """At which version of all books it was added."""
+    columns = BOOK_VERSION.c
+    statement = update(BOOK_VERSION).where(columns.book_id == book_id, columns.version == version)
+    await connection.execute(statement.values(changed=changed))
 
 
 async def append_book_prices(connection: AsyncConnection, book_id: str, version: int, rows: Iterable[PriceRow]) -> None:

@@ -7,11 +7,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from contracts.usage import DATA, MESSAGE, PRODUCT, RENTAL
 from services.kernel.errors import InvalidInput
 from services.kernel.period import instant_text
-from services.usage import api
+from services.usage import api, store
 from services.usage.books import UNITS
 from services.usage.price_files import PriceFile, read_price_file
 from tests.support.usage_registry import LONG_AGO, SOURCE, leg
@@ -170,3 +171,24 @@ async def test_versions_that_come_between_and_beside_batches_are_seen_at_once(us
     assert (len(rated), imported) == (601, [2, 3, 4])
     assert rated == sorted(rated), "a batch never goes back to an older version"
     assert rated[-1] == 4
+
+
+async def test_charging_goes_on_while_the_lines_of_a_version_are_written(
+    usage: Usage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tens of thousands of them take half a second, and several lists may come at once."""
+    append = store.append_book_prices
+    beside: list[str] = []
+
+    async def append_slowly(connection: AsyncConnection, book_id: str, *more: Any) -> None:
+        await append(connection, book_id, *more)
+        if not beside:
+            beside.append(book_id)
+            async with asyncio.timeout(10):
+                await usage.take(leg("beside", NOW))
+                assert await api.import_prices(usage.engine, "other", book("8"), LONG_AGO) == 1
+
+    monkeypatch.setattr(store, "append_book_prices", append_slowly)
+    assert await api.import_prices(usage.engine, "list", book("9"), LONG_AGO) == 2
+    await usage.take(leg("after", NOW))
+    assert versions(usage) == {"beside": 1, "after": 2}
