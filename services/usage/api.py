@@ -33,6 +33,7 @@ from services.usage import closing, quoting, rerate_store, retrying, revising, s
 from services.usage import reassignments as reassignments_of
 from services.usage.books import (
     DATA,
+    RENTAL,
     SURCHARGE,
     BookVersion,
     Direction,
@@ -116,7 +117,7 @@ async def import_prices(
             if book_id not in order:
                 await store.clear_book_order(connection, "default", "")
                 await store.insert_book_order(connection, "default", "", [*order, book_id])
-        await retrying.prices_changed(connection)
+        await retrying.prices_changed(connection, of_rentals=any(row.product == RENTAL for row in prices.rows))
     return version
 
 
@@ -141,7 +142,7 @@ async def _order_books(engine: AsyncEngine, scope: str, subject: str, book_ids: 
         await store.clear_book_order(connection, scope, subject)
         if book_ids:
             await store.insert_book_order(connection, scope, subject, book_ids)
-        await retrying.prices_changed(connection)
+        await retrying.prices_changed(connection, of_rentals=True)
 
 
 async def books(engine: AsyncEngine) -> list[BookListing]:

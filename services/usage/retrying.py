@@ -32,9 +32,9 @@ _ADMIT_BY = ("opened_at", "closed_at", "plans", "account_id", "owners", "number"
 Timelines = Mapping[tuple[str, str], Mapping[str, Any]]  # documents by (kind, id)
 
 
-async def prices_changed(connection: AsyncConnection) -> None:
+async def prices_changed(connection: AsyncConnection, *, of_rentals: bool) -> None:
     """Try all that had no price; what still has none goes back to quarantine without a word. A number that had no fee may
-    have one now.
+    have one now, where prices ``of_rentals`` are among them.
 
     The caller holds the state alone, so no batch is under way that knows the old prices and not yet the new. All charging waits
     for it, so it asks for the first of them only; a timer asks for the rest, piece by piece, however many there are.
@@ -42,7 +42,8 @@ async def prices_changed(connection: AsyncConnection) -> None:
     last = await parking.ask_after(connection, RUNTIME, BY_ITSELF, reason=NO_PRICE, after=0, limit=ASKED_AT_ONCE)
     if last is not None:
         await store.fire_now(connection, UNPRICED, str(last))
-    await store.fire_now(connection, renting.PRICES, renting.ALL)
+    if of_rentals:
+        await store.fire_now(connection, renting.PRICES, renting.ALL)
 
 
 async def unpriced(work: Work, ids: list[str]) -> None:

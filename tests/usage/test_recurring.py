@@ -99,6 +99,22 @@ async def test_a_number_bought_late_on_the_20th_pays_twelve_days_and_then_whole_
         assert set(event) == {"specversion", "id", "source", "type", "time", "data"}
 
 
+async def test_prices_of_calls_have_no_number_looked_at(renting: Renting) -> None:
+    """A carrier's list comes each week, and numbers may be a million."""
+
+    async def is_due() -> bool:
+        async with renting.database.connected() as owner:
+            found: bool = await owner.fetchval("select exists (select from usage.due where kind = 'rental.prices')")
+            return found
+
+    await renting.sells()
+    calls = read_price_file(b"product,prefix,price_per_minute,currency\nvoice.outbound,44,0.01,USD\n")
+    await api.import_prices(renting.engine, "calls", calls, LONG_AGO, is_default=True)
+    assert not await is_due()
+    await api.import_prices(renting.engine, "numbers", read_price_file(RENTAL_PRICES), LONG_AGO)
+    assert await is_due()
+
+
 async def test_a_trial_pays_by_the_months_of_utc_and_is_on_no_invoice(renting: Renting) -> None:
     await renting.sells()
     await renting.at(BOUGHT + timedelta(seconds=5))
