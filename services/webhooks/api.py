@@ -1,6 +1,6 @@
 """What people read of webhooks and ask of them, with the room's own role.
 
-Every function takes an engine of that role and is one transaction; who asks is written into the log of the endpoint.
+Every function takes an engine of that role and is one transaction, where it does not say otherwise; who asks is written into the log of the endpoint.
 """
 
 from __future__ import annotations
@@ -305,14 +305,14 @@ async def resend(
     What waits is tried at once.
 
     They keep their ids, so that a receiver that had one drops it. Returns how many were queued; what waits is not queued twice.
+    All since an instant are queued piece by piece, a transaction each: while an endpoint is held, no event of anybody arrives.
     """
     if bool(event_ids) == (since is not None):
         raise InvalidInput("name events, or since when", field="EVENT")
-    count = 0
-    async with transaction(engine) as connection:
-        found = await _enabled(connection, endpoint_id)
-        after = 0
-        while True:
+    count, after, is_more = 0, 0, True
+    while is_more:
+        async with transaction(engine) as connection:
+            found = await _enabled(connection, endpoint_id)
             rows = await store.events_to_resend(
                 connection,
                 found.organization_id,
@@ -320,22 +320,25 @@ async def resend(
                 event_ids=event_ids,
                 since=since,
                 after=after,
-                limit=RESENT_AT_ONCE,
+                limit=len(event_ids) or RESENT_AT_ONCE,
             )
-            if event_ids and len(rows) < len(set(event_ids)) and not after:
-                missing = sorted(set(event_ids) - {row.event_id for row in rows})
+            if missing := sorted(set(event_ids) - {row.event_id for row in rows}):
                 raise NotFound(f"{found.organization_id} has no event {', '.join(missing)}", field="EVENT")
             pairs = [(endpoint_id, row.event_no) for row in rows if event_ids or _wanted(found, row)]
             if pairs:
                 count += await store.queue(connection, pairs, found.now)
-            if len(rows) < RESENT_AT_ONCE:
-                break
-            after = rows[-1].event_no
-        await _try_now(connection, found)
-        what = ", ".join(event_ids) if since is None else f"since {instant_text(since)}"
-        await store.append_action(
-            connection, endpoint_id, found.organization_id, actor, "resent", f"{count} events: {what}"
-        )
+            if after:
+                await store.wake(connection, [endpoint_id], found.now)
+            else:
+                await _try_now(connection, found)
+            is_more = not event_ids and len(rows) == RESENT_AT_ONCE
+            if is_more:
+                after = rows[-1].event_no
+            else:
+                what = ", ".join(event_ids) if since is None else f"since {instant_text(since)}"
+                await store.append_action(
+                    connection, endpoint_id, found.organization_id, actor, "resent", f"{count} events: {what}"
+                )
     return count
 
 

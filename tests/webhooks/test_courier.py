@@ -10,7 +10,7 @@ import pytest
 
 from services.kernel.errors import NotFound, Refused
 from services.runtime.database import transaction
-from services.webhooks import api, courier
+from services.webhooks import api, courier, store
 from services.webhooks.addresses import Allowed, networks
 from services.webhooks.calling import Caller
 from services.webhooks.delivering import WAITS
@@ -386,6 +386,34 @@ async def test_what_was_missed_while_disabled_is_sent_again_in_order_when_asked_
     await post.deliver()
     assert [each.json["data"]["version"] for each in receiver.requests] == [1, 2, 6, 2, 3, 5]
     assert await api.resend(post.engine, made.endpoint_id, "ann", since=since) == 0
+
+
+async def test_much_that_is_sent_again_is_queued_piece_by_piece(
+    post: Post, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Events of all organizations wait while an endpoint is held: 200,000 that were missed held them up for 24 seconds."""
+    monkeypatch.setattr(api, "RESENT_AT_ONCE", 2)
+    made = await endpoint(post, receiver)
+    since = datetime(2026, 1, 1, tzinfo=UTC)
+    await api.disable(post.engine, made.endpoint_id, "ann", "moving house")
+    versions = [post.happens() for _ in range(5)]
+    await post.arrive()
+    await api.enable(post.engine, made.endpoint_id, "ann", LOOPBACK)
+    committed: list[int] = []
+    find = store.events_to_resend
+
+    async def noted(*arguments: Any, **more: Any) -> Any:
+        committed.append(len(await post.states(made.endpoint_id)))
+        return await find(*arguments, **more)
+
+    monkeypatch.setattr(store, "events_to_resend", noted)
+    assert await api.resend(post.engine, made.endpoint_id, "ann", since=since) == 5
+    assert committed == [0, 2, 4]
+    await post.deliver()
+    assert [each.json["data"]["version"] for each in receiver.requests] == versions
+    (logged, *_) = await api.actions(post.engine, made.endpoint_id)
+    assert logged.detail.startswith("5 events: since ")
+    assert await api.resend(post.engine, made.endpoint_id, "ann", event_ids=receiver.ids()) == 5, "by name at once"
 
 
 async def test_an_event_that_is_sent_again_keeps_its_id_and_its_history(post: Post, receiver: Receiver) -> None:
