@@ -356,6 +356,14 @@ def test_a_line_is_named_by_where_it_begins_and_one_without_a_word_is_none() -> 
     assert [(refused.line, refused.field) for refused in file.refused] == [(4, "price_per_minute"), (8, "prefix")]
 
 
+def test_blanks_around_a_field_say_nothing() -> None:
+    spaced = file_of(
+        "product, prefix, price_per_minute, currency", "voice.outbound , +49,\u00a00.01, USD ", "  ,, ", " "
+    )
+    assert spaced.refused == ()
+    assert spaced.rows == file_of("product,prefix,price_per_minute,currency", "voice.outbound,+49,0.01,USD").rows
+
+
 def test_a_quote_that_is_never_closed_is_named_by_where_it_was_opened() -> None:
     lines = [f"voice.outbound,+{prefix},0.01,USD," for prefix in range(20, 40)]
     with pytest.raises(
