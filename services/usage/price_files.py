@@ -4,8 +4,8 @@ A country file has the columns ``iso_country, price_per_minute, currency``; a pr
 price_per_minute, currency``. Both may have ``minimum_s, increment_s, connection_fee``. A file with ``price`` instead of
 ``price_per_minute`` prices every product: ``product, price, currency``, and may have ``prefix`` (none is any), ``per, unit,
 minimum, increment, fee, bill_on``. All may have ``country, description``, for readers, and ``window``, the id of a window that
-a second file names: ``id, zone, days, from, to`` and, if it has any, ``holidays``. A line that cannot be used is refused by
-name and the others go on. JSON: `price_documents`. Pure: bytes in, rows out. Source: domain, section 3.
+a second file names: ``id, zone, days, from, to`` and, if it has any, ``holidays``. Fields are parted by commas; blanks around
+them, and lines without a word, say nothing. A line that cannot be used is refused by name and the others go on. JSON: `price_documents`. Pure: bytes in, rows out. Source: domain, section 3.
 """
 
 from __future__ import annotations

@@ -192,3 +192,14 @@ async def test_charging_goes_on_while_the_lines_of_a_version_are_written(
     assert await api.import_prices(usage.engine, "list", book("9"), LONG_AGO) == 2
     await usage.take(leg("after", NOW))
     assert versions(usage) == {"beside": 1, "after": 2}
+
+
+async def test_imports_at_once_into_one_book_are_versions_one_after_the_other(usage: Usage) -> None:
+    imported = await asyncio.gather(
+        *(api.import_prices(usage.engine, "new", book(str(price)), LONG_AGO, is_default=True) for price in range(1, 4))
+    )
+    assert sorted(imported) == [1, 2, 3]
+    await usage.take(leg("e1", NOW))
+    listed = await api.books(usage.engine)
+    assert sorted(each.version for each in listed if each.book_id == "new") == [1, 2, 3]
+    assert {each.prices for each in listed if each.book_id == "new"} == {len(book("1").rows)}
