@@ -12,6 +12,7 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from contracts.groups import (
     AccountTimeline,
@@ -253,6 +254,7 @@ class World:
         self.registry, self.prices = Registry(), prices()
         self.known: dict[tuple[str, str], Any] = {}
         self.jobs: list[Job] = []
+        self.left: set[tuple[str, Job]] = set()  # an account that was not there, and what left charges because of it
         self.charges: dict[str, Charge] = {}
         publisher = Publisher(publisher_id="lakeside", version=1, organization_ids=("lakeside",), sources=("s",))
         self.registry.learn([], [], [publisher], [])
@@ -267,6 +269,9 @@ class World:
         for kind, object_id, phone, version, stretch in changes(before, now):
             id = reassigning.reassignment_id(kind, object_id, version, stretch.start)
             self.jobs.append(Job(id, len(self.jobs), kind, object_id, phone, *stretch, stretch.start, BEFORE_ALL))
+        for account_id, left in sorted(self.left, key=lambda each: each[1].starts_at):
+            if ("account", account_id) in now:
+                self.jobs.append(left)
         for key, each in now.items():
             if key not in self.known or self.known[key].version < each.version:
                 self.known[key] = each
@@ -318,6 +323,9 @@ class World:
                     moved = self.charged(charge, outcome.stamps)
                     assert (outcome.terms.book_id, outcome.terms.amount_nano) == (moved.book_id, moved.amount_nano)
                     self.charges[name] = moved
+                elif isinstance(outcome, Left) and outcome.account_id is not None:
+                    anew = {structs.replace(each, reached_at=each.starts_at, reached_id=BEFORE_ALL) for each in mine}
+                    self.left |= {(outcome.account_id, each) for each in anew}
             reached = inside[chunk - 1][:2] if len(inside) >= chunk else (window.end, BEFORE_ALL)
             self.jobs = [each.up_to(*reached) if each in window.jobs else each for each in self.jobs]
 
