@@ -48,6 +48,7 @@ from services.usage import api as usage
 from tests.support import model
 from tests.support.model import Attempt, Charge, RawRecord, RestingAccount, nano
 from tests.support.money_paths import MoneyPaths
+from tests.support.outside import followed
 from tests.support.people import Person
 from tests.support.prices import price_file
 from tests.support.processes import NOTHING, Processes, nursery, until
@@ -638,17 +639,10 @@ class Chain:
             await consumer.stop()
 
     async def published(self, topic: str) -> list[dict[str, Any]]:
-        """What a room told on a topic, once per link and seq; repeats must say the same, seqs must have no gap."""
-        seen: dict[tuple[str, int, int], dict[str, Any]] = {}
-        for record in await self.records(topic):
-            envelope = json.loads(record.value or b"")
-            key = (envelope["link"], record.partition, envelope["seq"])
-            assert seen.setdefault(key, envelope) == envelope, f"{key} was published with two contents"
-        lengths: dict[tuple[str, int], int] = defaultdict(int)
-        for link, partition, seq in seen:
-            lengths[link, partition] = max(lengths[link, partition], seq)
-        assert sum(lengths.values()) == len(seen), "the seqs of a link have a gap"
-        return [envelope["data"] for envelope in seen.values()]
+        """What holds of all that was told on a topic, once per link and seq, for somebody outside who follows the one rule;
+        repeats must say the same, seqs must have no gap."""
+        records = ((record.partition, json.loads(record.value or b"")) for record in await self.records(topic))
+        return [envelope["data"] for envelope in followed(records).holds.values()]
 
     async def observed_classes(self, records: Iterable[RawRecord]) -> dict[model.Position, str]:
         """The class of every record as usage's tables have it: parked, or accepted under its identity, or a duplicate."""
