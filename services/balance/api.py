@@ -27,6 +27,7 @@ from services.balance.payouts import Payout as Payout
 from services.balance.results import said_of
 from services.balance.spending import Allowed, CallAsked, Refused
 from services.balance.statement import Line, Moved, Position, statement_of
+from services.balance.telling import tell_again as tell_again
 from services.kernel.errors import InvalidInput, NotFound
 from services.kernel.money import format_nano
 from services.kernel.period import instant_text
