@@ -127,10 +127,10 @@ class Desk:
             return work.now + LEASE
         return None
 
-    async def _free(self, work: Work, operation: Any, **values: Any) -> None:
-        """The call is over: what waited for it goes on."""
+    async def _free(self, work: Work, operation: Any, *, untried: bool = False, **values: Any) -> None:
+        """The call is over: what waited for it goes on; of it only what was never tried, where that is asked."""
         await store.save_attempt(work, operation.attempt_id, calling_until=None, **values)
-        waiting = await store.undone(work, operation.attempt_id)
+        waiting = await store.undone(work, operation.attempt_id, untried=untried)
         await work.set_timers(OPERATION, dict.fromkeys(set(waiting) - {operation.operation_id}, work.now))
 
     async def _put(self, operation: Any, order: Order) -> Heard:
@@ -154,7 +154,7 @@ class Desk:
     async def _put_off(self, operation: Any, work: Work) -> None:
         """It is not known what became of it: the same again, later each time."""
         await store.lock_attempt(work, operation.attempt_id)
-        await self._free(work, operation)
+        await self._free(work, operation, untried=True)  # others were put off like this one, and would wake it in turn
         wait = timedelta(seconds=min(WAIT_S_MAX, 2 ** min(operation.tries, 10)))
         await work.set_timers(OPERATION, {operation.operation_id: work.now + wait})
 

@@ -61,9 +61,11 @@ async def is_untried(work: Work, operation_id: str) -> bool:
     return (await work.execute(statement)).first() is not None
 
 
-async def undone(work: Work, attempt_id: UUID) -> list[str]:
-    """The ids of the operations of an attempt that are to be done."""
+async def undone(work: Work, attempt_id: UUID, *, untried: bool = False) -> list[str]:
+    """The ids of the operations of an attempt that are to be done; only of those that were never tried when that is asked."""
     statement = select(_operation.operation_id).where(_operation.attempt_id == attempt_id, _operation.done_at.is_(None))
+    if untried:
+        statement = statement.where(_operation.tries == 0)
     return list((await work.execute(statement)).scalars())
 
 
