@@ -55,6 +55,19 @@ async def requests(work: Work, records: list[Record]) -> None:
     await work.set_timers(OPERATION, dict.fromkeys(new, work.now))
 
 
+async def note_as_over(work: Work, charges: Sequence[ChargeRequest], why: str) -> int:
+    """Note charges that are not to be carried out here, and end all others that are still to be; returns how many are new."""
+    attempts = {each.attempt_id: _attempt_row(work, each) for each in charges}
+    over = {"tries": 1, "done_at": work.now, "outcome": why}
+    rows = {(id := _operation_id(each)): _operation_row(work, id, each) | over for each in charges}
+    new: set[str] = set()
+    if charges:
+        await store.append_attempts(work, list(attempts.values()))
+        new = await store.append_operations(work, list(rows.values()))
+    await work.clear_timers(OPERATION, await store.end_every(work, "charge", why))
+    return len(new)
+
+
 async def due(work: Work, keys: list[str]) -> None:
     """Timer: give what is due by now."""
     await _give(work, [UUID(key) for key in keys])

@@ -77,6 +77,13 @@ async def end_operations(work: Work, attempt_id: UUID, outcome: str, *, kind: st
     await work.execute(statement.values(done_at=work.now, outcome=outcome))
 
 
+async def end_every(work: Work, kind: str, outcome: str) -> list[str]:
+    """No operation of a kind is carried out any more, of whatever attempt; returns the ids of those that were to be."""
+    statement = update(tables.operation).where(_operation.kind == kind, _operation.done_at.is_(None))
+    ended = statement.values(done_at=work.now, outcome=outcome).returning(_operation.operation_id)
+    return list((await work.execute(ended)).scalars())
+
+
 async def end_operation(work: Work, operation_id: str, outcome: str) -> None:
     """An operation is over: `heard`, or why it is given up."""
     statement = update(tables.operation).where(_operation.operation_id == operation_id, _operation.done_at.is_(None))
