@@ -23,6 +23,8 @@ from contracts.receivables import GroupEvent
 from contracts.topics import USAGE_CHARGES
 from services.balance import adopting, calls, effects, ledger, paying, payouts, recharge, sealing, store, tables
 from services.balance.adopting import Adopted as Adopted
+from services.balance.adopting import UndoneAttempt as UndoneAttempt
+from services.balance.adopting import UndoneRefund as UndoneRefund
 from services.balance.credit_store import SHARED
 from services.balance.drift import Drift
 from services.balance.joining import Holds as Holds

@@ -19,8 +19,11 @@ from pydantic import TypeAdapter
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from contracts.balance import BalanceEvent
 from contracts.closing import Covered, Cutoff
 from contracts.invoices import CreditNoteIssued, InvoiceEvent
+from contracts.payments import PaymentRequest
+from contracts.receivables import GroupEvent
 from contracts.topics import (
     BALANCE_EVENTS,
     BALANCE_GROUP_EVENTS,
@@ -30,6 +33,7 @@ from contracts.topics import (
     GROUPS_COMMANDS,
     GROUPS_EVENTS,
     INVOICES_EVENTS,
+    PAYMENTS_REQUESTS,
     USAGE_CHARGES,
     USAGE_REJECTIONS,
     topic_of,
@@ -43,6 +47,7 @@ from services.groups import api as groups
 from services.invoices import api as invoices
 from services.kernel.errors import InvalidInput
 from services.kernel.period import instant_text
+from services.payments import api as payments
 from services.runtime import faults, restoring
 from services.runtime.broker import Offsets
 from services.runtime.database import open_engine, transaction
@@ -59,6 +64,7 @@ VERSIONED = {
 """The topics on which a room's objects have versions, which nobody outside may meet again with another meaning."""
 
 _VERSION = re.compile(rb'"version":([0-9]+)')
+_REQUEST: TypeAdapter[PaymentRequest] = TypeAdapter(PaymentRequest)
 _INVOICE_EVENT: TypeAdapter[InvoiceEvent] = TypeAdapter(InvoiceEvent)
 
 
@@ -82,6 +88,8 @@ class Report:
     cuts: tuple[datetime, ...]
     documents: int
     named_again: tuple[str, ...]
+    payments: tuple[balance.UndoneAttempt, ...]
+    refunds: tuple[balance.UndoneRefund, ...]
     to_do: tuple[ToDo, ...]
 
 
@@ -102,7 +110,12 @@ class _BalanceEvent(msgspec.Struct):
     kind: str
 
 
+class _GroupEvent(msgspec.Struct):
+    kind: str
+
+
 _event = msgspec.json.Decoder(_BalanceEvent).decode
+_group_event = msgspec.json.Decoder(_GroupEvent).decode
 _charge = msgspec.json.Decoder(_Charge).decode
 
 
@@ -116,12 +129,16 @@ class Found:
     books: set[tuple[str, int]] = field(default_factory=set)
     replacing: int = 0
     suspensions: set[str] = field(default_factory=set)
+    requests: list[tuple[PaymentRequest, bool]] = field(default_factory=list)  # all, and whether they are undone
+    asked_by: list[BalanceEvent | GroupEvent] = field(default_factory=list)  # which command asked for a payment
 
     def take(self, told: Told) -> None:
         """Look at one record of the log."""
+        name = topic_of(told.topic).name
+        if name == PAYMENTS_REQUESTS.name:
+            self.requests.append((_REQUEST.validate_json(bytes(told.data)), told.undone))
         if not told.undone:
             return
-        name = topic_of(told.topic).name
         self.counts[told.topic] += 1
         for owner, topics in VERSIONED.items():
             if name in topics:
@@ -137,6 +154,11 @@ class Found:
             event = _event(told.data)
             if event.kind in ("suspended", "restored"):
                 self.suspensions.add(event.account_id)
+            elif event.kind == "payment_requested":
+                self.asked_by.append(BalanceEvent.model_validate_json(bytes(told.data)))
+        elif name == BALANCE_GROUP_EVENTS.name:
+            if _group_event(told.data).kind == "card_payment_requested":
+                self.asked_by.append(GroupEvent.model_validate_json(bytes(told.data)))
         elif name in _KEPT:
             self.kept.setdefault(name, []).append(told)
 
@@ -194,6 +216,7 @@ async def _run(
         found.take(told)
     restoring.refuse_abandoned(life, log.openings)
     waiting = await log.commands(GROUPS_COMMANDS) if found.of(GROUPS_EVENTS.name) else set()
+    undone = [request for request, is_undone in found.requests if is_undone]
     objects = {name: [each.fields() for each in found.of(name)] for name in STATE}
     epoch = max(log.epoch_max, known) + 1
     if write:
@@ -215,21 +238,31 @@ async def _run(
             await groups.adopt_numbers(connection, objects[GROUPS_ACCOUNTS.name])
             missing = found.books - await usage.known_books(connection)
             to_do = tuple(_to_do(found, missing, waiting, events, adopted, life.ran_until))
-            report = Report(
-                epoch,
-                life.ran_until,
-                dict(sorted(found.counts.items())),
-                tuple(cuts),
-                adopted.documents,
-                adopted.periods,
-                to_do,
-            )
             faults.step("restore.adopted")
             if not write:
                 raise _Looked
     except _Looked:
-        return report
+        pass
     faults.step("restore.written")
+    if write:
+        async with room("payments", settings) as own:
+            await payments.adopt_requests(own, [request for request, _ in found.requests])
+    async with room("balance", settings) as own:
+        paid = await balance.adopt_undone_requests(own, undone, found.asked_by, write=write)
+    faults.step("restore.paid")
+    report = Report(
+        epoch,
+        life.ran_until,
+        dict(sorted(found.counts.items())),
+        tuple(cuts),
+        adopted.documents,
+        adopted.periods,
+        tuple(paid.attempts),
+        tuple(paid.refunds),
+        to_do,
+    )
+    if not write:
+        return report
     topics = KnownTopics(Counter(topic for topic, _ in log.ends))
     async with room("groups", settings) as own:
         await groups.tell_again(own, topics, objects)
@@ -335,7 +368,8 @@ async def _restore(reason: str, by: str, check: bool, output: Format) -> None:
         console.print(f"  {topic}: {count}", markup=False)
     console.print(
         f"adopted: {len(report.cuts)} cuts, {report.documents} numbered documents; periods named again:"
-        f" {', '.join(report.named_again) or 'none'}",
+        f" {', '.join(report.named_again) or 'none'}; payments whose end is asked for: {len(report.payments)}, refunds:"
+        f" {len(report.refunds)}",
         markup=False,
     )
     columns = {"before_start": "before the start", "what": "what", "about": "about", "how": "what to do"}

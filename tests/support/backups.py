@@ -48,6 +48,7 @@ async def put_back(chain: Chain, backup: Database) -> None:
     async with Database("postgres", backup.server).connected() as connection:
         await connection.execute(f"DROP DATABASE {chain.database.name} WITH (FORCE)")
     await _copy(chain, backup.name, chain.database.name)
+    chain.restored = True
 
 
 def kill_rooms(chain: Chain) -> None:

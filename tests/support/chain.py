@@ -35,6 +35,7 @@ import asyncpg
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from contracts.openings import OPENING
 from contracts.topics import TOPICS, USAGE_EVENTS
 from services.cli import idle, verify
 from services.invoices import api as invoices
@@ -121,6 +122,7 @@ class Chain:
     discards: set[model.Position] = field(default_factory=set)
     armed: set[str] = field(default_factory=set)
     clock_of_copies: Mapping[str, str] = field(default_factory=dict)  # variables of every copy but the first
+    restored: bool = False  # from a backup, so that the log knows more than the database
     paths: MoneyPaths | None = None  # what else people do with their money, if anything
     factory: UsageFactory = field(init=False)
 
@@ -802,6 +804,8 @@ class Chain:
 
     async def _said_of_payments(self) -> list[tuple[str, list[model.Result]]]:
         """(account, everything that was told in the sandbox's name) of each payment."""
+        if self.restored:
+            return await self._said_in_the_log()
         told: dict[tuple[str, str], list[model.Result]] = defaultdict(list)
         if self.paths is not None:
             told[self.paths.told_early[:2]].append(self.paths.told_early[2])
@@ -815,6 +819,21 @@ class Chain:
             said = model.Result(row["failure"] or row["kind"], model.nano(row["amount"]), part)
             told[row["account_id"], str(row["attempt_id"])].append(said)
         return [(account_id, said) for (account_id, _), said in told.items()]
+
+    async def _said_in_the_log(self) -> list[tuple[str, list[model.Result]]]:
+        """The same by what stands in the log: payments does not know any more what it told in a life that was undone."""
+        accounts = {}
+        for record in await self.records("payments.requests"):
+            envelope = json.loads(record.value or b"")
+            if envelope["type"] != OPENING:
+                accounts[envelope["data"]["attempt_id"]] = envelope["data"]["account_id"]
+        told: dict[str, dict[str, model.Result]] = defaultdict(dict)
+        for record in await self.records("payments.results."):
+            said = json.loads(record.value or b"")
+            refund = (said["refund_id"] or said["result_id"]) if said["kind"] == "refunded" else None
+            result = model.Result(said["failure"] or said["kind"], nano(said["amount"]), said["dispute_id"] or refund)
+            told[said["attempt_id"]][said["result_id"]] = result
+        return [(accounts[attempt_id], [*results.values()]) for attempt_id, results in told.items()]
 
     async def _check_spend(self, charges: Mapping[str, Charge]) -> list[str]:
         """What each limited account spent on each day, and that no notice of a day and limit was given twice."""

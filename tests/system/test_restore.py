@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,28 @@ VERSIONED = (
     "balance.events", "balance.group_events", "groups.accounts", "groups.assignments", "groups.billing_groups",
     "groups.publishers",
 )  # fmt: skip
-STEPS = ("restore.begun", "restore.sent:3", "restore.opened", "restore.adopted", "restore.written", "restore.told")
+STEPS = (
+    "restore.begun",
+    "restore.sent:3",
+    "restore.opened",
+    "restore.adopted",
+    "restore.written",
+    "restore.paid",
+    "restore.told",
+)
 NEWCOMER = Person(
     "newcomer", "lakeside", "payg", None, "12.00", {"threshold": "12", "recharge": "10"}, "tok_ok", True
 )  # is recharged at once
 
 
+@pytest.mark.parametrize(
+    ("seed", "deaths"),
+    [(31, STEPS[2:5:2]), *(pytest.param(seed, STEPS, marks=pytest.mark.faults) for seed in (32, 33))],
+)
 async def test_after_a_restore_all_is_charged_once_and_no_number_has_two_meanings(
-    servers: TestedServers, tmp_path: Path
+    servers: TestedServers, tmp_path: Path, seed: int, deaths: Sequence[str]
 ) -> None:
-    async with running(servers, tmp_path, seed=31) as chain:
+    async with running(servers, tmp_path, seed=seed) as chain:
         chain.start_rooms()
         await chain.found()
         await chain.end_grace()
@@ -48,12 +61,13 @@ async def test_after_a_restore_all_is_charged_once_and_no_number_has_two_meaning
             assert told
             await put_back(chain, backup)
         looked = await restored(chain, "--check")
-        for step in STEPS:
+        for step in deaths:
             await restored(chain, crash=step)
         await no_room_starts(chain)
         report = await restored(chain)
         assert report["undone"] == looked["undone"]
         assert report["documents"] == len(told)
+        assert NEWCOMER.account_id in {each["account_id"] for each in report["payments"]}
         assert report["named_again"] == [chain.period]
         await do_again(chain, report)
         chain.start_rooms()
@@ -65,6 +79,7 @@ async def test_after_a_restore_all_is_charged_once_and_no_number_has_two_meaning
         assert await chain.judged() == []
         assert await chain.audited() == []
         await no_meaning_twice(chain)
+        await charged_once(chain)
         await same_documents(chain, told)
 
 
@@ -88,8 +103,9 @@ async def life_that_is_undone(chain: Chain) -> None:
     await chain.passed(chain.period)
     await chain.decide_quarantine()
     await chain.finished()
+    await chain.publish(chain.factory.mix(30))
     await chain.idle()
-    await chain.publish(chain.factory.mix(60))
+    await chain.publish(chain.factory.mix(30))
     await asyncio.sleep(0.3)
 
 
@@ -153,3 +169,19 @@ async def no_meaning_twice(chain: Chain) -> None:
                 data = envelope["data"]
                 key = (record.key, data["version"])
                 assert versions.setdefault(key, data) == data, (name, key)
+
+
+async def charged_once(chain: Chain) -> None:
+    """No id of a payment stands for two amounts, and each payment that settled in any life is in the ledger, once."""
+    asked: dict[str, str] = {}
+    for record in await chain.records("payments.requests"):
+        envelope = json.loads(record.value or b"")
+        if envelope["type"] != OPENING and envelope["data"]["kind"] == "charge":
+            request = envelope["data"]
+            assert asked.setdefault(request["attempt_id"], request["amount"]) == request["amount"]
+    results = [json.loads(record.value or b"") for record in await chain.records("payments.results.")]
+    settled = {each["attempt_id"] for each in results if each["kind"] == "settled"}
+    rows = await chain.rows(
+        "select ref from balance.ledger_entry where kind = 'payment' and split_part(ledger, ':', 1) = 'wallet'"
+    )
+    assert sorted(row["ref"] for row in rows) == sorted(settled)
