@@ -5,7 +5,7 @@ tell it anew, perhaps otherwise, under the same seqs. An opening says what of th
 
 The one rule for whoever reads these topics and was not restored. Keep ``received_to`` per link, as always, and the newest opening.
 (1) At an opening, go back on every link to the smaller of ``received_to`` and the bound of the newest epoch in its chain; a link
-that is not listed has the bound 0. (2) A record of an epoch that is not the current one is valid only if its epoch is in the chain
+that is not listed has the bound 0. What was applied above it is undone. (2) A record of an epoch that is not the current one is valid only if its epoch is in the chain
 and its seq at or below the bound of its link there; pass over any other. (3) Of the same object, as a charge id, what comes again
 replaces what came before. Source: designs/closing, RESTORE.
 """

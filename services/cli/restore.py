@@ -358,19 +358,22 @@ async def _restore(reason: str, by: str, check: bool, output: Format) -> None:
     report = await run(load(), by, reason, write=not check, tell=said)
     if output is Format.json:
         show_json(report)
-        return
+    else:
+        show(report, is_done=not check)
+
+
+def show(report: Report, *, is_done: bool) -> None:
+    """What was done, or would be, and what is left to people."""
     until = "an empty database" if report.ran_until is None else f"the backup of {instant_text(report.ran_until)}"
-    does = "would begin" if check else "begins"
-    console.print(
-        f"epoch {report.epoch} {does} on {until}; undone: {sum(report.undone.values())} records", markup=False
-    )
-    for topic, count in report.undone.items():
-        console.print(f"  {topic}: {count}", markup=False)
-    console.print(
-        f"adopted: {len(report.cuts)} cuts, {report.documents} numbered documents; periods named again:"
-        f" {', '.join(report.named_again) or 'none'}; payments whose end is asked for: {len(report.payments)}, refunds:"
-        f" {len(report.refunds)}",
-        markup=False,
-    )
+    begins = "begins" if is_done else "would begin"
+    said = [
+        f"epoch {report.epoch} {begins} on {until}; undone: {sum(report.undone.values())} records",
+        *(f"  {topic}: {count}" for topic, count in report.undone.items()),
+        f"adopted: {len(report.cuts)} cuts, {report.documents} numbered documents",
+        f"periods named again: {', '.join(report.named_again) or 'none'}",
+        f"payments whose end is asked for: {len(report.payments)}; refunds: {len(report.refunds)}",
+    ]
+    for line in said:
+        console.print(line, markup=False)
     columns = {"before_start": "before the start", "what": "what", "about": "about", "how": "what to do"}
-    show_rows(report.to_do, columns, output, empty="nothing is to be done again by people")
+    show_rows(report.to_do, columns, Format.table, empty="nothing is to be done again by people")
