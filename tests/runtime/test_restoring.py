@@ -12,22 +12,36 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import insert, text, update
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from contracts.openings import ADAPTER, OPENING, Bound, EarlierLife, Opening, key_of, opening_in
 from contracts.words import ID_PATTERN
 from services.kernel.errors import Refused
-from services.runtime.lanes import Lane
-from services.runtime.links import OtherEpoch, accept
+from services.runtime.database import transaction
+from services.runtime.lanes import Lane, transaction_instant
+from services.runtime.links import OtherEpoch, accept, load_bounds
 from services.runtime.records import Record
 from services.runtime.restoring import (
     Life,
     Log,
     Told,
+    alone,
+    begin,
+    begin_epoch,
+    end,
+    known_epoch,
     openings_of,
+    raise_versions,
     refuse_abandoned,
     refuse_old,
     refuse_other_log,
+    refuse_running,
+    refuse_unfinished,
+    restored_life,
 )
+from services.runtime.settings import ROOMS
+from services.runtime.tables import runtime_tables
 from tests.support.outside import followed
 
 TOPIC = "usage.charges"
@@ -256,3 +270,120 @@ def test_two_contents_under_one_seq_of_one_epoch_say_that_rooms_ran_before_the_r
         log._refuse_two_lives(each)
     with pytest.raises(Refused, match=r"rooms ran on the restored database already: seq 5 of link a"):
         log._refuse_two_lives(told(5, "other"))
+
+
+# ---- the database ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def owner(database):
+    engine = create_async_engine(database.owner)
+    yield engine
+    await engine.dispose()
+
+
+async def gave_out(owner, room, last_seq, link="usage:a"):
+    table = runtime_tables(room).link_out
+    async with transaction(owner) as connection:
+        await connection.execute(
+            insert(table).values(link=link, topic=TOPIC, partition=0, last_seq=last_seq)
+            if last_seq == 1
+            else update(table).values(last_seq=last_seq)
+        )
+
+
+async def new_epoch(owner, epoch):
+    async with transaction(owner) as connection:
+        await begin_epoch(connection, await restored_life(connection), epoch)
+
+
+async def test_every_room_goes_on_in_the_new_epoch_and_knows_what_holds_of_all_before(owner):
+    link = ("usage:a", TOPIC, 0)
+    await gave_out(owner, "usage", 1)
+    await new_epoch(owner, 4)
+    await gave_out(owner, "usage", 3)
+    await new_epoch(owner, 9)
+    for room in ROOMS:
+        async with transaction(owner) as connection:
+            tables = runtime_tables(room)
+            assert await load_bounds(connection, tables, [(TOPIC, 0)]) == {(0, link): 1, (4, link): 3}
+            assert (await transaction_instant(connection, tables))[1:] == (9, 0)
+    async with transaction(owner) as connection:
+        again = await restored_life(connection)
+    assert (again.epoch, again.chain, again.bounds[9, link]) == (9, [0, 4, 9], 3)
+
+
+async def test_versions_are_raised_and_never_lowered(owner):
+    async with transaction(owner) as connection:
+        for version in (41, 7):
+            await raise_versions(connection, "groups", version)
+        assert (await transaction_instant(connection, runtime_tables("groups")))[2] == 41
+
+
+async def test_schemas_of_different_instants_are_refused(owner):
+    await gave_out(owner, "usage", 1)
+    async with transaction(owner) as connection:
+        received = {"link": "usage:a", "topic": TOPIC, "partition": 0, "received_to": 2}
+        await connection.execute(insert(runtime_tables("balance").link_in).values(**received))
+        with pytest.raises(Refused, match=r"not of one instant \(balance\)"):
+            await restored_life(connection)
+    await gave_out(owner, "usage", 2)
+    async with transaction(owner) as connection:
+        await restored_life(connection)
+        await connection.execute(update(runtime_tables("groups").lanes).values(epoch=3))
+        with pytest.raises(Refused, match="restore the whole database from one"):
+            await restored_life(connection)
+
+
+async def test_what_moved_since_it_was_looked_at_is_refused(owner):
+    await gave_out(owner, "usage", 1)
+    async with transaction(owner) as connection:
+        looked = await restored_life(connection)
+    await gave_out(owner, "usage", 2)
+    async with transaction(owner) as connection:
+        with pytest.raises(Refused, match="a room ran meanwhile"):
+            await begin_epoch(connection, looked, 1)
+
+
+async def test_rooms_start_when_the_last_restore_that_began_has_ended(owner):
+    async def may_start():
+        async with transaction(owner) as connection:
+            await refuse_unfinished(connection)
+
+    await may_start()
+    for epoch in (1, 2):  # the first was killed
+        await begin(owner, epoch, "ann", "the disk died")
+        with pytest.raises(Refused, match="run `tollbook restore` again"):
+            await may_start()
+    async with transaction(owner) as connection:
+        await end(connection, 2, {"undone": 5})
+        assert await known_epoch(connection) == 2
+        rows = (await connection.execute(text("select epoch, by, report from runtime.restore order by 1"))).all()
+    assert [tuple(row) for row in rows] == [(1, "ann", None), (2, "ann", {"undone": 5})]
+    await may_start()
+
+
+async def test_while_anybody_is_connected_as_a_room_nothing_is_restored_and_no_two_restore_at_once(owner, database):
+    async with transaction(owner) as connection:
+        await refuse_running(connection)
+    async with database.connected("webhooks"), transaction(owner) as connection:
+        with pytest.raises(Refused, match="these are connected still: tollbook_webhooks from"):
+            await refuse_running(connection)
+    async with alone(owner):
+        with pytest.raises(Refused, match="another restore"):
+            async with alone(owner):
+                pass
+
+
+async def test_when_a_room_last_ran_is_when_it_last_read_or_was_alive(owner):
+    async with transaction(owner) as connection:
+        assert (await restored_life(connection)).ran_until is None
+        lane = {"name": "n", "input": "charges", "topic": TOPIC, "partition": 0, "position": 0, "updated_at": NOW}
+        await connection.execute(insert(runtime_tables("balance").lane).values(**lane))
+        await connection.execute(insert(runtime_tables("balance").lane).values(name="tick.x"))
+        assert (await restored_life(connection)).ran_until == NOW
+        beat = text(
+            "insert into runtime.heartbeat (room, process, at, loop_age_ms, assigned, lag) values ('usage', 'p', :at, 0, 0, 0)"
+        )
+        await connection.execute(beat, {"at": NOW + timedelta(hours=1)})
+        assert (await restored_life(connection)).ran_until == NOW + timedelta(hours=1)
