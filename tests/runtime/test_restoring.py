@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from contracts.openings import ADAPTER, OPENING, Bound, EarlierLife, Opening, key_of, opening_in
 from contracts.words import ID_PATTERN
 from services.kernel.errors import Refused
+from services.runtime import resuming
 from services.runtime.database import transaction
 from services.runtime.lanes import Lane, transaction_instant
 from services.runtime.links import OtherEpoch, accept, load_bounds
@@ -40,6 +41,7 @@ from services.runtime.restoring import (
     refuse_unfinished,
     restored_life,
 )
+from services.runtime.resuming import LostSeqs
 from services.runtime.settings import ROOMS
 from services.runtime.tables import runtime_tables
 from tests.support.outside import followed
@@ -387,3 +389,23 @@ async def test_when_a_room_last_ran_is_when_it_last_read_or_was_alive(owner):
         )
         await connection.execute(beat, {"at": NOW + timedelta(hours=1)})
         assert (await restored_life(connection)).ran_until == NOW + timedelta(hours=1)
+
+
+async def test_a_stopped_lane_goes_on_after_what_holds_and_misses_nothing_that_was_undone(owner, monkeypatch):
+    tables, link = runtime_tables("balance"), {"link": "usage:a", "topic": TOPIC, "partition": 0}
+    async with transaction(owner) as connection:
+        await connection.execute(insert(tables.bound).values(**link, epoch=0, last_seq=3))
+        await connection.execute(insert(tables.link_in).values(**link, received_to=2))
+
+    async def missed(*places):
+        async def read_log(*_):
+            for seq, epoch in places:
+                yield Record(
+                    TOPIC, 0, 0, 0, None, json.dumps({"link": "usage:a", "seq": seq, "epoch": epoch}).encode(), ""
+                )
+
+        monkeypatch.setattr(resuming, "read_log", read_log)
+        return await resuming._gaps(owner, tables, None, lane(5), 1, 5, 9)
+
+    assert await missed((4, 0), (3, 0), (4, 1)) == ()
+    assert await missed((4, 0), (4, 1)) == (LostSeqs("usage:a", 3, 3),)
