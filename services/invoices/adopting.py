@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from contracts.closing import Cutoff
 from contracts.invoices import CreditNoteIssued, InvoiceClosed, InvoiceEvent
 from services.invoices import store
+from services.invoices.accumulation import InvoiceKey
 from services.invoices.closing import boundaries_due, periods_ending
 
 
@@ -46,6 +47,9 @@ async def adopt(
             highest[found[0]] = max(found[1], highest.get(found[0], 0))
     if rows:
         await store.save_undone(connection, rows)
+        # Where no charge comes again, something has to replace what was told all the same.
+        closed = {InvoiceKey(each.group_id, each.period) for each in documents if isinstance(each, InvoiceClosed)}
+        await store.create_invoices(connection, closed)
     if highest:
         await store.raise_numbers(connection, highest)
     periods = await _name_again(connection, cutoffs, by)
