@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from contracts import openings
 from contracts.topics import TOPICS, USAGE_EVENTS, Topic
 
 HERE = Path(__file__).parent
@@ -27,11 +28,24 @@ def schema_of(topic: Topic) -> dict[str, Any]:
     } | topic.adapter.json_schema()
 
 
+def _opening_schema() -> dict[str, Any]:
+    """The JSON Schema of the record with which an epoch begins; its description is the rule for consumers outside."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": openings.OPENING,
+        "description": openings.__doc__,
+    } | openings.ADAPTER.json_schema()
+
+
 def asyncapi() -> dict[str, Any]:
     """The AsyncAPI 3.0 document of all topics: channels, their keys and messages."""
     channels: dict[str, Any] = {}
     operations: dict[str, Any] = {}
     schemas: dict[str, Any] = {}
+    opening = openings.ADAPTER.json_schema(ref_template=f"#/components/schemas/{openings.OPENING}_{{model}}")
+    for name, definition in opening.pop("$defs").items():
+        schemas[f"{openings.OPENING}_{name}"] = definition
+    schemas[openings.OPENING] = {"description": openings.__doc__} | opening
     for topic in TOPICS:
         schema = topic.adapter.json_schema(ref_template=f"#/components/schemas/{_id(topic)}_{{model}}")
         for name, definition in schema.pop("$defs", {}).items():
@@ -44,6 +58,8 @@ def asyncapi() -> dict[str, Any]:
             "messages": {topic.type: _message(topic, topic.type, {"$ref": f"#/components/schemas/{_id(topic)}"})},
             "bindings": {"kafka": {"partitions": topic.partitions, "bindingVersion": "0.5.0"}},
         }
+        if not topic.bare:
+            channels[_id(topic)]["messages"][openings.OPENING] = _opening()
         if topic is USAGE_EVENTS:
             channels[_id(topic)]["messages"] = _both_modes(topic, schemas)
         if topic.is_family:
@@ -63,14 +79,21 @@ def asyncapi() -> dict[str, Any]:
     }
 
 
+def _opening() -> dict[str, Any]:
+    """With which an epoch begins, on each topic that carries the envelope."""
+    payload = {"$ref": f"#/components/schemas/{openings.OPENING}"}
+    return _message(None, openings.OPENING, payload) | {"title": "An epoch begins: the schema says the rule for it"}
+
+
 def _message(
-    topic: Topic, name: str, payload: dict[str, Any], content_type: str = "application/json"
+    topic: Topic | None, name: str, payload: dict[str, Any], content_type: str = "application/json"
 ) -> dict[str, Any]:
+    key = topic.key if topic is not None else f"{openings.KEY_PREFIX} and the epoch"
     return {
         "name": name,
         "contentType": content_type,
         "payload": payload,
-        "bindings": {"kafka": {"key": {"type": "string", "description": topic.key}, "bindingVersion": "0.5.0"}},
+        "bindings": {"kafka": {"key": {"type": "string", "description": key}, "bindingVersion": "0.5.0"}},
     }
 
 
@@ -118,6 +141,9 @@ def documents() -> dict[Path, str]:
         + "\n"
         for topic in TOPICS
     }
+    files[HERE / "schemas" / f"{openings.OPENING}.json"] = (
+        json.dumps(_opening_schema(), indent=2, ensure_ascii=False) + "\n"
+    )
     files[HERE / "asyncapi.yaml"] = yaml.safe_dump(asyncapi(), sort_keys=False, allow_unicode=True, width=120)
     return files
 

@@ -12,6 +12,12 @@ from contracts.groups import Zone
 from contracts.receivables import InvoiceState
 from contracts.words import Amount, CurrencyCode, Id, Instant, Message, Month, SignedAmount, SignedTotal, Text
 
+SellerId = Annotated[Id | None, Field(description="Who issues it; an older record does not say it")]
+SeriesNo = Annotated[
+    int | None,
+    Field(ge=1, description="Its place in the series of its seller's numbers; an older record does not say it"),
+]
+
 
 class ClosingPosting(Message):
     """The entries of one account at close; what is left out is zero. Signs as in the ledger: > 0 credits."""
@@ -49,6 +55,21 @@ class InvoiceClosed(Message):
     zone: Annotated[
         Zone, Field(description="In whose calendar it becomes overdue; an older record does not say it")
     ] = "UTC"
+    exact_sum: Annotated[
+        SignedTotal | None, Field(description="Of its charges, to the nano; an older record does not say it")
+    ] = None
+    xor: Annotated[
+        Text | None, Field(description="Of the hashes of its charges' ids; an older record does not say it")
+    ] = None
+    billing_entity_id: SellerId = None
+    series_no: SeriesNo = None
+    replaces: Annotated[
+        Text | None,
+        Field(
+            description="The number of an invoice of this group and period that is cancelled: it was told in a life that a"
+            " restore from a backup undid, and the close came to something else"
+        ),
+    ] = None
 
 
 class InvoiceMoved(Message):
@@ -123,6 +144,8 @@ class CreditNoteIssued(Message):
         SignedTotal, Field(description="What promotional credit had paid of it, which is not given back")
     ]
     rounding: SignedTotal
+    billing_entity_id: SellerId = None
+    series_no: SeriesNo = None
 
 
 InvoiceEvent = Annotated[InvoiceClosed | InvoiceMoved | CreditNoteIssued, Field(discriminator="kind")]

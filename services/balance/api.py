@@ -16,10 +16,15 @@ from sqlalchemy import ColumnElement, Row, Text, and_, case, cast, func, literal
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.sql import Select
 
-from contracts.balance import SUSPENSION_REASONS
+from contracts.balance import SUSPENSION_REASONS, BalanceEvent
 from contracts.cloudevents import Attribute
+from contracts.payments import PaymentRequest
+from contracts.receivables import GroupEvent
 from contracts.topics import USAGE_CHARGES
-from services.balance import calls, effects, ledger, paying, payouts, recharge, sealing, store, tables
+from services.balance import adopting, calls, effects, ledger, paying, payouts, recharge, sealing, store, tables
+from services.balance.adopting import Adopted as Adopted
+from services.balance.adopting import UndoneAttempt as UndoneAttempt
+from services.balance.adopting import UndoneRefund as UndoneRefund
 from services.balance.credit_store import SHARED
 from services.balance.drift import Drift
 from services.balance.joining import Holds as Holds
@@ -27,6 +32,7 @@ from services.balance.payouts import Payout as Payout
 from services.balance.results import said_of
 from services.balance.spending import Allowed, CallAsked, Refused
 from services.balance.statement import Line, Moved, Position, statement_of
+from services.balance.telling import tell_again as tell_again
 from services.kernel.errors import InvalidInput, NotFound
 from services.kernel.money import format_nano
 from services.kernel.period import instant_text
@@ -619,6 +625,19 @@ async def moved_by_payments(engine: AsyncEngine) -> dict[str, int]:
 async def record_payouts(engine: AsyncEngine, rows: Sequence[Payout], actor: str, note: str = "") -> list[Payout]:
     """Take pay-outs over into the ledger; see `payouts.record`."""
     return await payouts.record(engine, rows, actor, note)
+
+
+async def adopt_undone_requests(
+    engine: AsyncEngine,
+    requests: Sequence[PaymentRequest],
+    events: Iterable[BalanceEvent | GroupEvent] = (),
+    *,
+    write: bool = True,
+) -> Adopted:
+    """After a restore, while no room runs: every request of `payments.requests` above what the backup knew, in the order of the log.
+    Each attempt among them is in flight from now on and asked about first; a second run changes nothing. ``events`` are the undone
+    ones of `balance.events` and `balance.group_events`. Without ``write``: what it would adopt, and nothing is changed."""
+    return await adopting.adopt(engine, requests, events, write=write)
 
 
 async def list_payouts(engine: AsyncEngine, *, limit: int = 1000) -> list[PayoutRow]:

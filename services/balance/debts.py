@@ -133,7 +133,7 @@ class Payer:
 
     def tell(self, work: Work, kind: GroupEventKind, *, amount_nano: int | None = None, **more: Any) -> None:
         """Publish one event of this group, with the next version."""
-        self.event_version += 1
+        self.event_version = work.next_version(self.event_version)
         self.changed = True
         event = GroupEvent(
             group_id=self.group_id,
@@ -347,7 +347,7 @@ class Debts:
         """The next step of an invoice, by what was applied to it; one of which nothing is open needs no write-off any more."""
         if not invoice.open_nano:
             invoice.write_off_proposed_by = invoice.write_off_note = None
-        invoice.version += 1
+        invoice.version = work.next_version(invoice.version)
         self.touch(invoice)
         self._applications.append(
             {
@@ -404,7 +404,7 @@ class Debts:
         first = invoice.overdue_since is None
         if first:
             invoice.overdue_since = overdue.begins(invoice.due_on, payer.zone)
-            invoice.version += 1
+            invoice.version = work.next_version(invoice.version)
         invoice.noticed_days = notice
         self.touch(invoice)
         payer.tell(

@@ -11,9 +11,10 @@ from uuid import UUID
 
 from contracts.balance import CancelPayment, Pay, RefundPayment, SetSchedule
 from services.balance import effects, ledger, orders, paying, recharge, store
+from services.balance.claiming import Claims
 from services.balance.evaluation import Tell, evaluate, load
 from services.balance.orders import Method, Orders
-from services.balance.results import said_of
+from services.balance.results import keep_method, said_of
 from services.balance.wallets import Wallet
 from services.kernel.cards import without_card_numbers
 from services.kernel.currency import check_decimals, currency
@@ -30,14 +31,24 @@ PaymentCommand = Pay | SetSchedule | RefundPayment | CancelPayment
 class Till:
     """What the payment commands of a batch look at, and what they begin."""
 
-    def __init__(self, own: dict[str, list[recharge.Attempt]], by_id: dict[UUID, Any], said: Any, refunds: Any) -> None:
+    def __init__(
+        self,
+        own: dict[str, list[recharge.Attempt]],
+        claims: Claims,
+        by_id: dict[UUID, Any],
+        said: Any,
+        refunds: Any,
+    ) -> None:
         self.orders = Orders()
+        self.claims = claims
         self._own = own
         self._by_id = by_id
         self._said: dict[UUID, set[effects.Said]] = {attempt_id: set() for attempt_id in by_id}
         for row in said:
             self._said[row.attempt_id].add(said_of(row))
         self._asked: dict[UUID, int] = {}  # refunds on their way
+        self._known_refunds = {row.refund_id: row for row in refunds}
+        self._named: dict[UUID, tuple[str, str | None]] = {}
         for row in refunds:
             if row.state == "requested":
                 self._asked[row.attempt_id] = self._asked.get(row.attempt_id, 0) + row.amount_nano
@@ -51,11 +62,12 @@ class Till:
         if own:
             for row in await store.attempts_since(work, own, work.now - recharge.WINDOW):
                 own[row.account_id].append(row)
+        claims = await Claims.load(work, own)
         ids = set(attempt_ids)
         if not ids:
-            return cls(own, {}, (), ())
+            return cls(own, claims, {}, (), ())
         by_id = {row.attempt_id: row for row in await store.load_attempts(work, ids)}
-        return cls(own, by_id, await store.load_results(work, ids), await store.load_refunds(work, ids))
+        return cls(own, claims, by_id, await store.load_results(work, ids), await store.load_refunds(work, ids))
 
     def attempts_of(self, account_id: str) -> list[recharge.Attempt]:
         """What counts for an account today, with what this batch began."""
@@ -73,6 +85,17 @@ class Till:
         said = self._said[attempt.attempt_id]
         moved = effects.moved(attempt.attempt_id, attempt.account_id, attempt.processor, said)
         return moved - self._asked.get(attempt.attempt_id, 0)
+
+    def undone_refund(self, work: Work, attempt: Any, refund_id: UUID, actor: str, note: str) -> int | None:
+        """What was asked for by this command in an earlier life, if it was; asked for again by the same id while it has no answer."""
+        known = self._known_refunds.get(refund_id)
+        if known is None:
+            return None
+        self._named[refund_id] = (without_card_numbers(actor), without_card_numbers(note) or None)
+        nano: int = known.amount_nano
+        if known.state == "requested":
+            orders.refund(work, attempt, refund_id, nano)
+        return nano
 
     def refund(self, work: Work, attempt: Any, refund_id: UUID, nano: int, actor: str, note: str) -> None:
         """A refund that is asked for."""
@@ -99,8 +122,11 @@ class Till:
     async def write(self, work: Work) -> None:
         """Append all of it; to be called before the wallets are looked at."""
         await self.orders.write(work)
+        await self.claims.write(work)
         if self._refunds:
             await store.append_refunds(work, self._refunds)
+        for refund_id, (actor, note) in self._named.items():
+            await store.name_refund(work, refund_id, actor, note)
         await work.set_timers(SCHEDULE, self._timers)
 
 
@@ -108,7 +134,12 @@ class Till:
 
 
 def pay(work: Work, wallet: Wallet, command: Pay, till: Till) -> None:
-    """Charge the method of the command, or the saved one, now."""
+    """Charge the method of the command, or the saved one, now; not again where an earlier life did."""
+    amount = parse_amount(command.amount)
+    undone = till.claims.take("manual", wallet.account_id, command.command_id, amount, command.token)
+    if undone is not None:
+        _take_over(work, wallet, command, undone, till)
+        return
     nano = _payable(work, wallet, command.amount, command.currency, till)
     if command.token is not None:
         if command.processor is None:
@@ -122,6 +153,16 @@ def pay(work: Work, wallet: Wallet, command: Pay, till: Till) -> None:
     else:
         method = _saved_method(wallet)
     attempt = till.orders.charge(work, wallet, "manual", nano, method)
+    wallet.tell_attempt(work, attempt, "requested", command_id=command.command_id)
+
+
+def _take_over(work: Work, wallet: Wallet, command: Pay, attempt: store.Unclaimed, till: Till) -> None:
+    """The command is read again: what it asked for is known already, whatever became of it."""
+    if command.token is not None:
+        attempt = attempt._replace(token=command.token, method_version=wallet.method_version)
+        if attempt.state == effects.SETTLED:
+            keep_method(work, wallet, attempt)
+    till.claims.end(attempt)
     wallet.tell_attempt(work, attempt, "requested", command_id=command.command_id)
 
 
@@ -157,7 +198,22 @@ def refund_payment(work: Work, wallet: Wallet, command: RefundPayment, till: Til
     attempt = till.attempt(wallet.account_id, command.attempt_id)
     if not paying.CAPABILITIES[attempt.method_kind].refundable:
         raise Refused(f"a {attempt.method_kind} cannot be given back by its processor", field="attempt_id")
-    left = till.left_of(attempt)
+    refund_id = derived_id("refund", wallet.account_id, command.command_id)
+    nano = till.undone_refund(work, attempt, refund_id, command.actor, command.note)
+    if nano is None:
+        nano = _to_give_back(attempt, command, till.left_of(attempt))
+        till.refund(work, attempt, refund_id, nano, command.actor, command.note)
+    wallet.tell(
+        work,
+        "refund_requested",
+        command_id=command.command_id,
+        amount_nano=nano,
+        attempt_id=attempt.attempt_id,
+        refund_id=refund_id,
+    )
+
+
+def _to_give_back(attempt: Any, command: RefundPayment, left: int) -> int:
     nano = left if command.amount is None else parse_amount(command.amount)
     if left <= 0:
         raise Refused("nothing of this payment is left to give back", field="attempt_id", code="nothing_left")
@@ -169,16 +225,7 @@ def refund_payment(work: Work, wallet: Wallet, command: RefundPayment, till: Til
             field="amount",
             code="refund_too_large",
         )
-    refund_id = derived_id("refund", wallet.account_id, command.command_id)
-    till.refund(work, attempt, refund_id, nano, command.actor, command.note)
-    wallet.tell(
-        work,
-        "refund_requested",
-        command_id=command.command_id,
-        amount_nano=nano,
-        attempt_id=attempt.attempt_id,
-        refund_id=refund_id,
-    )
+    return nano
 
 
 def cancel_payment(work: Work, wallet: Wallet, command: CancelPayment, till: Till) -> None:

@@ -8,6 +8,7 @@ the invoice is closed, or the group made, it runs by itself all the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -23,11 +24,14 @@ from contracts.receivables import (
 )
 from services.balance import ledger, orders, receivables_store, store
 from services.balance.book import Book, transaction_id_of
+from services.balance.claiming import Claims
 from services.balance.commands import WAIT_MAX
 from services.balance.debts import Debts, Payer, Receivable, take
 from services.balance.decoding import decode
+from services.balance.effects import SETTLED
 from services.balance.evaluation import Tell, evaluate, load
 from services.balance.orders import Orders
+from services.balance.results import GROUP_PAID
 from services.balance.transfers import Transfer, Transfers, check_bank, check_money
 from services.balance.wallets import Wallet
 from services.kernel.cards import refuse_card_number
@@ -40,6 +44,8 @@ from services.runtime.records import Record
 from services.runtime.work import Work
 
 Command = RecordPayment | PayByCard | ReturnMoney | ProposeWriteOff | ApproveWriteOff
+
+GAVE_NOTHING = frozenset({"declined", "cancelled", "abandoned"})  # attempts after which the group may pay again
 
 _USED_AGAIN = Refused(
     "this id was used for another command of the group; give each command an id of its own",
@@ -341,34 +347,49 @@ def _said(nano: int, left: int) -> str:
 async def _pay_by_card(
     work: Work, debts: Debts, wallets: dict[str, Wallet], asked: Sequence[tuple[PayByCard, bytes]]
 ) -> list[dict[str, Any]]:
-    """Begin an attempt for each command that may have one; returns the lines of the log."""
+    """Begin an attempt for each command that may have one, unless an earlier life did; returns the lines of the log."""
     groups = {command.group_id for command, _ in asked}
     members = set(await receivables_store.members(work, groups, work.now))
     in_flight = await receivables_store.groups_in_flight(work, groups)
+    claims = await Claims.load(work, {command.account_id for command, _ in asked})
     begun, started, log = Orders(), [], []
+    paid: dict[str, datetime] = {}
     for command, content in asked:
         payer = debts.payers[command.group_id]
         refused: TollbookError | None = None
         try:
-            if (command.account_id, command.group_id) not in members or command.account_id not in wallets:
-                raise Refused(
-                    f"group {command.group_id} does not pay for account {command.account_id}", field="account_id",
-                    code="not_of_this_group",
-                )  # fmt: skip
-            if command.group_id in in_flight:
-                raise Refused("a payment by card of this group is on its way; wait for its result", code="in_flight")
-            wallet = wallets[command.account_id]
-            method = orders.saved_method(wallet)
-            if method is None:
-                raise Refused("the account has no payment method saved", field="account_id", code="no_method")
-            invoice = None if command.invoice is None else _open(debts, command)
+            invoice = None if command.invoice is None else _invoice(debts, command)
             open_nano = debts.open_nano(command.group_id) if invoice is None else invoice.open_nano
             nano = open_nano if command.amount is None else parse_amount(command.amount)
-            if not open_nano:
-                raise Refused("nothing of the group's invoices is open", field="group_id", code="nothing_open")
-            check_money(nano, command.currency, payer.currency, _billed(payer))
-            attempt = begun.charge(work, wallet, "group", nano, method)
-            in_flight.add(command.group_id)
+            undone = claims.take("group", command.account_id, command.command_id, nano)
+            attempt: store.NewAttempt | store.Unclaimed
+            if undone is not None:
+                wallet = wallets[command.account_id]
+                attempt = _take_over(wallet, undone, claims)
+                if attempt.state == SETTLED:
+                    paid[str(attempt.attempt_id)] = work.now
+            else:
+                if (command.account_id, command.group_id) not in members or command.account_id not in wallets:
+                    raise Refused(
+                        f"group {command.group_id} does not pay for account {command.account_id}", field="account_id",
+                        code="not_of_this_group",
+                    )  # fmt: skip
+                if command.group_id in in_flight:
+                    raise Refused(
+                        "a payment by card of this group is on its way; wait for its result", code="in_flight"
+                    )
+                wallet = wallets[command.account_id]
+                method = orders.saved_method(wallet)
+                if method is None:
+                    raise Refused("the account has no payment method saved", field="account_id", code="no_method")
+                if invoice is not None:
+                    _open(debts, command)
+                if not open_nano:
+                    raise Refused("nothing of the group's invoices is open", field="group_id", code="nothing_open")
+                check_money(nano, command.currency, payer.currency, _billed(payer))
+                attempt = begun.charge(work, wallet, "group", nano, method)
+            if attempt.state not in GAVE_NOTHING:
+                in_flight.add(command.group_id)
             started.append(
                 {
                     "attempt_id": attempt.attempt_id,
@@ -379,7 +400,7 @@ async def _pay_by_card(
             )
             wallet.tell_attempt(work, attempt, "requested")
             payer.tell(
-                work, "card_payment_requested", amount_nano=nano, payment_id=attempt.attempt_id,
+                work, "card_payment_requested", amount_nano=attempt.amount_nano, payment_id=attempt.attempt_id,
                 command_id=command.command_id, message=f"the method of account {command.account_id} is charged",
             )  # fmt: skip
         except TollbookError as error:
@@ -387,9 +408,29 @@ async def _pay_by_card(
             _refuse(work, payer, command, error)
         log.append(_logged(work, command, content, refused))
     await begun.write(work)
+    await claims.write(work)
     if started:
         await receivables_store.append_card_payments(work, started)
+    await work.set_timers(GROUP_PAID, paid)
     return log
+
+
+def _take_over(wallet: Wallet, attempt: store.Unclaimed, claims: Claims) -> store.Unclaimed:
+    """The command is read again: what it asked for is known already, whatever became of it. Where it was not known to be the
+    group's, its money lies in the wallet as any other, and goes on to the group if it is still there."""
+    claimed = attempt._replace(kind="group")
+    if attempt.kind != "group" and attempt.state == SETTLED:
+        if wallet.own_nano < attempt.amount_nano:
+            claims.end(attempt)
+            raise Refused(
+                f"the payment settled into the wallet of account {attempt.account_id}, which has spent of it",
+                field="account_id",
+                code="spent",
+            )
+        wallet.on_its_way_nano += attempt.amount_nano
+        wallet.changed = True
+    claims.end(claimed)
+    return claimed
 
 
 def _propose_write_off(

@@ -32,7 +32,8 @@ COUNTED: frozenset[str] = frozenset({"requested", "unknown", "settled", "abandon
 
 
 class Attempt(Protocol):
-    """What the decision needs of one payment attempt; ``kind`` is ``auto``, ``manual``, ``scheduled`` or ``group``."""
+    """What the decision needs of one payment attempt; ``kind`` is ``auto``, ``manual``, ``scheduled`` or ``group``. ``undone`` says
+    that an earlier life of the database asked for it: see `adopting`."""
 
     @property
     def kind(self) -> str: ...
@@ -42,6 +43,8 @@ class Attempt(Protocol):
     def amount_nano(self) -> int: ...
     @property
     def requested_at(self) -> datetime: ...
+    @property
+    def undone(self) -> bool: ...
 
 
 class Account(Protocol):
@@ -149,8 +152,9 @@ def decide(account: Account, attempts: Sequence[Attempt], now: datetime) -> Deci
 
 
 def is_in_flight(attempts: Iterable[Attempt]) -> bool:
-    """Whether an automatic attempt is requested or unknown: only one at a time."""
-    return any(attempt.kind == "auto" and attempt.state in IN_FLIGHT for attempt in attempts)
+    """Whether an automatic attempt is requested or unknown: only one at a time. So long as it is not known what became of an undone
+    attempt of whatever kind, nothing is recharged either: what it brought may be all that is wanted."""
+    return any((attempt.kind == "auto" or attempt.undone) and attempt.state in IN_FLIGHT for attempt in attempts)
 
 
 def counted_in_window(attempts: Iterable[Attempt], now: datetime) -> list[datetime]:

@@ -175,7 +175,7 @@ class Payments:
             if state == "abandoned":
                 wallet.tell_attempt(work, attempt, "late")
                 wallet.alarm(work, "late", "it was given up, and then it settled: it is credited", attempt)
-            _keep_method(work, wallet, attempt)
+            keep_method(work, wallet, attempt)
             if attempt.kind == "group":
                 self._of_groups[str(attempt.attempt_id)] = work.now
             return
@@ -280,7 +280,7 @@ def _refuse_another_refund(result: PaymentResult, refunds: dict[UUID, Any]) -> N
         raise InvalidInput("is not what was asked for", field="amount", code="amount_mismatch")
 
 
-def _keep_method(work: Work, wallet: Wallet, attempt: Any) -> None:
+def keep_method(work: Work, wallet: Wallet, attempt: Any) -> None:
     """The method of a successful payment is saved when none is; not when one was deleted since the payment began."""
     if attempt.token is None or wallet.method_token is not None or attempt.method_version != wallet.method_version:
         return

@@ -6,6 +6,7 @@ Each timer looks at the attempt anew, so one that comes late or twice changes no
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -26,13 +27,19 @@ async def unknown(work: Work, keys: list[str], *, tell: Tell) -> None:
     silent = [row for row in silent if work.now >= row.requested_at + recharge.RESULT_TIMEOUT]
     if silent:
         await store.save_attempts(work, {row.attempt_id: ("unknown", None) for row in silent})
-        await work.set_timers(INQUIRY, {str(row.attempt_id): work.now + inquiry_wait(0) for row in silent})
-        # After an outage of ours the day may be over already, and the result be written and not read yet.
-        heard_by = work.now + HEARD_WITHIN
-        await work.set_timers(ABANDON, {str(row.attempt_id): max(_given_up_at(row), heard_by) for row in silent})
+        await ask_about(work, silent, first_at=work.now + inquiry_wait(0))
     for row in sorted(silent, key=lambda row: str(row.attempt_id)):
         wallets[row.account_id].tell_attempt(work, row, "unknown", reason="no_result")
     await evaluate(work, wallets, tell=tell)
+
+
+async def ask_about(work: Work, attempts: Iterable[Any], *, first_at: datetime) -> None:
+    """Set the timers of attempts that are unknown from now on: the first inquiry, and when they are given up."""
+    attempts = list(attempts)
+    await work.set_timers(INQUIRY, {str(each.attempt_id): first_at for each in attempts})
+    # After an outage of ours the day may be over already, and the result be written and not read yet.
+    heard_by = work.now + HEARD_WITHIN
+    await work.set_timers(ABANDON, {str(each.attempt_id): max(_given_up_at(each), heard_by) for each in attempts})
 
 
 async def inquire(work: Work, keys: list[str], *, tell: Tell) -> None:

@@ -1171,6 +1171,7 @@ class Tried(NamedTuple):
     state: str
     amount_nano: int
     requested_at: datetime
+    undone: bool
 
 
 _SINCE = bindparam("since", type_=DateTime(timezone=True))
@@ -1214,6 +1215,7 @@ class NewAttempt:
     token: str | None = None
     method_version: int = 0
     inquiries: int = 0
+    undone: bool = False
 
 
 _NEW_ATTEMPT = [each.name for each in fields(NewAttempt)]
@@ -1224,7 +1226,7 @@ _APPEND_ATTEMPTS = Plain(
 
 
 async def append_attempts(work: Work, attempts: Sequence[NewAttempt]) -> None:
-    """New attempts; the index of those in flight refuses a second one of an account."""
+    """New attempts; the index of those in flight refuses a second one of an account, but for those that are undone."""
     columns = {f"new_{name}": [getattr(attempt, name) for attempt in attempts] for name in _NEW_ATTEMPT}
     await _APPEND_ATTEMPTS.touched(work.connection, columns)
 
@@ -1272,6 +1274,65 @@ async def save_inquiries(work: Work, numbers: Mapping[UUID, int]) -> None:
     await work.execute(statement, {"new_attempt_id": ids, "new_inquiries": [numbers[each] for each in ids]})
 
 
+class Unclaimed(NamedTuple):
+    """An undone attempt whose command was not read again yet; ``command_id`` None: which one it was is not known. ``charged`` is
+    the token that it charged."""
+
+    attempt_id: UUID
+    account_id: str
+    kind: str
+    state: str
+    processor: str
+    method_kind: str
+    amount_nano: int
+    currency: str
+    token: str | None
+    method_version: int
+    command_id: str | None
+    charged: str
+
+
+_unclaimed = tables.unclaimed.c
+
+
+async def unclaimed(work: Work, account_ids: Iterable[str]) -> list[Unclaimed]:
+    """The undone attempts of these accounts that no command has taken over, in the order in which they were asked for. The wallets
+    are locked."""
+    columns = [_attempt[name] for name in Unclaimed._fields[:-2]]
+    statement = (
+        select(*columns, _unclaimed.command_id, _unclaimed.charged)
+        .join_from(tables.unclaimed, tables.attempt, _attempt.attempt_id == _unclaimed.attempt_id)
+        .where(_any_of(_unclaimed.account_id, "ids"))
+        .order_by(_attempt.account_id, _attempt.trigger_version)
+    )
+    return [Unclaimed._make(row) for row in (await work.execute(statement, {"ids": sorted(set(account_ids))})).all()]
+
+
+async def append_unclaimed(work: Work, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Undone attempts that wait for their commands; after the attempts."""
+    await work.execute(insert(tables.unclaimed), list(rows))
+
+
+async def end_unclaimed(work: Work, taken: Sequence[Unclaimed]) -> None:
+    """Their commands have taken these attempts over, and say of what kind they are and which method they brought."""
+    new = unnest("new", attempt_id=Uuid(), kind=Text(), token=Text(), method_version=BigInteger())
+    names = ("attempt_id", "kind", "token", "method_version")
+    gone = delete(tables.unclaimed).where(_any_of(_unclaimed.attempt_id, "new_attempt_id")).cte("gone")
+    statement = (
+        update(tables.attempt)
+        .where(_attempt.attempt_id == new.c.attempt_id)
+        .values({name: new.c[name] for name in names[1:]})
+        .add_cte(gone)
+    )
+    await work.execute(statement, {f"new_{name}": [getattr(each, name) for each in taken] for name in names})
+
+
+async def put_off_abandoning(work: Work, kind: str, until: datetime) -> None:
+    """No attempt is given up before this instant."""
+    due = work.tables.due
+    await work.execute(update(due).where(due.c.kind == kind, due.c.due_at < until).values(due_at=until))
+
+
 async def load_refunds(work: Work, attempt_ids: Iterable[UUID]) -> Sequence[Row[Any]]:
     """Every refund that was asked for of these attempts. Their wallets are locked."""
     columns = tables.refund.c
@@ -1299,6 +1360,12 @@ async def refused_refunds(work: Work, attempt_ids: Iterable[str]) -> list[int]:
 async def append_refunds(work: Work, rows: Sequence[Mapping[str, Any]]) -> None:
     """Refunds that are asked for."""
     await work.execute(insert(tables.refund), list(rows))
+
+
+async def name_refund(work: Work, refund_id: UUID, actor: str, note: str | None) -> None:
+    """Who asked for an undone refund, and why."""
+    columns = tables.refund.c
+    await work.execute(update(tables.refund).where(columns.refund_id == refund_id).values(actor=actor, note=note))
 
 
 async def end_refunds(work: Work, states: Mapping[UUID, str]) -> None:

@@ -357,6 +357,18 @@ attempt = Table(
     Column("token", Text),
     Column("method_version", BigInteger, nullable=False),
     Column("inquiries", Integer, nullable=False),
+    # Asked for by an earlier life of the database, of which a backup was restored.
+    Column("undone", Boolean, nullable=False, server_default="false"),
+)
+
+# Undone attempts whose command was not read again yet: it takes its attempt over, and nobody is asked for money anew.
+unclaimed = Table(
+    "unclaimed",
+    metadata,
+    Column("attempt_id", Uuid, primary_key=True),
+    Column("account_id", Text, nullable=False),
+    Column("command_id", Text),  # null: not known, the amount tells
+    Column("charged", Text, nullable=False),  # the token
 )
 
 result = Table(

@@ -210,7 +210,7 @@ class Wallet:
 
     def tell(self, work: Work, kind: BalanceEventKind, *, amount_nano: int | None = None, **more: Any) -> None:
         """Publish one event of this account, with the balance as it is now and the next version."""
-        self.event_version += 1
+        self.event_version = work.next_version(self.event_version)
         self.changed = True
         event = BalanceEvent(
             account_id=self.account_id,

@@ -40,6 +40,7 @@ COMMANDS = {
     "webhook": "services.cli.webhook:app",
     "quarantine": "services.cli.quarantine:app",
     "lane": "services.cli.lane:app",
+    "restore": "services.cli.restore:restore",
     "verify": "services.cli.verifying:verify",
     "clock": "services.cli.clock:app",
 }

@@ -25,6 +25,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from contracts.openings import OPENING
 from contracts.topics import INVOICES_EVENTS, TOPICS, topic_of
 from services.balance import api as balance
 from services.balance import receivables_api
@@ -33,11 +34,13 @@ from services.invoices import api as invoices
 from services.invoices import credit_note_api as credit_notes
 from services.kernel.errors import Corrupt
 from services.kernel.money import format_nano, parse_amount
-from services.kernel.period import period_named
+from services.kernel.period import instant_text, period_named
 from services.runtime import resuming
 from services.runtime.broker import start_client
 from services.runtime.database import transaction
 from services.runtime.kafka_access import client_options
+from services.runtime.lanes import transaction_instant
+from services.runtime.links import holds, load_bounds
 from services.runtime.settings import ROOMS, Settings
 from services.runtime.tables import runtime_tables
 from services.usage import api as usage
@@ -399,6 +402,10 @@ class Auditor:
         for name, link, received, last in links.behind():
             found.differs(f"{name} has applied {received} of {last} on link {link[0]} of {link[1]}/{link[2]}")
         ranges = await self._log.ranges(sorted({(topic, partition) for _, topic, partition in links.given}))
+        async with transaction(self._engines["usage"]) as connection:  # every room has the same
+            tables = runtime_tables("usage")
+            _, epoch, _ = await transaction_instant(connection, tables)
+            bounds = await load_bounds(connection, tables, ranges) if ranges else {}
         counts: dict[Link, _Count] = defaultdict(_Count)
         ages: dict[Lane, tuple[int, int]] = {}
         async for lane, piece in self._log.read(ranges):
@@ -407,7 +414,13 @@ class Auditor:
                 if record.value is None:
                     continue
                 envelope = json.loads(record.value)
-                count = counts[envelope["link"], *lane]
+                if envelope["type"] == OPENING:
+                    continue
+                link = (envelope["link"], *lane)
+                if not holds(bounds, epoch, envelope["epoch"], link, envelope["seq"]):
+                    found.seen["records that a restore undid"] += 1
+                    continue
+                count = counts[link]
                 if (wrong := count.add(envelope["seq"], record.value)) is not None:
                     found.differs(f"link {envelope['link']} of {lane[0]}/{lane[1]}: {wrong}")
                 if lane[0] == INVOICES_EVENTS.name and envelope["data"]["kind"] == "closed":
@@ -789,6 +802,16 @@ class Auditor:
                 ]
         facts["stopped lanes"] = ", ".join(stopped) or "none"
         facts["lanes that a person let go on"] = "; ".join(resumed) or "none"
+        async with transaction(self._engines["usage"]) as connection:
+            told = (
+                await connection.execute(text("select epoch, by, reason, begun_at from runtime.restore order by epoch"))
+            ).all()
+        facts["restores"] = (
+            "; ".join(
+                f"epoch {each.epoch} at {instant_text(each.begun_at)} by {each.by}: {each.reason}" for each in told
+            )
+            or "none"
+        )
         facts["undecided records"] = ", ".join(open_records) or "none"
         async with transaction(self._engines["usage"]) as connection:
             clock = (await connection.execute(text("select movable, ahead from runtime.clock"))).one()

@@ -15,6 +15,7 @@ from typing import Any, Self
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
+from contracts.openings import OPENING
 from contracts.topics import (
     BALANCE_COMMANDS,
     BALANCE_EVENTS,
@@ -124,7 +125,9 @@ class Wire:
             for partition, records in fetched.items():
                 topic = partition.topic.removeprefix(prefix)
                 for record in records:
-                    self._hear(topic, json.loads(record.value)["data"])
+                    envelope = json.loads(record.value)
+                    if envelope["type"] != OPENING:
+                        self._hear(topic, envelope["data"])
 
     def _hear(self, topic: str, data: dict[str, Any]) -> None:
         waiting = self._waiting.pop(data.get("command_id") or "", None)

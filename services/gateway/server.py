@@ -34,6 +34,7 @@ from services.runtime.database import open_engine, transaction
 from services.runtime.http_server import HttpServer
 from services.runtime.known_topics import KnownTopics
 from services.runtime.metrics import TEXT, registry_of_process
+from services.runtime.restoring import refuse_unfinished
 from services.runtime.settings import GATEWAY, Settings, load
 from services.usage.api import REFRESH_S, Quotes
 
@@ -116,6 +117,8 @@ async def _opened(settings: Settings) -> AsyncIterator[FastAPI]:
     holds = Holds(engines["balance"], topics)
     look: asyncio.Task[None] | None = None
     try:
+        async with transaction(engines["balance"]) as connection:
+            await refuse_unfinished(connection)
         await quotes.refresh()
         look = asyncio.create_task(_look(quotes, engines["balance"]))
         gc.freeze()

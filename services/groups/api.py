@@ -11,7 +11,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from contracts.groups import BillingInformation, CommandAnswer, Publisher
 from services.groups import listing
-from services.groups.messages import STATE_TOPICS
+from services.groups.adopting import adopt_numbers as adopt_numbers
+from services.groups.adopting import tell_again as tell_again
+from services.groups.messages import STATE_TOPICS as STATE_TOPICS
 from services.groups.objects import SharingApproval
 from services.groups.store import publisher_of
 from services.groups.timeline import Span, Timeline

@@ -92,6 +92,7 @@ async def load(work: Work, commands: Sequence[GroupsCommand]) -> Registry:
         owed=await store.owed_invoices(work, named.accounts) if named.plans else {},
         cuts=await store.cut_boundaries(work) if named.dated_back else (),
         numbers=await store.take_numbers(work, named.created) if named.created else iter(()),
+        version_floor=work.version_floor,
     )
 
 

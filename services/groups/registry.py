@@ -65,6 +65,7 @@ class Registry:
     owed: dict[str, tuple[str, ...]] = field(default_factory=dict)
     cuts: tuple[datetime, ...] = ()
     numbers: Iterator[int] = field(default_factory=lambda: iter(()))
+    version_floor: int = 0
     changed: dict[tuple[type[Any], str], Change] = field(default_factory=dict)
     _members: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     _numbered: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
@@ -83,8 +84,8 @@ class Registry:
             self._numbered[item.number].add(item.resource_id)
 
     def put(self, changes: Iterable[Change]) -> None:
-        """Make the changes of one command; they are to be stored and told."""
-        for item in changes:
+        """Make the changes of one command; they are to be stored and told, with versions above ``version_floor``."""
+        for item in map(self._above_floor, changes):
             id_of, known = _KNOWN[type(item)]
             identifier = id_of(item)
             known(self)[identifier] = item
@@ -92,6 +93,14 @@ class Registry:
             self.changed[type(item), identifier] = item
             if isinstance(item, BillingEntity) and self.default_entity_id is None:
                 self.default_entity_id = identifier
+
+    def _above_floor(self, item: Change) -> Change:
+        version = self.version_floor + 1
+        if isinstance(item, Publisher) and item.version < version:
+            return item.model_copy(update={"version": version})
+        if isinstance(item, PayerGroup | Account | Resource) and item.version < version:
+            return replace(item, version=version)
+        return item
 
     def of(self, kind: type[Any]) -> list[Any]:
         """The changed objects of one kind, in the order of their ids."""

@@ -24,11 +24,13 @@ from sqlalchemy import (
     func,
     or_,
     select,
+    text,
     tuple_,
     union_all,
     update,
 )
 from sqlalchemy.dialects.postgresql import Range, aggregate_order_by, insert
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from contracts.groups import BillingEntity, BillingInformation, Publisher
 from services.groups import tables
@@ -447,3 +449,12 @@ async def _upsert(work: Work, table: Table, rows: list[dict[str, Any]]) -> None:
         set_={column.name: statement.excluded[column.name] for column in table.c if column.name not in key},
     )
     await work.execute(statement, rows)
+
+
+# ---- after a restore -----------------------------------------------------------------------------------------------
+
+
+async def raise_numbers(connection: AsyncConnection, highest: int) -> None:
+    """Accounts are numbered above this one from now on. The owner's alone: a room may only draw numbers."""
+    statement = text("select setval('groups.object_no', greatest(last_value, :highest)) from groups.object_no")
+    await connection.execute(statement, {"highest": highest})

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from contracts.groups import BillingGroup
 from services.invoices import credit_note_documents, credit_note_store, documents, store
 from services.invoices.accumulation import InvoiceKey, Tally
+from services.invoices.adopting import Adopted, adopt
 from services.invoices.closing import (
     DUE_AFTER,
     Coverage,
@@ -43,6 +44,7 @@ __all__ = [
     "OVERDUE",
     "PAID",
     "UNPAID",
+    "Adopted",
     "Audit",
     "AuditedInvoice",
     "CloseRequested",
@@ -53,6 +55,7 @@ __all__ = [
     "KeptEvidence",
     "Settlement",
     "Shown",
+    "adopt",
     "as_text",
     "audit",
     "cuts",

@@ -96,7 +96,7 @@ def _promotion(note: CreditNote, amount: str) -> Document:
     return {"credits": [{"exact": format_nano(-note.promotion.exact_nano), "amount": amount}]}
 
 
-def issued_event(note: CreditNote, document: Document, sha256: str, at: datetime) -> CreditNoteIssued:
+def issued_event(note: CreditNote, document: Document, sha256: str, at: datetime, series_no: int) -> CreditNoteIssued:
     """What downstream and balance read: totals, hash and what each account gets back."""
     invoice, group, totals = document["invoice"], document["billing_group"], document["totals"]
     return CreditNoteIssued(
@@ -129,6 +129,8 @@ def issued_event(note: CreditNote, document: Document, sha256: str, at: datetime
         ),
         promotion=format_nano(note.promotion.exact_nano),
         rounding=format_nano(note.rounding_entry_nano),
+        billing_entity_id=document["billing_entity"]["billing_entity_id"],
+        series_no=series_no,
     )
 
 

@@ -53,6 +53,21 @@ def xor_text(xor: int) -> str:
     return f"{xor & 0xFFFF_FFFF_FFFF_FFFF:016x}"
 
 
+@dataclass(frozen=True, slots=True)
+class Issue:
+    """Under which number of its seller's series an invoice goes out, when, and which number it replaces."""
+
+    number: str
+    series_no: int | None
+    issued_on: datetime
+    replaces: str | None = None
+
+    @classmethod
+    def again(cls, told: InvoiceClosed) -> Issue:
+        """As it was told before."""
+        return cls(told.number, told.series_no, told.issued_on, told.replaces)
+
+
 # ---- the invoice ---------------------------------------------------------------------------------------------------
 
 
@@ -70,9 +85,8 @@ def closed(
     group: BillingGroup,
     amount: Bill,
     account_names: Mapping[str, str],
+    issue: Issue,
     *,
-    number: str,
-    issued_on: datetime,
     cutoff_id: UUID,
     cutoff_evidence_sha256: str,
 ) -> Document:
@@ -83,9 +97,10 @@ def closed(
     return _head(invoice.key, group) | {
         "state": "closed",
         **form,
-        "number": number,
-        "issued_on": instant_text(issued_on),
-        "due_on": instant_text(issued_on + DUE_AFTER),
+        "number": issue.number,
+        **({} if issue.replaces is None else {"replaces": issue.replaces}),
+        "issued_on": instant_text(issue.issued_on),
+        "due_on": instant_text(issue.issued_on + DUE_AFTER),
         **sections,
     }
 
@@ -244,9 +259,8 @@ def closed_event(
     invoice: OpenInvoice,
     group: BillingGroup,
     amount: Bill,
+    issue: Issue,
     *,
-    number: str,
-    issued_on: datetime,
     boundary: datetime,
     sha256: str,
 ) -> InvoiceClosed:
@@ -254,13 +268,13 @@ def closed_event(
     decimals = currency(group.currency).exponent
     return InvoiceClosed(
         invoice_id=invoice.key.invoice_id,
-        number=number,
+        number=issue.number,
         group_id=group.group_id,
         organization_id=group.organization_id,
         period=invoice.key.period,
         boundary=boundary,
-        issued_on=issued_on,
-        due_on=issued_on + DUE_AFTER,
+        issued_on=issue.issued_on,
+        due_on=issue.issued_on + DUE_AFTER,
         currency=group.currency,
         net=format_nano(amount.net_nano, decimals_min=decimals),
         tax=format_nano(amount.tax_nano, decimals_min=decimals),
@@ -274,6 +288,11 @@ def closed_event(
         posting_rounding=format_nano(amount.rounding_entry_nano),
         posting_tax=format_nano(amount.tax_nano),
         zone=group.zone,
+        exact_sum=format_nano(invoice.tally.exact_nano),
+        xor=xor_text(invoice.tally.xor),
+        billing_entity_id=group.billing_entity.billing_entity_id,
+        series_no=issue.series_no,
+        replaces=issue.replaces,
     )
 
 
@@ -338,6 +357,8 @@ def as_text(document: Document) -> str:
     page += ["", f"Period {period['name']}: {period['start']} to {period['end']} ({period['zone']})"]
     if is_closed:
         page.append(f"Issued {document['issued_on']}, due {document['due_on']}")
+    if "replaces" in document:
+        page.append(f"In place of {document['replaces']}, which is cancelled")
     page += ["", _row("account", "product", "cost center", "uses", "quantity", "unit price", code), "-" * WIDTH]
     for line in document["lines"]:
         product = line["product"] + (f" (use of {line['period']})" if line["prior_period"] else "")

@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal
 from uuid import UUID
 
 from contracts.closing import Covered, Cutoff
 from contracts.groups import AccountTimeline, BillingGroup
-from contracts.invoices import InvoiceMoved
+from contracts.invoices import InvoiceClosed, InvoiceMoved
 from contracts.receivables import GroupEvent, InvoiceStanding
 from contracts.topics import CLOSING_CUTOFFS, GROUPS_BILLING_GROUPS, INVOICES_EVENTS
 from services.invoices import credit_note_documents, credit_note_store, credit_notes, documents, store
@@ -25,11 +25,13 @@ from services.invoices.closing import (
     Mismatch,
     NothingToBill,
     OpenInvoice,
+    amounts,
     boundaries_due,
     decide,
     number_text,
     periods_ending,
 )
+from services.invoices.documents import Issue
 from services.invoices.rounding import Bill
 from services.kernel.errors import Corrupt, TollbookError
 from services.kernel.ids import cutoff_id
@@ -237,6 +239,7 @@ async def _close_bulk(work: Work, each: store.Cut, coverage: Coverage, received:
     candidates = await store.lock_open(work.connection, ends, waiting, CLOSE_GROUPS_MAX)
     if candidates:
         faults.step("invoices.close.locked")
+    told = await store.load_undone(work.connection, [candidate.key for candidate in candidates])
     bills: list[tuple[OpenInvoice, BillingGroup, Bill]] = []
     nothing: list[UUID] = []
     refused: dict[UUID, str] = {}
@@ -246,8 +249,10 @@ async def _close_bulk(work: Work, each: store.Cut, coverage: Coverage, received:
             refused[invoice.key.invoice_id] = decision.reason
             if candidate.refused != decision.reason:
                 log.critical("invoice %s %s is refused: %s", *invoice.key, decision.reason)
-        elif isinstance(decision, NothingToBill) or invoice.group is None:
+        elif invoice.group is None or (isinstance(decision, NothingToBill) and invoice.key not in told):
             nothing.append(invoice.key.invoice_id)
+        elif isinstance(decision, NothingToBill):  # but a document went out: one over nothing replaces it
+            bills.append((invoice, invoice.group, amounts(invoice, invoice.group)))
         else:
             bills.append((invoice, invoice.group, decision))
     if refused:
@@ -255,7 +260,7 @@ async def _close_bulk(work: Work, each: store.Cut, coverage: Coverage, received:
     if nothing:
         await store.save_nothing(work.connection, nothing, each.cutoff_id, work.now)
     if bills:
-        await _issue(work, each, bills, evidence)
+        await _issue(work, each, bills, evidence, told)
     if not waiting and not await store.any_open(work.connection, ends):
         await store.mark_finished(work.connection, each.cutoff_id, work.now)
     return bool(bills or nothing)
@@ -305,45 +310,69 @@ async def _load(work: Work, candidates: Collection[store.Candidate]) -> list[Ope
 
 
 async def _issue(
-    work: Work, each: store.Cut, bills: list[tuple[OpenInvoice, BillingGroup, Bill]], evidence: dict[str, str]
+    work: Work,
+    each: store.Cut,
+    bills: list[tuple[OpenInvoice, BillingGroup, Bill]],
+    evidence: dict[str, str],
+    told: Mapping[InvoiceKey, InvoiceClosed],
 ) -> None:
-    """Number last, then the documents and their events."""
+    """Number last, then the documents and their events. One that a restore undid, and that comes out the same, is issued again
+    as it was, by its number and on its day."""
     names = await store.load_account_names(
-        work.connection, {share.account_id for _, _, amounts in bills for share in amounts.shares}
+        work.connection, {share.account_id for _, _, bill in bills for share in bill.shares}
     )
-    counts: dict[str, int] = {}
-    for _, group, _ in bills:
-        entity_id = group.billing_entity.billing_entity_id
-        counts[entity_id] = counts.get(entity_id, 0) + 1
-    numbers = await store.take_numbers(work.connection, counts)
+    again = {
+        invoice.key: issue
+        for invoice, group, bill in bills
+        if (issue := _again(invoice, group, bill, each, told.get(invoice.key))) is not None
+    }
+    counts = Counter(group.billing_entity.billing_entity_id for invoice, group, _ in bills if invoice.key not in again)
+    numbers = await store.take_numbers(work.connection, counts) if counts else {}
     faults.step("invoices.close.numbered")
     closed: list[store.Closed] = []
-    for invoice, group, amounts in bills:
+    for invoice, group, bill in bills:
         entity = group.billing_entity
-        number = number_text(entity.number_prefix, numbers[entity.billing_entity_id])
-        numbers[entity.billing_entity_id] += 1
+        issue = again.get(invoice.key)
+        if issue is None:
+            before = told.get(invoice.key)
+            series_no = numbers[entity.billing_entity_id]
+            numbers[entity.billing_entity_id] += 1
+            number = number_text(entity.number_prefix, series_no)
+            issue = Issue(number, series_no, work.now, None if before is None else before.number)
         document = documents.closed(
             invoice,
             group,
-            amounts,
+            bill,
             names,
-            number=number,
-            issued_on=work.now,
+            issue,
             cutoff_id=each.cutoff_id,
             cutoff_evidence_sha256=evidence.get(group.group_id, evidence[store.WHOLE_CUT]),
         )
         body = documents.canonical(document)
         sha256 = documents.sha256_of(body)
         closed.append(
-            store.Closed(invoice.key, entity.billing_entity_id, number, group.currency, amounts, body, sha256)
+            store.Closed(
+                invoice.key, entity.billing_entity_id, issue.number, issue.issued_on, group.currency, bill, body, sha256
+            )
         )
-        event = documents.closed_event(
-            invoice, group, amounts, number=number, issued_on=work.now, boundary=each.boundary, sha256=sha256
-        )
-        work.publish(INVOICES_EVENTS, group.group_id, str(event.invoice_id), event.data())
-    await store.save_closed(work.connection, closed, each.cutoff_id, work.now)
+        event = documents.closed_event(invoice, group, bill, issue, boundary=each.boundary, sha256=sha256)
+        identifier = str(event.invoice_id) if issue.replaces is None else f"{event.invoice_id}:{issue.number}"
+        work.publish(INVOICES_EVENTS, group.group_id, identifier, event.data())
+    await store.save_closed(work.connection, closed, each.cutoff_id)
     await store.save_documents(work.connection, closed)
     faults.step("invoices.close.events")
+
+
+def _again(
+    invoice: OpenInvoice, group: BillingGroup, bill: Bill, each: store.Cut, told: InvoiceClosed | None
+) -> Issue | None:
+    """How an invoice was issued that a restore undid, where its close comes to the same: the same charges by their number, sum
+    and XOR, the same amounts and entries. An older record that does not say the XOR is never the same."""
+    if told is None or told.xor is None:
+        return None
+    issue = Issue.again(told)
+    event = documents.closed_event(invoice, group, bill, issue, boundary=each.boundary, sha256=told.sha256)
+    return issue if event == told else None
 
 
 # ---- credit notes --------------------------------------------------------------------------------------------------
@@ -372,7 +401,8 @@ async def issue_credit_notes(work: Work) -> None:
     for row, invoice, note in decided:
         entity = invoice["billing_entity"]
         entity_id = entity["billing_entity_id"]
-        number = number_text(entity["number_prefix"], numbers[entity_id])
+        series_no = numbers[entity_id]
+        number = number_text(entity["number_prefix"], series_no)
         numbers[entity_id] += 1
         document = credit_note_documents.issued(
             note,
@@ -387,6 +417,6 @@ async def issue_credit_notes(work: Work) -> None:
         sha256 = documents.sha256_of(body)
         await credit_note_store.save_issued(work.connection, row.credit_note_id, entity_id, number, work.now)
         await credit_note_store.save_document(work.connection, row.credit_note_id, body, sha256)
-        event = credit_note_documents.issued_event(note, document, sha256, work.now)
+        event = credit_note_documents.issued_event(note, document, sha256, work.now, series_no)
         work.publish(INVOICES_EVENTS, event.group_id, str(row.credit_note_id), event.data())
     faults.step("invoices.credit_notes.issued")

@@ -26,7 +26,7 @@ from sqlalchemy import (
     select,
     true,
     tuple_,
-    union_all,
+    union,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
@@ -34,6 +34,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from contracts.closing import Covered
 from contracts.groups import BillingGroup
+from contracts.invoices import CreditNoteIssued, InvoiceClosed
 from contracts.receivables import GroupEvent
 from services.invoices.accumulation import InvoiceKey, Paid, Tally
 from services.invoices.closing import Coverage, LinkKey, Terms
@@ -57,6 +58,7 @@ from services.invoices.tables import (
     settlement,
     tally,
     terms,
+    undone,
     zone,
 )
 from services.kernel.money import parse_amount
@@ -516,26 +518,28 @@ class Closed:
     key: InvoiceKey
     billing_entity_id: str
     number: str
+    issued_on: datetime
     currency: str
     amounts: Bill
     body: str
     sha256: str
 
 
-async def save_closed(connection: AsyncConnection, closed: Sequence[Closed], cutoff_id: UUID, now: datetime) -> None:
+async def save_closed(connection: AsyncConnection, closed: Sequence[Closed], cutoff_id: UUID) -> None:
     """The invoices are closed, with number and totals."""
     names = ("net_nano", "tax_nano", "total_nano", "due_nano")
     new = unnest(
-        "new", invoice_id=Uuid(), billing_entity_id=Text(), number=Text(), currency=Text(),
+        "new", invoice_id=Uuid(), closed_at=Instant, billing_entity_id=Text(), number=Text(), currency=Text(),
         net_nano=Total, tax_nano=Total, total_nano=Total, due_nano=Total,
     )  # fmt: skip
     statement = update(invoice).where(invoice.c.invoice_id == new.c.invoice_id)
     statement = statement.values(
-        state="closed", closed_at=now, cutoff_id=cutoff_id, refused=None, refused_at=None,
-        **{name: new.c[name] for name in ("billing_entity_id", "number", "currency", *names)},
+        state="closed", cutoff_id=cutoff_id, refused=None, refused_at=None,
+        **{name: new.c[name] for name in ("closed_at", "billing_entity_id", "number", "currency", *names)},
     )  # fmt: skip
     parameters: dict[str, list[Any]] = {
         "new_invoice_id": [each.key.invoice_id for each in closed],
+        "new_closed_at": [each.issued_on for each in closed],
         "new_billing_entity_id": [each.billing_entity_id for each in closed],
         "new_number": [each.number for each in closed],
         "new_currency": [each.currency for each in closed],
@@ -593,6 +597,59 @@ async def save_settlements(connection: AsyncConnection, told: Sequence[GroupEven
     columns = zip(*rows, strict=True)
     parameters = {f"new_{name}": list(column) for name, column in zip(names, columns, strict=True)}
     return {(row.invoice_id, row.version) for row in (await connection.execute(statement, parameters)).all()}
+
+
+# ---- after a restore -----------------------------------------------------------------------------------------------
+
+
+async def sellers(connection: AsyncConnection) -> dict[str, tuple[str, str]]:
+    """Of each group who issues its invoices, and the prefix of the numbers."""
+    rows = (await connection.execute(select(billing_group.c.told))).all()
+    groups = (BillingGroup.model_validate_json(row.told) for row in rows)
+    return {
+        each.group_id: (each.billing_entity.billing_entity_id, each.billing_entity.number_prefix) for each in groups
+    }
+
+
+async def save_undone(
+    connection: AsyncConnection, documents: Sequence[tuple[InvoiceClosed | CreditNoteIssued, str | None]]
+) -> None:
+    """Keep documents that a restore undid, each with its seller, in the order they were told."""
+    place = func.nextval("invoices.undone_place_seq")
+    for told, seller_id in documents:
+        row = {"period": told.period, "kind": told.kind, "billing_entity_id": seller_id, "told": told.model_dump_json()}
+        statement = insert(undone).values(number=told.number, group_id=told.group_id, place=place, **row)
+        statement = statement.on_conflict_do_update(index_elements=["number", "group_id"], set_={**row, "place": place})
+        await connection.execute(statement)
+
+
+async def raise_numbers(connection: AsyncConnection, highest: Mapping[str, int]) -> None:
+    """The numbers of these sellers go on above these."""
+    statement = insert(number_series).values(
+        [{"billing_entity_id": each, "last_number": highest[each]} for each in sorted(highest)]
+    )
+    last = func.greatest(number_series.c.last_number, statement.excluded.last_number)
+    await connection.execute(
+        statement.on_conflict_do_update(index_elements=["billing_entity_id"], set_={"last_number": last})
+    )
+
+
+async def load_undone(connection: AsyncConnection, keys: Iterable[InvoiceKey]) -> dict[InvoiceKey, InvoiceClosed]:
+    """Of these invoices the documents that were told last in a life that a restore undid."""
+    wanted = unnest("wanted", group_id=Text(), period=Text())
+    statement = (
+        select(undone.c.told)
+        .where(undone.c.kind == "closed")
+        .where(tuple_(undone.c.group_id, undone.c.period).in_(select(wanted.c.group_id, wanted.c.period)))
+        .order_by(undone.c.place)
+    )
+    ordered = sorted(keys)
+    parameters = {
+        "wanted_group_id": [key.group_id for key in ordered],
+        "wanted_period": [key.period for key in ordered],
+    }
+    told = [InvoiceClosed.model_validate_json(row.told) for row in await connection.execute(statement, parameters)]
+    return {InvoiceKey(each.group_id, each.period): each for each in told}
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
@@ -724,10 +781,12 @@ async def load_states(connection: AsyncConnection, keys: Iterable[InvoiceKey]) -
 
 
 async def number_ranges(connection: AsyncConnection) -> list[tuple[str, int, int]]:
-    """(billing entity, last number given out, documents with a number of it): both are equal when there is no gap."""
-    numbered = union_all(
+    """(billing entity, last number given out, documents with a number of it): both are equal when there is no gap. Of those that
+    a restore undid, one whose number was given out again counts once."""
+    numbered = union(
         select(invoice.c.billing_entity_id, invoice.c.number),
         select(credit_note.c.billing_entity_id, credit_note.c.number),
+        select(undone.c.billing_entity_id, undone.c.number),
     ).subquery()
     statement = (
         select(number_series.c.billing_entity_id, number_series.c.last_number, func.count(numbered.c.number))

@@ -122,6 +122,19 @@ number_series = Table(
     Column("last_number", BigInteger, nullable=False),
 )
 
+# Documents that were told in a life that a restore from a backup undid: their numbers are theirs for ever.
+undone = Table(
+    "undone",
+    metadata,
+    Column("number", Text, primary_key=True),
+    Column("group_id", Text, primary_key=True),
+    Column("period", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("billing_entity_id", Text),
+    Column("told", Text, nullable=False),  # the whole message, JSON
+    Column("place", BigInteger, nullable=False),  # of several of a period the one that was told last counts
+)
+
 # Each step of a closed invoice after its close, as balance told it: the highest version says how it stands.
 settlement = Table(
     "settlement",

@@ -55,6 +55,19 @@ async def requests(work: Work, records: list[Record]) -> None:
     await work.set_timers(OPERATION, dict.fromkeys(new, work.now))
 
 
+async def note_as_over(work: Work, charges: Sequence[ChargeRequest], why: str) -> int:
+    """Note charges that are not to be carried out here, and end all others that are still to be; returns how many are new."""
+    attempts = {each.attempt_id: _attempt_row(work, each) for each in charges}
+    over = {"tries": 1, "done_at": work.now, "outcome": why}
+    rows = {(id := _operation_id(each)): _operation_row(work, id, each) | over for each in charges}
+    new: set[str] = set()
+    if charges:
+        await store.append_attempts(work, list(attempts.values()))
+        new = await store.append_operations(work, list(rows.values()))
+    await work.clear_timers(OPERATION, await store.end_every(work, "charge", why))
+    return len(new)
+
+
 async def due(work: Work, keys: list[str]) -> None:
     """Timer: give what is due by now."""
     await _give(work, [UUID(key) for key in keys])
@@ -127,10 +140,10 @@ class Desk:
             return work.now + LEASE
         return None
 
-    async def _free(self, work: Work, operation: Any, **values: Any) -> None:
-        """The call is over: what waited for it goes on."""
+    async def _free(self, work: Work, operation: Any, *, untried: bool = False, **values: Any) -> None:
+        """The call is over: what waited for it goes on; of it only what was never tried, where that is asked."""
         await store.save_attempt(work, operation.attempt_id, calling_until=None, **values)
-        waiting = await store.undone(work, operation.attempt_id)
+        waiting = await store.undone(work, operation.attempt_id, untried=untried)
         await work.set_timers(OPERATION, dict.fromkeys(set(waiting) - {operation.operation_id}, work.now))
 
     async def _put(self, operation: Any, order: Order) -> Heard:
@@ -154,7 +167,7 @@ class Desk:
     async def _put_off(self, operation: Any, work: Work) -> None:
         """It is not known what became of it: the same again, later each time."""
         await store.lock_attempt(work, operation.attempt_id)
-        await self._free(work, operation)
+        await self._free(work, operation, untried=True)  # others were put off like this one, and would wake it in turn
         wait = timedelta(seconds=min(WAIT_S_MAX, 2 ** min(operation.tries, 10)))
         await work.set_timers(OPERATION, {operation.operation_id: work.now + wait})
 

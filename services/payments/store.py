@@ -61,9 +61,11 @@ async def is_untried(work: Work, operation_id: str) -> bool:
     return (await work.execute(statement)).first() is not None
 
 
-async def undone(work: Work, attempt_id: UUID) -> list[str]:
-    """The ids of the operations of an attempt that are to be done."""
+async def undone(work: Work, attempt_id: UUID, *, untried: bool = False) -> list[str]:
+    """The ids of the operations of an attempt that are to be done; only of those that were never tried when that is asked."""
     statement = select(_operation.operation_id).where(_operation.attempt_id == attempt_id, _operation.done_at.is_(None))
+    if untried:
+        statement = statement.where(_operation.tries == 0)
     return list((await work.execute(statement)).scalars())
 
 
@@ -73,6 +75,13 @@ async def end_operations(work: Work, attempt_id: UUID, outcome: str, *, kind: st
         _operation.attempt_id == attempt_id, _operation.kind == kind, _operation.done_at.is_(None)
     )
     await work.execute(statement.values(done_at=work.now, outcome=outcome))
+
+
+async def end_every(work: Work, kind: str, outcome: str) -> list[str]:
+    """No operation of a kind is carried out any more, of whatever attempt; returns the ids of those that were to be."""
+    statement = update(tables.operation).where(_operation.kind == kind, _operation.done_at.is_(None))
+    ended = statement.values(done_at=work.now, outcome=outcome).returning(_operation.operation_id)
+    return list((await work.execute(ended)).scalars())
 
 
 async def end_operation(work: Work, operation_id: str, outcome: str) -> None:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
@@ -385,24 +385,24 @@ class Offsets:
             if not each["error_code"] and each["topic"] in configs
         }
 
-    async def begins(self, topic: Topic) -> dict[tuple[str, int], int]:
-        """The start of the log of every partition of a topic or family: what is below was deleted."""
-        return await self._each(topic, lambda consumer, partitions: consumer.beginning_offsets(partitions))
+    async def begins(self, *topics: Topic) -> dict[tuple[str, int], int]:
+        """The start of the log of every partition of topics or families: what is below was deleted."""
+        return await self._each(topics, lambda consumer, partitions: consumer.beginning_offsets(partitions))
 
-    async def ends(self, topic: Topic) -> dict[tuple[str, int], int]:
-        """The high watermark of every partition of a topic or family, transactions still open included."""
-        return await self._each(topic, lambda consumer, partitions: consumer.end_offsets(partitions))
+    async def ends(self, *topics: Topic) -> dict[tuple[str, int], int]:
+        """The high watermark of every partition of topics or families, transactions still open included."""
+        return await self._each(topics, lambda consumer, partitions: consumer.end_offsets(partitions))
 
     async def _each(
         self,
-        topic: Topic,
+        topics: Sequence[Topic],
         ask: Callable[[AIOKafkaConsumer, list[TopicPartition]], Awaitable[dict[TopicPartition, int]]],
     ) -> dict[tuple[str, int], int]:
         if self._consumer is None:
             raise Unavailable("the offsets client is not started")
         prefix = self._settings.topic_prefix
         async with asyncio.timeout(OFFSETS_S_MAX):
-            counts = await self.partitions([topic])
+            counts = await self.partitions(topics)
             partitions = [
                 TopicPartition(prefix + name, number) for name, count in counts.items() for number in range(count)
             ]
@@ -412,6 +412,19 @@ class Offsets:
 
 async def read_log(settings: Settings, name: str, partition: int, start: int, end: int) -> AsyncIterator[Any]:
     """The committed records of [start, end) of a partition (topic without prefix), outside every consumer group."""
+    async for record in read_logs(settings, {(name, partition): (start, end)}):
+        yield record
+
+
+async def read_logs(settings: Settings, ranges: Mapping[tuple[str, int], tuple[int, int]]) -> AsyncIterator[Any]:
+    """The committed records of [start, end) of each partition, in order within it, outside every consumer group."""
+    ends = {
+        TopicPartition(settings.topic_prefix + name, number): end
+        for (name, number), (start, end) in ranges.items()
+        if start < end
+    }
+    if not ends:
+        return
     consumer = AIOKafkaConsumer(
         **client_options(settings),
         isolation_level="read_committed",
@@ -422,13 +435,19 @@ async def read_log(settings: Settings, name: str, partition: int, start: int, en
     )
     await start_client(consumer, settings)
     try:
-        place = TopicPartition(settings.topic_prefix + name, partition)
-        consumer.assign([place])
-        consumer.seek(place, start)
-        while await consumer.position(place) < end:
-            for record in (await consumer.getmany(place, timeout_ms=500)).get(place, ()):
-                if record.offset < end:
-                    yield record
+        consumer.assign(list(ends))
+        for place in ends:
+            consumer.seek(place, ranges[place.topic.removeprefix(settings.topic_prefix), place.partition][0])
+        left = set(ends)
+        while left:
+            for place, records in (await consumer.getmany(*left, timeout_ms=500)).items():
+                for record in records:
+                    if record.offset < ends[place]:
+                        yield record
+            for place in [*left]:
+                if await consumer.position(place) >= ends[place]:
+                    left.remove(place)
+                    consumer.pause(place)
     finally:
         await consumer.stop()
 

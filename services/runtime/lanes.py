@@ -40,6 +40,7 @@ class Locked:
 
     now: datetime
     epoch: int
+    version_floor: int
     positions: dict[str, int]
 
 
@@ -99,10 +100,10 @@ async def internal_lane(
     return (await connection.execute(lock)).first() is not None
 
 
-async def transaction_instant(connection: AsyncConnection, tables: RuntimeTables) -> tuple[datetime, int]:
-    """(now by the one clock, epoch) of this transaction."""
-    row = (await connection.execute(select(CLOCK_NOW, tables.lanes.c.epoch))).one()
-    return row[0], row[1]
+async def transaction_instant(connection: AsyncConnection, tables: RuntimeTables) -> tuple[datetime, int, int]:
+    """(now by the one clock, epoch, version floor) of this transaction."""
+    row = (await connection.execute(select(CLOCK_NOW, tables.lanes.c.epoch, tables.lanes.c.version_floor))).one()
+    return row[0], row[1], row[2]
 
 
 async def lock_lanes(connection: AsyncConnection, tables: RuntimeTables, names: Iterable[str]) -> Locked:
@@ -114,7 +115,8 @@ async def lock_lanes(connection: AsyncConnection, tables: RuntimeTables, names: 
             raise LaneStopped(row.name, row.stopped)
     if len(rows) != len(wanted):
         raise Corrupt(f"lanes {sorted(set(wanted) - {row.name for row in rows})} are missing", code="lane_missing")
-    return Locked(rows[0].now, rows[0].epoch, {row.name: row.position for row in rows})
+    first = rows[0]
+    return Locked(first.now, first.epoch, first.version_floor, {row.name: row.position for row in rows})
 
 
 @cache
@@ -127,6 +129,7 @@ def _lock(tables: RuntimeTables) -> Select[Any]:
             tables.lane.c.stopped,
             CLOCK_NOW.label("now"),
             select(tables.lanes.c.epoch).scalar_subquery().label("epoch"),
+            select(tables.lanes.c.version_floor).scalar_subquery().label("version_floor"),
         )
         .where(tables.lane.c.name == func.any(bindparam("names", type_=_TEXTS)))
         .order_by(tables.lane.c.name)

@@ -1,12 +1,13 @@
 """Links: dense sequence numbers between rooms, so that nothing between two rooms is lost or applied twice.
 
 A link is (lane of the producer, topic, partition). Its records carry seq 1, 2, 3…; a consumer applies ``received_to + 1``,
-drops what is not above ``received_to``, and stops the partition at a gap. Source: designs/closing, lines 1 to 3.
+drops what is not above ``received_to``, and stops the partition at a gap. After a restore from a backup seqs go on in a new
+epoch: of an earlier one a record holds up to the bound of its link. Source: designs/closing, lines 1 to 3, and RESTORE.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from operator import attrgetter, itemgetter
@@ -26,6 +27,7 @@ from services.runtime.records import Record
 from services.runtime.tables import RuntimeTables
 
 Link = tuple[str, str, int]  # (link, topic, partition)
+Bounds = Mapping[tuple[int, Link], int]  # of each (earlier epoch, link), the last seq that holds
 
 
 @dataclass(frozen=True)
@@ -108,22 +110,44 @@ def go_on(spans: Spans, received_to: dict[Link, int]) -> bool:
     return all(first == received_to.get(link, 0) + 1 for link, (first, _) in spans.items())
 
 
+class OtherEpoch(Exception):
+    """A record is of another epoch: what holds of it is to be asked for."""
+
+
+def holds(bounds: Bounds, current: int, epoch: int, link: Link, seq: int) -> bool:
+    """Whether a record is of this life: of the current epoch, or of an earlier one up to the bound of its link.
+
+    >>> bounds = {(0, ("usage:events", "usage.charges", 1)): 80}
+    >>> [holds(bounds, 2, 0, ("usage:events", "usage.charges", 1), seq) for seq in (80, 81)]
+    [True, False]
+    """
+    return epoch == current or seq <= bounds.get((epoch, link), 0)
+
+
 def accept(
-    records: Iterable[Record], received_to: dict[Link, int], epoch: int, place: Place = PLACE_IN_MAPPING
+    records: Iterable[Record],
+    received_to: dict[Link, int],
+    epoch: int,
+    place: Place = PLACE_IN_MAPPING,
+    bounds: Bounds | None = None,
 ) -> tuple[list[Record], dict[Link, int], int]:
     """The records to apply, the new ``received_to`` of the links they came on, and how many were skipped.
 
-    Pure: a repeat is dropped, the next one applied, a gap raises `LinkLost`; a record of another life is skipped.
+    Pure: a repeat is dropped, the next one applied, a gap raises `LinkLost`; a record of a life that a restore undid is skipped.
+    Without ``bounds`` one of another epoch raises `OtherEpoch`: where nothing was ever restored they are never asked for.
     """
     fresh: list[Record] = []
     moved: dict[Link, int] = {}
     skipped = 0
     for record in records:
         name, seq, life = place(record.message)
-        if life != epoch:
-            skipped += 1
-            continue
         link = (name, record.topic, record.partition)
+        if life != epoch:
+            if bounds is None:
+                raise OtherEpoch
+            if not holds(bounds, epoch, life, link, seq):
+                skipped += 1
+                continue
         have = moved.get(link)
         if have is None:
             have = received_to.get(link, 0)
@@ -135,6 +159,16 @@ def accept(
         moved[link] = seq
         fresh.append(record)
     return fresh, moved, skipped
+
+
+async def load_bounds(
+    connection: AsyncConnection, tables: RuntimeTables, partitions: Collection[tuple[str, int]]
+) -> Bounds:
+    """What holds of the earlier epochs on these partitions (topic, number)."""
+    columns = tables.bound.c
+    statement = select(columns.epoch, columns.link, columns.topic, columns.partition, columns.last_seq)
+    statement = statement.where(tuple_(columns.topic, columns.partition).in_(sorted(partitions)))
+    return {(row.epoch, tuple(row[1:4])): row.last_seq for row in (await connection.execute(statement)).all()}
 
 
 async def load_received(connection: AsyncConnection, tables: RuntimeTables, links: Iterable[Link]) -> dict[Link, int]:

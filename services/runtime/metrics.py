@@ -41,10 +41,19 @@ class Metrics:
             registry=self.registry,
         )  # fmt: skip
 
+        self._undone = Counter(
+            "tollbook_undone_records", "Records skipped that a restore from a backup undid", ["input"],
+            registry=self.registry,
+        )  # fmt: skip
+
     def batch(self, source: str, seconds: float, records: int) -> None:
         """A batch of an input was committed."""
         self._batches.labels(source).observe(seconds)
         self._records.labels(source).inc(records)
+
+    def undone(self, source: str, records: int) -> None:
+        """So many were skipped of a life that a restore undid."""
+        self._undone.labels(source).inc(records)
 
     def parked(self, records: Iterable[Any]) -> None:
         """These were put aside, and it is committed."""

@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from sqlalchemy import func, not_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from contracts.openings import opening_in
 from services.kernel.errors import Corrupt
 from services.runtime import faults, parking
 from services.runtime.database import is_data_error, is_of_statement, is_retryable, sqlstate, transaction
@@ -40,10 +41,12 @@ from services.runtime.links import (
     PLACE_IN_OBJECT,
     Link,
     LinkLost,
+    OtherEpoch,
     accept,
     go_on,
     inapplicable,
     links_of,
+    load_bounds,
     load_received,
     save_received,
     spans_of,
@@ -172,9 +175,9 @@ class Processor:
             todo = [record for record in records if record.offset >= locked.positions[record.lane]]
             received: dict[Link, int] = {}
             moved: dict[Link, int] = {}
+            skipped = 0
             if not source.bare:
-                todo = [record for record in todo if record.value is not None]
-                _decode(source, todo)
+                todo = _decode(source, [record for record in todo if record.value is not None])
                 place = PLACE_IN_MAPPING if source.reading is None else PLACE_IN_OBJECT
                 spans = spans_of(todo, locked.epoch, place)
                 links = links_of(todo, place) if spans is None else set(spans)
@@ -182,9 +185,11 @@ class Processor:
                 if spans is not None and go_on(spans, received):
                     moved = {link: last for link, (_, last) in spans.items()}
                 else:
-                    todo, moved, skipped = accept(todo, received, locked.epoch, place)
-                    if skipped:
-                        log.warning("%s.%s skipped %d records of another epoch", self.room.name, source.name, skipped)
+                    try:
+                        todo, moved, skipped = accept(todo, received, locked.epoch, place)
+                    except OtherEpoch:
+                        bounds = await load_bounds(connection, self.tables, {link[1:] for link in links})
+                        todo, moved, skipped = accept(todo, received, locked.epoch, place, bounds)
             faults.step(f"{crash}.checked")
             # All of it or nothing is committed; before the handler, so that nothing waits for this under its locks.
             if moved:
@@ -203,6 +208,7 @@ class Processor:
                 self._outbox(),
                 self.surroundings,
                 {link: (received.get(link, 0) + 1, last) for link, last in moved.items()},
+                version_floor=locked.version_floor,
             )
             if refusal is not None:
                 for record in todo:
@@ -216,6 +222,9 @@ class Processor:
             faults.step(f"{crash}.outbox")
         faults.step(f"{crash}.committed")
         self.metrics.batch(source.name, time.monotonic() - begun, len(records))
+        if skipped:
+            self.metrics.undone(source.name, skipped)
+            log.warning("%s.%s skipped %d records of a life that a restore undid", self.room.name, source.name, skipped)
         self._told(work)
 
     async def pass_markers(self, ranges: Ranges) -> None:
@@ -250,8 +259,8 @@ class Processor:
             taken = await parking.take_asked(connection, self.tables)
             if not taken:
                 return 0
-            now, epoch = await transaction_instant(connection, self.tables)
-            work = self._work(connection, parking.REPLAY_LANE, now, epoch)
+            now, epoch, floor = await transaction_instant(connection, self.tables)
+            work = self._work(connection, parking.REPLAY_LANE, now, epoch, floor)
             faults.step(f"{self.room.name}.replay.taken")
             for source in self.room.inputs:
                 mine = [(record, asked, row) for record, asked, row, name in taken if name == source.name]
@@ -444,8 +453,8 @@ class Processor:
         async with transaction(self.engine) as connection:
             if not await internal_lane(connection, self.tables, lane, skip_locked=skip_locked):
                 return False
-            now, epoch = await transaction_instant(connection, self.tables)
-            work = self._work(connection, lane, now, epoch)
+            now, epoch, floor = await transaction_instant(connection, self.tables)
+            work = self._work(connection, lane, now, epoch, floor)
             await run(work)
             await work.finish()
             faults.step(f"{self.room.name}.{lane}.outbox")
@@ -458,8 +467,11 @@ class Processor:
     def _outbox(self) -> Outbox:
         return Outbox(self.room.name, self.surroundings.partitions)
 
-    def _work(self, connection: AsyncConnection, lane: str, now: datetime, epoch: int) -> Work:
-        return Work(connection, self.tables, self.room.name, lane, now, epoch, self._outbox(), self.surroundings)
+    def _work(self, connection: AsyncConnection, lane: str, now: datetime, epoch: int, version_floor: int = 0) -> Work:
+        return Work(
+            connection, self.tables, self.room.name, lane, now, epoch, self._outbox(), self.surroundings,
+            version_floor=version_floor,
+        )  # fmt: skip
 
     def _told(self, work: Work) -> None:
         self.metrics.parked(work.parked)
@@ -536,15 +548,20 @@ def _before(lane: str, offset: int, records: list[Record], ranges: Ranges) -> tu
     return [each for each in records if each.lane in left and (each.lane != lane or each.offset < offset)], left
 
 
-def _decode(source: Input, records: list[Record]) -> None:
-    """Decode what was not decoded at an earlier try. `LinkLost` for a record that cannot be read."""
+def _decode(source: Input, records: list[Record]) -> list[Record]:
+    """The records without openings of an epoch, which tell a room nothing: what holds stands in its own schema. Decodes what
+    was not decoded at an earlier try. `LinkLost` for a record that cannot be read."""
     decoders = {name: source.decoder(name) for name in {record.topic for record in records}}
+    openings: list[Record] = []
     for record in records:
         if record.message is None:
             try:
                 record.message = decoders[record.topic](record.value or b"")
             except (ValidationError, DecodeError) as error:
-                raise unreadable(record, error) from None
+                if opening_in(record.value or b"") is None:
+                    raise unreadable(record, error) from None
+                openings.append(record)
+    return [record for record in records if record not in openings] if openings else records
 
 
 def _split(items: list[T], one_by_one: bool) -> list[list[T]]:

@@ -20,7 +20,7 @@ from services.kernel.errors import InvalidInput, NotFound, Refused
 from services.runtime.broker import Offsets, read_log
 from services.runtime.database import transaction
 from services.runtime.lanes import CLOCK_NOW, RETIRED, Lane, lane_named
-from services.runtime.links import load_received, save_received
+from services.runtime.links import holds, load_bounds, load_received, save_received
 from services.runtime.settings import Settings
 from services.runtime.tables import RuntimeTables
 
@@ -136,14 +136,17 @@ async def _gaps(
     engine: AsyncEngine, tables: RuntimeTables, settings: Settings, lane: Lane, epoch: int, start: int, end: int
 ) -> tuple[LostSeqs, ...]:
     """The seqs between what is applied of each link and its first record at or above an offset."""
+    async with transaction(engine) as connection:
+        bounds = await load_bounds(connection, tables, [(lane.topic, lane.partition)])
     first: dict[str, int] = {}
     async for record in read_log(settings, lane.topic, lane.partition, start, end):
         try:
             envelope: Any = json.loads(record.value or b"")
-            if envelope["epoch"] == epoch:
-                first.setdefault(envelope["link"], envelope["seq"])
+            link, life, seq = envelope["link"], envelope["epoch"], envelope["seq"]
         except (ValueError, KeyError, TypeError):
             continue  # it stops the lane again when its turn comes
+        if holds(bounds, epoch, life, (link, lane.topic, lane.partition), seq):
+            first.setdefault(link, seq)
     async with transaction(engine) as connection:
         wanted = [(link, lane.topic, lane.partition) for link in first]
         received = await load_received(connection, tables, wanted) if wanted else {}

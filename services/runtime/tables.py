@@ -29,10 +29,12 @@ Instant = DateTime(timezone=True)
 class RuntimeTables:
     """The mechanism's tables in one schema.
 
-    lanes: one parent row; a new lane is born under FOR SHARE, the cut takes it FOR UPDATE.
+    lanes: one parent row; a new lane is born under FOR SHARE, the cut takes it FOR UPDATE. `version_floor`: objects are told with
+        versions above it, for in a life that a restore undid they were told up to it.
     lane: an input consumed in order under one row lock; for a Kafka lane `position` is *the* position of the consumer,
         `first` the one it was born with.
     link_out / link_in: last dense seq given out, highest seq applied.
+    bound: of each earlier epoch of the database, the last seq of every room's links that holds; written by a restore alone.
     outbox: finished Kafka batches on their way; `chunk` is one batch of `records` records.
     parked: raw records out of the stream: quarantined, waiting, or being replayed.
     due: timers that decide money; `failures` in a row put one off, and a new time for it starts them anew.
@@ -45,6 +47,7 @@ class RuntimeTables:
     lane: Table
     link_out: Table
     link_in: Table
+    bound: Table
     outbox: Table
     parked: Table
     due: Table
@@ -63,6 +66,7 @@ def runtime_tables(schema: str) -> RuntimeTables:
             metadata,
             Column("id", SmallInteger, primary_key=True, autoincrement=False),
             Column("epoch", Integer, nullable=False, server_default=text("0")),
+            Column("version_floor", BigInteger, nullable=False, server_default=text("0")),
         ),
         lane=Table(
             "lane",
@@ -91,6 +95,15 @@ def runtime_tables(schema: str) -> RuntimeTables:
             Column("topic", Text, primary_key=True),
             Column("partition", Integer, primary_key=True),
             Column("received_to", BigInteger, nullable=False),
+        ),
+        bound=Table(
+            "bound",
+            metadata,
+            Column("link", Text, primary_key=True),
+            Column("topic", Text, primary_key=True),
+            Column("partition", Integer, primary_key=True),
+            Column("epoch", Integer, primary_key=True),
+            Column("last_seq", BigInteger, nullable=False),
         ),
         outbox=Table(
             "outbox",

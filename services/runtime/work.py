@@ -65,6 +65,16 @@ class Work:
     parked: list[parking.Parked] = field(default_factory=list)
     after_commit: list[Callable[[], None]] = field(default_factory=list)
     attempts: int = 0  # how many a handler is inside of
+    version_floor: int = 0
+
+    def next_version(self, version: int) -> int:
+        """The version of an object after this one: above it, and above all that was told in a life that a restore undid, since
+        outside they drop a version that they have seen.
+
+        >>> Work(*[None] * 8, version_floor=41).next_version(7), Work(*[None] * 8).next_version(7)
+        (42, 8)
+        """
+        return max(version, self.version_floor) + 1
 
     async def execute(self, statement: Executable, parameters: Any = None) -> CursorResult[Any]:
         """Run one statement of a store."""

@@ -38,6 +38,7 @@ from services.runtime.lanes import LaneStopped, give_birth, lanes_of, stop_lane
 from services.runtime.processor import Behind, Processor
 from services.runtime.records import Record, lane_name
 from services.runtime.relay import Relay
+from services.runtime.restoring import refuse_unfinished
 from services.runtime.room import Input, Room, Tick
 from services.runtime.settings import Settings
 from services.runtime.topic_settings import differences
@@ -332,7 +333,7 @@ class Worker:
     async def start(self) -> None:
         await self.offsets.start()
         await self._make_ours()
-        await self._answered(self._ask_the_clock)
+        await self._answered(self._ask_the_database)
         opened = partial(open_producer, self.settings, self.room.name)
         self.relay = Relay(
             self.room.name, self.engine, self.processor.tables, opened, self.settings.topic_prefix, self.make
@@ -359,9 +360,10 @@ class Worker:
         gc.set_threshold(50_000, 20, 50)
         log.info("%s runs as %s", self.room.name, self.name)
 
-    async def _ask_the_clock(self) -> None:
+    async def _ask_the_database(self) -> None:
         async with transaction(self.engine) as connection:
             await connection.execute(text("select runtime.clock_now()"))
+            await refuse_unfinished(connection)
 
     async def _answered(self, ask: Callable[[], Awaitable[None]]) -> None:
         """What the start asks of PostgreSQL is asked again for a while: it may be starting as well, or cut us off just now."""

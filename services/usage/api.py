@@ -31,6 +31,8 @@ from services.runtime.links import LinkMark, marks
 from services.runtime.parking import ParkedRow
 from services.usage import closing, quoting, rerate_store, retrying, revising, store
 from services.usage import reassignments as reassignments_of
+from services.usage.adopting import adopt_cuts as adopt_cuts
+from services.usage.adopting import known_books as known_books
 from services.usage.books import (
     DATA,
     RENTAL,

@@ -181,7 +181,7 @@ class _Making:
             for number, event in enumerate(events)
         ]  # fmt: skip
         async with self._engine.connect() as connection:  # never committed
-            now, epoch = await transaction_instant(connection, RUNTIME)
+            now, epoch, _ = await transaction_instant(connection, RUNTIME)
             nowhere = cast(Surroundings, None)  # only what is finished is sent
             work = _Trial(connection, RUNTIME, "usage", lane, now, epoch, Outbox("usage", lambda _: 1), nowhere)
             await self._handler.handle(work, records)

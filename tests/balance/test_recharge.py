@@ -53,6 +53,7 @@ class Attempt:
     requested_at: datetime
     state: str = "settled"
     kind: str = "auto"
+    undone: bool = False
 
 
 @dataclass

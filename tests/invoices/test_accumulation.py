@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from services.invoices.accumulation import InvoiceKey, Tally, fold_postings
 from services.invoices.closing import OpenInvoice, decide
-from services.invoices.documents import canonical, closed
+from services.invoices.documents import Issue, canonical, closed
 from services.invoices.rounding import LineSum, bill
 from services.kernel.errors import Corrupt
 from services.kernel.ids import evidence_hash
@@ -122,8 +122,7 @@ def closed_document(batches) -> str:
             group,
             decide(invoice),
             {"east": "East"},
-            number="1",
-            issued_on=datetime(2026, 11, 3, tzinfo=UTC),
+            Issue("1", 1, datetime(2026, 11, 3, tzinfo=UTC)),
             cutoff_id=UUID(int=0),
             cutoff_evidence_sha256="0" * 64,
         )

@@ -269,8 +269,8 @@ def test_a_group_of_more_accounts_than_a_record_can_tell_is_refused_and_any_smal
 def documented(invoice):
     issued_on = datetime(2026, 11, 3, 0, 0, 1, tzinfo=UTC)
     return documents.closed(
-        invoice, invoice.group, amounts(invoice, invoice.group), {"east": "East office"}, number="TB-000001",
-        issued_on=issued_on, cutoff_id=UUID(int=1), cutoff_evidence_sha256="ab" * 32,
+        invoice, invoice.group, amounts(invoice, invoice.group), {"east": "East office"},
+        documents.Issue("TB-000001", 1, issued_on), cutoff_id=UUID(int=1), cutoff_evidence_sha256="ab" * 32,
     )  # fmt: skip
 
 
@@ -303,8 +303,8 @@ def test_the_text_shows_what_is_due_and_late_use_by_its_month():
 def test_the_event_balances_to_the_nano():
     invoice = open_invoice(*NORTHWIND)
     event = documents.closed_event(
-        invoice, invoice.group, amounts(invoice, invoice.group), number="TB-000001",
-        issued_on=BOUNDARY + HOUR, boundary=BOUNDARY, sha256="ab" * 32,
+        invoice, invoice.group, amounts(invoice, invoice.group), documents.Issue("TB-000001", 1, BOUNDARY + HOUR),
+        boundary=BOUNDARY, sha256="ab" * 32,
     ).data()  # fmt: skip
     assert sums_to_zero(event)
     assert {each["account_id"]: (each["unbilled"], each["receivable"]) for each in event["postings"]} == {
@@ -345,7 +345,7 @@ def test_promotional_credit_is_a_line_of_its_own_taken_off_before_tax(plan, due,
     assert documents.disagreements(forged, invoice.lines, invoice.tally)
     assert "promotional credit" in documents.as_text(document)
     event = documents.closed_event(
-        invoice, invoice.group, decision, number="TB-000001", issued_on=BOUNDARY + HOUR, boundary=BOUNDARY,
+        invoice, invoice.group, decision, documents.Issue("TB-000001", 1, BOUNDARY + HOUR), boundary=BOUNDARY,
         sha256="ab" * 32,
     ).data()  # fmt: skip
     assert sums_to_zero(event)
@@ -406,7 +406,7 @@ def test_what_taken_back_use_leaves_unbilled_is_billed_though_no_line_stands():
     assert document["totals"]["due"] == "2.40"
     assert documents.disagreements(document, invoice.lines, invoice.tally) == []
     event = documents.closed_event(
-        invoice, invoice.group, decision, number="TB-000001", issued_on=BOUNDARY + HOUR, boundary=BOUNDARY,
+        invoice, invoice.group, decision, documents.Issue("TB-000001", 1, BOUNDARY + HOUR), boundary=BOUNDARY,
         sha256="ab" * 32,
     ).data()  # fmt: skip
     assert sums_to_zero(event)

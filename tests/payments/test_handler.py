@@ -350,6 +350,23 @@ async def test_what_was_told_as_given_up_is_not_charged_any_more(far: Town, remo
     assert "charge" not in kinds[kinds.index("cancel") :]
 
 
+async def test_two_that_fail_do_not_wake_each_other(far: Town, remote: Remote) -> None:
+    """Each waits for its own time, however long the processor is away."""
+    asked = request("tok_ok")
+    far.send("payments.requests", "frontdesk", asked)
+    await far.settle()
+    remote.failures += [Unavailable("away")] * 100
+    for _ in range(2):
+        refund = about(asked, "refund", refund_id=str(uuid4())) | {"amount": "5"}
+        far.send("payments.requests", "frontdesk", refund)
+    await far.settle()
+    assert len(remote.asked) == 1 + 2
+    for _ in range(4):
+        await far.settle(after=timedelta(minutes=1))
+    assert 4 <= len(remote.asked) - 3 <= 8
+    remote.failures.clear()
+
+
 async def test_a_processor_that_stays_away_is_not_charged_after_a_quarter_of_an_hour(far: Town, remote: Remote) -> None:
     remote.failures += [Unavailable("away")] * 100
     far.send("payments.requests", "frontdesk", request("tok_ok"))

@@ -32,7 +32,7 @@ def test_the_same_link_in_two_partitions_has_two_counts():
 
 
 def test_a_record_of_another_epoch_is_skipped_and_counted():
-    fresh, moved, skipped = accept([record("a", 9, epoch=1), record("a", 1)], {}, 0)
+    fresh, moved, skipped = accept([record("a", 9, epoch=1), record("a", 1)], {}, 0, bounds={})
     assert len(fresh) == 1
     assert moved == {("a", "t", 0): 1}
     assert skipped == 1

@@ -49,7 +49,7 @@ class Publisher:
         """One transaction; each value is (key, text)."""
         async with transaction(self.engine) as connection:
             await internal_lane(connection, self.tables, "test")
-            now, epoch = await transaction_instant(connection, self.tables)
+            now, epoch, _ = await transaction_instant(connection, self.tables)
             outbox = Outbox("payments", lambda name: self.topic.partitions)
             for key, value in values:
                 outbox.add(self.topic, key, key, value)

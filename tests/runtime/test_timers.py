@@ -44,7 +44,7 @@ class Bank:
     async def batch(self):
         """A transaction as a batch has it."""
         async with transaction(self.processor.engine) as connection:
-            now, epoch = await transaction_instant(connection, self.processor.tables)
+            now, epoch, _ = await transaction_instant(connection, self.processor.tables)
             yield self.processor._work(connection, "test", now, epoch)
 
     async def set(self, kind, *keys, after=timedelta(0)):

@@ -37,10 +37,16 @@ class Town:
     """The rooms balance and payments over one log, and hands to write what others would."""
 
     def __init__(
-        self, database: Database, *, valkey: str = NO_VALKEY, partitions: int = 2, rooms: Sequence[Room] | None = None
+        self,
+        database: Database,
+        *,
+        valkey: str = NO_VALKEY,
+        partitions: int = 2,
+        rooms: Sequence[Room] | None = None,
+        log: Log | None = None,
     ) -> None:
         self.database = database
-        self.log = Log(partitions)
+        self.log = Log(partitions) if log is None else log
         self.refuse_fast = RefuseFast(lambda: valkey, prefix=f"t{uuid.uuid4().hex}.")
         chosen = [balance_room.room(self.refuse_fast), payments_room.room()] if rooms is None else rooms
         self.rooms = Rooms(self.log, database, chosen)
