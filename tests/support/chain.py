@@ -941,9 +941,15 @@ class Chain:
     ) -> list[str]:
         """Groups held at each cut, judged from the records as they stood before anybody decided about them."""
         before = self.facts | {"prices": (self.facts_before_prices or self.facts)["prices"]}
-        judgement = model.judge(
-            [(before, records)], cuts=cuts, store_refuses=lambda leg: leg.event_id.startswith(REFUSED_PREFIX)
-        )
+        # After a restore what had no price has one from the start, unless it is in quarantine since before the backup.
+        certain = self.facts if self.restored else before
+
+        def judged_by(facts: model.Facts) -> model.Judgement:
+            return model.judge(
+                [(facts, records)], cuts=cuts, store_refuses=lambda leg: leg.event_id.startswith(REFUSED_PREFIX)
+            )
+
+        judgement, sure = judged_by(before), judged_by(certain)
         problems = []
         for boundary, vector in cuts.items():
             held = {
@@ -953,7 +959,8 @@ class Chain:
                     boundary,
                 )
             }
-            must, may = judgement.held_groups(boundary, vector, before)
+            must, _ = sure.held_groups(boundary, vector, certain)
+            _, may = judgement.held_groups(boundary, vector, before)
             may |= self._readable_groups(records, vector)
             if not must <= held <= may:
                 problems.append(f"cut {boundary}: held {sorted(held)}, must {sorted(must)}, may {sorted(may)}")
