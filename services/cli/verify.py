@@ -471,7 +471,7 @@ class Auditor:
                 found.differs(finding)
         engine = self._engines["invoices"]
         seen = set()
-        for each in await invoices.list_invoices(engine, period=self._period, limit=ALL):
+        for each in await invoices.list_invoices(engine, period=self._period):
             if each.state != "closed" or each.sha256 is None:
                 continue
             found.seen["invoices"] += 1
@@ -609,7 +609,7 @@ class Auditor:
     async def _closings(self, found: _Findings) -> None:
         """Every closed invoice is posted once, to its total: what its wallets and receivables moved, rounding and tax."""
         posted = await balance.transaction_totals(self._engines["balance"], "closing")
-        listed = await invoices.list_invoices(self._engines["invoices"], state="closed", limit=ALL)
+        listed = await invoices.list_invoices(self._engines["invoices"], state="closed")
         found.seen["closings"] = len(posted)
         for each in listed:
             sums = posted.pop(str(each.invoice_id), None)
@@ -753,7 +753,7 @@ class Auditor:
         """What invoices shows of each is what balance has."""
         shown = {
             each.invoice_id: (each.paid_nano, each.written_off_nano, each.credited_nano, each.open_nano)
-            for each in await invoices.list_invoices(self._engines["invoices"], state="closed", limit=ALL)
+            for each in await invoices.list_invoices(self._engines["invoices"], state="closed")
         }
         for each in kept.invoices:
             open_nano = each.due_nano - each.paid_nano - each.written_off_nano - each.credited_nano

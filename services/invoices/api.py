@@ -33,8 +33,6 @@ from services.kernel.period import instant_text, period_named, period_of
 from services.runtime.database import transaction
 
 GRACE_MAX = timedelta(days=30)  # a longer one would reach the next boundary
-STATUS_GROUPS_MAX = 1_000
-LIST_MAX = 1_000
 UNPAID = frozenset({"closed", "partly_paid", "overdue"})
 PAID = frozenset({"paid"})
 OVERDUE = frozenset({"overdue"})
@@ -118,9 +116,10 @@ async def list_invoices(
     group_id: str | None = None,
     state: Literal["open", "closed", "nothing"] | None = None,
     standings: Collection[str] | None = None,
-    limit: int = LIST_MAX,
+    limit: int | None = None,
 ) -> list[InvoiceSummary]:
-    """Invoices by period, number and group; groups without any charge have none. ``standings`` picks some, as `UNPAID`."""
+    """Invoices by period, number and group, all of them unless there is a ``limit``; groups without any charge have none.
+    ``standings`` picks some, as `UNPAID`."""
     async with _reading(engine) as connection:
         rows = await store.list_invoices(
             connection, period=period, group_id=group_id, state=state, standings=standings, limit=limit
@@ -307,15 +306,13 @@ class GroupStatus:
     waiting_for: str | None
 
 
-async def status(
-    engine: AsyncEngine, period: str, *, group_id: str | None = None, limit: int = STATUS_GROUPS_MAX
-) -> list[GroupStatus]:
+async def status(engine: AsyncEngine, period: str, *, group_id: str | None = None) -> list[GroupStatus]:
     """For each known group: open, waiting (for what), refused (why), closed, or nothing to bill."""
     async with _reading(engine) as connection:
         now = await store.clock_now(connection)
         rules = await _terms(connection)
         named = period in await store.named_periods(connection)
-        groups = await store.known_groups(connection, group_id, limit)
+        groups = await store.known_groups(connection, group_id)
         rows = await store.load_states(connection, [InvoiceKey(each, period) for each, _ in groups])
         cut = {each.boundary: each for each in await store.load_cuts(connection)}
         received_to = await store.load_received(connection)

@@ -700,9 +700,9 @@ async def load_documents(connection: AsyncConnection, ids: Iterable[UUID]) -> di
     return {row.invoice_id: (row.body, row.sha256) for row in rows}
 
 
-async def known_groups(connection: AsyncConnection, group_id: str | None, limit: int) -> list[tuple[str, str]]:
+async def known_groups(connection: AsyncConnection, group_id: str | None) -> list[tuple[str, str]]:
     """(group, zone), in order."""
-    statement = select(billing_group.c.group_id, billing_group.c.zone).order_by(billing_group.c.group_id).limit(limit)
+    statement = select(billing_group.c.group_id, billing_group.c.zone).order_by(billing_group.c.group_id)
     if group_id is not None:
         statement = statement.where(billing_group.c.group_id == group_id)
     return [(row.group_id, row.zone) for row in (await connection.execute(statement)).all()]
