@@ -23,11 +23,12 @@ from services.invoices.closing import (
     OpenInvoice,
     Terms,
     check_request,
+    sums_mismatch,
 )
 from services.invoices.credit_note_documents import credit_notes_text
 from services.invoices.documents import Document, Settlement, as_text, settlements_text, sha256_of
 from services.invoices.rounding import split_tiers
-from services.kernel.errors import InvalidInput, NotFound, Refused
+from services.kernel.errors import Corrupt, InvalidInput, NotFound, Refused, TollbookError
 from services.kernel.money import parse_amount
 from services.kernel.period import instant_text, period_named, period_of
 from services.runtime.database import transaction
@@ -60,6 +61,7 @@ __all__ = [
     "received",
     "request_close",
     "set_grace",
+    "settled",
     "sha256_of",
     "show",
     "status",
@@ -178,7 +180,9 @@ async def show(engine: AsyncEngine, reference: str) -> Shown:
     """A closed invoice by number or id. `NotFound` when there is none; `InvalidInput` when two sellers share the number."""
     async with _reading(engine) as connection:
         body, sha256 = await find_closed(connection, reference)
-        document = json.loads(body)
+        document = _read(body)
+        if document is None:
+            raise Corrupt(f"the document of invoice {reference} cannot be read")
         invoice_id = UUID(document["invoice_id"])
         rows = await store.load_settlements(connection, invoice_id)
         notes = (await credit_note_store.load_issued(connection, [invoice_id])).get(invoice_id, [])
@@ -397,7 +401,10 @@ async def cuts(engine: AsyncEngine) -> list[CutStatus]:
 
 @dataclass(frozen=True, slots=True)
 class AuditedInvoice:
-    """An invoice counted again from its lines; compare with what usage and balance have for (group, period)."""
+    """An invoice counted again from its lines; compare with what usage has for (group, period).
+
+    ``mismatch`` says which of its sums disagree; of an open one that is meaningful only while nothing is under way.
+    """
 
     invoice_id: UUID
     group_id: str
@@ -408,8 +415,7 @@ class AuditedInvoice:
     charges: int
     exact_nano: int
     xor: int
-    wallet_nano: int
-    unbilled_nano: int
+    mismatch: str | None
 
 
 @dataclass(frozen=True)
@@ -444,7 +450,7 @@ async def audit(engine: AsyncEngine, period: str | None = None) -> Audit:
     hashes = {(cut, group_id): sha256 for cut, group_id, _, sha256 in kept}
     evidence: dict[UUID, dict[str, Document]] = {}
     for cut, group_id, body, sha256 in kept:
-        evidence.setdefault(cut, {})[group_id] = json.loads(body)
+        evidence.setdefault(cut, {})[group_id] = _read(body) or {}
         if documents.sha256_of(body) != sha256:
             findings.append(f"evidence of cut-off {cut} {group_id} does not have the hash {sha256}")
     for row in rows:
@@ -460,14 +466,19 @@ async def audit(engine: AsyncEngine, period: str | None = None) -> Audit:
             AuditedInvoice(
                 row.invoice_id, *key, row.state, row.number, row.cutoff_id, invoice.tally.charges,
                 sum(line.exact_nano for line in invoice.lines), invoice.tally.xor,
-                sum(each.wallet_nano for each in invoice.paid), sum(each.unbilled_nano for each in invoice.paid),
+                None if (mismatch := sums_mismatch(invoice)) is None else mismatch.reason,
             )
         )  # fmt: skip
         if row.state == "closed":
-            wrong = _judge(invoice, *stored.get(row.invoice_id, ("", "")), hashes)
+            body, sha256 = stored.get(row.invoice_id, ("", ""))
+            wrong = [] if documents.sha256_of(body) == sha256 else [f"the document does not have the hash {sha256}"]
+            try:
+                document = json.loads(body)
+                wrong += _judge(row, invoice, document, hashes)
+                findings += credit_note_documents.disagreements(document, sha256, notes.get(row.invoice_id, ()))
+            except (LookupError, TypeError, ValueError, TollbookError):
+                wrong.append("it has no document that can be read")
             findings += [f"invoice {row.number} ({row.group_id} {row.period}): {each}" for each in wrong]
-            if row.invoice_id in notes:
-                findings += credit_note_documents.disagreements(*stored[row.invoice_id], notes[row.invoice_id])
         elif row.state == "nothing" and not _bills_nothing(invoice):
             findings.append(f"{row.group_id} {row.period} was closed with nothing to bill, but has charges")
     findings += [
@@ -484,21 +495,44 @@ def _bills_nothing(invoice: OpenInvoice) -> bool:
     return counted == invoice.tally.charges and all(line.is_nothing for line in split_tiers(invoice.lines))
 
 
-def _judge(invoice: OpenInvoice, body: str, sha256: str, hashes: dict[tuple[UUID, str], str]) -> list[str]:
-    if not body:
-        return ["has no document"]
-    wrong = [] if documents.sha256_of(body) == sha256 else [f"the document does not have the hash {sha256}"]
-    document: Document = json.loads(body)
-    wrong += documents.disagreements(document, invoice.lines, invoice.tally)
+def _read(body: str) -> Document | None:
+    """A document as it is kept; None where what is kept is none."""
+    try:
+        document = json.loads(body)
+    except ValueError:
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _judge(row: Any, invoice: OpenInvoice, document: Document, hashes: dict[tuple[UUID, str], str]) -> list[str]:
+    wrong = documents.disagreements(document, invoice)
     named = document["evidence"]
-    whole = hashes.get((UUID(named["cutoff_id"]), store.WHOLE_CUT))
-    own = hashes.get((UUID(named["cutoff_id"]), invoice.key.group_id), whole)
+    said = {
+        "number": document["number"],
+        "currency": document["currency"],
+        "billing_entity_id": document["billing_entity"]["billing_entity_id"],
+        "cutoff_id": UUID(named["cutoff_id"]),
+        "closed_at": datetime.fromisoformat(document["issued_on"]),
+    }
+    wrong += [
+        f"its {name} is kept as {getattr(row, name)}, the document says {value}"
+        for name, value in said.items()
+        if getattr(row, name) != value
+    ]
+    whole = hashes.get((said["cutoff_id"], store.WHOLE_CUT))
+    own = hashes.get((said["cutoff_id"], invoice.key.group_id), whole)
     if named["cutoff_evidence_sha256"] != own:
         wrong.append("it names evidence of its cut-off that is not kept")
-    posted = sum(each.credits_nano + each.wallet_nano + each.unbilled_nano for each in invoice.paid)
-    if posted != invoice.tally.exact_nano:
-        wrong.append("its charges and the postings of balance differ")
     return wrong
+
+
+async def settled(engine: AsyncEngine) -> dict[UUID, dict[int, tuple[str, int]]]:
+    """What was applied to each closed invoice as it is shown: by version where from, and how much in nanos."""
+    found: dict[UUID, dict[int, tuple[str, int]]] = {}
+    async with _reading(engine) as connection:
+        for row in await store.load_applied(connection):
+            found.setdefault(row.invoice_id, {})[row.version] = row.source, int(row.amount_nano)
+    return found
 
 
 async def received(engine: AsyncEngine) -> dict[LinkKey, int]:
@@ -518,7 +552,6 @@ class KeptEvidence:
 
 
 async def kept_evidence(engine: AsyncEngine) -> list[KeptEvidence]:
-    """The evidence of every cut."""
+    """All evidence that is kept, of whatever cut."""
     async with _reading(engine) as connection:
-        cutoffs = [each.cutoff_id for each in await store.load_cuts(connection)]
-        return [KeptEvidence(*row) for row in await store.load_evidence(connection, cutoffs)]
+        return [KeptEvidence(*row) for row in await store.load_evidence(connection)]
