@@ -745,7 +745,20 @@ class Auditor:
                 ("open, and its accounts' shares", each.due_nano - settled, each.shares_nano),
             ):
                 found.expect(f"{name} {what}", format_nano(have), format_nano(want))
-        for payment_id, (amount, applied, through) in sorted(kept.payments.items()):
+        noted = {str(each.invoice_id) for each in kept.invoices if "credit_note" in dict(each.applied.values())}
+        for (invoice_id, account_id), (left, used) in sorted(kept.wallets.items()):
+            if left != used and not (invoice_id in noted and 0 <= left < used):
+                found.differs(
+                    f"the wallet of {account_id} has paid {format_nano(left)} of invoice {invoice_id}, its entries say"
+                    f" {format_nano(used)}"
+                )
+        for invoice_id in sorted(kept.unknown):
+            found.differs(f"invoice {invoice_id} was posted or paid, and nothing is known of what is owed of it")
+        for payment_id, (amount, applied, through, is_named_so, about) in sorted(kept.payments.items()):
+            if (posted_about := kept.posted_about.get(payment_id)) is not None:
+                found.expect(f"payment {payment_id}, and its transaction", about, posted_about)
+            if not is_named_so:
+                found.differs(f"payment {payment_id} was recorded by another bank or reference")
             sums = {
                 "receivable": applied,
                 "unapplied": amount - applied,
@@ -769,17 +782,33 @@ class Auditor:
 
     async def _standings(self, found: _Findings, kept: receivables_api.ReceivableAudit) -> None:
         """What invoices shows of each is what balance has."""
-        shown = {
-            each.invoice_id: (each.paid_nano, each.written_off_nano, each.credited_nano, each.open_nano)
-            for each in await invoices.list_invoices(self._engines["invoices"], state="closed")
-        }
+        engine = self._engines["invoices"]
+        shown = {each.invoice_id: each for each in await invoices.list_invoices(engine, state="closed")}
+        settled = await invoices.settled(engine)
+        names = ("number", "group_id", "period", "due_on", "due", "paid", "written_off", "credited", "open", "state")
         for each in kept.invoices:
+            name = f"invoice {each.number}"
+            one = shown.pop(each.invoice_id, None)
+            if one is None:
+                found.differs(f"{name} of {each.group_id} is owed, and is not closed")
+                continue
             open_nano = each.due_nano - each.paid_nano - each.written_off_nano - each.credited_nano
-            found.expect(
-                f"invoice {each.number} (paid, written off, credited, open) as it is shown",
-                shown.get(each.invoice_id),
-                (each.paid_nano, each.written_off_nano, each.credited_nano, open_nano),
-            )
+            have = (
+                one.number, one.group_id, one.period, one.due_on, one.due_nano, one.paid_nano, one.written_off_nano,
+                one.credited_nano, one.open_nano, one.standing,
+            )  # fmt: skip
+            want = (
+                each.number, each.group_id, each.period, each.due_on, each.due_nano, each.paid_nano,
+                each.written_off_nano, each.credited_nano, open_nano, each.state,
+            )  # fmt: skip
+            for what, is_shown, is_kept in zip(names, have, want, strict=True):
+                found.expect(f"{name} {what} as it is shown", is_shown, is_kept)
+            found.expect(f"{name} steps as they are shown", settled.pop(each.invoice_id, {}), each.applied)
+        for one in shown.values():
+            if one.due_nano:
+                found.differs(f"invoice {one.number} is due, and nothing is known of what is owed of it")
+        for invoice_id in settled:
+            found.differs(f"invoice {invoice_id} is shown as paid, and nothing is known of what is owed of it")
 
     # ---- facts -------------------------------------------------------------------------------------------------------
 
