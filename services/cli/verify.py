@@ -459,6 +459,12 @@ class Auditor:
             found.seen["charges"] += want.get(key, (0, 0, 0))[0]
             found.expect(f"invoice {key[0]} {key[1]} (charges, nanos, xor)", sums, want.get(key, (0, 0, 0)))
         for each in audit.invoices:
+            total = charges.get((each.group_id, each.period))
+            if total is not None and (each.state != "open" or is_at_rest):
+                for line in sorted(total.lines.keys() | each.lines.keys(), key=str):
+                    billed, made = each.lines.get(line, (0, 0, 0)), total.lines.get(line, (0, 0, 0))
+                    what = f"line {', '.join(map(str, line))} of {each.group_id} {each.period}"
+                    found.expect(f"{what} (charges, quantity, nanos)", billed, made)
             if each.mismatch is not None and (each.state == "nothing" or (each.state == "open" and is_at_rest)):
                 found.differs(f"invoice {each.group_id} {each.period}: {each.mismatch}")
         return found.check()

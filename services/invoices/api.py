@@ -416,6 +416,8 @@ class AuditedInvoice:
     exact_nano: int
     xor: int
     mismatch: str | None
+    lines: dict[tuple[str, str, str, str | None, bool, str], tuple[int, int, int]]
+    """Number, quantity and exact sum of the charges by account, product, cost center, period, whether prepaid, currency."""
 
 
 @dataclass(frozen=True)
@@ -466,7 +468,7 @@ async def audit(engine: AsyncEngine, period: str | None = None) -> Audit:
             AuditedInvoice(
                 row.invoice_id, *key, row.state, row.number, row.cutoff_id, invoice.tally.charges,
                 sum(line.exact_nano for line in invoice.lines), invoice.tally.xor,
-                None if (mismatch := sums_mismatch(invoice)) is None else mismatch.reason,
+                None if (mismatch := sums_mismatch(invoice)) is None else mismatch.reason, _lines(invoice),
             )
         )  # fmt: skip
         if row.state == "closed":
@@ -487,6 +489,17 @@ async def audit(engine: AsyncEngine, period: str | None = None) -> Audit:
         if last != count
     ]
     return Audit(tuple(invoices), evidence, received_to, tuple(findings))
+
+
+def _lines(invoice: OpenInvoice) -> dict[tuple[str, str, str, str | None, bool, str], tuple[int, int, int]]:
+    """The lines as charges make them: those of several schedules of tiers together."""
+    sums: dict[tuple[str, str, str, str | None, bool, str], tuple[int, int, int]] = {}
+    for line in invoice.lines:
+        of = line.key
+        key = (of.account_id, of.product, of.cost_center_id, of.period, of.prepaid, of.currency)
+        charges, quantity, nano = sums.get(key, (0, 0, 0))
+        sums[key] = charges + line.charges, quantity + line.quantity, nano + line.exact_nano
+    return sums
 
 
 def _bills_nothing(invoice: OpenInvoice) -> bool:

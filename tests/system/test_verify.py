@@ -125,6 +125,17 @@ CORRUPTIONS = {
         "update {table} set amount_nano = amount_nano + 1 where charge_id ="
         " (select charge_id from {table} where group_id is not null limit 1)",
     ),
+    "a charge is of another quantity": (
+        3,
+        "usage.charge",
+        "update {table} set quantity = quantity + 1 where charge_id ="
+        " (select charge_id from {table} where group_id is not null and schedule is null limit 1)",
+    ),
+    "a charge is of another plan": (
+        3,
+        "usage.charge",
+        "update {table} set plan = 'payg' where charge_id = (select charge_id from {table} where plan = 'invoiced' limit 1)",
+    ),
     "a line of an invoice was edited": (
         4,
         "invoices.line",
