@@ -900,29 +900,39 @@ async def share_differences(engine: AsyncEngine) -> list[str]:
 
 
 async def credit_differences(engine: AsyncEngine) -> list[str]:
-    """What is wrong with credits: granted = spent + left + lapsed, left = its entries, a wallet's = the sum of its own."""
+    """What is wrong with credits: granted = spent + left + lapsed, left = its entries, a wallet's = the sum of its own. Of one
+    that waits for a second person nothing is granted; one that is not there has nothing left."""
     credit, funding = tables.credit.c, tables.funding.c
     spent = select(funding.credit_id, func.sum(funding.nano).label("nano")).group_by(funding.credit_id).subquery()
     entries = (
-        select(_ledger.ledger, func.sum(_ledger.nano).label("nano"))
+        select(_ledger.ledger, _ledger.currency, func.sum(_ledger.nano).label("nano"))
         .where(_ledger.ledger.startswith("credit:"))
-        .group_by(_ledger.ledger)
+        .group_by(_ledger.ledger, _ledger.currency)
         .subquery()
     )
-    whole = func.coalesce(spent.c.nano, 0) + credit.remaining_nano + credit.breakage_nano
+    left = func.coalesce(credit.remaining_nano, 0)
+    whole = func.coalesce(spent.c.nano, 0) + left + func.coalesce(credit.breakage_nano, 0)
+    granted = case((credit.valid_from.is_not(None), credit.granted_nano), else_=0)
     posted = func.coalesce(entries.c.nano, 0)
     of_credits = (
         select(
-            credit.credit_id, credit.granted_nano, credit.remaining_nano, whole.label("whole"), posted.label("posted")
+            func.coalesce(cast(credit.credit_id, Text), func.split_part(entries.c.ledger, ":", 2)).label("credit_id"),
+            granted.label("granted"), left.label("left"), whole.label("whole"), posted.label("posted"),
         )
         .join_from(tables.credit, spent, spent.c.credit_id == credit.credit_id, isouter=True)
-        .join(entries, entries.c.ledger == func.concat("credit:", credit.credit_id), isouter=True)
-        .where(credit.valid_from.is_not(None), or_(whole != credit.granted_nano, posted != credit.remaining_nano))
-        .order_by(credit.credit_id)
-    )
+        .join(
+            entries,
+            and_(
+                entries.c.ledger == func.concat("credit:", credit.credit_id), entries.c.currency == credit.currency
+            ),
+            full=True,
+        )
+        .where(or_(whole != granted, posted != left))
+        .order_by("credit_id")
+    )  # fmt: skip
     wrong = [
-        f"credit {row.credit_id} of {format_nano(row.granted_nano)}: spent, left and lapsed are {format_nano(int(row.whole))},"
-        f" {format_nano(row.remaining_nano)} is left, its entries sum to {format_nano(int(row.posted))}"
+        f"credit {row.credit_id} of {format_nano(row.granted)}: spent, left and lapsed are {format_nano(int(row.whole))},"
+        f" {format_nano(row.left)} is left, its entries sum to {format_nano(int(row.posted))}"
         for row in await _all(engine, of_credits)
     ]
     own = (
@@ -1001,7 +1011,7 @@ async def wallet_differences(engine: AsyncEngine) -> list[WalletDifference]:
         func.coalesce(column, 0).label(column.name)
         for column in (_wallet.wallet_nano, _wallet.unbilled_nano, _wallet.receivable_nano)
     ]
-    account_id = func.coalesce(_wallet.account_id, sums.c.account_id).label("account_id")
+    account_id = func.coalesce(_wallet.account_id, sums.c.account_id, "no account").label("account_id")
     query = select(account_id, *held, sums.c.kind, sums.c.nano).outerjoin_from(
         tables.wallet, sums, sums.c.account_id == _wallet.account_id, full=True
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
@@ -13,8 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.balance import ledger, receivables_store, tables
 from services.balance.api import CarriedOut
-from services.balance.debts import OVERDUE
+from services.balance.debts import OVERDUE, Receivable
 from services.balance.overdue import SUSPEND_AFTER_DAYS_MAX
+from services.balance.transfers import payment_id_of
 from services.kernel.errors import InvalidInput
 from services.kernel.money import format_nano
 from services.runtime.database import transaction
@@ -114,6 +117,9 @@ class ReceivableTotals:
     invoice_id: UUID
     group_id: str
     number: str
+    period: str
+    due_on: datetime
+    state: str
     due_nano: int
     paid_nano: int
     written_off_nano: int
@@ -125,15 +131,29 @@ class ReceivableTotals:
     applied_by_credit_notes_nano: int
     applied_from_balance_nano: int
     from_wallets_nano: int
+    applied: Mapping[int, tuple[str, int]]
+    """By version where from, and how much."""
+
+
+class About(NamedTuple):
+    """What a payment is besides its amount: as it is recorded, and as its transaction says."""
+
+    currency: str
+    actor: str | None
+    at: datetime
+    group_id: str | None
+    account_id: str | None
 
 
 class RecordedPayment(NamedTuple):
     """One that is recorded: what of it was applied to invoices, and which way it came or went: from a bank to a group, by
-    card through a wallet to a group, or from a bank into a wallet."""
+    card through a wallet to a group, or from a bank into a wallet; whether its id follows from its bank and reference."""
 
     amount_nano: int
     applied_nano: int
     through: Literal["bank", "card", "wallet"]
+    is_named_so: bool
+    about: About
 
 
 @dataclass(frozen=True)
@@ -144,10 +164,16 @@ class ReceivableAudit:
     payments: dict[str, RecordedPayment]
     posted: dict[str, dict[str, int]]
     """Per recorded payment the sums of its transaction per kind of ledger account."""
+    posted_about: dict[str, About]
+    """Per recorded payment what its transaction and the ledger accounts of its entries say."""
     unapplied: dict[str, tuple[int, int]]
     """Per group what it keeps, and the sum of its entries."""
     accounts: dict[str, tuple[int, int]]
     """Per account its receivable, and the sum of its shares of open invoices."""
+    wallets: dict[tuple[str, str], tuple[int, int]]
+    """Per invoice and account what its wallet paid of it less what it got back, and what its entries say that it paid."""
+    unknown: frozenset[str]
+    """Invoices of which a close posted a receivable, or of which there is a share or a payment, and that are not there."""
 
 
 async def audit(engine: AsyncEngine) -> ReceivableAudit:
@@ -162,6 +188,10 @@ async def audit(engine: AsyncEngine) -> ReceivableAudit:
         shares = await sums(select(_share.invoice_id, func.sum(_share.open_nano)).group_by(_share.invoice_id))
         of_account = await sums(select(_share.account_id, func.sum(_share.open_nano)).group_by(_share.account_id))
         applied = await sums(select(_applied.invoice_id, func.sum(_applied.nano)).group_by(_applied.invoice_id))
+        steps: dict[UUID, dict[int, tuple[str, int]]] = defaultdict(dict)
+        for row in (await connection.execute(select(tables.application))).all():
+            if row.source != "write_off" or row.nano > 0:  # what a credit note makes no loss any more is told by it
+                steps[row.invoice_id][row.version] = row.source, int(row.nano)
         given_up = case((_applied.source == "write_off", _applied.nano), else_=0)
         written_off = await sums(select(_applied.invoice_id, func.sum(given_up)).group_by(_applied.invoice_id))
         credited = case((_applied.source == "credit_note", _applied.nano), else_=0)
@@ -174,6 +204,17 @@ async def audit(engine: AsyncEngine) -> ReceivableAudit:
             .where(_entry.kind == "balance_used", kind == ledger.WALLET)
             .group_by(of_invoice)
         )
+        by_wallet = select(of_invoice, _entry.account_id, -func.sum(_entry.nano)).where(
+            _entry.kind == "balance_used", kind == ledger.WALLET
+        )
+        used = {
+            (row[0], row[1]): int(row[2])
+            for row in await connection.execute(by_wallet.group_by(of_invoice, _entry.account_id))
+        }
+        kept_of = {
+            (str(row.invoice_id), row.account_id): row.from_wallet_nano
+            for row in await connection.execute(select(tables.receivable_share))
+        }
         of_payment = await sums(
             select(_applied.payment_id, func.sum(_applied.nano))
             .where(_applied.payment_id.is_not(None))
@@ -190,24 +231,28 @@ async def audit(engine: AsyncEngine) -> ReceivableAudit:
             .where(kind == "unapplied")
             .group_by(_entry.ledger)
         )
-        payers = (await connection.execute(select(tables.payer.c.group_id, tables.payer.c.unapplied_nano))).all()
+        unapplied = await sums(select(tables.payer.c.group_id, tables.payer.c.unapplied_nano))
         wallet = tables.wallet.c
         receivables = await sums(select(wallet.account_id, -wallet.receivable_nano))
         posted: dict[str, dict[str, int]] = defaultdict(dict)
-        rows = await connection.execute(
-            select(_entry.ref, kind.label("ledger"), func.sum(_entry.nano).label("nano"))
-            .where(_entry.kind.in_(["invoice_paid", "transfer"]))
-            .group_by(_entry.ref, kind)
-        )
-        for row in rows.all():
-            posted[row.ref][row.ledger] = int(row.nano)
+        posted_about: dict[str, About] = {}
+        of_payments = select(tables.ledger_entry).where(_entry.kind.in_(["invoice_paid", "transfer"]))
+        for row in (await connection.execute(of_payments)).all():
+            ledger_kind, _, of = row.ledger.partition(":")
+            posted[row.ref][ledger_kind] = posted[row.ref].get(ledger_kind, 0) + row.nano
+            about = posted_about.setdefault(row.ref, About(row.currency, row.actor, row.at, None, None))
+            if ledger_kind == ledger.WALLET:
+                posted_about[row.ref] = about._replace(account_id=row.account_id)
+            elif ledger_kind in ("receivable", "unapplied"):
+                posted_about[row.ref] = about._replace(group_id=of)
     return ReceivableAudit(
         invoices=tuple(
             ReceivableTotals(
-                row.invoice_id, row.group_id, row.number, int(row.due_nano), int(row.paid_nano),
-                int(row.written_off_nano), int(row.credited_nano), shares.get(row.invoice_id, 0),
-                closings.get(str(row.invoice_id), 0), applied.get(row.invoice_id, 0), written_off.get(row.invoice_id, 0),
-                by_notes.get(row.invoice_id, 0), by_balance.get(row.invoice_id, 0), from_wallets.get(str(row.invoice_id), 0),
+                row.invoice_id, row.group_id, row.number, row.period, row.due_on, Receivable.of(row, ()).state,
+                int(row.due_nano), int(row.paid_nano), int(row.written_off_nano), int(row.credited_nano),
+                shares.get(row.invoice_id, 0), closings.get(str(row.invoice_id), 0), applied.get(row.invoice_id, 0),
+                written_off.get(row.invoice_id, 0), by_notes.get(row.invoice_id, 0), by_balance.get(row.invoice_id, 0),
+                from_wallets.get(str(row.invoice_id), 0), steps.get(row.invoice_id, {}),
             )
             for row in owed
         ),
@@ -215,14 +260,24 @@ async def audit(engine: AsyncEngine) -> ReceivableAudit:
             str(row.payment_id): RecordedPayment(
                 row.amount_nano,
                 of_payment.get(row.payment_id, 0),
-                "wallet" if row.group_id is None else "bank" if row.account_id is None else "card",
+                through := "wallet" if row.group_id is None else "bank" if row.account_id is None else "card",
+                row.reference == str(row.payment_id)
+                if through == "card"
+                else row.payment_id == payment_id_of(row.bank, row.reference),
+                About(row.currency, row.actor, row.received_at, row.group_id, row.account_id),
             )
             for row in payments
         },
         posted=dict(posted),
-        unapplied={row.group_id: (int(row.unapplied_nano), kept.get(row.group_id, 0)) for row in payers},
+        posted_about=posted_about,
+        unapplied={
+            group_id: (unapplied.get(group_id, 0), kept.get(group_id, 0)) for group_id in unapplied.keys() | kept.keys()
+        },
         accounts={
             account_id: (receivables.get(account_id, 0), of_account.get(account_id, 0))
             for account_id in receivables.keys() | of_account.keys()
         },
+        wallets={each: (kept_of.get(each, 0), used.get(each, 0)) for each in kept_of.keys() | used.keys()},
+        unknown=frozenset(closings.keys() | {str(each) for each in shares.keys() | applied.keys()})
+        - {str(row.invoice_id) for row in owed},
     )  # fmt: skip

@@ -123,7 +123,8 @@ CAUSES = {
 }
 _FOLLOWS_A_CLOSE = frozenset({"balance_used"})
 """What is posted in one instant with the close of the invoice that it pays; the close is read first."""
-_NAMES_A_DOCUMENT = frozenset({"closing", "balance_used", "invoice_paid", "unapplied_used", "credit_note", "write_off"})
+_NAMES_A_DOCUMENT = frozenset({"closing", "balance_used", "credit_note"})
+"""Whose note is the number of an invoice or of a credit note; that of all others is what a person wrote."""
 
 
 def cause(moved: Moved) -> str:
@@ -142,6 +143,8 @@ def cause(moved: Moved) -> str:
     'recharge by card (sandbox)'
     >>> why("closing", note="INV-7"), why("goodwill", actor="ann", note="sorry for the outage")
     ('closing of invoice INV-7', 'goodwill by ann: sorry for the outage')
+    >>> why("invoice_paid", actor="fin", note="BANK-17"), why("write_off", actor="cfo", note="proposed by fin: gone")
+    ('payment of invoice by fin: BANK-17', 'write-off of invoice by cfo: proposed by fin: gone')
     """
     if moved.kind == "charges":
         count = f"{moved.charges} charge{'' if moved.charges == 1 else 's'}"

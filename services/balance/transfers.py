@@ -34,7 +34,12 @@ class Transfer(NamedTuple):
 
     @property
     def payment_id(self) -> UUID:
-        return derived_id("group payment", self.bank, self.reference)
+        return payment_id_of(self.bank, self.reference)
+
+
+def payment_id_of(bank: str, reference: str) -> UUID:
+    """The same reference of a bank is the same payment."""
+    return derived_id("group payment", bank, reference)
 
 
 class Transfers:

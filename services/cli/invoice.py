@@ -11,7 +11,17 @@ import typer
 from services.cli.asking import Actor, CommandId, Role, ask, me
 from services.cli.asynchronous import asynchronous
 from services.cli.clock import span
-from services.cli.output import Format, Output, console, in_units, instant, show_facts, show_json, show_rows
+from services.cli.output import (
+    Format,
+    Output,
+    console,
+    in_units,
+    instant,
+    show_facts,
+    show_first_rows,
+    show_json,
+    show_rows,
+)
 from services.cli.reading import room
 from services.kernel.errors import InvalidInput, Refused
 from services.kernel.money import format_nano, parse_amount
@@ -76,7 +86,7 @@ async def list_(
         "currency": "currency",
     }  # fmt: skip
     right = ("charges", "exact", "net", "tax", "total", "due", "open")
-    show_rows([in_units(row) for row in rows], columns, output, empty="no invoice yet", right=right)
+    show_first_rows([in_units(row) for row in rows], columns, output, empty="no invoice yet", right=right)
 
 
 Invoice = Annotated[str, typer.Argument(metavar="INVOICE", help="its number or id")]
@@ -180,7 +190,7 @@ async def status(
         "waiting_for": "waits for",
         "boundary": "ends",
     }
-    show_rows(rows, columns, output, empty="no payer group yet")
+    show_first_rows(rows, columns, output, empty="no payer group yet")
     if output is Format.json:
         return
     boundaries = {row.boundary for row in rows}
@@ -332,7 +342,7 @@ async def debts(
         "group_id": "group", "invoices": "invoices", "open": "to pay", "unapplied": "paid too much",
         "currency": "currency", "suspends": "suspended",
     }  # fmt: skip
-    show_rows(rows, columns, output, empty="nobody owes anything", right=("invoices", "open", "unapplied"))
+    show_first_rows(rows, columns, output, empty="nobody owes anything", right=("invoices", "open", "unapplied"))
 
 
 @app.command("suspend-after")

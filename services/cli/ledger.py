@@ -10,15 +10,24 @@ import typer
 
 from services.cli.account import Since, Until, instant_of
 from services.cli.asynchronous import asynchronous
-from services.cli.output import Export, ExportAs, Format, console, plain, show_csv, show_json, show_rows, stream
+from services.cli.output import (
+    TABLE_ROWS_MAX,
+    Export,
+    ExportAs,
+    Format,
+    console,
+    plain,
+    show_csv,
+    show_json,
+    show_rows,
+    stream,
+)
 from services.cli.reading import room
 
 if TYPE_CHECKING:
     from services.balance.api import EntryRow, TrialBalance
 
 app = typer.Typer(no_args_is_help=True, help="The ledger: balances of all ledger accounts, and each entry.")
-
-SHOWN_MAX = 1000  # rows of a table: more is no reading for people, and a table is made whole
 
 
 @app.command()
@@ -91,12 +100,12 @@ async def _show_entries(pages: AsyncIterator[Sequence[EntryRow]]) -> None:
     rows: list[EntryRow] = []
     async for page in pages:
         rows += page
-        if len(rows) > SHOWN_MAX:
+        if len(rows) > TABLE_ROWS_MAX:
             break
     columns = {
         "at": "at", "kind": "kind", "ref": "transaction", "account_id": "account", "ledger": "ledger account",
         "amount": "amount", "currency": "currency",
     }  # fmt: skip
-    show_rows(rows[:SHOWN_MAX], columns, Format.table, empty="no entry in this time", right=("amount",))
-    if len(rows) > SHOWN_MAX:
-        console.print(f"these are the first {SHOWN_MAX}; `--output csv` and `--output json` give all")
+    show_rows(rows[:TABLE_ROWS_MAX], columns, Format.table, empty="no entry in this time", right=("amount",))
+    if len(rows) > TABLE_ROWS_MAX:
+        console.print(f"these are the first {TABLE_ROWS_MAX}; `--output csv` and `--output json` give all")

@@ -27,6 +27,7 @@ _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _FORMULA = re.compile("[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # what begins one: OWASP, CSV injection
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?", re.ASCII)
+TABLE_ROWS_MAX = 1000  # of a list that grows: more is no reading for people, and a table is made whole
 PLAIN_WIDTH = 160  # of output that goes to a file or a pipe, where nobody knows the width of a screen
 
 
@@ -146,6 +147,16 @@ def show_rows(
     for row in zip(*cells.values(), strict=True):
         table.add_row(*map(Text, row))
     console.print(table)
+
+
+def show_first_rows(
+    rows: Sequence[Any], columns: Mapping[str, str], output: Format, *, empty: str = "none", right: Iterable[str] = ()
+) -> None:
+    """As `show_rows`, of a list that grows: the table is its first rows, and says so where there are more."""
+    shown = rows if output is Format.json else rows[:TABLE_ROWS_MAX]
+    show_rows(shown, columns, output, empty=empty, right=right)
+    if len(shown) < len(rows):
+        console.print(f"these are the first {len(shown)} of {len(rows)}; `--output json` gives all")
 
 
 def show_csv(rows: Iterable[Mapping[str, Any]], names: Sequence[str], *, head: bool = True) -> None:

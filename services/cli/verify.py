@@ -471,6 +471,15 @@ class Auditor:
             found.seen["invoices"] += 1
             found.seen["charges"] += want.get(key, (0, 0, 0))[0]
             found.expect(f"invoice {key[0]} {key[1]} (charges, nanos, xor)", sums, want.get(key, (0, 0, 0)))
+        for each in audit.invoices:
+            total = charges.get((each.group_id, each.period))
+            if total is not None and (each.state != "open" or is_at_rest):
+                for line in sorted(total.lines.keys() | each.lines.keys(), key=str):
+                    billed, made = each.lines.get(line, (0, 0, 0)), total.lines.get(line, (0, 0, 0))
+                    what = f"line {', '.join(map(str, line))} of {each.group_id} {each.period}"
+                    found.expect(f"{what} (charges, quantity, nanos)", billed, made)
+            if each.mismatch is not None and (each.state == "nothing" or (each.state == "open" and is_at_rest)):
+                found.differs(f"invoice {each.group_id} {each.period}: {each.mismatch}")
         return found.check()
 
     # ---- 4: documents ------------------------------------------------------------------------------------------------
@@ -484,14 +493,17 @@ class Auditor:
                 found.differs(finding)
         engine = self._engines["invoices"]
         seen = set()
-        for each in await invoices.list_invoices(engine, period=self._period, limit=ALL):
+        for each in await invoices.list_invoices(engine, period=self._period):
             if each.state != "closed" or each.sha256 is None:
                 continue
             found.seen["invoices"] += 1
             name, invoice_id = f"invoice {each.number}", str(each.invoice_id)
             seen.add(invoice_id)
-            document = (await invoices.show(engine, invoice_id)).document
-            totals = document["totals"]
+            try:
+                document = (await invoices.show(engine, invoice_id)).document
+                totals = document["totals"]
+            except (Corrupt, LookupError):
+                continue  # the audit of invoices says so
             for column, told in (
                 ("net", each.net_nano), ("tax", each.tax_nano), ("total", each.total_nano), ("due", each.due_nano),
             ):  # fmt: skip
@@ -530,8 +542,10 @@ class Auditor:
                 continue
             for what in ("number", "invoice_number", "group_id", "period", "voids"):
                 found.expect(f"{name} {what} as it was told", getattr(each, what), event[what])
-            for what in ("net", "tax", "total"):
-                found.expect(f"{name} {what} as it was told", shown.document["totals"][what], event[what])
+            totals = shown.document["totals"]
+            for what, kept in (("net", each.net_nano), ("tax", each.tax_nano), ("total", each.total_nano)):
+                found.expect(f"{name} {what}", kept, parse_amount(totals[what]))
+                found.expect(f"{name} {what} as it was told", totals[what], event[what])
             found.expect(f"{name} sha256 as it was told", shown.sha256, event["sha256"])
         for note_id in note_events.keys() - seen:
             found.differs(f"credit note {note_id} was told on {INVOICES_EVENTS.name} and is not there")
@@ -622,7 +636,7 @@ class Auditor:
     async def _closings(self, found: _Findings) -> None:
         """Every closed invoice is posted once, to its total: what its wallets and receivables moved, rounding and tax."""
         posted = await balance.transaction_totals(self._engines["balance"], "closing")
-        listed = await invoices.list_invoices(self._engines["invoices"], state="closed", limit=ALL)
+        listed = await invoices.list_invoices(self._engines["invoices"], state="closed")
         found.seen["closings"] = len(posted)
         for each in listed:
             sums = posted.pop(str(each.invoice_id), None)
@@ -673,6 +687,16 @@ class Auditor:
                 found.differs(finding)
         whole = {each.cutoff_id: each for each in evidence if each.group_id is None}
         cuts = {each.cutoff_id: each for each in await usage.cuts(self._engines["usage"])}
+        kept = {each.cutoff_id: each for each in await invoices.cuts(self._engines["invoices"])}
+        for taken in cuts.values():
+            known = kept.get(taken.cutoff_id)
+            if not self._ends(taken.boundary):
+                continue
+            name = f"cut-off {taken.cutoff_id} of {taken.boundary.isoformat()}"
+            if known is None or known.boundary != taken.boundary:
+                found.differs(f"{name} is not one that invoices asked for")
+            elif known.passed_at is not None and taken.cutoff_id not in whole:
+                found.differs(f"{name} has passed and has no evidence")
         for each in evidence:
             found.seen["statements"] += 1
             name = f"evidence of cut-off {each.cutoff_id}" + (f" for {each.group_id}" if each.group_id else "")
@@ -740,7 +764,20 @@ class Auditor:
                 ("open, and its accounts' shares", each.due_nano - settled, each.shares_nano),
             ):
                 found.expect(f"{name} {what}", format_nano(have), format_nano(want))
-        for payment_id, (amount, applied, through) in sorted(kept.payments.items()):
+        noted = {str(each.invoice_id) for each in kept.invoices if "credit_note" in dict(each.applied.values())}
+        for (invoice_id, account_id), (left, used) in sorted(kept.wallets.items()):
+            if left != used and not (invoice_id in noted and 0 <= left < used):
+                found.differs(
+                    f"the wallet of {account_id} has paid {format_nano(left)} of invoice {invoice_id}, its entries say"
+                    f" {format_nano(used)}"
+                )
+        for invoice_id in sorted(kept.unknown):
+            found.differs(f"invoice {invoice_id} was posted or paid, and nothing is known of what is owed of it")
+        for payment_id, (amount, applied, through, is_named_so, about) in sorted(kept.payments.items()):
+            if (posted_about := kept.posted_about.get(payment_id)) is not None:
+                found.expect(f"payment {payment_id}, and its transaction", about, posted_about)
+            if not is_named_so:
+                found.differs(f"payment {payment_id} was recorded by another bank or reference")
             sums = {
                 "receivable": applied,
                 "unapplied": amount - applied,
@@ -764,17 +801,33 @@ class Auditor:
 
     async def _standings(self, found: _Findings, kept: receivables_api.ReceivableAudit) -> None:
         """What invoices shows of each is what balance has."""
-        shown = {
-            each.invoice_id: (each.paid_nano, each.written_off_nano, each.credited_nano, each.open_nano)
-            for each in await invoices.list_invoices(self._engines["invoices"], state="closed", limit=ALL)
-        }
+        engine = self._engines["invoices"]
+        shown = {each.invoice_id: each for each in await invoices.list_invoices(engine, state="closed")}
+        settled = await invoices.settled(engine)
+        names = ("number", "group_id", "period", "due_on", "due", "paid", "written_off", "credited", "open", "state")
         for each in kept.invoices:
+            name = f"invoice {each.number}"
+            one = shown.pop(each.invoice_id, None)
+            if one is None:
+                found.differs(f"{name} of {each.group_id} is owed, and is not closed")
+                continue
             open_nano = each.due_nano - each.paid_nano - each.written_off_nano - each.credited_nano
-            found.expect(
-                f"invoice {each.number} (paid, written off, credited, open) as it is shown",
-                shown.get(each.invoice_id),
-                (each.paid_nano, each.written_off_nano, each.credited_nano, open_nano),
-            )
+            have = (
+                one.number, one.group_id, one.period, one.due_on, one.due_nano, one.paid_nano, one.written_off_nano,
+                one.credited_nano, one.open_nano, one.standing,
+            )  # fmt: skip
+            want = (
+                each.number, each.group_id, each.period, each.due_on, each.due_nano, each.paid_nano,
+                each.written_off_nano, each.credited_nano, open_nano, each.state,
+            )  # fmt: skip
+            for what, is_shown, is_kept in zip(names, have, want, strict=True):
+                found.expect(f"{name} {what} as it is shown", is_shown, is_kept)
+            found.expect(f"{name} steps as they are shown", settled.pop(each.invoice_id, {}), each.applied)
+        for one in shown.values():
+            if one.due_nano:
+                found.differs(f"invoice {one.number} is due, and nothing is known of what is owed of it")
+        for invoice_id in settled:
+            found.differs(f"invoice {invoice_id} is shown as paid, and nothing is known of what is owed of it")
 
     # ---- facts -------------------------------------------------------------------------------------------------------
 

@@ -24,18 +24,17 @@ from services.invoices.closing import (
     OpenInvoice,
     Terms,
     check_request,
+    sums_mismatch,
 )
 from services.invoices.credit_note_documents import credit_notes_text
 from services.invoices.documents import Document, Settlement, as_text, settlements_text, sha256_of
 from services.invoices.rounding import split_tiers
-from services.kernel.errors import InvalidInput, NotFound, Refused
+from services.kernel.errors import Corrupt, InvalidInput, NotFound, Refused, TollbookError
 from services.kernel.money import parse_amount
 from services.kernel.period import instant_text, period_named, period_of
 from services.runtime.database import transaction
 
 GRACE_MAX = timedelta(days=30)  # a longer one would reach the next boundary
-STATUS_GROUPS_MAX = 1_000
-LIST_MAX = 1_000
 UNPAID = frozenset({"closed", "partly_paid", "overdue"})
 PAID = frozenset({"paid"})
 OVERDUE = frozenset({"overdue"})
@@ -65,6 +64,7 @@ __all__ = [
     "received",
     "request_close",
     "set_grace",
+    "settled",
     "sha256_of",
     "show",
     "status",
@@ -121,9 +121,10 @@ async def list_invoices(
     group_id: str | None = None,
     state: Literal["open", "closed", "nothing"] | None = None,
     standings: Collection[str] | None = None,
-    limit: int = LIST_MAX,
+    limit: int | None = None,
 ) -> list[InvoiceSummary]:
-    """Invoices by period, number and group; groups without any charge have none. ``standings`` picks some, as `UNPAID`."""
+    """Invoices by period, number and group, all of them unless there is a ``limit``; groups without any charge have none.
+    ``standings`` picks some, as `UNPAID`."""
     async with _reading(engine) as connection:
         rows = await store.list_invoices(
             connection, period=period, group_id=group_id, state=state, standings=standings, limit=limit
@@ -182,7 +183,9 @@ async def show(engine: AsyncEngine, reference: str) -> Shown:
     """A closed invoice by number or id. `NotFound` when there is none; `InvalidInput` when two sellers share the number."""
     async with _reading(engine) as connection:
         body, sha256 = await find_closed(connection, reference)
-        document = json.loads(body)
+        document = _read(body)
+        if document is None:
+            raise Corrupt(f"the document of invoice {reference} cannot be read")
         invoice_id = UUID(document["invoice_id"])
         rows = await store.load_settlements(connection, invoice_id)
         notes = (await credit_note_store.load_issued(connection, [invoice_id])).get(invoice_id, [])
@@ -310,15 +313,13 @@ class GroupStatus:
     waiting_for: str | None
 
 
-async def status(
-    engine: AsyncEngine, period: str, *, group_id: str | None = None, limit: int = STATUS_GROUPS_MAX
-) -> list[GroupStatus]:
+async def status(engine: AsyncEngine, period: str, *, group_id: str | None = None) -> list[GroupStatus]:
     """For each known group: open, waiting (for what), refused (why), closed, or nothing to bill."""
     async with _reading(engine) as connection:
         now = await store.clock_now(connection)
         rules = await _terms(connection)
         named = period in await store.named_periods(connection)
-        groups = await store.known_groups(connection, group_id, limit)
+        groups = await store.known_groups(connection, group_id)
         rows = await store.load_states(connection, [InvoiceKey(each, period) for each, _ in groups])
         cut = {each.boundary: each for each in await store.load_cuts(connection)}
         received_to = await store.load_received(connection)
@@ -403,7 +404,10 @@ async def cuts(engine: AsyncEngine) -> list[CutStatus]:
 
 @dataclass(frozen=True, slots=True)
 class AuditedInvoice:
-    """An invoice counted again from its lines; compare with what usage and balance have for (group, period)."""
+    """An invoice counted again from its lines; compare with what usage has for (group, period).
+
+    ``mismatch`` says which of its sums disagree; of an open one that is meaningful only while nothing is under way.
+    """
 
     invoice_id: UUID
     group_id: str
@@ -414,8 +418,9 @@ class AuditedInvoice:
     charges: int
     exact_nano: int
     xor: int
-    wallet_nano: int
-    unbilled_nano: int
+    mismatch: str | None
+    lines: dict[tuple[str, str, str, str | None, bool, str], tuple[int, int, int]]
+    """Number, quantity and exact sum of the charges by account, product, cost center, period, whether prepaid, currency."""
 
 
 @dataclass(frozen=True)
@@ -450,7 +455,7 @@ async def audit(engine: AsyncEngine, period: str | None = None) -> Audit:
     hashes = {(cut, group_id): sha256 for cut, group_id, _, sha256 in kept}
     evidence: dict[UUID, dict[str, Document]] = {}
     for cut, group_id, body, sha256 in kept:
-        evidence.setdefault(cut, {})[group_id] = json.loads(body)
+        evidence.setdefault(cut, {})[group_id] = _read(body) or {}
         if documents.sha256_of(body) != sha256:
             findings.append(f"evidence of cut-off {cut} {group_id} does not have the hash {sha256}")
     for row in rows:
@@ -466,14 +471,19 @@ async def audit(engine: AsyncEngine, period: str | None = None) -> Audit:
             AuditedInvoice(
                 row.invoice_id, *key, row.state, row.number, row.cutoff_id, invoice.tally.charges,
                 sum(line.exact_nano for line in invoice.lines), invoice.tally.xor,
-                sum(each.wallet_nano for each in invoice.paid), sum(each.unbilled_nano for each in invoice.paid),
+                None if (mismatch := sums_mismatch(invoice)) is None else mismatch.reason, _lines(invoice),
             )
         )  # fmt: skip
         if row.state == "closed":
-            wrong = _judge(invoice, *stored.get(row.invoice_id, ("", "")), hashes)
+            body, sha256 = stored.get(row.invoice_id, ("", ""))
+            wrong = [] if documents.sha256_of(body) == sha256 else [f"the document does not have the hash {sha256}"]
+            try:
+                document = json.loads(body)
+                wrong += _judge(row, invoice, document, hashes)
+                findings += credit_note_documents.disagreements(document, sha256, notes.get(row.invoice_id, ()))
+            except (LookupError, TypeError, ValueError, TollbookError):
+                wrong.append("it has no document that can be read")
             findings += [f"invoice {row.number} ({row.group_id} {row.period}): {each}" for each in wrong]
-            if row.invoice_id in notes:
-                findings += credit_note_documents.disagreements(*stored[row.invoice_id], notes[row.invoice_id])
         elif row.state == "nothing" and not _bills_nothing(invoice):
             findings.append(f"{row.group_id} {row.period} was closed with nothing to bill, but has charges")
     findings += [
@@ -484,27 +494,61 @@ async def audit(engine: AsyncEngine, period: str | None = None) -> Audit:
     return Audit(tuple(invoices), evidence, received_to, tuple(findings))
 
 
+def _lines(invoice: OpenInvoice) -> dict[tuple[str, str, str, str | None, bool, str], tuple[int, int, int]]:
+    """The lines as charges make them: those of several schedules of tiers together."""
+    sums: dict[tuple[str, str, str, str | None, bool, str], tuple[int, int, int]] = {}
+    for line in invoice.lines:
+        of = line.key
+        key = (of.account_id, of.product, of.cost_center_id, of.period, of.prepaid, of.currency)
+        charges, quantity, nano = sums.get(key, (0, 0, 0))
+        sums[key] = charges + line.charges, quantity + line.quantity, nano + line.exact_nano
+    return sums
+
+
 def _bills_nothing(invoice: OpenInvoice) -> bool:
     """No charges, or only such as take each other back."""
     counted = sum(line.charges for line in invoice.lines)
     return counted == invoice.tally.charges and all(line.is_nothing for line in split_tiers(invoice.lines))
 
 
-def _judge(invoice: OpenInvoice, body: str, sha256: str, hashes: dict[tuple[UUID, str], str]) -> list[str]:
-    if not body:
-        return ["has no document"]
-    wrong = [] if documents.sha256_of(body) == sha256 else [f"the document does not have the hash {sha256}"]
-    document: Document = json.loads(body)
-    wrong += documents.disagreements(document, invoice.lines, invoice.tally)
+def _read(body: str) -> Document | None:
+    """A document as it is kept; None where what is kept is none."""
+    try:
+        document = json.loads(body)
+    except ValueError:
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _judge(row: Any, invoice: OpenInvoice, document: Document, hashes: dict[tuple[UUID, str], str]) -> list[str]:
+    wrong = documents.disagreements(document, invoice)
     named = document["evidence"]
-    whole = hashes.get((UUID(named["cutoff_id"]), store.WHOLE_CUT))
-    own = hashes.get((UUID(named["cutoff_id"]), invoice.key.group_id), whole)
+    said = {
+        "number": document["number"],
+        "currency": document["currency"],
+        "billing_entity_id": document["billing_entity"]["billing_entity_id"],
+        "cutoff_id": UUID(named["cutoff_id"]),
+        "closed_at": datetime.fromisoformat(document["issued_on"]),
+    }
+    wrong += [
+        f"its {name} is kept as {getattr(row, name)}, the document says {value}"
+        for name, value in said.items()
+        if getattr(row, name) != value
+    ]
+    whole = hashes.get((said["cutoff_id"], store.WHOLE_CUT))
+    own = hashes.get((said["cutoff_id"], invoice.key.group_id), whole)
     if named["cutoff_evidence_sha256"] != own:
         wrong.append("it names evidence of its cut-off that is not kept")
-    posted = sum(each.credits_nano + each.wallet_nano + each.unbilled_nano for each in invoice.paid)
-    if posted != invoice.tally.exact_nano:
-        wrong.append("its charges and the postings of balance differ")
     return wrong
+
+
+async def settled(engine: AsyncEngine) -> dict[UUID, dict[int, tuple[str, int]]]:
+    """What was applied to each closed invoice as it is shown: by version where from, and how much in nanos."""
+    found: dict[UUID, dict[int, tuple[str, int]]] = {}
+    async with _reading(engine) as connection:
+        for row in await store.load_applied(connection):
+            found.setdefault(row.invoice_id, {})[row.version] = row.source, int(row.amount_nano)
+    return found
 
 
 async def received(engine: AsyncEngine) -> dict[LinkKey, int]:
@@ -524,7 +568,6 @@ class KeptEvidence:
 
 
 async def kept_evidence(engine: AsyncEngine) -> list[KeptEvidence]:
-    """The evidence of every cut."""
+    """All evidence that is kept, of whatever cut."""
     async with _reading(engine) as connection:
-        cutoffs = [each.cutoff_id for each in await store.load_cuts(connection)]
-        return [KeptEvidence(*row) for row in await store.load_evidence(connection, cutoffs)]
+        return [KeptEvidence(*row) for row in await store.load_evidence(connection)]

@@ -296,6 +296,18 @@ def _used(invoice: OpenInvoice) -> dict[tuple[bool, str], int]:
 
 
 def mismatch_of(invoice: OpenInvoice) -> Mismatch | None:
+    """Why it cannot be billed: a sum that disagrees, or a group that is not known or has another currency."""
+    if (mismatch := sums_mismatch(invoice)) is not None:
+        return mismatch
+    if invoice.lines and invoice.group is None:
+        return Mismatch(f"billing group {invoice.key.group_id} is not known")
+    money = currencies_of(invoice)
+    if invoice.group is not None and money - {invoice.group.currency}:
+        return Mismatch(f"charges are in {', '.join(sorted(money))}, the group's currency is {invoice.group.currency}")
+    return None
+
+
+def sums_mismatch(invoice: OpenInvoice) -> Mismatch | None:
     """The first sum that disagrees: charges = lines = credits + wallet + unbilled, in all and for each account.
 
     What the wallet did not pay of prepaid use and does not stand unbilled of postpaid use must be what credits paid; none of
@@ -323,12 +335,12 @@ def mismatch_of(invoice: OpenInvoice) -> Mismatch | None:
     wrong |= {each for each, nano in credits.items() if parts[each, True] + parts[each, False] != nano}
     if wrong:
         return Mismatch(f"lines and postings of account {min(wrong)} differ")
-    if invoice.lines and invoice.group is None:
-        return Mismatch(f"billing group {invoice.key.group_id} is not known")
-    money = {line.key.currency for line in invoice.lines} | {paid.currency for paid in invoice.paid}
-    if invoice.group is not None and money - {invoice.group.currency}:
-        return Mismatch(f"charges are in {', '.join(sorted(money))}, the group's currency is {invoice.group.currency}")
     return None
+
+
+def currencies_of(invoice: OpenInvoice) -> set[str]:
+    """Of its lines and postings; of one that can be billed that of its group."""
+    return {line.key.currency for line in invoice.lines} | {paid.currency for paid in invoice.paid}
 
 
 def _posted(paid: Paid) -> int:

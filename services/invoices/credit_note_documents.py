@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from contracts.invoices import CreditNoteIssued, CreditNotePosting, ProductCredit
-from services.invoices.credit_notes import CreditNote, decide, parse, read
+from services.invoices.credit_notes import CreditNote, decide, read
 from services.invoices.documents import WIDTH, Document, canonical, letterhead, percent, sha256_of, sides, sum_row
 from services.kernel.currency import currency
 from services.kernel.errors import Corrupt, TollbookError
@@ -176,18 +176,20 @@ def credit_notes_text(notes: Sequence[Document]) -> str:
 
 
 def documents_of(rows: Iterable[Any]) -> list[Document]:
-    """The documents of these issued notes; `Corrupt` where one is gone."""
+    """The documents of these issued notes; `Corrupt` where one is gone or cannot be read."""
     found: list[Document] = []
     for row in rows:
         if row.body is None:
             raise Corrupt(f"credit note {row.number} is issued and has no document")
-        found.append(json.loads(row.body))
+        try:
+            found.append(json.loads(row.body))
+        except ValueError:
+            raise Corrupt(f"the document of credit note {row.number} cannot be read") from None
     return found
 
 
-def disagreements(invoice_body: str, invoice_sha256: str, rows: Iterable[Any]) -> list[str]:
+def disagreements(invoice: Document, invoice_sha256: str, rows: Iterable[Any]) -> list[str]:
     """What the notes of an invoice say otherwise than they do when they are worked out again, each after those before it."""
-    invoice = json.loads(invoice_body)
     earlier: list[CreditNote] = []
     wrong = []
     for row in rows:
@@ -215,7 +217,7 @@ def disagreements(invoice_body: str, invoice_sha256: str, rows: Iterable[Any]) -
             wrong.append(f"{name} is {row.body} and {again} when worked out again")
         if sha256_of(row.body) != row.sha256:
             wrong.append(f"{name} does not have the hash {row.sha256}")
-        earlier.append(parse(json.loads(row.body)))
+        earlier.append(note)
     return wrong
 
 

@@ -6,7 +6,7 @@ Amounts are decimal strings: rounded ones with the decimals of the currency, exa
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
@@ -17,8 +17,17 @@ from contracts.closing import Covered, Mark
 from contracts.groups import BillingGroup
 from contracts.invoices import ClosingPosting, InvoiceClosed
 from services.invoices.accumulation import InvoiceKey, Tally
-from services.invoices.closing import DUE_AFTER, Coverage, OpenInvoice, estimated, marks_read
-from services.invoices.rounding import Bill, BilledLine, LineSum, bill
+from services.invoices.closing import (
+    DUE_AFTER,
+    Coverage,
+    OpenInvoice,
+    credits_of,
+    currencies_of,
+    estimated,
+    marks_read,
+    sums_mismatch,
+)
+from services.invoices.rounding import Bill, BilledLine, bill
 from services.kernel.currency import currency
 from services.kernel.money import format_nano, parse_amount
 from services.kernel.period import instant_text, period_named
@@ -206,20 +215,17 @@ def _line(key: InvoiceKey, line: BilledLine, decimals: int, account_names: Mappi
     }
 
 
-def disagreements(document: Document, lines: Iterable[LineSum], tally: Tally) -> list[str]:
-    """What a closed document says otherwise than its lines, computed again, do; empty when all holds.
+def disagreements(document: Document, invoice: OpenInvoice) -> list[str]:
+    """What a closed document says otherwise than its lines and postings, computed again, do; empty when all holds.
 
-    The rate, the names and what credits paid are taken from the document: they are those of the day of the close.
+    The rate and the names are taken from the document: they are those of the day of the close.
     """
     key = InvoiceKey(document["billing_group"]["group_id"], document["period"]["name"])
     names = {each["account_id"]: each["name"] for each in document["accounts"]}
     rate = parse_amount(document["tax_rate"], field="tax_rate")
-    credits = {
-        (each["account_id"], each["payment"] == "prepaid"): -parse_amount(each["exact"], signed=True)
-        for each in document.get("credits", ())
-    }
-    again = bill(lines, rate_nano=rate, exponent=currency(document["currency"]).exponent, credits=credits)
-    sections = amount_sections(key, again, tally, document["currency"], names)
+    exponent = currency(document["currency"]).exponent
+    again = bill(invoice.lines, rate_nano=rate, exponent=exponent, credits=credits_of(invoice))
+    sections = amount_sections(key, again, invoice.tally, document["currency"], names)
     wrong = [
         f"{name} {document.get(name)!r} is {sections.get(name)!r} when computed again"
         for name in ("lines", "credits", "rounding", "tax", "totals", "accounts")
@@ -230,8 +236,10 @@ def disagreements(document: Document, lines: Iterable[LineSum], tally: Tally) ->
         for name, value in sections["evidence"].items()
         if document["evidence"][name] != value
     ]
-    if tally.exact_nano != again.used_nano or tally.charges != sum(line.sum.charges for line in again.lines):
-        wrong.append("the lines do not hold the charges that were counted")
+    if others := currencies_of(invoice) - {document["currency"]}:
+        wrong.append(f"it is in {document['currency']}, and charges are in {', '.join(sorted(others))}")
+    if (mismatch := sums_mismatch(invoice)) is not None:
+        wrong.append(mismatch.reason)
     return wrong
 
 

@@ -405,16 +405,16 @@ async def save_evidence(connection: AsyncConnection, cutoff_id: UUID, evidence: 
     await connection.execute(insert(cutoff_evidence).on_conflict_do_nothing(), rows)
 
 
-async def load_evidence(connection: AsyncConnection, cutoff_ids: Iterable[UUID]) -> list[tuple[UUID, str, str, str]]:
-    """(cutoff, group, body, SHA-256) of these cuts, in order; group empty: of the whole cut."""
+async def load_evidence(
+    connection: AsyncConnection, cutoff_ids: Iterable[UUID] | None = None
+) -> list[tuple[UUID, str, str, str]]:
+    """(cutoff, group, body, SHA-256) of these cuts or of all, in order; group empty: of the whole cut."""
     columns = cutoff_evidence.c
-    statement = (
-        select(columns.cutoff_id, columns.group_id, columns.body, columns.sha256)
-        .where(columns.cutoff_id == func.any(_IDS))
-        .order_by(columns.cutoff_id, columns.group_id)
-    )
-    rows = (await connection.execute(statement, {"ids": sorted(set(cutoff_ids))})).all()
-    return [(row.cutoff_id, row.group_id, row.body, row.sha256) for row in rows]
+    statement = select(columns.cutoff_id, columns.group_id, columns.body, columns.sha256)
+    statement = statement.order_by(columns.cutoff_id, columns.group_id)
+    if cutoff_ids is not None:
+        statement = statement.where(columns.cutoff_id.in_(sorted(set(cutoff_ids))))
+    return [(row.cutoff_id, row.group_id, row.body, row.sha256) for row in (await connection.execute(statement)).all()]
 
 
 # ---- close ---------------------------------------------------------------------------------------------------------
@@ -738,6 +738,13 @@ async def load_settlements(connection: AsyncConnection, invoice_id: UUID) -> lis
     return list((await connection.execute(statement)).all())
 
 
+async def load_applied(connection: AsyncConnection) -> list[Any]:
+    """Each step of every invoice that applied something to it."""
+    columns = settlement.c
+    statement = select(columns.invoice_id, columns.version, columns.source, columns.amount_nano)
+    return list((await connection.execute(statement.where(columns.source.is_not(None)))).all())
+
+
 async def find_documents(connection: AsyncConnection, reference: str, as_id: UUID | None) -> list[tuple[str, str]]:
     """(body, SHA-256) of the documents with this number or invoice id."""
     same = invoice.c.number == reference
@@ -757,9 +764,9 @@ async def load_documents(connection: AsyncConnection, ids: Iterable[UUID]) -> di
     return {row.invoice_id: (row.body, row.sha256) for row in rows}
 
 
-async def known_groups(connection: AsyncConnection, group_id: str | None, limit: int) -> list[tuple[str, str]]:
+async def known_groups(connection: AsyncConnection, group_id: str | None) -> list[tuple[str, str]]:
     """(group, zone), in order."""
-    statement = select(billing_group.c.group_id, billing_group.c.zone).order_by(billing_group.c.group_id).limit(limit)
+    statement = select(billing_group.c.group_id, billing_group.c.zone).order_by(billing_group.c.group_id)
     if group_id is not None:
         statement = statement.where(billing_group.c.group_id == group_id)
     return [(row.group_id, row.zone) for row in (await connection.execute(statement)).all()]
@@ -788,10 +795,15 @@ async def number_ranges(connection: AsyncConnection) -> list[tuple[str, int, int
         select(credit_note.c.billing_entity_id, credit_note.c.number),
         select(undone.c.billing_entity_id, undone.c.number),
     ).subquery()
+    entity_id = func.coalesce(number_series.c.billing_entity_id, numbered.c.billing_entity_id)
+    last_number = func.coalesce(number_series.c.last_number, 0)
     statement = (
-        select(number_series.c.billing_entity_id, number_series.c.last_number, func.count(numbered.c.number))
-        .outerjoin(numbered, numbered.c.billing_entity_id == number_series.c.billing_entity_id)
-        .group_by(number_series.c.billing_entity_id, number_series.c.last_number)
-        .order_by(number_series.c.billing_entity_id)
+        select(entity_id, last_number, func.count(numbered.c.number))
+        .join_from(
+            number_series, numbered, numbered.c.billing_entity_id == number_series.c.billing_entity_id, full=True
+        )
+        .where(entity_id.is_not(None))
+        .group_by(entity_id, last_number)
+        .order_by(entity_id)
     )
     return [(row[0], row[1], row[2]) for row in (await connection.execute(statement)).all()]

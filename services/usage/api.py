@@ -386,14 +386,22 @@ async def charges(engine: AsyncEngine, account_id: str, *, limit: int = 100) -> 
         return [_charge(row) for row in await store.charges_of(connection, account_id, limit)]
 
 
+LineOf = tuple[str, str, str, str | None, bool, str]
+"""What the charges of a line have in common: account, product, cost center (empty: none), period, whether prepaid, currency."""
+
+
 @dataclass(slots=True)
 class ChargeTotal:
-    """Of one (group, bill_to), or of one account in it: how many charges, their exact sum, the XOR of their hashes."""
+    """Of one (group, bill_to), or of one account in it: how many charges, their exact sum, the XOR of their hashes.
+
+    ``lines`` says of each line how many charges it has, their quantity and their exact sum.
+    """
 
     count: int = 0
     amount_nano: int = 0
     xor: int = 0
     accounts: dict[str, ChargeTotal] = field(default_factory=dict)
+    lines: dict[LineOf, tuple[int, int, int]] = field(default_factory=dict)
 
     def add(self, amount_nano: int, hashed: int) -> None:
         self.count += 1
@@ -413,6 +421,10 @@ async def charge_totals(engine: AsyncEngine) -> dict[tuple[str | None, str | Non
             total = totals[row.group_id, row.bill_to]
             total.add(row.amount_nano, hashed)
             total.accounts.setdefault(row.account_id, ChargeTotal()).add(row.amount_nano, hashed)
+            is_prepaid = row.plan != "invoiced"
+            line = (row.account_id, row.product, row.cost_center_id or "", row.period, is_prepaid, row.currency)
+            count, quantity, nano = total.lines.get(line, (0, 0, 0))
+            total.lines[line] = count + 1, quantity + row.quantity, nano + row.amount_nano
     return dict(totals)
 
 

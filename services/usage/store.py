@@ -807,9 +807,12 @@ async def recorded_uses(
 
 
 async def all_charges(connection: AsyncConnection) -> AsyncIterator[Found]:
-    """(charge_id, group_id, bill_to, account_id, amount_nano) of every charge, read in pieces."""
+    """Of every charge what its line on an invoice follows from, read in pieces."""
     columns = CHARGE.c
-    statement = select(columns.charge_id, columns.group_id, columns.bill_to, columns.account_id, columns.amount_nano)
+    statement = select(
+        columns.charge_id, columns.group_id, columns.bill_to, columns.account_id, columns.amount_nano,
+        columns.quantity, columns.product, columns.cost_center_id, columns.period, columns.plan, columns.currency,
+    )  # fmt: skip
     result = await connection.stream(statement.execution_options(yield_per=CHARGES_AT_ONCE))
     async for row in result:
         yield row

@@ -599,6 +599,23 @@ async def test_a_credit_or_a_wallet_that_was_edited_by_hand_is_found(town: Town,
     assert wallet == "desk has credits of 3, they sum to 2"
 
 
+async def test_a_credit_that_was_taken_away_or_changed_its_currency_by_hand_is_found(
+    town: Town, database: Database
+) -> None:
+    await town.account("desk")
+    town.grant("desk", "4")
+    await town.settle()
+    engine = processor_of(town).engine
+    assert await api.credit_differences(engine) == []
+    async with database.connected() as connection:
+        await connection.execute("update balance.credit set currency = 'EUR'")
+        assert await api.credit_differences(engine)
+        await connection.execute("delete from balance.credit")
+        await connection.execute("update balance.wallet set credit_nano = 0")
+    (gone,) = await api.credit_differences(engine)
+    assert gone.endswith(" of 0: spent, left and lapsed are 0, 0 is left, its entries sum to 4")
+
+
 async def test_an_old_event_time_is_not_paid_by_a_credit_that_came_later(town: Town) -> None:
     await town.account("desk")
     town.open("desk", "10")

@@ -17,6 +17,7 @@ from services.balance.statement import Moved, Position, statement_of
 from services.kernel.errors import InvalidInput, NotFound
 from services.kernel.money import format_nano, parse_amount
 from tests.support.balance_factory import Town
+from tests.support.receivables_factory import Debtors
 
 NANO = st.integers(-(4 * 10**18), 4 * 10**18)
 positions = st.builds(Position, NANO, NANO, NANO)
@@ -138,3 +139,22 @@ async def test_an_account_without_a_wallet_and_a_time_that_ends_before_it_begins
     await town.settle()
     with pytest.raises(InvalidInput, match="to"):
         await api.statement(engine_of(town), "desk", now, now - timedelta(days=1))
+
+
+async def test_a_bank_reference_and_a_reason_are_not_taken_for_the_number_of_an_invoice(database: Any) -> None:
+    async with Debtors(database) as town:
+        await town.member("east")
+        await town.settle()
+        before = await town.now()
+        await town.close("TB-1", {"east": "96"})
+        town.pay("56", reference="BANK-17")
+        await town.settle()
+        town.order("propose_write_off", invoice="TB-1", note="gone")
+        town.order("approve_write_off", invoice="TB-1", actor="cfo")
+        await town.settle()
+        told = await api.statement(engine_of(town), "east", before)
+    assert [(each.cause, each.receivable) for each in told.movements if each.kind != "charges"] == [
+        ("closing of invoice TB-1", "-96"),
+        ("payment of invoice by fin: BANK-17", "56"),
+        ("write-off of invoice by cfo: proposed by fin: gone", "40"),
+    ]

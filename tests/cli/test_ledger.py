@@ -113,7 +113,7 @@ async def test_csv_json_and_table_say_the_same_in_pages(
     table = (await tollbook(*asked)).out
     assert table.count("clearing:sandbox") == 1
     assert len(table.strip().split("\n")) == 12
-    monkeypatch.setattr(ledger, "SHOWN_MAX", 4)
+    monkeypatch.setattr(ledger, "TABLE_ROWS_MAX", 4)
     short = (await tollbook(*asked)).out.strip().split("\n")
     assert (len(short), short[-1]) == (6, "these are the first 4; `--output csv` and `--output json` give all")
 

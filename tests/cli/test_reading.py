@@ -377,3 +377,23 @@ async def test_nothing_is_closed_before_invoices_has_run(on_database: Tollbook) 
     ran = await on_database("invoice", "close", "--period", "2026-10")
     assert ran.code == 1
     assert "invoices has not run yet" in ran.err
+
+
+async def test_all_invoices_and_all_groups_are_listed_and_a_table_says_that_there_are_more(
+    on_database: Tollbook, database: Database
+) -> None:
+    many = 1_001
+    async with database.connected() as owner:
+        await owner.execute(
+            "insert into invoices.invoice (invoice_id, group_id, period, state)"
+            f" select gen_random_uuid(), 'g' || n, '2026-10', 'open' from generate_series(1, {many}) n"
+        )
+        await owner.execute(
+            "insert into invoices.billing_group (group_id, version, zone, told)"
+            f" select 'g' || n, 1, 'UTC', '' from generate_series(1, {many}) n"
+        )
+        await owner.execute("insert into invoices.terms values (true, now(), 0)")
+    for asked in (("list",), ("status", "--period", "2026-10")):
+        assert len((await on_database("invoice", *asked, "-o", "json")).json) == many
+        table = (await on_database("invoice", *asked)).out
+        assert table.endswith("these are the first 1000 of 1001; `--output json` gives all\n")

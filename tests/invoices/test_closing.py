@@ -208,7 +208,7 @@ def test_a_line_that_was_taken_back_is_not_shown_and_its_charges_are_counted():
     document = documented(invoice)
     assert [line["account_id"] for line in document["lines"]] == ["east"]
     assert document["evidence"]["charges"] == 3
-    assert documents.disagreements(document, invoice.lines, invoice.tally) == []
+    assert documents.disagreements(document, invoice) == []
 
 
 def test_what_is_taken_back_from_a_closed_month_is_below_zero_on_the_next_invoice():
@@ -218,7 +218,7 @@ def test_what_is_taken_back_from_a_closed_month_is_below_zero_on_the_next_invoic
     assert isinstance(decision, Bill)
     assert (decision.net_nano, decision.tax_nano, decision.due_nano) == (-600_000_000, -120_000_000, -720_000_000)
     document = documented(invoice)
-    assert documents.disagreements(document, invoice.lines, invoice.tally) == []
+    assert documents.disagreements(document, invoice) == []
 
 
 def test_a_nano_of_difference_refuses_the_close():
@@ -339,10 +339,10 @@ def test_promotional_credit_is_a_line_of_its_own_taken_off_before_tax(plan, due,
         "net": "0.48", "tax": "0.10", "total": "0.58", "paid_from_balance": balance.replace("0.59", "0.58"),
         "due": due.replace("0.59", "0.58"),
     }  # fmt: skip
-    assert documents.disagreements(document, invoice.lines, invoice.tally) == []
+    assert documents.disagreements(document, invoice) == []
     forged = json.loads(documents.canonical(document))
     forged["credits"][0]["exact"] = "-0.213"
-    assert documents.disagreements(forged, invoice.lines, invoice.tally)
+    assert documents.disagreements(forged, invoice)
     assert "promotional credit" in documents.as_text(document)
     event = documents.closed_event(
         invoice, invoice.group, decision, documents.Issue("TB-000001", 1, BOUNDARY + HOUR), boundary=BOUNDARY,
@@ -404,7 +404,7 @@ def test_what_taken_back_use_leaves_unbilled_is_billed_though_no_line_stands():
     document = documented(invoice)
     assert (document["lines"], [each["amount"] for each in document["credits"]]) == ([], ["2.00"])
     assert document["totals"]["due"] == "2.40"
-    assert documents.disagreements(document, invoice.lines, invoice.tally) == []
+    assert documents.disagreements(document, invoice) == []
     event = documents.closed_event(
         invoice, invoice.group, decision, documents.Issue("TB-000001", 1, BOUNDARY + HOUR), boundary=BOUNDARY,
         sha256="ab" * 32,
@@ -417,11 +417,11 @@ def test_what_taken_back_use_leaves_unbilled_is_billed_though_no_line_stands():
 def test_every_amount_of_a_document_is_computed_again_by_the_auditor():
     invoice = open_invoice(*NORTHWIND)
     document = documented(invoice)
-    assert documents.disagreements(document, invoice.lines, invoice.tally) == []
+    assert documents.disagreements(document, invoice) == []
     for path in (("lines", 0, "amount"), ("rounding",), ("tax",), ("totals", "due"), ("accounts", 0, "due"), ("evidence", "xor")):  # fmt: skip
         forged = json.loads(documents.canonical(document))
         place = forged
         for step in path[:-1]:
             place = place[step]
         place[path[-1]] = "0.99"
-        assert documents.disagreements(forged, invoice.lines, invoice.tally), path
+        assert documents.disagreements(forged, invoice), path

@@ -478,7 +478,7 @@ async def test_the_audit_finds_what_was_changed_by_hand_after_the_close(around, 
     good = await api.audit(engine(around))
     assert good.findings == ()
     (audited,) = good.invoices
-    assert (audited.charges, audited.exact_nano, audited.unbilled_nano) == (3, 595_400_000, 595_400_000)
+    assert (audited.charges, audited.exact_nano, audited.mismatch) == (3, 595_400_000, None)
     assert good.received_to == await api.received(engine(around))
     changes = [
         "update invoices.line set exact_nano = exact_nano + 1 where account_id = 'east'",
@@ -487,8 +487,18 @@ async def test_the_audit_finds_what_was_changed_by_hand_after_the_close(around, 
         "update invoices.document set sha256 = repeat('a', 64)",
         "update invoices.cutoff_evidence set body = body || ' '",
         "update invoices.number_series set last_number = last_number + 1",
+        "delete from invoices.number_series",
         "delete from invoices.paid where account_id = 'east'",
+        "update invoices.paid set wallet_nano = unbilled_nano, unbilled_nano = wallet_nano where account_id = 'east'",
+        "update invoices.paid set charged_nano = charged_nano + 1 where account_id = 'east'",
+        "update invoices.paid set unbilled_nano = unbilled_nano + case account_id when 'east' then 1 else -1 end,"
+        " charged_nano = charged_nano + case account_id when 'east' then 1 else -1 end where account_id in ('east', 'west')",
+        "update invoices.line set currency = 'EUR' where account_id = 'east'",
         "delete from invoices.document",
+        "update invoices.document set body = '{'",
+        "update invoices.document set body = '[]', sha256 = encode(sha256('[]'), 'hex')",
+        "update invoices.document set body = '{}', sha256 = encode(sha256('{}'), 'hex')",
+        "update invoices.cutoff_evidence set body = ''",
     ]
     for change in changes:
         async with database.connected() as owner:
@@ -509,6 +519,35 @@ async def test_the_audit_finds_what_was_changed_by_hand_after_the_close(around, 
                 )
             await owner.execute("commit")
         assert (await api.audit(engine(around))).findings == (), change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "currency = 'EUR'",
+        "closed_at = closed_at - interval '1 day'",
+        "cutoff_id = gen_random_uuid()",
+        "number = 'TB-9'",
+    ],
+)
+async def test_the_audit_finds_a_closed_invoice_that_is_kept_otherwise_than_its_document_says(around, database, change):
+    northwind(around)
+    await close_the_month(around)
+    async with database.connected() as owner:
+        await owner.execute(f"update invoices.invoice set {change}")
+    findings = (await api.audit(engine(around))).findings
+    assert [each for each in findings if f"its {change.split()[0]} is kept as " in each]
+
+
+async def test_the_sums_of_an_open_invoice_are_judged_too(around, database):
+    northwind(around)
+    await around.settle()
+    assert [each.mismatch for each in (await api.audit(engine(around))).invoices] == [None]
+    async with database.connected() as owner:
+        await owner.execute("delete from invoices.paid where account_id = 'east'")
+    (audited,) = (await api.audit(engine(around))).invoices
+    assert audited.state == "open"
+    assert audited.mismatch.endswith("the postings of balance to 0.2324")
 
 
 async def test_the_room_itself_cannot_change_a_closed_document(around):

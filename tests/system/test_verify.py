@@ -88,6 +88,13 @@ async def test_one_period_can_be_audited_by_itself(closed: Chain) -> None:
     assert report.facts["cuts"] == "2"  # its end in each of the two zones
 
 
+SHOWN = (
+    "insert into {{table}} (invoice_id, version, kind, at, state, amount_nano, source, paid_nano, written_off_nano,"
+    " credited_nano, open_nano) select invoice_id, 1, 'invoice_paid', closed_at, '{state}', 10000000, {source}, 0, 0, 0,"
+    " due_nano from invoices.invoice where state = 'closed' and due_nano > 0 and invoice_id not in"
+    " (select invoice_id from {{table}}) limit 1"
+)
+
 CORRUPTIONS = {
     "an identity is gone": (1, "usage.identity", "delete from {table} where ctid in (select ctid from {table} limit 1)"),
     "a parked record is gone": (1, "usage.parked", "delete from {table} where id = (select min(id) from {table})"),
@@ -117,6 +124,17 @@ CORRUPTIONS = {
         "usage.charge",
         "update {table} set amount_nano = amount_nano + 1 where charge_id ="
         " (select charge_id from {table} where group_id is not null limit 1)",
+    ),
+    "a charge is of another quantity": (
+        3,
+        "usage.charge",
+        "update {table} set quantity = quantity + 1 where charge_id ="
+        " (select charge_id from {table} where group_id is not null and schedule is null limit 1)",
+    ),
+    "a charge is of another plan": (
+        3,
+        "usage.charge",
+        "update {table} set plan = 'payg' where charge_id = (select charge_id from {table} where plan = 'invoiced' limit 1)",
     ),
     "a line of an invoice was edited": (
         4,
@@ -155,6 +173,26 @@ CORRUPTIONS = {
         "invoices.credit_note",
         "update {table} set state = 'approved', number = null, issued_at = null where state = 'issued'",
     ),
+    "a credit note says another amount than its document": (
+        4,
+        "invoices.credit_note",
+        "update {table} set net_nano = net_nano + 10000000, total_nano = total_nano + 10000000 where state = 'issued'",
+    ),
+    "a document cannot be read": (4, "invoices.document", "update {table} set body = left(body, 99)"),
+    "a credit note cannot be read": (4, "invoices.credit_note_document", "update {table} set body = left(body, 99)"),
+    "a closed invoice is dated otherwise": (
+        4,
+        "invoices.invoice",
+        "update {table} set closed_at = closed_at + interval '1 day' where number = (select min(number) from {table})",
+    ),
+    "what balance posted is another account's": (
+        4,
+        "invoices.paid",
+        "update {table} set unbilled_nano = unbilled_nano + case account_id when 'east' then 1 else -1 end,"
+        " charged_nano = charged_nano + case account_id when 'east' then 1 else -1 end"
+        " where account_id in ('east', 'west') and invoice_id = (select invoice_id from invoices.invoice"
+        " where group_id = 'northwind' and state = 'closed')",
+    ),
     "what a credit note gave back is gone": (
         5,
         "balance.entry",
@@ -165,6 +203,11 @@ CORRUPTIONS = {
         5,
         "balance.entry",
         "delete from {table} where ctid = (select ctid from {table} where ledger = 'opening' limit 1)",
+    ),
+    "an entry is nobody's": (
+        8,
+        "balance.entry",
+        "update {table} set account_id = null where ctid = (select ctid from {table} where ledger = 'wallet' limit 1)",
     ),
     "a closing is gone": (
         5,
@@ -193,6 +236,9 @@ CORRUPTIONS = {
         "balance.receivable",
         "update {table} set paid_nano = due_nano where invoice_id = (select invoice_id from {table} where due_nano > 0 limit 1)",
     ),
+    "an invoice is due later": (9, "balance.receivable", "update {table} set due_on = due_on + interval '30 days'"),
+    "an invoice is shown as paid that nobody paid": (9, "invoices.settlement", SHOWN.format(state="paid", source="null")),
+    "a payment is shown that nobody made": (9, "invoices.settlement", SHOWN.format(state="closed", source="'transfer'")),
     "a group was given what it never paid": (
         9,
         "balance.payer",
@@ -214,6 +260,11 @@ CORRUPTIONS = {
         6,
         "usage.cut_position",
         'update {table} set position = position + 1 where cutoff_id = (select cutoff_id from usage.cut limit 1)',
+    ),
+    "a cut was dated otherwise": (
+        6,
+        "invoices.cutoff",
+        "update {table} set boundary = boundary - interval '1 hour' where boundary = (select min(boundary) from {table})",
     ),
     "a seal was edited": (
         8,
@@ -282,6 +333,7 @@ async def put_back(owner: Any, table: str) -> None:
     others = [row["name"] for row in columns if not row["is_key"]]
     if key:
         changes = ", ".join(f"{name} = k.{name}" for name in others)
+        await owner.execute(f"delete from {table} x where not exists (select from kept k where {key})")
         await owner.execute(f"update {table} x set {changes} from kept k where {key} and x::text <> k::text")
     else:
         await owner.execute(f"delete from {table} x where not (x::text = any(select k::text from kept k))")
