@@ -260,8 +260,7 @@ async def test_what_stood_in_the_ledger_before_the_chain_is_sealed_by_the_upgrad
             await town.settle()
             assert (await api.broken_seals(engine_of(town))).problems == []
     finally:
-        async with Database("postgres", database.server).connected() as maintenance:
-            await maintenance.execute(f"drop database if exists {database.name} with (force)")
+        await database.drop()
 
 
 BEFORE = (

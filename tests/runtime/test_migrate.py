@@ -28,8 +28,7 @@ async def test_a_missing_database_is_made_and_a_second_upgrade_changes_nothing(s
         async with database.connected() as connection:
             assert await connection.fetch("SELECT * FROM alembic_version") == before
     finally:
-        async with Database("postgres", database.server).connected() as maintenance:
-            await maintenance.execute(f"DROP DATABASE {database.name} WITH (FORCE)")
+        await database.drop()
 
 
 async def test_two_upgrades_at_once_both_succeed(servers: TestedServers) -> None:
@@ -40,9 +39,8 @@ async def test_two_upgrades_at_once_both_succeed(servers: TestedServers) -> None
             async with database.connected("usage") as connection:
                 assert await connection.fetchval("SELECT runtime.clock_now()")
     finally:
-        async with Database("postgres", pair[0].server).connected() as maintenance:
-            for database in pair:
-                await maintenance.execute(f"DROP DATABASE IF EXISTS {database.name} WITH (FORCE)")
+        for database in pair:
+            await database.drop()
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -199,8 +197,7 @@ async def test_what_was_accepted_before_there_were_revisions_is_known_as_revisio
             await room.execute("select usage.drop_generation(1)")
             assert await room.fetchval("select count(*) from usage.identity") == 30
     finally:
-        async with Database("postgres", database.server).connected() as maintenance:
-            await maintenance.execute(f"DROP DATABASE IF EXISTS {database.name} WITH (FORCE)")
+        await database.drop()
 
 
 async def test_invoices_that_were_closed_before_they_could_be_paid_are_owed(
@@ -232,8 +229,7 @@ async def test_invoices_that_were_closed_before_they_could_be_paid_are_owed(
                 ("overdue", "northwind")
             ]
     finally:
-        async with Database("postgres", database.server).connected() as maintenance:
-            await maintenance.execute(f"DROP DATABASE IF EXISTS {database.name} WITH (FORCE)")
+        await database.drop()
 
 
 CLOSED_BEFORE = """
@@ -303,5 +299,4 @@ async def test_payments_that_were_on_their_way_before_there_were_inquiries_are_i
         async with database.connected("payments") as room:
             assert await room.fetchval("select origin from payments.attempt") == "auto"
     finally:
-        async with Database("postgres", database.server).connected() as maintenance:
-            await maintenance.execute(f"DROP DATABASE IF EXISTS {database.name} WITH (FORCE)")
+        await database.drop()

@@ -38,15 +38,13 @@ async def backed_up(chain: Chain) -> AsyncIterator[Database]:
     try:
         yield backup
     finally:
-        async with Database("postgres", backup.server).connected() as connection:
-            await connection.execute(f"DROP DATABASE {backup.name} WITH (FORCE)")
+        await backup.drop()
 
 
 async def put_back(chain: Chain, backup: Database) -> None:
     """The backup in the place of the database. Every room is killed."""
     kill_rooms(chain)
-    async with Database("postgres", backup.server).connected() as connection:
-        await connection.execute(f"DROP DATABASE {chain.database.name} WITH (FORCE)")
+    await chain.database.drop()
     await _copy(chain, backup.name, chain.database.name)
     chain.restored = True
 

@@ -67,8 +67,7 @@ async def _copied(database: Database) -> AsyncIterator[Database]:
     try:
         yield copy
     finally:
-        async with maintenance.connected() as connection:
-            await connection.execute(f"DROP DATABASE {copy.name} WITH (FORCE)")
+        await copy.drop()
 
 
 @asynccontextmanager

@@ -70,6 +70,11 @@ class Database:
             **more,
         }
 
+    async def drop(self) -> None:
+        """End the connections of others, and drop it if it is there."""
+        async with Database("postgres", self.server).connected() as maintenance:
+            await _drop(maintenance, self.name)
+
     @asynccontextmanager
     async def connected(self, room: str | None = None) -> AsyncIterator[asyncpg.Connection[Any]]:
         """A plain connection of a room, or of the owner when none is named."""
@@ -318,9 +323,9 @@ _KAFKA = {
 async def _drop(maintenance: asyncpg.Connection[Any], name: str) -> None:
     """Drop a database. The server's own vacuum may be in it, and only a superuser may end that: then it is left, and goes with
     the server's data at the end."""
-    for _ in range(20):
+    for _ in range(50):
         try:
-            await maintenance.execute(f"DROP DATABASE {name} WITH (FORCE)")
+            await maintenance.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
             return
         except asyncpg.InsufficientPrivilegeError:
             await asyncio.sleep(0.1)
