@@ -210,7 +210,7 @@ async def test_what_a_processor_took_is_in_the_ledger_or_not_known_yet(
 
 @pytest.mark.faults
 @pytest.mark.timeout(3600)
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 @given(**LIVES, twice=st.booleans(), events=st.booleans())
 async def test_what_a_processor_took_is_in_the_ledger_or_not_known_yet_whatever_happens(
     servers: TestedServers, before: list[Any], undone: list[Any], after: list[Any], twice: bool, events: bool
