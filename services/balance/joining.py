@@ -229,11 +229,11 @@ class Holds:
             if follows:
                 # After the wallets, unlike a batch: nobody who holds this lane waits for a wallet, or a credit.
                 await internal_lane(connection, self._tables, LANE)
-                _, epoch, floor = await transaction_instant(connection, self._tables)
+                moment = await transaction_instant(connection, self._tables)
                 outbox = Outbox("balance", self._surroundings.partitions)
                 work = Work(
-                    connection, self._tables, "balance", LANE, follows.now, epoch, outbox, self._surroundings,
-                    version_floor=floor,
+                    connection, self._tables, "balance", LANE, follows.now, moment.epoch, outbox, self._surroundings,
+                    version_floor=moment.version_floor,
                 )  # fmt: skip
                 await evaluate(work, follows.wallets, funds_of=(), tell=lambda _: None)
                 await work.set_timers(GROUP_CREDIT, dict.fromkeys(follows.groups, work.now))

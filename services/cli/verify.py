@@ -404,7 +404,7 @@ class Auditor:
         ranges = await self._log.ranges(sorted({(topic, partition) for _, topic, partition in links.given}))
         async with transaction(self._engines["usage"]) as connection:  # every room has the same
             tables = runtime_tables("usage")
-            _, epoch, _ = await transaction_instant(connection, tables)
+            epoch = (await transaction_instant(connection, tables)).epoch
             bounds = await load_bounds(connection, tables, ranges) if ranges else {}
         counts: dict[Link, _Count] = defaultdict(_Count)
         ages: dict[Lane, tuple[int, int]] = {}

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import ARRAY, BigInteger, Select, Text, bindparam, func, select, update
 from sqlalchemy.dialects.postgresql import insert
@@ -34,13 +34,20 @@ class LaneStopped(Corrupt):
         self.lane = lane
 
 
-@dataclass(frozen=True)
-class Locked:
-    """The lanes of one transaction: positions at the time of the lock, and the transaction's instant."""
+class Moment(NamedTuple):
+    """What holds for all of one transaction: its instant by the one clock, the epoch in which it publishes, and above which version
+    it tells objects."""
 
     now: datetime
     epoch: int
     version_floor: int
+
+
+@dataclass(frozen=True)
+class Locked:
+    """The lanes of one transaction: positions at the time of the lock, and the transaction's moment."""
+
+    moment: Moment
     positions: dict[str, int]
 
 
@@ -100,10 +107,11 @@ async def internal_lane(
     return (await connection.execute(lock)).first() is not None
 
 
-async def transaction_instant(connection: AsyncConnection, tables: RuntimeTables) -> tuple[datetime, int, int]:
-    """(now by the one clock, epoch, version floor) of this transaction."""
-    row = (await connection.execute(select(CLOCK_NOW, tables.lanes.c.epoch, tables.lanes.c.version_floor))).one()
-    return row[0], row[1], row[2]
+async def transaction_instant(connection: AsyncConnection, tables: RuntimeTables) -> Moment:
+    """The moment of this transaction."""
+    return Moment._make(
+        (await connection.execute(select(CLOCK_NOW, tables.lanes.c.epoch, tables.lanes.c.version_floor))).one()
+    )
 
 
 async def lock_lanes(connection: AsyncConnection, tables: RuntimeTables, names: Iterable[str]) -> Locked:
@@ -116,7 +124,7 @@ async def lock_lanes(connection: AsyncConnection, tables: RuntimeTables, names: 
     if len(rows) != len(wanted):
         raise Corrupt(f"lanes {sorted(set(wanted) - {row.name for row in rows})} are missing", code="lane_missing")
     first = rows[0]
-    return Locked(first.now, first.epoch, first.version_floor, {row.name: row.position for row in rows})
+    return Locked(Moment(first.now, first.epoch, first.version_floor), {row.name: row.position for row in rows})
 
 
 @cache

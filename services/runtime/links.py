@@ -161,13 +161,32 @@ def accept(
     return fresh, moved, skipped
 
 
+async def take(
+    connection: AsyncConnection, tables: RuntimeTables, records: list[Record], epoch: int, place: Place
+) -> tuple[list[Record], Spans, int]:
+    """The records of a batch that are to be applied, what they take of each link, and how many were skipped. The lane rows are
+    locked, so nobody else moves the links. Raises `LinkLost`."""
+    spans = spans_of(records, epoch, place)
+    links = links_of(records, place) if spans is None else set(spans)
+    received = await load_received(connection, tables, links) if links else {}
+    if spans is not None and go_on(spans, received):
+        return records, spans, 0
+    try:
+        fresh, moved, skipped = accept(records, received, epoch, place)
+    except OtherEpoch:
+        bounds = await load_bounds(connection, tables, {link[1:] for link in links})
+        fresh, moved, skipped = accept(records, received, epoch, place, bounds)
+    return fresh, {link: (received.get(link, 0) + 1, last) for link, last in moved.items()}, skipped
+
+
 async def load_bounds(
-    connection: AsyncConnection, tables: RuntimeTables, partitions: Collection[tuple[str, int]]
+    connection: AsyncConnection, tables: RuntimeTables, partitions: Collection[tuple[str, int]] | None = None
 ) -> Bounds:
-    """What holds of the earlier epochs on these partitions (topic, number)."""
+    """What holds of the earlier epochs on these partitions (topic, number), or on all."""
     columns = tables.bound.c
     statement = select(columns.epoch, columns.link, columns.topic, columns.partition, columns.last_seq)
-    statement = statement.where(tuple_(columns.topic, columns.partition).in_(sorted(partitions)))
+    if partitions is not None:
+        statement = statement.where(tuple_(columns.topic, columns.partition).in_(sorted(partitions)))
     return {(row.epoch, tuple(row[1:4])): row.last_seq for row in (await connection.execute(statement)).all()}
 
 

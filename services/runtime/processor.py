@@ -30,6 +30,7 @@ from services.runtime.database import is_data_error, is_of_statement, is_retryab
 from services.runtime.lanes import (
     CLOCK_NOW,
     LaneStopped,
+    Moment,
     advance_lanes,
     internal_lane,
     lock_lanes,
@@ -39,17 +40,11 @@ from services.runtime.lanes import (
 from services.runtime.links import (
     PLACE_IN_MAPPING,
     PLACE_IN_OBJECT,
-    Link,
     LinkLost,
-    OtherEpoch,
-    accept,
-    go_on,
+    Spans,
     inapplicable,
-    links_of,
-    load_bounds,
-    load_received,
     save_received,
-    spans_of,
+    take,
     unreadable,
 )
 from services.runtime.metrics import Metrics
@@ -173,43 +168,21 @@ class Processor:
                 if first > locked.positions[lane]:
                     raise Behind(lane)
             todo = [record for record in records if record.offset >= locked.positions[record.lane]]
-            received: dict[Link, int] = {}
-            moved: dict[Link, int] = {}
+            taken: Spans = {}
             skipped = 0
             if not source.bare:
                 todo = _decode(source, [record for record in todo if record.value is not None])
                 place = PLACE_IN_MAPPING if source.reading is None else PLACE_IN_OBJECT
-                spans = spans_of(todo, locked.epoch, place)
-                links = links_of(todo, place) if spans is None else set(spans)
-                received = await load_received(connection, self.tables, links) if links else {}
-                if spans is not None and go_on(spans, received):
-                    moved = {link: last for link, (_, last) in spans.items()}
-                else:
-                    try:
-                        todo, moved, skipped = accept(todo, received, locked.epoch, place)
-                    except OtherEpoch:
-                        bounds = await load_bounds(connection, self.tables, {link[1:] for link in links})
-                        todo, moved, skipped = accept(todo, received, locked.epoch, place, bounds)
+                todo, taken, skipped = await take(connection, self.tables, todo, locked.moment.epoch, place)
             faults.step(f"{crash}.checked")
             # All of it or nothing is committed; before the handler, so that nothing waits for this under its locks.
-            if moved:
-                await save_received(connection, self.tables, moved)
+            if taken:
+                await save_received(connection, self.tables, {link: last for link, (_, last) in taken.items()})
             ends = {lane: end for lane, (_, end) in ranges.items() if end > locked.positions[lane]}
             if ends:
                 await advance_lanes(connection, self.tables, ends)
             faults.step(f"{crash}.advanced")
-            work = Work(
-                connection,
-                self.tables,
-                self.room.name,
-                min(ranges),
-                locked.now,
-                locked.epoch,
-                self._outbox(),
-                self.surroundings,
-                {link: (received.get(link, 0) + 1, last) for link, last in moved.items()},
-                version_floor=locked.version_floor,
-            )
+            work = self._work(connection, min(ranges), locked.moment, taken)
             if refusal is not None:
                 for record in todo:
                     work.quarantine(record, refusal.reason, refusal.message)
@@ -259,8 +232,8 @@ class Processor:
             taken = await parking.take_asked(connection, self.tables)
             if not taken:
                 return 0
-            now, epoch, floor = await transaction_instant(connection, self.tables)
-            work = self._work(connection, parking.REPLAY_LANE, now, epoch, floor)
+            moment = await transaction_instant(connection, self.tables)
+            work = self._work(connection, parking.REPLAY_LANE, moment)
             faults.step(f"{self.room.name}.replay.taken")
             for source in self.room.inputs:
                 mine = [(record, asked, row) for record, asked, row, name in taken if name == source.name]
@@ -453,8 +426,7 @@ class Processor:
         async with transaction(self.engine) as connection:
             if not await internal_lane(connection, self.tables, lane, skip_locked=skip_locked):
                 return False
-            now, epoch, floor = await transaction_instant(connection, self.tables)
-            work = self._work(connection, lane, now, epoch, floor)
+            work = self._work(connection, lane, await transaction_instant(connection, self.tables))
             await run(work)
             await work.finish()
             faults.step(f"{self.room.name}.{lane}.outbox")
@@ -467,10 +439,10 @@ class Processor:
     def _outbox(self) -> Outbox:
         return Outbox(self.room.name, self.surroundings.partitions)
 
-    def _work(self, connection: AsyncConnection, lane: str, now: datetime, epoch: int, version_floor: int = 0) -> Work:
+    def _work(self, connection: AsyncConnection, lane: str, moment: Moment, taken: Spans | None = None) -> Work:
         return Work(
-            connection, self.tables, self.room.name, lane, now, epoch, self._outbox(), self.surroundings,
-            version_floor=version_floor,
+            connection, self.tables, self.room.name, lane, moment.now, moment.epoch, self._outbox(), self.surroundings,
+            taken or {}, version_floor=moment.version_floor,
         )  # fmt: skip
 
     def _told(self, work: Work) -> None:
@@ -552,7 +524,7 @@ def _decode(source: Input, records: list[Record]) -> list[Record]:
     """The records without openings of an epoch, which tell a room nothing: what holds stands in its own schema. Decodes what
     was not decoded at an earlier try. `LinkLost` for a record that cannot be read."""
     decoders = {name: source.decoder(name) for name in {record.topic for record in records}}
-    openings: list[Record] = []
+    is_whole = True
     for record in records:
         if record.message is None:
             try:
@@ -560,8 +532,8 @@ def _decode(source: Input, records: list[Record]) -> list[Record]:
             except (ValidationError, DecodeError) as error:
                 if opening_in(record.value or b"") is None:
                     raise unreadable(record, error) from None
-                openings.append(record)
-    return [record for record in records if record not in openings] if openings else records
+                is_whole = False
+    return records if is_whole else [record for record in records if record.message is not None]
 
 
 def _split(items: list[T], one_by_one: bool) -> list[list[T]]:

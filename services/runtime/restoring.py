@@ -30,15 +30,16 @@ from services.runtime import faults
 from services.runtime.broker import Offsets, open_producer, read_logs
 from services.runtime.database import transaction
 from services.runtime.lanes import Lane, all_lanes
-from services.runtime.links import Bounds, Link
+from services.runtime.links import Bounds, Link, load_bounds
 from services.runtime.settings import ROOMS, Settings, room_role
 from services.runtime.tables import runtime_tables
 
-AGE_MAX = timedelta(days=14)  # what was told between rooms is kept so long: of an older backup something may be gone
 LOCK = 7_364_951_028  # any number: one restore at a time in a database
 
 CARRYING = tuple(topic for topic in TOPICS if not topic.bare)
 """The topics whose records carry the envelope."""
+
+AGE_MAX = timedelta(days=min(topic.retention_days for topic in CARRYING))  # of an older backup something may be gone
 
 Partition = tuple[str, int]
 
@@ -126,11 +127,7 @@ async def restored_life(connection: AsyncConnection) -> Life:
             " from different backups; restore the whole database from one",
             code="not_one_backup",
         )
-    bound = runtime_tables(ROOMS[0]).bound.c
-    found = (
-        await connection.execute(select(bound.epoch, bound.link, bound.topic, bound.partition, bound.last_seq))
-    ).all()
-    earlier = {(row.epoch, (row.link, row.topic, row.partition)): row.last_seq for row in found}
+    earlier = await load_bounds(connection, runtime_tables(ROOMS[0]))
     return Life(epochs[ROOMS[0]], last, earlier, lanes, max((at for at in wrote if at), default=None))
 
 

@@ -181,9 +181,10 @@ class _Making:
             for number, event in enumerate(events)
         ]  # fmt: skip
         async with self._engine.connect() as connection:  # never committed
-            now, epoch, _ = await transaction_instant(connection, RUNTIME)
+            moment = await transaction_instant(connection, RUNTIME)
             nowhere = cast(Surroundings, None)  # only what is finished is sent
-            work = _Trial(connection, RUNTIME, "usage", lane, now, epoch, Outbox("usage", lambda _: 1), nowhere)
+            outbox = Outbox("usage", lambda _: 1)
+            work = _Trial(connection, RUNTIME, "usage", lane, moment.now, moment.epoch, outbox, nowhere)
             await self._handler.handle(work, records)
         for charge in work.charges:
             account = self._account(charge.account_id, charge.currency)

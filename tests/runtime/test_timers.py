@@ -44,8 +44,8 @@ class Bank:
     async def batch(self):
         """A transaction as a batch has it."""
         async with transaction(self.processor.engine) as connection:
-            now, epoch, _ = await transaction_instant(connection, self.processor.tables)
-            yield self.processor._work(connection, "test", now, epoch)
+            moment = await transaction_instant(connection, self.processor.tables)
+            yield self.processor._work(connection, "test", moment)
 
     async def set(self, kind, *keys, after=timedelta(0)):
         async with self.batch() as work:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from services.runtime.database import transaction
+from services.runtime.lanes import transaction_instant
 from services.usage import api
+from services.usage.generations import switch_generation
 from services.usage.price_files import read_price_file
 from tests.support.rooms import Log, Rooms
 from tests.support.usage_registry import LONG_AGO, TOPIC, Sender
@@ -48,6 +51,12 @@ class Usage:
     @property
     def rejections(self) -> list[dict[str, Any]]:
         return self.log.data("usage.rejections.")
+
+    async def switch_generation(self) -> None:
+        """As the tick of partitions does when a generation is old."""
+        async with transaction(self.engine) as connection:
+            moment = await transaction_instant(connection, self.processor.tables)
+            await switch_generation(self.processor._work(connection, "tick.partitions", moment))
 
     async def classes(self) -> dict[str, int]:
         """Records per class over all partitions and segments."""

@@ -20,7 +20,7 @@ from services.runtime.database import transaction
 from services.runtime.records import Record
 from services.usage import api, store
 from services.usage.consumer import build
-from services.usage.generations import SEALED_MAX, switch_generation
+from services.usage.generations import SEALED_MAX
 from services.usage.price_files import read_price_file
 from services.usage.tables import CHARGE, IDENTITY, STATE
 from tests.support.rooms import Rooms
@@ -371,7 +371,7 @@ async def test_an_identical_copy_is_a_duplicate_or_too_old_after_any_time(usage:
     await usage.rooms.pump()
     assert await usage.classes() == {"rated": 1, "duplicate": 1}
     for _ in range(2):
-        await switch(usage)
+        await usage.switch_generation()
     usage.send.leg(event, at=ended + timedelta(days=80))
     await usage.rooms.pump()
     assert await usage.classes() == {"rated": 1, "duplicate": 1, "quarantined": 1}
@@ -381,12 +381,12 @@ async def test_an_identical_copy_is_a_duplicate_or_too_old_after_any_time(usage:
 
 async def test_identities_are_known_across_a_switch_of_generations(usage: Usage) -> None:
     await usage.take(leg("e1", NOW))
-    await switch(usage)
+    await usage.switch_generation()
     await usage.take(leg("e1", NOW), leg("e1", NOW, billable_s=60), leg("e2", NOW))
     assert await usage.classes() == {"rated": 2, "duplicate": 1, "quarantined": 1}
     rows = await usage.rooms.query("usage", select(IDENTITY.c.generation, func.count()).group_by(IDENTITY.c.generation))
     assert dict(rows) == {1: 1, 2: 1}
-    await switch(usage)
+    await usage.switch_generation()
     rows = await usage.rooms.query("usage", select(IDENTITY.c.generation))
     assert [row.generation for row in rows] == [2]
 
@@ -424,21 +424,21 @@ async def generations(usage: Usage) -> list[int]:
 async def test_what_was_accepted_while_a_record_is_parked_is_remembered_until_that_is_decided(usage: Usage) -> None:
     await park_and_accept(usage, NOW - timedelta(days=80))
     for _ in range(2):
-        await switch(usage)
+        await usage.switch_generation()
     assert await generations(usage) == [1, 2, 3]
     await run_again(usage)
     assert sorted(c["event_id"] for c in usage.charges) == ["again", "amended"]
     assert await usage.classes() == {"rated": 2, "voided": 2, "duplicate": 2}
-    await switch(usage)
+    await usage.switch_generation()
     assert await generations(usage) == [3, 4]
 
 
 async def test_a_record_that_is_parked_for_too_long_costs_no_more_and_is_charged_no_more(usage: Usage) -> None:
     await park_and_accept(usage, NOW - timedelta(days=150))
     for _ in range(SEALED_MAX):
-        await switch(usage)
+        await usage.switch_generation()
     assert await generations(usage) == [1, 2, 3, 4]
-    await switch(usage)
+    await usage.switch_generation()
     assert await generations(usage) == [4, 5]
     await run_again(usage)
     assert sorted(c["event_id"] for c in usage.charges) == ["again", "amended"]
@@ -457,13 +457,6 @@ async def test_a_generation_is_switched_when_it_is_36_days_old(usage: Usage) -> 
         return int((await usage.rooms.query("usage", select(STATE.c.generation)))[0][0])
 
     assert [await generation_after(days) for days in (35, 1, 35, 1)] == [1, 2, 2, 3]
-
-
-async def switch(usage: Usage) -> None:
-    async with transaction(usage.engine) as connection:
-        now = (await connection.execute(select(func.runtime.clock_now()))).scalar_one()
-        work = usage.processor._work(connection, "tick.partitions", now, 0)
-        await switch_generation(work)
 
 
 async def test_a_duplicate_is_one_even_when_its_price_has_gone(usage: Usage) -> None:

@@ -11,18 +11,16 @@ from uuid import UUID
 
 import pytest
 from pydantic import TypeAdapter
-from sqlalchemy import func, select
+from sqlalchemy import select
 
 from contracts.usage import Charge
 from services.cli.charge import explanation
 from services.kernel.ids import charge_id, identity_digest, reversal_id
 from services.kernel.money import parse_amount
-from services.runtime.database import transaction
 from services.runtime.records import Record
 from services.usage import api, store
 from services.usage.books import PriceRow
 from services.usage.consumer import build
-from services.usage.generations import switch_generation
 from services.usage.price_files import PriceFile, read_price_file
 from services.usage.tables import CHARGE, IDENTITY, SUPERSEDED
 from services.usage.tiers import Band, Form, Schedule
@@ -284,16 +282,10 @@ async def test_the_auditor_finds_what_does_not_hang_together(usage: Usage, datab
 # ---- generations ---------------------------------------------------------------------------------------------------
 
 
-async def switch(usage: Usage) -> None:
-    async with transaction(usage.engine) as connection:
-        now = (await connection.execute(select(func.runtime.clock_now()))).scalar_one()
-        await switch_generation(usage.processor._work(connection, "tick.partitions", now, 0))
-
-
 async def test_a_fact_of_a_sealed_generation_is_revised_in_the_current_one(usage: Usage) -> None:
     await usage.take(leg("e1", NOW), leg("e2", NOW))
     await usage.take(amended("e1", 1, billable_s=10))
-    await switch(usage)
+    await usage.switch_generation()
     await usage.take(amended("e1", 2), void("e2", 1))
     await usage.take(leg("e1", NOW), amended("e1", 1, billable_s=10), leg("e2", NOW), void("e2", 1), amended("e1", 2))
     sums: dict[str, int] = defaultdict(int)
@@ -303,7 +295,7 @@ async def test_a_fact_of_a_sealed_generation_is_revised_in_the_current_one(usage
     assert await usage.classes() == {"rated": 4, "voided": 1, "duplicate": 5}
     rows = await usage.rooms.query("usage", select(IDENTITY.c.generation, IDENTITY.c.revision))
     assert sorted(map(tuple, rows)) == [(1, 0), (1, 1), (2, 1), (2, 2)]
-    await switch(usage)
+    await usage.switch_generation()
     for table in (IDENTITY, SUPERSEDED):
         rows = await usage.rooms.query("usage", select(table.c.generation).distinct())
         assert {row.generation for row in rows} <= {2}
@@ -316,7 +308,7 @@ async def test_a_revision_of_what_is_forgotten_is_told_and_changes_nothing(usage
     usage.send.leg(leg("e1", long_ago), at=long_ago)
     await usage.rooms.pump()
     for _ in range(2):
-        await switch(usage)
+        await usage.switch_generation()
     await usage.take(void("e1", 1), amended("e1", 2), void("never seen", 1), amended("never seen either", 1))
     assert [(r["event_id"], r["reason"], r["field"]) for r in usage.rejections] == [
         ("e1", "too_old", "id"), ("e1", "too_old", "id"),
@@ -331,7 +323,7 @@ async def test_the_auditor_finds_every_revision_in_the_class_it_was_counted_in(u
     await usage.take(leg("e1", NOW), leg("e2", NOW), void("e3", 4))
     await usage.take(amended("e1", 1), void("e2", 1), leg("e3", NOW))
     await usage.take(void("e1", 2), leg("e1", NOW), leg("e2", NOW), leg("e3", NOW), amended("e3", 4))
-    await switch(usage)
+    await usage.switch_generation()
     await usage.take(amended("e1", 3), amended("e1", 1), leg("e3", NOW), amended("e3", 2))
     records = [(offset, each.headers, each.value) for offset, each in enumerate(usage.log.records[TOPIC, 0])]
     found: dict[str, int] = defaultdict(int)
@@ -450,7 +442,7 @@ async def test_whatever_the_order_the_batches_and_the_workers_each_fact_costs_it
                 *(_work_off(dice, usage.log, worker, partition, done) for partition, worker in enumerate(workers))
             )
             if number == 0 and seed % 2:
-                await switch(usage)
+                await usage.switch_generation()
             if number == 1 and seed % 3 == 0:
                 await price_the_unpriced(usage)
         await price_the_unpriced(usage)
