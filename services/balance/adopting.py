@@ -29,11 +29,12 @@ from contracts.receivables import GroupEvent
 from services.balance import paying, silence, store
 from services.balance.evaluation import load
 from services.balance.payments import SCHEDULE
-from services.balance.payouts import Nowhere
 from services.balance.wallets import Wallet
 from services.kernel.errors import Corrupt
 from services.kernel.ids import attempt_id
 from services.kernel.money import format_nano, parse_amount
+from services.runtime.database import OnlyLooked
+from services.runtime.known_topics import KnownTopics
 from services.runtime.processor import Processor
 from services.runtime.room import Room
 from services.runtime.work import Work
@@ -84,10 +85,6 @@ class AskedBy(NamedTuple):
     command_id: str | None
 
 
-class _Looked(Exception):
-    """Takes back what was only looked at."""
-
-
 async def adopt(
     engine: AsyncEngine,
     requests: Sequence[PaymentRequest],
@@ -114,7 +111,7 @@ async def adopt(
                 own[each.attempt_id] = max(own.get(each.attempt_id, 0), each.number)
     asked_by = dict(_asked_by(events))
     adopted = Adopted([], [])
-    processor = Processor(Room("balance", ()), engine, Nowhere())
+    processor = Processor(Room("balance", ()), engine, KnownTopics({}))
 
     async def run(accounts: Collection[str], work: Work) -> None:
         of_charges = {id: each for name in accounts for id, each in charges.get(name, {}).items()}
@@ -126,11 +123,11 @@ async def adopt(
         adopted.attempts.extend(await _attempts(work, of_charges))
         adopted.refunds.extend(await _refunds(work, of_refunds))
         if not write:
-            raise _Looked
+            raise OnlyLooked
 
     every = sorted({*charges, *refunds, *inquiries})
     for begin in range(0, len(every), ACCOUNTS_AT_ONCE):
-        with suppress(_Looked):
+        with suppress(OnlyLooked):
             await processor.transact(partial(run, every[begin : begin + ACCOUNTS_AT_ONCE]), lane=LANE)
     if write:
         await processor.transact(_give_time, lane=LANE)

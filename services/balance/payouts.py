@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from contracts.payments import PROCESSORS
-from contracts.topics import Topic
 from services.balance import ledger, receivables_store, store
 from services.balance.book import Book, transaction_id_of
 from services.kernel.currency import check_decimals
-from services.kernel.errors import Corrupt, InvalidInput, Refused
+from services.kernel.errors import InvalidInput, Refused
 from services.kernel.money import WALLET_NANO_MAX, format_nano
+from services.runtime.known_topics import KnownTopics
 from services.runtime.processor import Processor
 from services.runtime.room import Room
 from services.runtime.work import Work
@@ -39,22 +39,6 @@ class Payout:
     def ref(self) -> str:
         """The same pay-out has the same."""
         return f"{self.processor}:{self.payout_id}"
-
-
-class Nowhere:
-    """The surroundings of what publishes nothing."""
-
-    def partitions(self, topic: str) -> int:
-        raise Corrupt(f"a pay-out publishes nothing, and not on {topic}")
-
-    async def make(self, topic: str) -> None:
-        raise Corrupt(f"a pay-out publishes nothing, and not on {topic}")
-
-    async def begin_offsets(self, topic: Topic) -> dict[tuple[str, int], int]:
-        return {}
-
-    async def end_offsets(self, topic: Topic) -> dict[tuple[str, int], int]:
-        return {}
 
 
 async def record(engine: AsyncEngine, payouts: Sequence[Payout], actor: str, note: str = "") -> list[Payout]:
@@ -88,7 +72,7 @@ async def record(engine: AsyncEngine, payouts: Sequence[Payout], actor: str, not
                 )
         await book.write(work)
 
-    await Processor(Room("balance", ()), engine, Nowhere()).transact(run, lane=LANE)
+    await Processor(Room("balance", ()), engine, KnownTopics({})).transact(run, lane=LANE)
     return new
 
 

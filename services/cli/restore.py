@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated
@@ -50,7 +51,7 @@ from services.kernel.period import instant_text
 from services.payments import api as payments
 from services.runtime import faults, restoring
 from services.runtime.broker import Offsets
-from services.runtime.database import open_engine, transaction
+from services.runtime.database import OnlyLooked, open_engine, transaction
 from services.runtime.known_topics import KnownTopics
 from services.runtime.restoring import Told
 from services.runtime.settings import Settings, load
@@ -172,10 +173,6 @@ _KEPT = STATE | {
 }
 
 
-class _Looked(Exception):
-    """Takes back what was only looked at."""
-
-
 async def run(
     settings: Settings, by: str, reason: str, *, write: bool = True, tell: Callable[[str], None] = lambda _: None
 ) -> Report:
@@ -223,7 +220,7 @@ async def _run(
         await restoring.begin(engine, epoch, by, reason)
         tell(f"telling of epoch {epoch} on {len(log.partitions)} partitions")
         await restoring.open_epoch(settings, life, epoch, log.partitions)
-    try:
+    with suppress(OnlyLooked):
         async with transaction(engine) as connection:
             await restoring.refuse_running(connection)
             await restoring.begin_epoch(connection, life, epoch)
@@ -240,9 +237,7 @@ async def _run(
             to_do = tuple(_to_do(found, missing, waiting, events, adopted, life.ran_until))
             faults.step("restore.adopted")
             if not write:
-                raise _Looked
-    except _Looked:
-        pass
+                raise OnlyLooked
     faults.step("restore.written")
     if write:
         async with room("payments", settings) as own:

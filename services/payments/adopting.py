@@ -15,9 +15,8 @@ from functools import partial
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from contracts.payments import ChargeRequest, PaymentRequest
-from contracts.topics import Topic
-from services.kernel.errors import Corrupt
 from services.payments import handler
+from services.runtime.known_topics import KnownTopics
 from services.runtime.processor import Processor
 from services.runtime.room import Room
 from services.runtime.work import Work
@@ -25,22 +24,6 @@ from services.runtime.work import Work
 LANE = "restore"
 RESTORED = "restored"  # why a charge is over
 AT_ONCE = 5_000  # in one transaction
-
-
-class Nowhere:
-    """The surroundings of what publishes nothing."""
-
-    def partitions(self, topic: str) -> int:
-        raise Corrupt(f"nothing is published, and not on {topic}")
-
-    async def make(self, topic: str) -> None:
-        raise Corrupt(f"nothing is published, and not on {topic}")
-
-    async def begin_offsets(self, topic: Topic) -> dict[tuple[str, int], int]:
-        return {}
-
-    async def end_offsets(self, topic: Topic) -> dict[tuple[str, int], int]:
-        return {}
 
 
 async def adopt(engine: AsyncEngine, requests: Sequence[PaymentRequest]) -> int:
@@ -52,7 +35,7 @@ async def adopt(engine: AsyncEngine, requests: Sequence[PaymentRequest]) -> int:
         nonlocal new
         new += await handler.note_as_over(work, some, RESTORED)
 
-    processor = Processor(Room("payments", ()), engine, Nowhere())
+    processor = Processor(Room("payments", ()), engine, KnownTopics({}))
     for begin in range(0, max(1, len(charges)), AT_ONCE):
         await processor.transact(partial(run, charges[begin : begin + AT_ONCE]), lane=LANE)
     return new

@@ -89,6 +89,10 @@ async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         yield connection
 
 
+class OnlyLooked(Exception):
+    """Ends a transaction that was to show what it would do: all of it is taken back."""
+
+
 def _causes(error: BaseException) -> tuple[BaseException | None, ...]:
     """The driver's own errors behind one of SQLAlchemy's; a COPY raises them as they are."""
     if isinstance(error, DBAPIError):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from contracts.topics import Topic
 from services.kernel.errors import Corrupt, Unavailable
@@ -18,9 +18,9 @@ TOPICS_S_MAX = 60.0  # the rooms make them; a new installation has none yet
 
 
 class KnownTopics:
-    """The `Surroundings` of transactions that publish on a few topics of ours and read none."""
+    """The `Surroundings` of transactions that publish on a few topics of ours, or on none, and read none."""
 
-    def __init__(self, partitions: dict[str, int]) -> None:
+    def __init__(self, partitions: Mapping[str, int]) -> None:
         self._partitions = partitions
 
     @classmethod
@@ -46,6 +46,8 @@ class KnownTopics:
 
     def partitions(self, topic: str) -> int:
         """How many partitions a topic had at the start."""
+        if topic not in self._partitions:
+            raise Corrupt(f"{topic} is no topic that this process publishes on")
         return self._partitions[topic]
 
     async def make(self, topic: str) -> None:
