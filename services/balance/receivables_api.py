@@ -199,11 +199,6 @@ async def audit(engine: AsyncEngine) -> ReceivableAudit:
         from_balance = case((_applied.source == "balance", _applied.nano), else_=0)
         by_balance = await sums(select(_applied.invoice_id, func.sum(from_balance)).group_by(_applied.invoice_id))
         of_invoice = func.split_part(_entry.ref, ":", 1)
-        from_wallets = await sums(
-            select(of_invoice, -func.sum(_entry.nano))
-            .where(_entry.kind == "balance_used", kind == ledger.WALLET)
-            .group_by(of_invoice)
-        )
         by_wallet = select(of_invoice, _entry.account_id, -func.sum(_entry.nano)).where(
             _entry.kind == "balance_used", kind == ledger.WALLET
         )
@@ -211,6 +206,9 @@ async def audit(engine: AsyncEngine) -> ReceivableAudit:
             (row[0], row[1]): int(row[2])
             for row in await connection.execute(by_wallet.group_by(of_invoice, _entry.account_id))
         }
+        from_wallets: dict[str, int] = defaultdict(int)
+        for (invoice_id, _), nano in used.items():
+            from_wallets[invoice_id] += nano
         kept_of = {
             (str(row.invoice_id), row.account_id): row.from_wallet_nano
             for row in await connection.execute(select(tables.receivable_share))

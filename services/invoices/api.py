@@ -402,6 +402,10 @@ async def cuts(engine: AsyncEngine) -> list[CutStatus]:
 # ---- for the auditor -----------------------------------------------------------------------------------------------
 
 
+LineSums = dict[tuple[str, str, str, str | None, bool, str], tuple[int, int, int]]
+"""Number, quantity and exact sum of the charges by account, product, cost center, period, whether prepaid, currency."""
+
+
 @dataclass(frozen=True, slots=True)
 class AuditedInvoice:
     """An invoice counted again from its lines; compare with what usage has for (group, period).
@@ -419,8 +423,7 @@ class AuditedInvoice:
     exact_nano: int
     xor: int
     mismatch: str | None
-    lines: dict[tuple[str, str, str, str | None, bool, str], tuple[int, int, int]]
-    """Number, quantity and exact sum of the charges by account, product, cost center, period, whether prepaid, currency."""
+    lines: LineSums
 
 
 @dataclass(frozen=True)
@@ -494,9 +497,9 @@ async def audit(engine: AsyncEngine, period: str | None = None) -> Audit:
     return Audit(tuple(invoices), evidence, received_to, tuple(findings))
 
 
-def _lines(invoice: OpenInvoice) -> dict[tuple[str, str, str, str | None, bool, str], tuple[int, int, int]]:
+def _lines(invoice: OpenInvoice) -> LineSums:
     """The lines as charges make them: those of several schedules of tiers together."""
-    sums: dict[tuple[str, str, str, str | None, bool, str], tuple[int, int, int]] = {}
+    sums: LineSums = {}
     for line in invoice.lines:
         of = line.key
         key = (of.account_id, of.product, of.cost_center_id, of.period, of.prepaid, of.currency)

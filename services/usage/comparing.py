@@ -87,9 +87,8 @@ def _redefined(old: BookVersion, new: BookVersion) -> set[tuple[str, str]]:
 def _covering(rows: Mapping[_Key, PriceRow], key: _Key) -> PriceRow | None:
     product, prefix, _ = key
     shortest = len(prefix) if prefix.startswith(SHORT_CODE) else 1  # of a short code no part has numbers
-    lengths = range(
-        len(prefix), shortest - 1, -1
-    )  # the whole one: it covers itself where only a window is added or removed
+    # From the whole one on: it covers itself where only a window is added or removed.
+    lengths = range(len(prefix), shortest - 1, -1)
     return next(
         (row for each in (*[prefix[:length] for length in lengths], ANY) if (row := rows.get((product, each, "")))),
         None,

@@ -290,7 +290,7 @@ def _table(data: bytes, field: str = "price file") -> tuple[list[str], list[_Lin
         header = [name.strip() for name in next(reader, [])]
         begins = reader.line_num + 1
         for written in reader:
-            row = [field.strip() for field in written]  # what nobody sees is no part of a prefix or a price
+            row = [cell.strip() for cell in written]  # what nobody sees is no part of a prefix or a price
             if any(row):  # a line without a word, commas or not, is where a spreadsheet ends
                 lines.append(_Line(begins, dict(zip(header, row, strict=False)), max(len(row) - len(header), 0)))
             begins = reader.line_num + 1
